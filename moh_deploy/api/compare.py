@@ -13,14 +13,14 @@ from pathlib import Path
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.config.checked_yaml import require_trust
-from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.decide import read_earlier
 from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_arms
+from moh_deploy.decision.measured import DataFile
 from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.decision.score_arms import BlockScorer, ScoreArms, score_arms
-from moh_deploy.decision.spread import RayBlocks, check_ray, pickled
-from moh_deploy.decision.summarise import LookSetting, report_of
+from moh_deploy.decision.score_arms import BlockScorer
+from moh_deploy.decision.spread import RayBlocks, check_ray
+from moh_deploy.decision.summarise import report_of
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
@@ -124,14 +124,12 @@ def compare(
         engines = [name for name, m in models if isinstance(m, Deployed) and m.is_compiled]
         named = {f"arms.{name}.path": str(file.plan.arms[name].path) for name in engines}
         require_trust(file.source, named, "--trust-code", is_given=trust_code or plan is None)
-        if ray is not None:
-            check_ray(file.plan.threads)
         samples = _samples(file, found.base)
         timed = []
         if file.plan.latency is not None:
             timed = timed_inputs(found.base, samples.data, file.plan.sizes)
         if ray is not None:
-            pickled(samples.metrics)
+            check_ray(file.plan.threads, samples.metrics)
         kept = None if keep_scores is None else _kept(Path(keep_scores))
     with _scratch(kept if ray is not None else None) as scratch:
         there = found.given(progress)
@@ -155,9 +153,8 @@ def compare(
             score=_scoring(file, samples, kept, ray),
         )
         measured = job.measured()
-        setting = LookSetting(look, told, samples.files)
         with progress.step("deciding"):
-            return report_of(file.plan, arms, measured, setting)
+            return report_of(file.plan, arms, measured, look=look, earlier=told, data=samples.files)
 
 
 def new_plan(output: Path | str) -> Path:
@@ -202,9 +199,7 @@ def _shared_scratch(place: Path) -> Iterator[Path]:
         yield scratch.path
 
 
-def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> ScoreArms:
-    if kept is None and ray is None:
-        return score_arms
+def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
     subject = {file.path: file.sha256 for file in samples.files}
     subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
     threads = file.plan.threads

@@ -54,8 +54,6 @@ class OpenedArm:
     """A loaded arm, called by the names that the first package has for inputs and outputs.
 
     Attributes:
-        arm: What was opened.
-        runner: What runs.
         base: The manifest whose names are used.
     """
 
@@ -83,6 +81,7 @@ class OpenedArm:
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         specs = self.runner.inputs
+        # Names of other frameworks differ: matched by name, or else by order.
         names = match_inputs([spec.name for spec in specs], list(inputs), self.arm.kind)
         feeds = {theirs: inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)
@@ -127,11 +126,7 @@ def why_not_fed(package: OnnxPackage) -> str | None:
 
 @dataclass(frozen=True)
 class FixedRoutingModel(Model):
-    """A package that is fed what its own routers compute.
-
-    Attributes:
-        package: The package.
-    """
+    """A package that is fed what its own routers compute."""
 
     package: OnnxPackage
 

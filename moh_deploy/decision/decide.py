@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 from moh_deploy.decision.latency_promise import latency_promise
 from moh_deploy.decision.plan import Plan, PlanFile
-from moh_deploy.decision.promise import Promise, normal_point
-from moh_deploy.decision.quality_promise import SampleScores, quality_promise
+from moh_deploy.decision.promise import Promise, SampleScores, normal_point, quality_promise
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeSamples
@@ -75,8 +74,6 @@ class SizedTimes:
     """The times of all arms at one set of sizes, round by round.
 
     Attributes:
-        sizes: Of the dynamic dimensions.
-        samples: In one run.
         wall_ms: Name of each arm to its milliseconds, in the order of the rounds.
     """
 
@@ -87,12 +84,7 @@ class SizedTimes:
 
 @dataclass(frozen=True)
 class ArmEvidence:
-    """The numbers that verdicts rest on.
-
-    Attributes:
-        scores: One for each metric of the plan, in its order.
-        times: One for each of the sizes.
-    """
+    """The numbers that verdicts rest on."""
 
     scores: Sequence[SampleScores]
     times: Sequence[SizedTimes]
@@ -103,10 +95,8 @@ class ArmDecision:
     """The verdict of one arm.
 
     Attributes:
-        name: The arm.
         verdict: Of this look, or of an earlier one.
         look: In which look it was found.
-        promises: What the plan promises of it, and what came.
         p_win: The probability of such data were a promise just not kept.
         p_loss: The same were all of them just kept.
         would_tell: How much more would tell, where it cannot be told.
@@ -126,9 +116,7 @@ class WouldDo:
     """An arm without routers that does as well as every arm with them.
 
     Attributes:
-        name: The arm.
         p_value: The probability of such data, were it worse or a routed arm enough faster.
-        beside: The routed arms.
     """
 
     name: str
@@ -160,28 +148,30 @@ def decide_arms(
         for name in plan.arms
         if name != plan.reference
     }
+    # All have to be kept: the one that is shown least decides.
     p_win = {name: max(promise.p_kept for promise in found) for name, found in promises.items()}
+    # Any promise that is broken is a loss: Bonferroni over the promises of an arm.
     p_loss = {
         name: min(1.0, len(found) * min(promise.p_broken for promise in found))
         for name, found in promises.items()
     }
     wins, losses = shown_by_holm(p_win, level), shown_by_holm(p_loss, level)
 
-    def decided(name: str) -> ArmDecision:
+    decided = []
+    for name, found in promises.items():
         verdict, found_in = (earlier or {}).get(name, ("cannot tell", look))
+        hints: tuple[str, ...] = ()
         if verdict == "cannot tell":
             verdict = "win" if wins[name] else "loss" if losses[name] else "cannot tell"
             found_in = look
-        hints: tuple[str, ...] = ()
         if verdict == "cannot tell":
             # At the level of Holm's first step, which every arm is sure to need at most.
             levels = (level / len(promises), next_level / len(promises))
-            hints = tuple(_would_tell(promises[name], *levels, is_last=look == plan.looks))
-        return ArmDecision(
-            name, verdict, found_in, promises[name], p_win[name], p_loss[name], hints
+            hints = tuple(_would_tell(found, *levels, is_last=look == plan.looks))
+        decided.append(
+            ArmDecision(name, verdict, found_in, found, p_win[name], p_loss[name], hints)
         )
-
-    return tuple(decided(name) for name in promises)
+    return tuple(decided)
 
 
 def would_do(
@@ -203,22 +193,24 @@ def would_do(
     if not simple or not routed or not evidence.scores or not evidence.times:
         return ()
     level = level_of_look(plan.level, look, plan.looks)
-    found = {
+    found = {}
+    for name in simple:
         # Everything has to be shown, so the worst of it decides.
-        name: max(p for other in routed for p in _p_does_as_well(plan, evidence, name, other))
-        for name in simple
-    }
+        worse = [
+            promise.p_kept
+            for other in routed
+            for promise in _promises_of(plan, evidence, name, other)
+            if promise.kind == "quality"
+        ]
+        faster = [
+            promise.p_broken
+            for other in routed
+            for promise in _promises_of(plan, evidence, other, name)
+            if promise.kind == "latency"
+        ]
+        found[name] = max(worse + faster)
     shown = shown_by_holm(found, level)
     return tuple(WouldDo(name, found[name], routed) for name in simple if shown[name])
-
-
-def _p_does_as_well(plan: Plan, evidence: ArmEvidence, simple: str, routed: str) -> Iterator[float]:
-    for promise in _promises_of(plan, evidence, simple, routed):
-        if promise.kind == "quality":
-            yield promise.p_kept
-    for promise in _promises_of(plan, evidence, routed, simple):
-        if promise.kind == "latency":
-            yield promise.p_broken
 
 
 def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) -> Iterator[Promise]:
@@ -314,15 +306,15 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
             f"{path} is look {look} of {looks}: the plan allows no other.",
             hint="More looks have to be planned before the first.",
         )
-    return look + 1, dict(_verdict(item, path) for item in content["arms"])
-
-
-def _verdict(arm: object, path: Path) -> tuple[str, tuple[ArmVerdict, int]]:
-    if isinstance(arm, dict) and arm.get("verdict") == "reference":
-        return str(arm.get("name")), ("cannot tell", 1)
+    told: dict[str, tuple[ArmVerdict, int]] = {}
     known = get_args(ArmVerdict)
-    if not isinstance(arm, dict) or "name" not in arm or arm.get("verdict") not in known:
-        raise ConfigError(f"{path}: an arm has no name, or no verdict of {', '.join(known)}.")
-    if not isinstance(arm.get("look"), int):
-        raise ConfigError(f"{path}: arm '{arm.get('name')}' does not say in which look.")
-    return str(arm["name"]), (arm["verdict"], arm["look"])
+    for arm in content["arms"]:
+        if isinstance(arm, dict) and arm.get("verdict") == "reference":
+            told[str(arm.get("name"))] = ("cannot tell", 1)
+            continue
+        if not isinstance(arm, dict) or "name" not in arm or arm.get("verdict") not in known:
+            raise ConfigError(f"{path}: an arm has no name, or no verdict of {', '.join(known)}.")
+        if not isinstance(arm.get("look"), int):
+            raise ConfigError(f"{path}: arm '{arm.get('name')}' does not say in which look.")
+        told[str(arm["name"])] = (arm["verdict"], arm["look"])
+    return look + 1, told

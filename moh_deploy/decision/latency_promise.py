@@ -109,13 +109,17 @@ def latency_promise(
             "latency", promise, few, math.nan, None, None, at_least, 1.0, 1.0, rounds, "rounds",
             math.nan, math.nan, few,
         )  # fmt: skip
+    # A ratio below 1 is a gain: the ends change places.
     low, high = found.interval(confidence)
     gain, least, most = (1 - math.exp(value) for value in (found.mean, high, low))
     limit = math.log1p(-at_least)
+    came = f"{100 * gain:.1f} % faster ({100 * least:.1f} to {100 * most:.1f} %)"
+    if gain < 0:
+        came = f"{-100 * gain:.1f} % slower ({-100 * most:.1f} to {-100 * least:.1f} %)"
     return Promise(
         kind="latency",
         text=promise,
-        came=_gain_text(gain, least, most),
+        came=came,
         estimate=gain,
         low=least,
         high=most,
@@ -129,13 +133,6 @@ def latency_promise(
     )
 
 
-def _gain_text(gain: float, least: float, most: float) -> str:
-    """Return `20.0 % faster (18.9 to 21.3 %)`; of a loss, how much slower."""
-    if gain >= 0:
-        return f"{100 * gain:.1f} % faster ({100 * least:.1f} to {100 * most:.1f} %)"
-    return f"{-100 * gain:.1f} % slower ({-100 * most:.1f} to {-100 * least:.1f} %)"
-
-
 def _rounds_of_block(quantile: float) -> int:
     # A quantile of fewer would be the slowest, or the fastest, whatever that was.
     return max(_LEAST_ROUNDS, math.ceil(1 / min(quantile, 1 - quantile) - 1e-9))
@@ -146,6 +143,7 @@ def _of_blocks(times: Float64Array, quantile: float) -> MeanOfBlocks | None:
     blocks = min(_BLOCKS, times.shape[1] // _rounds_of_block(quantile))
     if blocks < _LEAST_BLOCKS:
         return None
+    # Rounds stay in their order, so that neighbours are in one block.
     cut = np.array_split(times, blocks, axis=1)
     logs = np.log([np.quantile(array, quantile, axis=1) for array in cut])  # [blocks, 1 or 2]
     values = logs[:, 0] - (logs[:, 1] if logs.shape[1] == 2 else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moh_deploy.decision.arm import (
@@ -19,14 +19,13 @@ from moh_deploy.decision.arm import (
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
 from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun, routing_bias
 from moh_deploy.decision.plan import Plan
-from moh_deploy.decision.quality_promise import SampleScores
-from moh_deploy.decision.score_arms import ScoreArms, score_arms
+from moh_deploy.decision.promise import SampleScores
+from moh_deploy.decision.score_arms import BlockScorer
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.bench.latency import FreshTask, MeasureFresh, MeasureRuns, Timing
+from moh_deploy.perf.bench.latency import FreshTask, MeasureFresh, MeasureRuns
 from moh_deploy.perf.bench.measured import layer_work
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
@@ -40,89 +39,9 @@ from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.reference.input_sets import InputSet, input_sets, num_samples, sized_inputs
 from moh_deploy.validate.reference.samples import named_mask
 
-# Measure what is worth knowing of an arm besides quality and time.
-
 _MOST_BATCHES = 8
 _MOST_FAILURES = 5
 NO_GATES = "gates of its heads cannot be read here"
-
-
-def arm_facts(
-    arm: Arm,
-    timed: InputSet,
-    inputs: Path,
-    batches: Sequence[LabelledRun],
-    *,
-    threads: int | None,
-    edge_cases: bool,
-    measure_fresh: MeasureFresh,
-    progress: Progress,
-) -> ArmFacts:
-    """Measure memory, skipped work, bias of routing, and edge cases if they are asked for.
-
-    Args:
-        arm: Not open: what is timed is over.
-        timed: What it ran on.
-        inputs: The same as an npz file.
-        batches: Labelled samples, whose routing is counted; without, that of `timed` is.
-        threads: Threads within an operator.
-        edge_cases: They are asked for.
-        measure_fresh: What runs a model in a process of its own.
-        progress: What to report steps to.
-
-    Raises:
-        MoHDeployError: The arm cannot be loaded once more.
-    """
-    missing: dict[str, str] = {}
-    memory = _memory(arm, inputs, measure_fresh, missing)
-    package = arm.package
-    if package is None or not package.manifest.layers:
-        why = NO_GATES if package is None else "it has no MoH layer"
-        missing |= {"skipped work": why, "routing": why}
-        if edge_cases:
-            missing["edge cases"] = why
-        return ArmFacts(memory_bytes=memory, not_measured=missing)
-    with named_errors(arm.name):
-        skipped = _skipped(package, timed, replace(arm.variant, threads=threads))
-        runs = [(batch.batch.inputs, batch.sample.valid) for batch in batches[:_MOST_BATCHES]]
-        counted = [(given, None if valid is None else valid.mask) for given, valid in runs]
-        routing = routing_bias(package, arm.variant, counted or [(timed.inputs, None)])
-        found = _edge_cases(arm, package, progress) if edge_cases else None
-    return ArmFacts(memory, skipped, routing, found, missing)
-
-
-def _memory(
-    arm: Arm, inputs: Path, measure_fresh: MeasureFresh, missing: dict[str, str]
-) -> int | None:
-    if arm.elsewhere is not None:
-        missing["memory"] = arm.elsewhere
-        return None
-    alone = arm.model.alone(arm.variant)
-    if alone is None:
-        missing["memory"] = "it exists in this process only"
-        return None
-    found = measure_fresh(FreshTask(*alone, inputs)).peak_memory_bytes
-    if found is None:
-        missing["memory"] = "the system does not tell it"
-    return found
-
-
-def _skipped(package: OnnxPackage, timed: InputSet, variant: Variant) -> float:
-    (layers,) = layer_work(package, [timed], variant)
-    dense = sum(layer.rows_dense for layer in layers)
-    return 1 - sum(layer.rows_computed for layer in layers) / max(1, dense)
-
-
-def _edge_cases(arm: Arm, package: OnnxPackage, progress: Progress) -> EdgeCases:
-    mask = named_mask(package.manifest, None)
-    subject = Source(package, replace(arm.variant, spins=False))
-    sides = Sides(package, subject, body_source(package), BUILT_IN_POLICY, mask)
-    results = Suite(sides, tuple(input_states(package, {}, mask))).run(progress)
-    failed = [result for result in results if result.status == "failed"]
-    said = tuple(f"{case.case}, {case.place}: {case.detail}" for case in failed[:_MOST_FAILURES])
-    passed = sum(1 for result in results if result.status == "passed")
-    return EdgeCases(passed, len(failed), said)
-
 
 # Run every arm once before anything takes minutes: what cannot run is refused by its name.
 
@@ -170,16 +89,12 @@ class PlannedRun:
     """One measurement of all arms.
 
     Attributes:
-        plan: What is asked for.
         arms: Found, the reference among them.
         base: The package whose names of inputs and outputs are used.
         batches: The labelled samples, cut into runs; empty without labels.
-        metrics: What scores them.
         timed: Inputs to time on; empty if no latency is asked for.
         measure: What times calls that take turns.
         measure_fresh: What runs a model in a process of its own.
-        scratch: A directory for files of this measurement.
-        progress: What to report steps to.
         score: What scores the labelled samples with every arm.
     """
 
@@ -193,7 +108,7 @@ class PlannedRun:
     measure_fresh: MeasureFresh
     scratch: Path
     progress: Progress
-    score: ScoreArms = score_arms
+    score: BlockScorer = field(default_factory=lambda: BlockScorer({}))
 
     def measured(self) -> MeasuredArms:
         """Run everything.
@@ -220,7 +135,16 @@ class PlannedRun:
             SizedTimes(run.sizes, run.samples, {k: v.wall_ms for k, v in run.timings.items()})
             for run in runs
         ]
-        return MeasuredArms(ArmEvidence(scores, times), runs, dict(self._facts()), described)
+        # Without latency the first labelled batch is what there is to run on.
+        arrays = self.timed[0].inputs if self.timed else self.batches[0].batch.inputs
+        timed = self.timed[0] if self.timed else InputSet("labelled", {}, dict(arrays), 1.0)
+        inputs = self.scratch / "inputs.npz"
+        write_npz(inputs, arrays)
+        facts = {}
+        for arm in self.arms:
+            with self.progress.step(f"measuring memory and routing of '{arm.name}'"):
+                facts[arm.name] = self._facts(arm, timed, inputs)
+        return MeasuredArms(ArmEvidence(scores, times), runs, facts, described)
 
     def _without_routers(self, stack: ExitStack) -> dict[str, OpenedArm]:
         """Open arms once more without their routers, where these choose and that can be done."""
@@ -240,38 +164,62 @@ class PlannedRun:
         routerless: Mapping[str, OpenedArm],
     ) -> SizedRun:
         with self.progress.step(f"timing at {sizes_text(input_set.sizes)}"):
-            calls = {(name, False): arm.bound(input_set.inputs) for name, arm in arms.items()}
-            calls |= {(name, True): arm.bound(input_set.inputs) for name, arm in routerless.items()}
+            opened = [*arms.values(), *routerless.values()]
             # Names of arms are the user's: two of one name would be one call.
-            numbered = {str(index): call for index, call in enumerate(calls.values())}
-            found = self.measure(numbered)
-        timings: dict[bool, dict[str, Timing]] = {False: {}, True: {}}
-        for (name, is_routerless), timing in zip(calls, found.values(), strict=True):
-            timings[is_routerless][name] = timing
+            calls = {str(index): arm.bound(input_set.inputs) for index, arm in enumerate(opened)}
+            found = list(self.measure(calls).values())
+        timings = dict(zip(arms, found, strict=False))
+        without = dict(zip(routerless, found[len(arms) :], strict=True))
         samples = num_samples(self.base.manifest, input_set.sizes)
-        return SizedRun(input_set.name, input_set.sizes, samples, timings[False], timings[True])
+        return SizedRun(input_set.name, input_set.sizes, samples, timings, without)
 
-    def _facts(self) -> list[tuple[str, ArmFacts]]:
-        inputs = self.scratch / "inputs.npz"
-        # Without latency the first labelled batch is what there is to run on.
-        timed = self.timed[0] if self.timed else None
-        arrays = timed.inputs if timed is not None else self.batches[0].batch.inputs
-        write_npz(inputs, arrays)
-        facts = []
-        for arm in self.arms:
-            with self.progress.step(f"measuring memory and routing of '{arm.name}'"):
-                found = arm_facts(
-                    arm,
-                    timed or InputSet("labelled", {}, dict(arrays), 1.0),
-                    inputs,
-                    self.batches,
-                    threads=self.plan.threads,
-                    edge_cases=self.plan.edge_cases,
-                    measure_fresh=self.measure_fresh,
-                    progress=self.progress,
-                )
-            facts.append((arm.name, found))
-        return facts
+    def _facts(self, arm: Arm, timed: InputSet, inputs: Path) -> ArmFacts:
+        """Measure memory, skipped work, bias of routing, and edge cases if they are asked for.
+
+        Args:
+            arm: Not open: what is timed is over.
+            timed: What it ran on.
+            inputs: The same as an npz file.
+        """
+        missing: dict[str, str] = {}
+        alone = None if arm.elsewhere is not None else arm.model.alone(arm.variant)
+        memory = None
+        if alone is None:
+            missing["memory"] = arm.elsewhere or "it exists in this process only"
+        else:
+            memory = self.measure_fresh(FreshTask(*alone, inputs)).peak_memory_bytes
+            if memory is None:
+                missing["memory"] = "the system does not tell it"
+        package = arm.package
+        if package is None or not package.manifest.layers:
+            why = NO_GATES if package is None else "it has no MoH layer"
+            missing |= {"skipped work": why, "routing": why}
+            if self.plan.edge_cases:
+                missing["edge cases"] = why
+            return ArmFacts(memory_bytes=memory, not_measured=missing)
+        with named_errors(arm.name):
+            variant = replace(arm.variant, threads=self.plan.threads)
+            (layers,) = layer_work(package, [timed], variant)
+            dense = max(1, sum(layer.rows_dense for layer in layers))
+            skipped = 1 - sum(layer.rows_computed for layer in layers) / dense
+            # Of labelled samples, or else of what it was timed on.
+            runs = [(run.batch.inputs, run.sample.valid) for run in self.batches[:_MOST_BATCHES]]
+            counted = [(given, None if valid is None else valid.mask) for given, valid in runs]
+            routing = routing_bias(package, arm.variant, counted or [(timed.inputs, None)])
+            asked = self.plan.edge_cases
+            found = _edge_cases(arm, package, self.progress) if asked else None
+        return ArmFacts(memory, skipped, routing, found, missing)
+
+
+def _edge_cases(arm: Arm, package: OnnxPackage, progress: Progress) -> EdgeCases:
+    mask = named_mask(package.manifest, None)
+    subject = Source(package, replace(arm.variant, spins=False))
+    sides = Sides(package, subject, body_source(package), BUILT_IN_POLICY, mask)
+    results = Suite(sides, tuple(input_states(package, {}, mask))).run(progress)
+    failed = [result for result in results if result.status == "failed"]
+    said = tuple(f"{case.case}, {case.place}: {case.detail}" for case in failed[:_MOST_FAILURES])
+    passed = sum(1 for result in results if result.status == "passed")
+    return EdgeCases(passed, len(failed), said)
 
 
 def why_not_measured(arm: Arm) -> str | None:
@@ -299,22 +247,19 @@ def timed_inputs(
         ConfigError: A dimension is unknown, or of a size that the model does not take; or there is
             nothing to draw from.
     """
-    return [_of_sizes(base, data, size) for size in sizes or [{}]]
-
-
-def _of_sizes(base: OnnxPackage, data: LabelledData | None, sizes: Mapping[str, int]) -> InputSet:
-    real = None if data is None else _real(base, data, sizes)
-    if real is not None:
-        return real
-    if not base.vectors:
-        raise ConfigError(
-            f"{base.root} holds no recorded inputs, and no samples are of these sizes: there is"
-            " nothing to time on.",
-            hint="Give the plan samples of these sizes, or export the package again.",
-        )
-    if not sizes:
-        return input_sets(base, [], [])[0]
-    return sized_inputs(base, {name: [size] for name, size in sizes.items()})[0]
+    found = []
+    for asked in sizes or [{}]:
+        real = None if data is None else _real(base, data, asked)
+        if real is None and not base.vectors:
+            raise ConfigError(
+                f"{base.root} holds no recorded inputs, and no samples are of these sizes: there is"
+                " nothing to time on.",
+                hint="Give the plan samples of these sizes, or export the package again.",
+            )
+        if real is None and asked:
+            (real,) = sized_inputs(base, {name: [size] for name, size in asked.items()})
+        found.append(real or input_sets(base, [], [])[0])
+    return found
 
 
 def _real(base: OnnxPackage, data: LabelledData, sizes: Mapping[str, int]) -> InputSet | None:

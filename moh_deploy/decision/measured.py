@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from moh_deploy.decision.decide import ArmEvidence
+from moh_deploy.decision.decide import ArmEvidence, ArmVerdict
+from moh_deploy.decision.promise import Promise
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.runtime.base import Description, Variant
@@ -60,6 +62,7 @@ def routing_bias(
     layers = package.manifest.layers
     loads: dict[str, Float64Array] = {}
     tokens = dict.fromkeys((layer.path for layer in layers), 0)
+    # Gates are inner values, or inputs where a model takes them.
     with open_runner(package, variant.returning(package.gate_names)) as runner:
         for inputs, valid in runs:
             values = {**inputs, **runner.run(inputs)}
@@ -87,6 +90,11 @@ def of_loads(path: str, loads: Float64Array, tokens: int, shared: int) -> LayerR
         shared: The first so many heads are meant to be open for all.
     """
     routed = loads[shared:]
+    entropy = None
+    if len(routed) > 1 and routed.sum():
+        used = routed[routed > 0] / routed.sum()
+        # 0 - 0 would be shown as -0.
+        entropy = abs(float(-(used * np.log(used)).sum() / np.log(len(routed))))
     return LayerRouting(
         path=path,
         heads=len(loads),
@@ -94,16 +102,8 @@ def of_loads(path: str, loads: Float64Array, tokens: int, shared: int) -> LayerR
         open_share=float(loads.sum() / max(1, tokens * len(loads))),
         dead=int((loads == 0).sum()),
         always_open=int((routed == tokens).sum()),
-        entropy=_entropy(routed),
+        entropy=entropy,
     )
-
-
-def _entropy(loads: Float64Array) -> float | None:
-    if len(loads) < 2 or not loads.sum():
-        return None
-    shares = loads[loads > 0] / loads.sum()
-    # 0 - 0 would be shown as -0.
-    return abs(float(-(shares * np.log(shares)).sum() / np.log(len(loads))))
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,6 @@ class SizedRun:
 
     Attributes:
         inputs: `recorded`, `random`, or the file whose first samples they are.
-        sizes: Of the dynamic dimensions.
-        samples: In one run.
         timings: Name of each arm to its rounds.
         without_routers: The same of those that also ran without their routers.
     """
@@ -127,13 +125,7 @@ class SizedRun:
 
 @dataclass(frozen=True)
 class EdgeCases:
-    """Counts of the edge cases of `moh-deploy probe` that an arm passed and failed.
-
-    Attributes:
-        passed: How many cases.
-        failed: How many cases.
-        failures: What failed, the first of them.
-    """
+    """Counts of the edge cases of `moh-deploy probe` that an arm passed and failed."""
 
     passed: int
     failed: int
@@ -147,8 +139,6 @@ class ArmFacts:
     Attributes:
         memory_bytes: The most that a process had that loaded it and ran it once.
         skipped_share: Share of the rows of attention that it did not compute.
-        routing: How evenly its routers use their heads.
-        edge_cases: See `EdgeCases`.
         not_measured: Name of what is missing to the reason.
     """
 
@@ -161,16 +151,108 @@ class ArmFacts:
 
 @dataclass(frozen=True)
 class MeasuredArms:
-    """All that was measured of all arms.
-
-    Attributes:
-        evidence: What verdicts rest on.
-        runs: The rounds of each of the sizes.
-        facts: Name of each arm to the rest.
-        described: Name of each arm to what ran it.
-    """
+    """All that was measured of all arms."""
 
     evidence: ArmEvidence
     runs: Sequence[SizedRun]
     facts: Mapping[str, ArmFacts]
     described: Mapping[str, Description]
+
+
+# The figures of each arm that a decision rests on.
+
+
+@dataclass(frozen=True)
+class QualityFigure:
+    """A metric of one arm, by itself.
+
+    Attributes:
+        value: NaN if a sample has no score.
+        low: The true value is above this, with the plan's confidence; None where there is none.
+        high: And below this.
+    """
+
+    metric: str
+    better: Literal["higher", "lower"]
+    samples: int
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class LatencyFigure:
+    """The times of one arm at one set of sizes.
+
+    Attributes:
+        inputs: `recorded`, `random`, or the file whose first samples they are.
+        samples: In one run.
+        p50_ms: The median.
+        p50_low_ms: The true median is above this, with the plan's confidence; None of too few.
+        p50_high_ms: And below this.
+        quantile_ms: The quantile that the plan compares.
+        throughput_per_s: Samples in a second, by the median time.
+        cpu_ms: Mean CPU time of a run, all threads; None where it runs elsewhere.
+        energy_mj: None; earlier versions counted energy.
+        router_share: Share of the time that its routers take; None where that is not measured.
+        block_means_ms: Mean times of at most 40 blocks of rounds, in their order; all arms have
+            blocks of the same rounds. `moh-deploy cost` prices these.
+    """
+
+    sizes: dict[str, int]
+    inputs: str
+    samples: int
+    rounds: int
+    p50_ms: float
+    p50_low_ms: float | None
+    p50_high_ms: float | None
+    quantile_ms: float
+    throughput_per_s: float
+    cpu_ms: float | None
+    router_share: float | None
+    block_means_ms: tuple[float, ...]
+    energy_mj: None = None
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """One arm.
+
+    Attributes:
+        is_bound: It shows what could be gained, and cannot be served itself: no decision is for it.
+        look: In which look the verdict was found; None of the reference.
+        cpu_ms: CPU time of a run at the first of the sizes.
+        edge_cases: How it came through the cases of `probe`.
+        p_win: The probability of such data, were a promise just not kept; None of the reference.
+        p_loss: The same, were all of them just kept.
+        would_tell: How much more would tell, where it cannot be told.
+        not_measured: Name of what is missing to the reason.
+    """
+
+    name: str
+    kind: str
+    dense: bool
+    is_bound: bool
+    runtime: str
+    verdict: ArmVerdict | Literal["reference"]
+    look: int | None
+    quality: tuple[QualityFigure, ...]
+    latency: tuple[LatencyFigure, ...]
+    memory_mib: float | None
+    cpu_ms: float | None
+    skipped_share: float | None
+    routing: tuple[LayerRouting, ...]
+    edge_cases: EdgeCases | None
+    promises: tuple[Promise, ...]
+    p_win: float | None
+    p_loss: float | None
+    would_tell: tuple[str, ...]
+    not_measured: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of inputs or labels, so that nobody takes other data for these."""
+
+    path: str
+    sha256: str

@@ -197,6 +197,7 @@ class Plan(_Section):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Plan:
+        # What pydantic cannot say of one field: how several fit each other.
         problems = [*_arm_problems(self), *_other_problems(self)]
         if problems:
             # All at once: a file is not to be mended one run at a time.

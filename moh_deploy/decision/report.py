@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure
 from moh_deploy.decision.decide import WouldDo
-from moh_deploy.decision.promise import Promise
+from moh_deploy.decision.measured import ArmReport, DataFile, LatencyFigure
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.report.document import (
-    NOT_TERMINAL,
-    Block,
-    Cell,
-    Column,
-    Document,
-    Fact,
-    Folded,
-    Section,
-    Share,
-    Status,
-    Table,
-    Text,
-    TradeOffChart,
-    TradeOffPoint,
-    Verdict,
-)
+from moh_deploy.report import document as page
+from moh_deploy.report.document import NOT_TERMINAL, TradeOffChart, TradeOffPoint
 from moh_deploy.report.json import HIDDEN, in_json, json_members, to_json
 from moh_deploy.report.numbers import count, figure
 from moh_deploy.report.report import Report
@@ -44,8 +28,6 @@ class DecisionReport(Report):
     """The decision that a plan asked for.
 
     Attributes:
-        schema_version: Of its JSON.
-        goal: What was to be decided.
         plan_digest: The sha256 of what the plan says, without its `seconds`.
         plan: The plan itself, as JSON with all defaults.
         reference: The arm that all others are compared with.
@@ -54,8 +36,6 @@ class DecisionReport(Report):
         confidence: No win and no loss is wrong with this confidence.
         level: What this look may spend of being wrong, in wins and in losses each.
         quantile: Of the times that are compared; None if time does not count.
-        machine: What it ran on.
-        data: The files of samples and labels.
         arms: The reference first.
         would_do: Arms without routers that do as well as all with them.
         break_even: At which sizes arms begin or stop to be faster than others; empty where no
@@ -101,181 +81,143 @@ class DecisionReport(Report):
         return sha256_of_json(json.loads(to_json_text(others)))
 
     @property
-    def compares_median(self) -> bool:
-        """Whether it is medians that are compared."""
-        return self.quantile == 0.5
-
-    @property
     def headline(self) -> tuple[str, str]:
         """The answer in a word or two, and the sentence behind it."""
-        wins = self._named("win")
+        served = [arm for arm in self.arms if not arm.is_bound]
+        wins = [f"'{arm.name}'" for arm in served if arm.verdict == "win"]
+        untold = [f"'{arm.name}'" for arm in served if arm.verdict == "cannot tell"]
         if self.would_do:
-            simple, routed = self.would_do[0].name, " and ".join(map(_quoted, self._routed()))
+            name, routed = self.would_do[0].name, [f"'{arm}'" for arm in self.would_do[0].beside]
             # The plan's own word for it, where that is what it is.
-            word = "DENSE WOULD DO" if self._is_dense(simple) else "A SIMPLER ARM WOULD DO"
-            return word, (
-                f"{_quoted(simple)} chooses no heads, and loses no more than the plan allows"
-                f" against {routed}, which"
-                f" {'is' if len(self._routed()) == 1 else 'are'} not as much faster as it asks for."
+            is_dense = next(arm.dense for arm in self.arms if arm.name == name)
+            are = "is" if len(routed) == 1 else "are"
+            return "DENSE WOULD DO" if is_dense else "A SIMPLER ARM WOULD DO", (
+                f"'{name}' chooses no heads, and loses no more than the plan allows against"
+                f" {' and '.join(routed)}, which {are} not as much faster as it asks for."
             )
         if wins:
             better = "is" if len(wins) == 1 else "are"
-            names = ", ".join(map(_quoted, wins))
-            return "WIN", f"{names} {better} worth it against {_quoted(self.reference)}."
-        if not self._named("cannot tell"):
-            return "KEEP THE REFERENCE", f"no arm is worth it against {_quoted(self.reference)}."
-        open_ones = ", ".join(map(_quoted, self._named("cannot tell")))
-        return "CANNOT TELL", f"these data cannot tell whether {open_ones} would be worth it."
+            return "WIN", f"{', '.join(wins)} {better} worth it against '{self.reference}'."
+        if untold:
+            names = ", ".join(untold)
+            return "CANNOT TELL", f"these data cannot tell whether {names} would be worth it."
+        return "KEEP THE REFERENCE", f"no arm is worth it against '{self.reference}'."
 
-    def document(self) -> Document:
+    def document(self) -> page.Document:
         """Return one page of it."""
-        return document_of(self)
-
-    def _named(self, verdict: str) -> list[str]:
-        return [arm.name for arm in self.arms if arm.verdict == verdict and not arm.is_bound]
-
-    def _routed(self) -> tuple[str, ...]:
-        return self.would_do[0].beside
-
-    def _is_dense(self, name: str) -> bool:
-        return next(arm.dense for arm in self.arms if arm.name == name)
-
-
-def _quoted(name: str) -> str:
-    return f"'{name}'"
-
-
-_GOOD = {"win": True, "loss": False, "cannot tell": None, "reference": None}
-
-
-def document_of(report: DecisionReport) -> Document:
-    """Return what the report says."""
-    goal = Text(f"The goal: {report.goal}")
-    blocks: list[Block] = [Section("All arms", (goal, *_chart(report), *_arms(report)))]
-    blocks += _promises(report)
-    blocks += _break_even(report)
-    blocks += [_times(report), *_routing(report), *_edge_cases(report), *_missing(report)]
-    blocks.append(_plan(report))
-    return Document(
-        "compare",
-        tuple(blocks),
-        _verdict(report),
-        facts=tuple(_facts(report)),
-        remarks=tuple(_remarks(report)),
-    )
-
-
-def _verdict(report: DecisionReport) -> Verdict:
-    word, sentence = report.headline
-    judged = [arm for arm in report.arms if arm.verdict != "reference"]
-    held = tuple(_sentence(arm_report) for arm_report in judged if arm_report.verdict == "win")
-    lost = tuple(_sentence(arm_report) for arm_report in judged if arm_report.verdict == "loss")
-    open_ones = [
-        _sentence(arm_report) for arm_report in judged if arm_report.verdict == "cannot tell"
-    ]
-    is_good = True if word == "WIN" else None
-    return Verdict(word, is_good, sentence, (sentence,), held, lost, tuple(open_ones))
+        word, sentence = self.headline
+        held, lost, untold = (
+            tuple(_sentence(arm) for arm in self.arms if arm.verdict == verdict)
+            for verdict in ("win", "loss", "cannot tell")
+        )
+        goal = page.Text(f"The goal: {self.goal}")
+        hashes = [("plan", self.plan_digest), *((file.path, file.sha256) for file in self.data)]
+        fixed = "sha256 of the plan, and of samples and labels"
+        blocks: list[page.Block] = [
+            page.Section("All arms", (goal, *_chart(self), _arms(self))),
+            _promises(self),
+            *_break_even(self),
+            *_details(self),
+            page.Section(
+                "What was fixed before", (page.Table(fixed, ["what", "sha256"], hashes, "data"),)
+            ),
+        ]
+        is_good = True if word == "WIN" else None
+        return page.Document(
+            "compare",
+            tuple(blocks),
+            page.Verdict(word, is_good, sentence, (sentence,), held, lost, untold),
+            facts=tuple(_facts(self)),
+            remarks=tuple(_remarks(self)),
+        )
 
 
 def _sentence(arm: ArmReport) -> str:
     """Return what decided an arm."""
+    came = "; ".join(promise.came for promise in arm.promises)
     if arm.is_bound:
-        return f"{arm.name}: a bound, which cannot be served. {_came(arm.promises)}."
+        return f"{arm.name}: a bound, which cannot be served. {came}."
     if arm.verdict == "win":
-        return f"{arm.name}: win. {_came(arm.promises)}."
+        return f"{arm.name}: win. {came}."
     if arm.verdict == "loss":
         broken = min(arm.promises, key=lambda promise: promise.p_broken)
         return f"{arm.name}: loss. Promised: {broken.text}; came: {broken.came}."
-    more = "; ".join(arm.would_tell)
-    return f"{arm.name}: cannot tell{f': {more}' if more else ''}."
+    return ": ".join([f"{arm.name}: cannot tell", *filter(None, ["; ".join(arm.would_tell)])]) + "."
 
 
-def _came(promises: tuple[Promise, ...]) -> str:
-    return "; ".join(promise.came for promise in promises)
-
-
-def _chart(report: DecisionReport) -> Iterator[Block]:
+def _chart(report: DecisionReport) -> Iterator[page.Block]:
     """Yield quality against time at the first of the sizes, where both were measured."""
-    points = tuple(_points(report))
-    if not points:
-        return
-    reference = report.arms[0]
-    metric = reference.quality[0]
-    promised = {
-        promise.kind: promise.limit for arm in report.arms for promise in reversed(arm.promises)
-    }
-    first, loss = reference.latency[0], promised["quality"]
-    worst = metric.value + (loss if metric.better == "lower" else -loss)
-    yield TradeOffChart(
-        title=f"{metric.metric} and time of all arms, {sizes_text(first.sizes)}",
-        x_name="p50 in ms",
-        y_name=metric.metric,
-        points=points,
-        # Promised is a gain over the quantile that is compared; of the median it is drawn.
-        x_limit=first.p50_ms * (1 - promised["latency"]) if report.compares_median else None,
-        y_limit=worst if math.isfinite(worst) else None,
-        y_is_share=metric.metric.startswith("top-"),
-        lower_is_better=metric.better == "lower",
-    )
-
-
-def _points(report: DecisionReport) -> Iterator[TradeOffPoint]:
-    for arm in report.arms:
-        if not arm.quality or not arm.latency or not math.isfinite(arm.quality[0].value):
-            continue
-        quality, time = arm.quality[0], arm.latency[0]
-        verdict = "bound" if arm.is_bound else arm.verdict
-        yield TradeOffPoint(
+    points = [
+        TradeOffPoint(
             name=arm.name,
-            summary=f"{shown(quality.metric, quality.value)}, {_p50_text(time)} ms, {verdict}",
+            summary=f"{shown(quality.metric, quality.value)}, {_p50_text(time)} ms,"
+            f" {'bound' if arm.is_bound else arm.verdict}",
             x=time.p50_ms,
             y=quality.value,
             x_interval=_both(time.p50_low_ms, time.p50_high_ms),
             y_interval=_both(quality.low, quality.high),
         )
+        for arm in report.arms
+        for quality, time in zip(arm.quality[:1], arm.latency[:1], strict=False)
+        if math.isfinite(quality.value)
+    ]
+    if not points:
+        return
+    metric, first = report.arms[0].quality[0], report.arms[0].latency[0]
+    # The first promise of each kind: of the first metric, at the first of the sizes.
+    promised = {
+        promise.kind: promise.limit for arm in report.arms for promise in reversed(arm.promises)
+    }
+    lower_is_better, loss = metric.better == "lower", promised["quality"]
+    worst = metric.value + (loss if lower_is_better else -loss)
+    yield TradeOffChart(
+        title=f"{metric.metric} and time of all arms, {sizes_text(first.sizes)}",
+        x_name="p50 in ms",
+        y_name=metric.metric,
+        points=tuple(points),
+        # Promised is a gain over the quantile that is compared; of the median it is drawn.
+        x_limit=first.p50_ms * (1 - promised["latency"]) if report.quantile == 0.5 else None,
+        y_limit=worst if math.isfinite(worst) else None,
+        y_is_share=metric.metric.startswith("top-"),
+        lower_is_better=lower_is_better,
+    )
 
 
 def _both(low: float | None, high: float | None) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _arms(report: DecisionReport) -> Iterator[Block]:
-    """Yield the table of all arms, one line each."""
-    metrics = [score.metric for score in report.arms[0].quality]
-    has_times = bool(report.arms[0].latency)
-    columns: list[Column | str] = ["arm", "verdict", Column("what it is", width="words")]
-    columns += [f"#{metric}" for metric in metrics]
-    if has_times:
-        columns += ["#p50 ms", "#samples/s", "#CPU ms"]
+def _arms(report: DecisionReport) -> page.Table:
+    """Return the table of all arms, one line each."""
+    reference = report.arms[0]
+    has_times = bool(reference.latency)
+    columns: list[page.Column | str] = ["arm", "verdict", page.Column("what it is", width="words")]
+    columns += [f"#{score.metric}" for score in reference.quality]
+    columns += ["#p50 ms", "#samples/s", "#CPU ms"] if has_times else []
     columns += ["#memory MiB", "#skipped", "#routers"]
     # Of one runtime the remarks say which; of several each arm has to.
     several = len({arm.runtime for arm in report.arms}) > 1
-    rows = [tuple(_arm_row(arm, columns, says_runtime=several)) for arm in report.arms]
-    where = ""
-    if has_times:
-        where = f", {sizes_text(report.arms[0].latency[0].sizes)}"
-    yield Table(f"arms{where}", columns, rows, "arms")
-
-
-def _arm_row(arm: ArmReport, columns: list[Column | str], *, says_runtime: bool) -> Iterator[Cell]:
-    yield arm.name
-    yield Status("bound", None) if arm.is_bound else Status(arm.verdict, _GOOD[arm.verdict])
-    yield f"{arm.kind}; {arm.runtime}" if says_runtime else arm.kind
-    for score in arm.quality:
-        interval = (
-            ""
-            if score.low is None or score.high is None
-            else (f" ({shown(score.metric, score.low)} to {shown(score.metric, score.high)})")
-        )
-        yield f"{shown(score.metric, score.value)}{interval}"
-    first = arm.latency[0] if arm.latency else None
-    if first is not None:
-        yield _p50_text(first)
-        yield f"{first.throughput_per_s:.4g}"
-        yield figure(first.cpu_ms)
-    yield None if arm.memory_mib is None else f"{arm.memory_mib:.0f}"
-    yield Share(arm.skipped_share)
-    yield Share(None if first is None else first.router_share)
+    good = {"win": True, "loss": False, "cannot tell": None, "reference": None}
+    rows: list[list[page.Cell]] = []
+    for arm in report.arms:
+        first = arm.latency[0] if arm.latency else None
+        word, is_good = ("bound", None) if arm.is_bound else (arm.verdict, good[arm.verdict])
+        row: list[page.Cell] = [arm.name, page.Status(word, is_good)]
+        row.append(f"{arm.kind}; {arm.runtime}" if several else arm.kind)
+        for score in arm.quality:
+            value, *ends = (
+                None if x is None else shown(score.metric, x)
+                for x in (score.value, score.low, score.high)
+            )
+            row.append(value if None in ends else f"{value} ({ends[0]} to {ends[1]})")
+        if first is not None:
+            row += [_p50_text(first), f"{first.throughput_per_s:.4g}", figure(first.cpu_ms)]
+        row.append(None if arm.memory_mib is None else f"{arm.memory_mib:.0f}")
+        row.append(page.Share(arm.skipped_share))
+        row.append(page.Share(None if first is None else first.router_share))
+        rows.append(row)
+    where = f", {sizes_text(reference.latency[0].sizes)}" if has_times else ""
+    return page.Table(f"arms{where}", columns, rows, "arms")
 
 
 def _p50_text(latency: LatencyFigure) -> str:
@@ -284,183 +226,119 @@ def _p50_text(latency: LatencyFigure) -> str:
     return f"{latency.p50_ms:.3g} ({latency.p50_low_ms:.3g} to {latency.p50_high_ms:.3g})"
 
 
-def _promises(report: DecisionReport) -> Iterator[Block]:
-    rows = [
-        (
-            arm.name,
-            promise.text,
-            promise.came,
-            _kept(promise, report),
-            promise.p_kept,
-            promise.p_broken,
-        )
-        for arm in report.arms
-        for promise in arm.promises
-    ]
-    columns: list[Column | str] = [
+def _promises(report: DecisionReport) -> page.Section:
+    rows: list[list[page.Cell]] = []
+    for arm in report.arms:
+        for promise in arm.promises:
+            # By itself: where the whole interval says so.
+            kept = page.Status("not told", None)
+            if promise.p_kept <= (1 - report.confidence) / 2:
+                kept = page.Status("kept", True)
+            elif promise.p_broken <= (1 - report.confidence) / 2:
+                kept = page.Status("broken", False)
+            said = arm.name, promise.text, promise.came
+            rows.append([*said, kept, promise.p_kept, promise.p_broken])
+    columns: list[page.Column | str] = [
         "arm",
-        Column("promised", width="words"),
-        Column("came", width="words"),
+        page.Column("promised", width="words"),
+        page.Column("came", width="words"),
         "by itself",
-        Column("#p, kept", NOT_TERMINAL),
-        Column("#p, broken", NOT_TERMINAL),
+        page.Column("#p, kept", NOT_TERMINAL),
+        page.Column("#p, broken", NOT_TERMINAL),
     ]
     about = (
         "What the plan promised before the data, and what came, with intervals of"
         f" {100 * report.confidence:g} %. A promise by itself is shown where the whole interval"
         " says so; a verdict has to hold for all arms and looks together, which asks for more."
     )
-    yield Section(
-        "Promised and measured",
-        (
-            Text(about, shown=NOT_TERMINAL),
-            Table("promised and measured", columns, rows, "promises"),
-        ),
-    )
+    table = page.Table("promised and measured", columns, rows, "promises")
+    return page.Section("Promised and measured", (page.Text(about, shown=NOT_TERMINAL), table))
 
 
-def _kept(promise: Promise, report: DecisionReport) -> Status:
-    tail = (1 - report.confidence) / 2
-    if promise.p_kept <= tail:
-        return Status("kept", True)
-    return Status("broken", False) if promise.p_broken <= tail else Status("not told", None)
-
-
-def _break_even(report: DecisionReport) -> Iterator[Block]:
+def _break_even(report: DecisionReport) -> Iterator[page.Section]:
     """Yield where arms break even in size; where one size was timed, why that is not known."""
-    title, found = "From which size on it pays", report.break_even
-    if not found:
+    title = "From which size on it pays"
+    if not report.break_even:
         if any(arm.latency for arm in report.arms):
             why = "Not known: that takes two sizes of a dimension, and rounds enough at each."
-            yield Section(title, (Text(why),))
+            yield page.Section(title, (page.Text(why),))
         return
     about = (
         "Time alone. Between timed sizes the ratio of times is interpolated, each interval is of"
         f" {100 * report.confidence:g} % by itself; beyond the smallest and the largest nothing is"
         " known."
     )
-    rows = [
-        (even.arm, even.rival, _line_text(even), _gains_text(even), even.outcome) for even in found
-    ]
-    columns: list[Column | str] = [
-        "arm",
-        "against",
-        "sizes",
-        Column("time saved", width="words"),
-        Column("it is", width="words"),
-    ]
-    yield Section(
-        title, (Text(about, shown=NOT_TERMINAL), Table(title, columns, rows, "break-even"))
-    )
-
-
-def _line_text(even: SizeBreakEven) -> str:
-    sizes = f"{even.dim} {', '.join(str(gain.size) for gain in even.gains)}"
-    return f"{sizes}; {sizes_text(even.others)}" if even.others else sizes
-
-
-def _gains_text(even: SizeBreakEven) -> str:
-    return ", ".join(
-        f"{100 * gain.gain:.1f} % ({100 * gain.low:.1f} to {100 * gain.high:.1f})"
-        for gain in even.gains
-    )
-
-
-def _times(report: DecisionReport) -> Block:
-    rows = [
-        (
-            arm.name,
-            sizes_text(latency.sizes),
-            latency.inputs,
-            latency.rounds,
-            _p50_text(latency),
-            f"{latency.quantile_ms:.3g}",
-            f"{latency.throughput_per_s:.4g}",
-            figure(latency.cpu_ms),
-            Share(latency.router_share),
+    rows: list[list[page.Cell]] = []
+    for even in report.break_even:
+        sizes = f"{even.dim} {', '.join(str(gain.size) for gain in even.gains)}"
+        gains = ", ".join(
+            f"{100 * gain.gain:.1f} % ({100 * gain.low:.1f} to {100 * gain.high:.1f})"
+            for gain in even.gains
         )
-        for arm in report.arms
-        for latency in arm.latency
-    ]
+        where = f"{sizes}; {sizes_text(even.others)}" if even.others else sizes
+        rows.append([even.arm, even.rival, where, gains, even.outcome])
+    saved, it_is = (page.Column(name, width="words") for name in ("time saved", "it is"))
+    table = page.Table(title, ["arm", "against", "sizes", saved, it_is], rows, "break-even")
+    yield page.Section(title, (page.Text(about, shown=NOT_TERMINAL), table))
+
+
+def _details(report: DecisionReport) -> Iterator[page.Block]:
+    """Yield times at all sizes, bias of routing, edge cases, and what was not measured."""
+    times: list[Sequence[page.Cell]] = []
+    routing: list[Sequence[page.Cell]] = []
+    cases: list[Sequence[page.Cell]] = []
+    missing: list[Sequence[page.Cell]] = []
+    for arm in report.arms:
+        for time in arm.latency:
+            what = arm.name, sizes_text(time.sizes), time.inputs, time.rounds
+            ms = _p50_text(time), f"{time.quantile_ms:.3g}", f"{time.throughput_per_s:.4g}"
+            times.append([*what, *ms, figure(time.cpu_ms), page.Share(time.router_share)])
+        for layer in arm.routing:
+            counts = layer.heads, layer.tokens, page.Share(layer.open_share), layer.dead
+            bias = layer.always_open, figure(layer.entropy)
+            routing.append([arm.name, layer.path, *counts, *bias])
+        if (found := arm.edge_cases) is not None:
+            failures = "; ".join(found.failures) or None
+            cases.append([arm.name, found.passed, found.failed, failures])
+        missing += [(arm.name, name, why) for name, why in arm.not_measured.items()]
     columns = ["arm", "sizes", "inputs", "#rounds", "#p50 ms", "#quantile ms", "#samples/s"]
     columns += ["#CPU ms", "#routers"]
-    return Folded("Times at all sizes", (Table("times at all sizes", columns, rows, "times"),))
-
-
-def _routing(report: DecisionReport) -> Iterator[Block]:
-    rows = [
-        (
-            arm.name,
-            layer_routing.path,
-            layer_routing.heads,
-            layer_routing.tokens,
-            Share(layer_routing.open_share),
-            layer_routing.dead,
-            layer_routing.always_open,
-            figure(layer_routing.entropy),
-        )
-        for arm in report.arms
-        for layer_routing in arm.routing
-    ]
+    title = "Times at all sizes"
+    yield page.Folded(title, (page.Table(title.lower(), columns, times, "times"),))
     columns = ["arm", "layer", "#heads", "#tokens", "#open", "#dead", "#always open", "#entropy"]
-    if rows:
-        yield Folded("Bias of routing", (Table("bias of routing", columns, rows, "routing"),))
+    if routing:
+        table = page.Table("bias of routing", columns, routing, "routing")
+        yield page.Folded("Bias of routing", (table,))
+    what_failed, why_not = (page.Column(name, width="long") for name in ("what failed", "why"))
+    if cases:
+        names = [page.Column(name) for name in ("arm", "#passed", "#failed")]
+        yield page.Table("edge cases", [*names, what_failed], cases, "edge-cases")
+    if missing:
+        table = page.Table("not measured", ["arm", "what", why_not], missing, "not-measured")
+        yield page.Folded("Not measured", (table,))
 
 
-def _edge_cases(report: DecisionReport) -> Iterator[Block]:
-    rows = [
-        (arm.name, found.passed, found.failed, "; ".join(found.failures) or None)
-        for arm in report.arms
-        if (found := arm.edge_cases) is not None
-    ]
-    columns: list[Column | str] = ["arm", "#passed", "#failed", Column("what failed", width="long")]
-    if rows:
-        yield Table("edge cases", columns, rows, "edge-cases")
-
-
-def _missing(report: DecisionReport) -> Iterator[Block]:
-    rows = [(arm.name, what, why) for arm in report.arms for what, why in arm.not_measured.items()]
-    columns: list[Column | str] = ["arm", "what", Column("why", width="long")]
-    if rows:
-        yield Folded("Not measured", (Table("not measured", columns, rows, "not-measured"),))
-
-
-def _plan(report: DecisionReport) -> Block:
-    rows = [
-        ("plan", report.plan_digest),
-        *((data_file.path, data_file.sha256) for data_file in report.data),
-    ]
-    table = Table("sha256 of the plan, and of samples and labels", ["what", "sha256"], rows, "data")
-    return Section("What was fixed before", (table,))
-
-
-def _facts(report: DecisionReport) -> Iterator[Fact]:
-    reference = report.arms[0]
+def _facts(report: DecisionReport) -> Iterator[page.Fact]:
     judged = [arm for arm in report.arms if arm.verdict != "reference" and not arm.is_bound]
-    wins = [arm_report for arm_report in judged if arm_report.verdict == "win"]
+    wins = [arm for arm in judged if arm.verdict == "win"]
     if not wins:
         for verdict in ("win", "loss", "cannot tell"):
-            number = sum(1 for arm_report in judged if arm_report.verdict == verdict)
-            yield Fact(verdict, str(number), f"of {count(len(judged), 'arm')}")
+            number = sum(arm.verdict == verdict for arm in judged)
+            yield page.Fact(verdict, str(number), f"of {count(len(judged), 'arm')}")
         return
     # Of several, the one that gains most.
-    best = max(wins, key=_gain)
-    yield Fact("arm", best.name, f"against {reference.name}")
-    # Promises of quality come first, in the order of what was scored.
-    metrics = [score.metric for score in best.quality]
+    gains = {
+        arm.name: next((it.estimate for it in arm.promises if it.kind == "latency"), 0.0)
+        for arm in wins
+    }
+    best = max(wins, key=lambda arm: gains[arm.name])
+    yield page.Fact("arm", best.name, f"against {report.arms[0].name}")
     for index, promise in enumerate(best.promises[:3]):
-        what = "loss" if promise.kind == "quality" else "gain"
-        metric = metrics[index] if what == "loss" else ""
-        value = (
-            shown_gap(metric, promise.estimate)
-            if what == "loss"
-            else f"{100 * promise.estimate:.1f} %"
-        )
-        yield Fact(what, value, f"promised: {promise.text}")
-
-
-def _gain(arm: ArmReport) -> float:
-    return next((promise.estimate for promise in arm.promises if promise.kind == "latency"), 0.0)
+        what, value = "gain", f"{100 * promise.estimate:.1f} %"
+        if promise.kind == "quality":
+            # Promises of quality come first, in the order of what was scored.
+            what, value = "loss", shown_gap(best.quality[index].metric, promise.estimate)
+        yield page.Fact(what, value, f"promised: {promise.text}")
 
 
 def _remarks(report: DecisionReport) -> Iterator[str]:

@@ -22,7 +22,6 @@ class SizedGain:
     """The share of its rival's time that an arm saves at one size.
 
     Attributes:
-        size: Of the dimension.
         gain: 0.1 is a tenth less; below 0 it is slower.
         low: The true gain is above this, with the plan's confidence.
         high: And below this.
@@ -57,8 +56,6 @@ class SizeBreakEven:
     """Where an arm breaks even with another along one dimension.
 
     Attributes:
-        arm: The one that is to pay.
-        rival: What it is compared with.
         dim: The dimension, such as `batch`.
         others: Sizes of all other dimensions.
         gains: At each size that was timed, ascending.
@@ -76,22 +73,22 @@ class SizeBreakEven:
     @in_json()
     def outcome(self) -> str:
         """Where it is faster, in words."""
-        if self.crossings:
-            return ", ".join(map(self._crossing_text, self.crossings))
+        texts = []
+        for crossing in self.crossings:
+            word = "faster from" if crossing.begins else "slower from"
+            text = f"{word} {self.dim} {_rounded(crossing.size)} on"
+            if crossing.low != crossing.high:  # else of times without intervals
+                low = "below all timed" if crossing.low is None else _rounded(crossing.low)
+                high = "beyond all timed" if crossing.high is None else _rounded(crossing.high)
+                text += f" ({low} to {high})"
+            texts.append(text)
+        if texts:
+            return ", ".join(texts)
         first, last = self.gains[0].size, self.gains[-1].size
         word = "faster" if self.gains[0].gain > 0 else "slower"
         text = f"{word} throughout: no crossing between {self.dim} {first} and {last}"
         unsure = [str(gain.size) for gain in self.gains if gain.low <= 0 <= gain.high]
         return f"{text}, not told at {', '.join(unsure)}" if unsure else text
-
-    def _crossing_text(self, crossing: Crossing) -> str:
-        word = "faster from" if crossing.begins else "slower from"
-        text = f"{word} {self.dim} {_rounded(crossing.size)} on"
-        if crossing.low == crossing.high:
-            return text  # Of times without intervals.
-        low = "below all timed" if crossing.low is None else _rounded(crossing.low)
-        high = "beyond all timed" if crossing.high is None else _rounded(crossing.high)
-        return f"{text} ({low} to {high})"
 
 
 def size_break_evens(
@@ -109,15 +106,18 @@ def size_break_evens(
         quantile: Of the times that are compared.
         confidence: Of each interval by itself.
     """
-    found = [
-        _gains(times, arm, rival, quantile=quantile, confidence=confidence) for arm, rival in pairs
-    ]
-    return tuple(
-        even
-        for (arm, rival), gains in zip(pairs, found, strict=True)
-        if gains is not None
-        for even in along_lines(arm, rival, [time.sizes for time in times], gains)
-    )
+    found: list[SizeBreakEven] = []
+    for arm, rival in pairs:
+        # Both ran in the same rounds: what disturbed both cancels.
+        ratios = [log_ratio(t.wall_ms[arm], t.wall_ms[rival], quantile) for t in times]
+        gains = []
+        for ratio in filter(None, ratios):
+            low, high = ratio.interval(confidence)
+            gains.append((-math.expm1(ratio.mean), -math.expm1(high), -math.expm1(low)))
+        # None of too few rounds for an interval: then nothing is told of the pair.
+        if len(gains) == len(ratios):
+            found += along_lines(arm, rival, [time.sizes for time in times], gains)
+    return tuple(found)
 
 
 def along_lines(
@@ -132,6 +132,7 @@ def along_lines(
         sizes: At which both were timed.
         gains: At each of them, and its ends.
     """
+    # A line: all sizes that differ in this dimension alone.
     for dim in sizes[0] if sizes else ():
         lines: dict[tuple[tuple[str, int], ...], list[SizedGain]] = {}
         for mapping, gain in zip(sizes, gains, strict=True):
@@ -139,12 +140,8 @@ def along_lines(
             lines.setdefault(others, []).append(SizedGain(mapping[dim], *gain))
         for others, line in lines.items():
             # A size of 0, an empty cache, lies on no line over the logarithm of sizes.
-            along = tuple(
-                sorted(
-                    (sized_gain for sized_gain in line if sized_gain.size),
-                    key=lambda group: group.size,
-                )
-            )
+            timed = (gain for gain in line if gain.size)
+            along = tuple(sorted(timed, key=lambda gain: gain.size))
             if len(along) > 1:
                 crossed = tuple(crossings(along))
                 yield SizeBreakEven(arm, rival, dim, dict(others), along, crossed)
@@ -187,21 +184,6 @@ def _zero(left: SizedGain, right: SizedGain, of_left: float, of_right: float) ->
     logs = math.log1p(-of_left), math.log1p(-of_right)
     share = logs[0] / (logs[0] - logs[1])
     return math.exp((1 - share) * math.log(left.size) + share * math.log(right.size))
-
-
-def _gains(
-    times: Sequence[SizedTimes], arm: str, rival: str, *, quantile: float, confidence: float
-) -> list[tuple[float, float, float]] | None:
-    """Return the gain at each size; None where too few rounds were timed for an interval."""
-    gains = []
-    for time in times:
-        # Both ran in the same rounds: what disturbed both cancels.
-        found = log_ratio(time.wall_ms[arm], time.wall_ms[rival], quantile)
-        if found is None:
-            return None
-        low, high = found.interval(confidence)
-        gains.append((-math.expm1(found.mean), -math.expm1(high), -math.expm1(low)))
-    return gains
 
 
 def _rounded(size: float) -> str:

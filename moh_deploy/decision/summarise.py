@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure, QualityFigure
 from moh_deploy.decision.decide import (
     ArmDecision,
     ArmVerdict,
-    WouldDo,
     decide_arms,
     level_of_look,
     would_do,
 )
 from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN, block_means, log_quantile
 from moh_deploy.decision.measure import why_not_measured
-from moh_deploy.decision.measured import MeasuredArms, SizedRun
+from moh_deploy.decision.measured import (
+    ArmReport,
+    DataFile,
+    LatencyFigure,
+    MeasuredArms,
+    QualityFigure,
+    SizedRun,
+)
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.size_break_even import size_break_evens
-from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import difference
@@ -34,71 +37,62 @@ from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.reference.input_sets import RANDOM
 
 
-@dataclass(frozen=True)
-class LookSetting:
-    """Facts of the run itself that a report states.
+def report_of(
+    plan: Plan,
+    arms: Sequence[Arm],
+    measured: MeasuredArms,
+    *,
+    look: int,
+    earlier: Mapping[str, tuple[ArmVerdict, int]],
+    data: tuple[DataFile, ...],
+) -> DecisionReport:
+    """Decide by the plan, and say all of it.
 
-    Attributes:
+    Args:
         look: From 1.
         earlier: Verdicts of earlier looks, and in which they were found.
         data: The files of samples and labels.
     """
-
-    look: int
-    earlier: Mapping[str, tuple[ArmVerdict, int]]
-    data: tuple[DataFile, ...]
-
-
-def report_of(
-    plan: Plan, arms: Sequence[Arm], measured: MeasuredArms, setting: LookSetting
-) -> DecisionReport:
-    """Decide by the plan, and say all of it."""
-    decided = decide_arms(plan, measured.evidence, look=setting.look, earlier=setting.earlier)
+    decided = decide_arms(plan, measured.evidence, look=look, earlier=earlier)
     decisions = {arm_decision.name: arm_decision for arm_decision in decided}
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
     chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
     reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
+    found = would_do(plan, measured.evidence, chooses, look=look)
+    verdicts = {name: decision.verdict for name, decision in decisions.items()}
+    if chooses.get(plan.reference) is not True:
+        # A simple arm that is worse than the reference is none to take, where that is simple, too.
+        found = tuple(do for do in found if verdicts.get(do.name) != "loss")
+    # The one to name first: an arm that won, and none that lost.
+    ranks = {"win": 0, "loss": 2}
+    quantile = None if plan.latency is None else plan.latency.quantile
+    # Of whichever arm has kernels: an original or a server has none here.
+    sets = (description.kernels.instruction_set for description in measured.described.values())
+    machine = Processor.this(next((name for name in sets if name is not None), None)).describe()
     return DecisionReport(
         goal=plan.goal,
         plan_digest=plan.digest,
         plan=to_json_text(plan.model_dump(mode="json")),
         reference=plan.reference,
-        look=setting.look,
+        look=look,
         looks=plan.looks,
         confidence=plan.confidence,
-        level=level_of_look(plan.level, setting.look, plan.looks),
-        quantile=None if plan.latency is None else plan.latency.quantile,
-        machine=_machine(measured),
-        data=setting.data,
+        level=level_of_look(plan.level, look, plan.looks),
+        quantile=quantile,
+        machine=machine,
+        data=data,
         arms=reports,
-        would_do=tuple(_would_do(plan, measured, decisions, chooses, setting.look)),
+        would_do=tuple(sorted(found, key=lambda do: ranks.get(verdicts.get(do.name, ""), 1))),
         break_even=size_break_evens(
             measured.evidence.times,
             list(_pairs(ordered, chooses)),
-            quantile=0.5 if plan.latency is None else plan.latency.quantile,
+            quantile=0.5 if quantile is None else quantile,
             confidence=plan.confidence,
         ),
         notes=tuple(_notes(plan, measured, reports)),
         kernels=measured.described[plan.reference].kernels,
     )
-
-
-def _would_do(
-    plan: Plan,
-    measured: MeasuredArms,
-    decisions: Mapping[str, ArmDecision],
-    chooses: Mapping[str, bool],
-    look: int,
-) -> list[WouldDo]:
-    """Return the arms without routers that would do, the one to name first."""
-    found = would_do(plan, measured.evidence, chooses, look=look)
-    lost = {decision.name for decision in decisions.values() if decision.verdict == "loss"}
-    if chooses.get(plan.reference) is not True:
-        # A simple arm that is worse than the reference is none to take, where that is simple, too.
-        found = tuple(do for do in found if do.name not in lost)
-    won = {decision.name for decision in decisions.values() if decision.verdict == "win"}
-    return sorted(found, key=lambda item: (item.name in lost, item.name not in won))
 
 
 def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
@@ -111,12 +105,6 @@ def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[s
                 yield name, rival
 
 
-def _machine(measured: MeasuredArms) -> str:
-    # Of whichever arm has kernels: an original or a server has none here.
-    sets = [description.kernels.instruction_set for description in measured.described.values()]
-    return Processor.this(next((name for name in sets if name is not None), None)).describe()
-
-
 def _arm(
     plan: Plan,
     arm: Arm,
@@ -125,9 +113,19 @@ def _arm(
 ) -> ArmReport:
     facts, name = measured.facts[arm.name], arm.name
     latency = tuple(_latency(plan, arm, run) for run in measured.runs)
+    # What is missing of times is known only now.
     missing = dict(facts.not_measured)
-    if latency:
-        missing |= _missing_times(plan, arm, latency)
+    if latency and arm.elsewhere is not None:
+        missing["CPU time"] = arm.elsewhere
+    if latency and latency[0].router_share is None:
+        why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
+        missing["router overhead"] = why or "it was not run without them"
+    quality = []
+    for scores in measured.evidence.scores:
+        ends = scores.interval(name, plan.confidence) or (None, None)
+        metric, samples = scores.metric, len(scores.weights)
+        figure = QualityFigure(metric.name, metric.better, samples, scores.value(name), *ends)
+        quality.append(figure)
     return ArmReport(
         name=name,
         kind=arm.kind,
@@ -136,7 +134,7 @@ def _arm(
         runtime=measured.described[name].where(),
         verdict="reference" if decision is None else decision.verdict,
         look=None if decision is None else decision.look,
-        quality=tuple(_quality(plan, measured, name)),
+        quality=tuple(quality),
         latency=latency,
         memory_mib=None if facts.memory_bytes is None else facts.memory_bytes / 2**20,
         cpu_ms=latency[0].cpu_ms if latency else None,
@@ -151,23 +149,18 @@ def _arm(
     )
 
 
-def _quality(plan: Plan, measured: MeasuredArms, name: str) -> Iterator[QualityFigure]:
-    for scores in measured.evidence.scores:
-        low, high = scores.interval(name, plan.confidence) or (None, None)
-        metric = scores.metric
-        samples = len(scores.weights)
-        yield QualityFigure(metric.name, metric.better, samples, scores.value(name), low, high)
-
-
 def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
-    timing, quantile = run.timings[arm.name], 0.5
-    if plan.latency is not None:
-        quantile = plan.latency.quantile
+    timing, without = run.timings[arm.name], run.without_routers.get(arm.name)
+    quantile = 0.5 if plan.latency is None else plan.latency.quantile
     found = log_quantile(timing.wall_ms, 0.5)
     low, high = (None, None) if found is None else map(math.exp, found.interval(plan.confidence))
+    median = float(np.median(timing.wall_ms))
     # The same mean of blocks that the interval is of, which the median of all is close to.
-    p50 = float(np.median(timing.wall_ms)) if found is None else math.exp(found.mean)
-    here = arm.elsewhere is None
+    p50 = median if found is None else math.exp(found.mean)
+    router_share = None
+    if without is not None:
+        # Round by round: routing is often less than what the machine drifts by.
+        router_share = difference(timing.wall_ms, without.wall_ms).value / median
     return LatencyFigure(
         sizes=dict(run.sizes),
         inputs=run.inputs,
@@ -178,27 +171,10 @@ def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
         p50_high_ms=high,
         quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
         throughput_per_s=1e3 * run.samples / max(p50, 1e-9),
-        cpu_ms=fmean(timing.cpu_ms) if here else None,
-        router_share=_router_share(timing, run.without_routers.get(arm.name)),
+        cpu_ms=fmean(timing.cpu_ms) if arm.elsewhere is None else None,
+        router_share=router_share,
         block_means_ms=block_means(timing.wall_ms),
     )
-
-
-def _router_share(timing: Timing, without: Timing | None) -> float | None:
-    if without is None:
-        return None
-    # Round by round: routing is often less than what the machine drifts by.
-    return difference(timing.wall_ms, without.wall_ms).value / float(np.median(timing.wall_ms))
-
-
-def _missing_times(plan: Plan, arm: Arm, latency: Sequence[LatencyFigure]) -> dict[str, str]:
-    missing: dict[str, str] = {}
-    if arm.elsewhere is not None:
-        missing["CPU time"] = arm.elsewhere
-    if latency[0].router_share is None:
-        why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
-        missing["router overhead"] = why or "it was not run without them"
-    return missing
 
 
 def _notes(plan: Plan, measured: MeasuredArms, arms: Sequence[ArmReport]) -> Iterator[str]:

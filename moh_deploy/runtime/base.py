@@ -183,11 +183,7 @@ class Runner(ABC):
 
 
 class RunnerAround(Runner):
-    """Base of runners that wrap another: they record its runs, or change its results.
-
-    Attributes:
-        runner: What runs.
-    """
+    """Base of runners that wrap another: they record its runs, or change its results."""
 
     runner: Runner
 
@@ -270,11 +266,7 @@ class ModelKind(Protocol):
 
 
 class Deployed(Model):
-    """A directory that moh-deploy wrote: it says what it takes, and what it was made from.
-
-    Attributes:
-        root: The directory.
-    """
+    """A directory that moh-deploy wrote: it says what it takes, and what it was made from."""
 
     root: Path
 
@@ -336,10 +328,8 @@ class RecordingRunner(RunnerAround):
     """A runner that records its results.
 
     Attributes:
-        runner: What runs.
         kept: Names of what is kept of its results; the rest is as large as the model's activations.
         step: Encloses a run, by its number from 0: it shows progress.
-        results: What each run returned, in order.
     """
 
     runner: Runner

@@ -81,43 +81,38 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
     return None
 
 
-def _describe(spec: TensorInfo) -> str:
-    """Return `float32[batch, 3, 224, 224]`."""
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-
-
 def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    given, known = (
+        ", ".join(f"'{name}'" for name in names) or "none" for names in (inputs, expected)
+    )
     missing = [name for name in expected if name not in inputs]
     unexpected = [name for name in inputs if name not in expected]
     if missing:
-        raise ConfigError(
-            f"input '{missing[0]}' is missing: got {_names(inputs)}, expected {_names(expected)}."
-        )
+        raise ConfigError(f"input '{missing[0]}' is missing: got {given}, expected {known}.")
     if unexpected:
         raise ConfigError(
-            f"there is no input '{unexpected[0]}': the model has {_names(expected)}.",
+            f"there is no input '{unexpected[0]}': the model has {known}.",
             hint=did_you_mean(unexpected[0], expected) or None,
         )
 
 
 def _check_tensor(spec: TensorInfo, array: Array) -> None:
-    got = f"{array.dtype}{list(array.shape)}"
+    got = f"input '{spec.name}' is {array.dtype}{list(array.shape)}"
+    wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
     # Runtimes read bytes as this machine has them.
     if array.dtype.name != spec.dtype or not array.dtype.isnative:
         raise ConfigError(
-            f"input '{spec.name}' is {got}, expected dtype {spec.dtype}.",
+            f"{got}, expected dtype {spec.dtype}.",
             hint=f"Convert it: array.astype('{spec.dtype}').",
         )
     if array.ndim != len(spec.shape):
         raise ConfigError(
-            f"input '{spec.name}' is {got} with {array.ndim} axes,"
-            f" expected {_describe(spec)} with {len(spec.shape)}."
+            f"{got} with {array.ndim} axes, expected {wanted} with {len(spec.shape)}."
         )
     for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(expected, int) and size != expected:
             raise ConfigError(
-                f"input '{spec.name}' is {got}, expected {_describe(spec)}:"
-                f" axis {axis} is fixed at {expected}, got {size}."
+                f"{got}, expected {wanted}: axis {axis} is fixed at {expected}, got {size}."
             )
 
 
@@ -139,7 +134,11 @@ def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict
         # broadcast in silence.
         known = sizes.setdefault(expression.name, solved)
         if known != solved:
-            raise ConfigError(_disagreement(expression.name, first_use[expression.name], axis))
+            parts = [
+                f"{size} ('{text}') on axis {index} of '{spec.name}'"
+                for spec, index, text, size in (first_use[expression.name], axis)
+            ]
+            raise ConfigError(f"dimension '{expression.name}' is inconsistent: {', '.join(parts)}.")
         first_use.setdefault(expression.name, axis)
     return sizes
 
@@ -149,18 +148,6 @@ def _dynamic_axes(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> I
         for index, (text, size) in enumerate(zip(spec.shape, inputs[spec.name].shape, strict=True)):
             if isinstance(text, str):
                 yield spec, index, text, size
-
-
-def _disagreement(name: str, first: _Axis, second: _Axis) -> str:
-    parts = [
-        f"{size} ('{text}') on axis {index} of '{spec.name}'"
-        for spec, index, text, size in (first, second)
-    ]
-    return f"dimension '{name}' is inconsistent: {parts[0]}, {parts[1]}."
-
-
-def _names(names: Mapping[str, Array] | Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"
 
 
 # Refuse inputs for which a model looks up rows that its tables do not have.
@@ -227,10 +214,17 @@ class _Computed:
         self.measured = tuple(dict.fromkeys(sized))
 
     def check(self, inputs: Mapping[str, Array]) -> None:
-        feeds = {
-            name: inputs[name] if node is None else _size(node, inputs[node.input[0]].shape)
-            for name, node in self._reads.items()
-        }
+        feeds = {}
+        for name, node in self._reads.items():
+            # What Shape or Size makes of an input, or the input itself.
+            array = inputs[name if node is None else node.input[0]]
+            if node is not None and node.op_type == "Size":
+                array = np.array(array.size)
+            elif node is not None:
+                given = {attribute.name: attribute.i for attribute in node.attribute}
+                ends = slice(given.get("start", 0), given.get("end"))
+                array = np.array(array.shape[ends], np.int64)
+            feeds[name] = array
         names = dict.fromkeys(lookup.indices for lookup in self._lookups)
         try:
             found = dict(zip(names, self._session.run(list(names), feeds), strict=True))
@@ -238,14 +232,6 @@ class _Computed:
             return
         for lookup in self._lookups:
             _require_rows(lookup, found[lookup.indices], inputs, self.measured)
-
-
-def _size(node: onnx.NodeProto, shape: Sequence[int]) -> Array:
-    """Return what Shape or Size makes of an input."""
-    if node.op_type == "Size":
-        return np.array(np.prod(shape, dtype=np.int64))
-    given = {attribute.name: attribute.i for attribute in node.attribute}
-    return np.array(shape[given.get("start", 0) : given.get("end")], np.int64)
 
 
 def _require_rows(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError, ConfigError
@@ -14,10 +14,6 @@ from moh_deploy.package import ComputeType
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.system.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
 
 Kernels = Literal["auto", "off", "require"]
 
@@ -94,12 +90,12 @@ class KernelUse:
         return text
 
 
-# The kernel library in an ONNX Runtime session: find it, check it, register it.
+# The kernel library: find it, check it.
 #
 # A library that is there but cannot be used is an error. Only where there is none do function
 # bodies run instead, and the reason for that goes into every report.
 
-_REINSTALL = "Install moh-deploy again, or run without the library: --kernels off."
+REINSTALL = "Install moh-deploy again, or run without the library: --kernels off."
 _COPY_AGAIN = "Copy it again from where it was whole, or write the bundle again."
 
 
@@ -148,34 +144,6 @@ def choose_kernels(
     return KernelUse(path, None, instruction_set or usable[0], compute_type)
 
 
-def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str] = ()) -> None:
-    """Give the library to a session that is still to be made.
-
-    Args:
-        domains: Those in which the model has nodes that are to run on kernels; none for the eight
-            that the library expects.
-
-    Raises:
-        BackendError: The library or this ONNX Runtime refuses, with the reason.
-    """
-    if use.library is None:
-        return
-    # The library reads these when it is registered.
-    options.add_session_config_entry("moh.instruction_set", str(use.instruction_set))
-    options.add_session_config_entry("moh.compute_type", use.compute_type)
-    if named := ",".join(sorted(domains)):
-        options.add_session_config_entry("moh.domains", named)
-    try:
-        options.register_custom_ops_library(str(use.library))
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
-        import onnxruntime as ort
-
-        raise BackendError(
-            f"{use.library} cannot be registered with ONNX Runtime {ort.__version__}: {error}",
-            hint=_REINSTALL,
-        ) from error
-
-
 def require_kernels(use: KernelUse, layer_impl: Mapping[str, LayerImpl]) -> None:
     """Refuse a session that runs a MoH node as its function body.
 
@@ -215,17 +183,28 @@ def instruction_sets(path: Path) -> list[str]:
 
 
 def _again(path: Path) -> str:
-    return _REINSTALL if path == native.kernel_library() else _COPY_AGAIN
+    return REINSTALL if path == native.kernel_library() else _COPY_AGAIN
 
 
 def _text(library: ctypes.CDLL, name: str, path: Path) -> str:
-    """Call a function of the library that takes nothing and returns text."""
-    try:
-        function = getattr(library, name)
-    except AttributeError as error:
-        raise BackendError(
-            f"{path} is no kernel library of moh-deploy: it has no function {name}."
-        ) from error
-    function.restype = ctypes.c_char_p
-    text: bytes = function()
+    found = library_function(library, name, f"{path} is no kernel library of moh-deploy")
+    found.restype = ctypes.c_char_p
+    text: bytes = found()
     return text.decode()
+
+
+def library_function(
+    library: ctypes.CDLL, name: str, otherwise: str, hint: str | None = None
+) -> Any:
+    """Return a function of a library.
+
+    Args:
+        otherwise: What is said of a library that does not have it.
+
+    Raises:
+        BackendError: It does not.
+    """
+    try:
+        return getattr(library, name)
+    except AttributeError as error:
+        raise BackendError(f"{otherwise}: it has no function {name}.", hint=hint) from error

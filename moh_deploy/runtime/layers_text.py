@@ -31,7 +31,12 @@ def layer_table(
         values: The last column's values, one a layer.
     """
     columns = ("layer", "#heads", "#shared", "#top-k", "#active", "attention", "router", last)
-    rows = [(*_cells(layer), value) for layer, value in zip(layers, values, strict=True)]
+    rows: list[tuple[Cell, ...]] = []
+    for layer, value in zip(layers, values, strict=True):
+        is_plain = not layer.router_replaced and not form_named(layer.router).is_constant
+        router = f"{layer.router} (plain ops)" if is_plain else layer.router
+        heads = layer.num_heads, layer.num_shared_heads, layer.top_k, Share(layer.active_share)
+        rows.append((layer.path, *heads, layer.op or "plain ops", router, value))
     return Table(title, columns, rows)
 
 
@@ -105,13 +110,10 @@ def constant_gates(layers: Iterable[LayerInfo]) -> list[str]:
             line += " of the (query, head) pairs are closed at export"
             if layer.closed_heads:
                 heads = ", ".join(map(str, layer.closed_heads))
-                line += f", for every query those of {_noun(layer.closed_heads)} {heads}"
+                noun = "head" if len(layer.closed_heads) == 1 else "heads"
+                line += f", for every query those of {noun} {heads}"
             lines.append(line)
     return lines
-
-
-def _noun(heads: Sequence[int]) -> str:
-    return "head" if len(heads) == 1 else "heads"
 
 
 def kept_text(kept: KeptOperators) -> str:
@@ -143,7 +145,13 @@ def runs_text(runs: Sequence[LayerRun]) -> str:
         return "no MoH layer"
     paths: dict[str, list[str]] = {}
     for run in runs:
-        paths.setdefault(_ways(run), []).append(run.path)
+        router = "gates constant" if run.constant_gates else f"router {_WORDS[run.router_runs_as]}"
+        text = f"attention {_WORDS[run.runs_as]}, {router}"
+        if run.projections_run_as is not None:
+            text += f", projections {_WORDS[run.projections_run_as]}"
+        if run.by_size is not None:
+            text += f", by choice {run.by_size}"
+        paths.setdefault(text, []).append(run.path)
     most = max(paths, key=lambda way: len(paths[way]))
     others = [f"{', '.join(names)}: {way}" for way, names in paths.items() if way != most]
     return "; except ".join([f"{count(len(runs), 'MoH layer')}: {most}", *others])
@@ -152,24 +160,3 @@ def runs_text(runs: Sequence[LayerRun]) -> str:
 def nodes_text(kernel_nodes: int, function_nodes: int) -> str:
     """Return a sentence on what runs all nodes of custom ops, those of no MoH layer included."""
     return f"custom ops: {kernel_nodes} on a kernel, {function_nodes} as function body"
-
-
-def _ways(run: LayerRun) -> str:
-    router = "gates constant" if run.constant_gates else f"router {_WORDS[run.router_runs_as]}"
-    text = f"attention {_WORDS[run.runs_as]}, {router}"
-    if run.projections_run_as is not None:
-        text = f"{text}, projections {_WORDS[run.projections_run_as]}"
-    return text if run.by_size is None else f"{text}, by choice {run.by_size}"
-
-
-def _cells(layer: LayerInfo) -> tuple[Cell, ...]:
-    is_constant = form_named(layer.router).is_constant
-    return (
-        layer.path,
-        layer.num_heads,
-        layer.num_shared_heads,
-        layer.top_k,
-        Share(layer.active_share),
-        layer.op or "plain ops",
-        layer.router if layer.router_replaced or is_constant else f"{layer.router} (plain ops)",
-    )

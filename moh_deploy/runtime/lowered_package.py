@@ -29,6 +29,7 @@ def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
         A package to open sessions of. It has no files but the model.
     """
     low = low_type(to)
+    # What a value can be in half precision depends on how large it gets in recorded runs.
     model = load_ir(package)
     _, layers = lower_model(model, package.manifest.layers, low, largest_values(package))
     root.mkdir()
@@ -71,11 +72,17 @@ def router_types(model: ir.Model, layer: LayerInfo) -> RouterTypes:
     gates = values[layer.gates]
     router = gates.producer()
     assert router is not None
-    projections = {
-        str(maker.outputs[0].dtype.numpy())
-        for maker in map(_projection, router.inputs)
-        if maker is not None and maker.outputs[0].dtype is not None
-    }
+    projections = set()
+    for logits in router.inputs:
+        # The product that made these logits, perhaps sliced, added to, reshaped or cast.
+        node = None if logits is None else logits.producer()
+        while node is not None and node.op_type not in ("MatMul", "Gemm"):
+            # Follow the data, not a bias or a shape: these are weights.
+            data = (v for v in node.inputs if v is not None and not v.is_initializer())
+            first = next(data, None)
+            node = None if first is None else first.producer()
+        if node is not None and node.outputs[0].dtype is not None:
+            projections.add(str(node.outputs[0].dtype.numpy()))
     # The first input that has a dtype stands for all: an op takes its floats in one dtype.
     scores = next((v for v in router.inputs if v is not None and v.dtype is not None), gates)
     assert scores.dtype is not None
@@ -109,16 +116,6 @@ def check_float32(package: OnnxPackage) -> None:
             f"{package.root} is in {package.manifest.precision}, expected a package in float32.",
             hint="Export the model with --dtype float32 and lower that package.",
         )
-
-
-def _projection(value: ir.Value | None) -> ir.Node | None:
-    """Return the product that made these logits, perhaps sliced, added to, reshaped or cast."""
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type not in ("MatMul", "Gemm"):
-        # Follow the data, not a bias or a shape: these are weights.
-        first = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
-        node = None if first is None else first.producer()
-    return node
 
 
 # Measure how large the values inside a model get: half precision must not overflow.

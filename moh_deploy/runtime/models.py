@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.graph.forced_gates import computed_gates
@@ -64,7 +64,12 @@ class RunnerApart(Runner):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`. Inner values may be left out."""
         with self._lock:
-            return self._run(inputs)
+            try:
+                return cast("dict[str, Array]", self._process.ask(inputs))
+            except _EndedError as error:
+                shapes = {name: list(array.shape) for name, array in inputs.items()}
+                self._start_without_inner_values(error, f"running the model on {shapes}")
+        return self.run(inputs)
 
     def describe(self) -> Description:
         """Say what runs each layer, and what could not be returned."""
@@ -80,39 +85,30 @@ class RunnerApart(Runner):
         self.inputs, self.outputs, self._description = cast("_Opened", opened)
         self._name = self._description.runtime
 
-    def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        try:
-            return cast("dict[str, Array]", self._process.ask(inputs))
-        except _EndedError as error:
-            shapes = {name: list(array.shape) for name, array in inputs.items()}
-            self._start_without_inner_values(error, f"running the model on {shapes}")
-            return self._run(inputs)
-
     def _start_without_inner_values(self, error: _EndedError, doing: str) -> None:
         """Open the model again, if there is something to leave out.
 
         Raises:
             BackendError: There is nothing, or that ends the process as well.
         """
+
+        def ended(error: _EndedError) -> str:
+            return f"{self._name} ended its process with {error} while {doing}."
+
+        failure = BackendError(ended(error), hint="--runtime onnxruntime may run it.")
         kept = tuple(name for name in self._variant.extra_outputs if name in self._gates)
-        lost = [name for name in self._variant.extra_outputs if name not in kept]
+        lost = len(self._variant.extra_outputs) - len(kept)
         if not lost:
-            raise self._failure(error, doing) from error
+            raise failure from error
         self._variant = replace(self._variant, extra_outputs=kept)
         self._notes = (
-            f"{self._ended(error, doing)} Without {count(len(lost), 'inner value')} of layers among"
+            f"{failure.message} Without {count(lost, 'inner value')} of layers among"
             " the outputs it runs: gates and outputs were compared, scores and attention not.",
         )
         try:
             self._start()
         except _EndedError as again:
-            raise self._failure(again, doing) from again
-
-    def _ended(self, error: _EndedError, doing: str) -> str:
-        return f"{self._name} ended its process with {error} while {doing}."
-
-    def _failure(self, error: _EndedError, doing: str) -> BackendError:
-        return BackendError(self._ended(error, doing), hint="--runtime onnxruntime may run it.")
+            raise BackendError(ended(again), hint=failure.hint) from again
 
 
 _Opened: TypeAlias = tuple[tuple[TensorInfo, ...], tuple[str, ...], Description]
@@ -183,23 +179,35 @@ def _answer_questions() -> None:
         answers.flush()
 
 
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):  # the process that started this one says so
-        _answer_questions()
+def _open_openvino(source: OnnxPackage | Path, variant: Variant) -> Runner:
+    if variant.apart and variant.extra_outputs:
+        return RunnerApart(open_compiled, source, variant)
+    return open_compiled(source, variant)
 
 
-def _open(source: OnnxPackage | Path, variant: Variant) -> Runner:
-    """Load a package's or a file's model into the runtime that the variant names.
-
-    Raises:
-        BackendError, ConfigError, PackageError: See `Model.open`.
+class _RuntimeDoes(NamedTuple):
+    """What a runtime does: `name` of the one that runs here, which `kernels` it would take for a
+    variant and what a package allows, and `open`. Each raises a BackendError if it is not there.
     """
-    # A runtime for such models adds its branch here, and its name to `Runtime`.
-    if variant.runtime == "openvino":
-        if variant.apart and variant.extra_outputs:
-            return RunnerApart(open_compiled, source, variant)
-        return open_compiled(source, variant)
-    return open_session(source, variant)
+
+    name: Callable[[], str]
+    kernels: Callable[[Variant, ComputeType], KernelUse]
+    open: Open
+
+
+# A runtime for packages and ONNX files adds its line here, and its name to `Runtime`.
+_RUNTIMES: Mapping[Runtime, _RuntimeDoes] = {
+    "onnxruntime": _RuntimeDoes(
+        runtime_name,
+        lambda variant, allowed: choose_kernels(variant.kernels, compute_type=allowed),
+        open_session,
+    ),
+    "openvino": _RuntimeDoes(
+        openvino_name,
+        lambda variant, allowed: choose_extension(variant, allowed)[1],
+        _open_openvino,
+    ),
+}
 
 
 def runtime_name_of(runtime: Runtime) -> str:
@@ -208,9 +216,7 @@ def runtime_name_of(runtime: Runtime) -> str:
     Raises:
         BackendError: It is not installed.
     """
-    if runtime == "openvino":
-        return openvino_name()
-    return runtime_name()
+    return _RUNTIMES[runtime].name()
 
 
 def runtime_for(asked: Runtime | None, preferred: Runtime | None) -> Runtime:
@@ -259,9 +265,7 @@ def kernels_of(variant: Variant, compute_type: ComputeType) -> KernelUse:
     Raises:
         BackendError: The runtime is not installed, or its library is there and cannot be used.
     """
-    if variant.runtime == "openvino":
-        return choose_extension(variant, compute_type)[1]
-    return choose_kernels(variant.kernels, compute_type=compute_type)
+    return _RUNTIMES[variant.runtime].kernels(variant, compute_type)
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,7 @@ class PackageDir(Deployed):
         return OnnxPackage.open(self.root, staged=staged) if staged else self.package
 
     def open(self, variant: Variant = AS_IT_IS) -> Runner:
-        return _open(self.package, variant)
+        return _RUNTIMES[variant.runtime].open(self.package, variant)
 
     def import_runtime(self, runtime: Runtime) -> None:
         runtime_name_of(runtime)
@@ -340,7 +344,12 @@ class OnnxFile(Model):
         return f"ONNX model {self.path}"
 
     def open(self, variant: Variant = AS_IT_IS) -> Runner:
-        return _open(self.path, variant)
+        return _RUNTIMES[variant.runtime].open(self.path, variant)
 
     def import_runtime(self, runtime: Runtime) -> None:
         runtime_name_of(runtime)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):  # the process that started this one says so
+        _answer_questions()

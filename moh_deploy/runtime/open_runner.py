@@ -25,6 +25,7 @@ def find_model(path: Path | str) -> Model | None:
         BackendError: It is a directory and no package, and an add-on that may know it is broken.
     """
     path = Path(path)
+    # By its name alone: the cheapest question first.
     if OnnxFile.is_one(path):
         return OnnxFile(path)
     # Add-ons are loaded for what is neither package nor ONNX file alone.

@@ -61,13 +61,7 @@ RunnableOriginal: TypeAlias = Original
 
 @dataclass(frozen=True)
 class OriginalModel(Model):
-    """An original, whose inputs and outputs are called as those of a package that was made from it.
-
-    Attributes:
-        named: In the words of a report.
-        load: Returns it.
-        manifest: Of the package.
-    """
+    """An original, called by the names of inputs and outputs of a package made from it."""
 
     named: str
     load: Callable[[], Original]
@@ -99,11 +93,7 @@ class OriginalModel(Model):
 
 @dataclass(frozen=True)
 class OriginalRunner(Runner):
-    """An original as it runs by itself.
-
-    Attributes:
-        manifest: Of the package, whose inputs it takes.
-    """
+    """An original as it runs by itself."""
 
     original: Original
     inputs: tuple[TensorInfo, ...]
@@ -128,6 +118,7 @@ class OriginalRunner(Runner):
     def _arguments(self, inputs: Mapping[str, Array]) -> list[Array]:
         # Its caches have no room: they grow.
         taken = without_room(inputs, self.manifest)
+        # In the order of the package: frameworks know no names of arguments.
         return [taken[spec.name] for spec in self.inputs if spec.name in taken]
 
 
@@ -136,9 +127,7 @@ class PlainExport(Model):
     """An original as its framework exports it by itself, in ONNX Runtime.
 
     Attributes:
-        original: The original.
         package: Says for which sizes.
-        path: The file to write.
     """
 
     original: Original

@@ -35,10 +35,8 @@ class Quantized:
     Attributes:
         model: Its weights are in memory.
         layers: Those of the package. In int8 projections are products, so none runs `projected`.
-        precision: `int8` or `int4`.
         lowered: How many products have that precision.
         more_bits: Name of each other product to the reason why it has more.
-        ops: The custom operators that are left, with their versions.
     """
 
     model: ir.Model
@@ -76,10 +74,8 @@ def quantized(
     Raises:
         ConfigError: There is no product with stored weights, or none of a name.
     """
-    return (_int4 if to == "int4" else _int8)(package, float32)
-
-
-def _int8(package: OnnxPackage, float32: Collection[str]) -> Quantized:
+    if to == "int4":
+        return _int4(package, float32)
     model, layers, plan = _planned_int8(package)
     plan = plan.without(float32)
     _require_any(package, "int8", plan.int8, plan.float32)

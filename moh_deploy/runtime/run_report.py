@@ -20,9 +20,6 @@ class RunReport(Report):
     """One run.
 
     Attributes:
-        package: The package.
-        outputs_file: Where the outputs were written.
-        outputs: Name, dtype and shape of each.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
         layer_runs: What ran each MoH layer, read from the runtime.

@@ -68,7 +68,10 @@ class PackageVariants:
             in any precision but float16: bfloat16 is rounded in any case, see
             `KernelUse.emulated_dtype`.
         """
-        bodies = self._bodies(gates, inner)
+        # Unoptimised: a fused operator would not see the noise, or the rounding, that stands
+        # between its parts.
+        bodies = replace(FUNCTION_BODIES, threads=self.variant.threads, spins=self.variant.spins)
+        bodies = gates_fed(bodies, gates, inner)
         if noise == "operands":
             return open_runner(self.package, bodies.edited(round_operands))
         if noise == "results":
@@ -81,12 +84,6 @@ class PackageVariants:
         if not has_low_weights(graph):
             return None
         return open_runner(self.package, bodies.edited(add_weight_noise))
-
-    def _bodies(self, gates: GateTypes, inner: Sequence[str]) -> Variant:
-        # Unoptimised: a fused operator would not see the noise, or the rounding, that stands
-        # between its parts.
-        bodies = replace(FUNCTION_BODIES, threads=self.variant.threads, spins=self.variant.spins)
-        return gates_fed(bodies, gates, inner)
 
     def _graph(self) -> onnx.GraphProto:
         return load_without_weights(self.package.model_path).graph

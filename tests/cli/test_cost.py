@@ -15,7 +15,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.bounded_json import to_json_text
 from tests.cli.run_cli import REPOSITORY, Cli
 from tests.decision.cost.files import PRICES, decision, write
-from tests.decision.reports import decision_report
+from tests.decision.simulated import decision_report
 from tests.handmade_package import write_package
 from tests.report.json_schema import validate
 

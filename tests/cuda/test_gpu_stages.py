@@ -17,10 +17,9 @@ from tests.gpu import plan, workloads
 from tests.gpu.build import BuildFailed, build, target
 from tests.gpu.isolated import Worker, run_command
 from tests.gpu.plan import BUDGETS_S, STAGES, Ingredients
-from tests.gpu.report import Report
+from tests.gpu.report import Report, plan_lines
 from tests.gpu.stage import MOST_ENDED_WORKERS, NothingTested, Options, conclude, run_stage
 from tests.gpu.steps import Facts, Step
-from tests.gpu.summary import plan_lines
 from tests.gpu.tools import TimedOut, Tools
 from tests.nightly import nightly, sampled
 

@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 import moh_deploy
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.bounded_json import to_json_text
 from tests.api.test_compare import Meter, fresh
-from tests.decision.ray_compare import is_at_work
 
 HEAD, SECOND, PORT = "127.0.0.1", "127.0.0.2", 6391
 COMMON = ["--num-cpus=1", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
@@ -44,7 +43,7 @@ def main() -> None:
             measure=Meter((1.0, 0.5)),
             measure_fresh=fresh,
         )
-    except BackendError as error:
+    except MoHDeployError as error:
         print(f"refused: {error.message}")
         return
     (folder / "spread.json").write_text(to_json_text(report.to_json()))
@@ -88,8 +87,15 @@ def watch_workers(seen: set[int], killed: list[int]) -> None:
         time.sleep(0.005)
 
 
+def is_at_work(process: Path) -> bool:
+    try:
+        return (process / "cmdline").read_bytes().startswith(b"ray::_scored")
+    except OSError:
+        return False
+
+
 def processes() -> list[int]:
-    return [int(one.name) for one in Path("/proc").glob("[0-9]*")]
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
 def name_of(pid: int) -> str:

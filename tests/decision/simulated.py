@@ -1,15 +1,33 @@
 """Data of arms whose truth is known: right or wrong samples, and times of which neighbours are
-alike."""
+alike.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
+from moh_deploy.decision.measured import (
+    ArmFacts,
+    DataFile,
+    EdgeCases,
+    LayerRouting,
+    MeasuredArms,
+    SizedRun,
+)
 from moh_deploy.decision.plan import Plan, plan_of
-from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.decision.promise import SampleScores
+from moh_deploy.decision.report import DecisionReport
+from moh_deploy.decision.summarise import report_of
+from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.runtime.base import AS_IT_IS, Description
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.validate.accuracy.choose import TopK
 from moh_deploy.validate.reference.differences import Float64Array
+from tests.kernel_library import NO_KERNELS
 
 REFERENCE = "reference"
 
@@ -85,3 +103,52 @@ def _noise(rng: np.random.Generator, rounds: int, memory: float) -> Float64Array
     for index in range(1, rounds):
         found[index] = memory * found[index - 1] + (1 - memory**2) ** 0.5 * fresh[index]
     return found
+
+
+# Reports of decisions, of made-up data.
+
+
+def decision_report(
+    losses: tuple[float, ...] = (0.0, 0.03, 0.0),
+    gains: tuple[float, ...] = (0.2, 0.5, 0.1),
+    *,
+    dense: frozenset[str] = frozenset(),
+    name: str = "",
+    samples: int = 4000,
+) -> DecisionReport:
+    """Return a report of arms 0, 1, ...: a win, a loss, and one that cannot be told.
+
+    Args:
+        losses: Of each arm, in top-1.
+        gains: Of each arm, in time.
+        dense: Names of arms that compute every head.
+        name: What stands behind the names of arms.
+        samples: How many there are.
+    """
+    rng = np.random.default_rng(1)
+    asked = plan(len(losses), sizes=[{"batch": 1}])
+    scored = scores(rng, list(losses), samples=samples)
+    timed = times(rng, list(gains))
+    timings = {item: Timing(ms, ms, ms) for item, ms in timed.wall_ms.items()}
+    arms = [
+        Arm(
+            arm,
+            f"package build/{arm}{name}",
+            OnnxFile(Path(arm)),
+            AS_IT_IS,
+            dense=arm in dense,
+            chooses=arm not in dense,
+        )
+        for arm in asked.arms
+    ]
+    routing = LayerRouting("blocks.0.attn", 8, 4000, 0.7, 0, 1, 0.93)
+    facts = ArmFacts(2**27, 0.3, (routing,), EdgeCases(20, 1, ("ties, blocks.0.attn: differs",)))
+    measured = MeasuredArms(
+        ArmEvidence([scored], [timed]),
+        [SizedRun("held-out.npz", timed.sizes, 1, timings, {})],
+        dict.fromkeys(asked.arms, facts),
+        dict.fromkeys(asked.arms, Description("ONNX Runtime 1.32.0", NO_KERNELS)),
+    )
+    files = (DataFile("held-out.npz", "0" * 64),)
+    assert asked.reference == REFERENCE
+    return report_of(asked, arms, measured, look=1, earlier={}, data=files)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moh_deploy.decision.arm import Arm, FixedRoutingModel, OpenedArm, ServerModel, why_not_fed
+from moh_deploy.decision.measure import timed_inputs
 from moh_deploy.decision.measured import of_loads, routing_bias
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import AS_IT_IS, Variant
@@ -15,6 +17,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.serving.drill.load import host_and_port
 from tests.grouped_package import write_grouped
 from tests.handmade_package import write_package
+from tests.labelled_package import write_classifier
 from tests.nightly import nightly
 from tests.serving.http.running import running
 
@@ -53,7 +56,7 @@ def test_fed_routing_gives_the_packages_own_answers_without_its_routers(tmp_path
         np.testing.assert_allclose(fed.run(inputs)["y"], alone.run(inputs)["y"], atol=1e-6)
         fed.bound(inputs)()
         # Other inputs have other gates: these are computed anew.
-        other = {name: -one for name, one in inputs.items()}
+        other = {name: -item for name, item in inputs.items()}
         np.testing.assert_allclose(fed.run(other)["y"], alone.run(other)["y"], atol=1e-6)
 
 
@@ -79,3 +82,15 @@ def test_bias_of_routing_leaves_padding_out(tmp_path: Path):
     (first,) = routing_bias(package, Variant(), [(run.inputs, mask)])
     assert first.tokens == 1
     assert first.open_share == pytest.approx(gates[0, 0].mean())
+
+
+# What arms are timed on, where a package brings nothing along.
+
+
+@pytest.mark.parametrize("sizes", [(), ({"batch": 2},)], ids=["example", "asked"])
+def test_package_without_recorded_runs_is_refused(
+    tmp_path: Path, sizes: tuple[dict[str, int], ...]
+):
+    bare = replace(write_classifier(tmp_path / "package"), vectors=())
+    with pytest.raises(ConfigError, match="package holds no recorded inputs, and no samples are"):
+        timed_inputs(bare, None, sizes)

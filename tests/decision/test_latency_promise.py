@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from moh_deploy.decision.latency_promise import latency_promise, log_quantile, log_ratio
+from moh_deploy.decision.latency_promise import (
+    LEAST_BLOCKS,
+    block_means,
+    latency_promise,
+    log_quantile,
+    log_ratio,
+    redrawn_means,
+    tail_of,
+)
 from moh_deploy.decision.promise import Promise, upper_point, upper_tail
 from tests.decision.simulated import REFERENCE, times
 from tests.nightly import nightly
@@ -38,7 +47,7 @@ def test_drift_that_both_share_cancels():
 
 def test_slower_arm_is_called_so_and_a_negative_gain_allows_it():
     reference = (10 + np.random.default_rng(0).random(200)).tolist()
-    slower = [1.03 * one for one in reference]
+    slower = [1.03 * item for item in reference]
     assert promised(slower, reference).came.startswith("3.0 % slower")
     allowed = promised(slower, reference, at_least=-0.05)
     assert allowed.text == "at most 5 % slower at p50"
@@ -57,9 +66,10 @@ def test_too_few_rounds_tell_nothing_and_say_how_many_are_needed(quantile: float
 def test_rounds_of_which_neighbours_are_alike_say_less():
     alike = times(np.random.default_rng(3), [0.1], memory=0.95).wall_ms
     order = np.random.default_rng(0).permutation(len(alike["0"]))
-    shuffled = {name: np.asarray(one)[order].tolist() for name, one in alike.items()}
+    shuffled = {name: np.asarray(item)[order].tolist() for name, item in alike.items()}
     errors = [
-        promised(list(one["0"]), list(one[REFERENCE])).standard_error for one in (alike, shuffled)
+        promised(list(item["0"]), list(item[REFERENCE])).standard_error
+        for item in (alike, shuffled)
     ]
     assert errors[0] > 2 * errors[1]
 
@@ -107,3 +117,33 @@ def test_blocks_that_are_like_their_neighbours_widen_the_interval():
     found = log_ratio((10 * turned).tolist(), [10.0] * 200, 0.5)
     assert found is not None
     assert found.standard_error == pytest.approx(0.1 * math.sqrt(10 / 9) / math.sqrt(10))
+
+
+# Means of blocks, and draws of them; how often intervals hold is in tests/decision/cost.
+
+
+def test_blocks_are_neighbours_and_each_round_is_in_one():
+    means = block_means(list(range(400)))
+    assert means == tuple(4.5 + 10 * index for index in range(40))
+    assert block_means([3.0, 1.0, 2.0]) == (3.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("count", [LEAST_BLOCKS, 40])
+def test_draws_vary_as_runs_of_neighbours_do(count: int):
+    rng = np.random.default_rng(0)
+    walk = 10 + np.cumsum(rng.standard_normal(count))
+    found = redrawn_means(np.stack([walk, 2 * walk], axis=1), seed=1)
+    assert found[0] == pytest.approx([walk.mean(), 2 * walk.mean()])
+    # The same runs are drawn for all arms.
+    assert found[:, 1] == pytest.approx(2 * found[:, 0])
+    length = count // 5
+    runs = [np.roll(walk, -start)[:length].mean() for start in range(count)]
+    expected = np.std(runs) / np.sqrt(count // length)
+    assert found[1:, 0].std() == pytest.approx(expected, rel=0.03)
+    assert found[1:, 0].mean() == pytest.approx(walk.mean(), abs=4 * expected / 100)
+
+
+def test_tail_is_that_of_students_t_for_five_runs():
+    # 2.7764 is of a table, for four degrees of freedom; the variance of five is 5/4 of that drawn.
+    assert tail_of(40, 0.95) == pytest.approx(NormalDist().cdf(-2.7764 * 1.25**0.5), rel=1e-3)
+    assert tail_of(40, 0.8) > tail_of(40, 0.95)

@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_said_at_once():
 
 
 def test_plan_without_quality_and_latency_decides_nothing():
-    document = {one: PLAN[one] for one in ("goal", "reference", "arms")}
+    document = {item: PLAN[item] for item in ("goal", "reference", "arms")}
     with pytest.raises(ConfigError, match="there is nothing to decide by"):
         plan_of(document, "plan.yaml")
 

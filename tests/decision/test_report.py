@@ -8,8 +8,7 @@ import pytest
 
 from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossings
 from moh_deploy.report.document import Section, TradeOffChart
-from tests.decision.reports import decision_report
-from tests.decision.simulated import REFERENCE
+from tests.decision.simulated import REFERENCE, decision_report
 from tests.report.json_schema import assert_of_form
 
 
@@ -20,14 +19,14 @@ def test_decision_stands_first_and_every_arm_has_its_reason():
     (open_one,) = [line for line in lines if line.startswith("2: cannot tell: ")]
     assert "rounds would tell, there were 400" in open_one
     verdicts = [line for line in lines if line.startswith("- ")][:2]
-    assert [one.split(".")[0] for one in verdicts] == ["- 0: win", "- 1: loss"]
+    assert [verdict.split(".")[0] for verdict in verdicts] == ["- 0: win", "- 1: loss"]
     assert "Promised: loses at most 1.00 points of top-1; came: 89.75 % to 8" in verdicts[1]
     assert_of_form("compare", report.to_json())
 
 
 def test_promised_and_measured_stand_side_by_side():
     text = decision_report().to_markdown()
-    (row,) = [one for one in text.splitlines() if one.startswith("| 1 | loses at most")]
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1 | loses at most")]
     assert "**broken**" in row
     assert "at least 10 % faster at p50" in text
     assert "look 1 of 1" in text
@@ -46,21 +45,21 @@ def test_dense_would_do_is_the_first_line():
 def test_chart_draws_all_arms_and_what_was_promised():
     (section, *_) = decision_report().document().blocks
     assert isinstance(section, Section)
-    (chart,) = [one for one in section.blocks if isinstance(one, TradeOffChart)]
-    assert [one.name for one in chart.points] == ["reference", "0", "1", "2"]
+    (chart,) = [block for block in section.blocks if isinstance(block, TradeOffChart)]
+    assert [point.name for point in chart.points] == ["reference", "0", "1", "2"]
     reference = chart.points[0]
     assert chart.x_limit == pytest.approx(0.9 * reference.x)
     assert chart.y_limit == pytest.approx(reference.y - 0.01)
-    for one in chart.points:
-        assert one.x_interval is not None
-        assert one.x_interval[0] < one.x < one.x_interval[1]
+    for point in chart.points:
+        assert point.x_interval is not None
+        assert point.x_interval[0] < point.x < point.x_interval[1]
 
 
 def test_tiles_are_of_the_winner_or_count_verdicts():
     facts = decision_report().document().facts
-    assert [one.value for one in facts[:1]] == ["0"]
+    assert [fact.value for fact in facts[:1]] == ["0"]
     lost = decision_report((0.03, 0.03), (0.5, 0.6)).document().facts
-    assert [(one.name, one.value) for one in lost] == [
+    assert [(item.name, item.value) for item in lost] == [
         ("win", "0"),
         ("loss", "2"),
         ("cannot tell", "0"),
@@ -70,12 +69,12 @@ def test_tiles_are_of_the_winner_or_count_verdicts():
 def test_tile_of_a_loss_has_the_unit_of_its_own_metric():
     report = decision_report()
     best = report.arms[1]
-    (promise,) = (one for one in best.promises if one.kind == "quality")
+    (promise,) = (promise for promise in best.promises if promise.kind == "quality")
     two = (best.quality[0], replace(best.quality[0], metric="perplexity"))
     promises = (promise, replace(promise, estimate=0.3), *best.promises[1:])
     arms = (report.arms[0], replace(best, quality=two, promises=promises), *report.arms[2:])
     losses = [
-        one.value for one in replace(report, arms=arms).document().facts if one.name == "loss"
+        fact.value for fact in replace(report, arms=arms).document().facts if fact.name == "loss"
     ]
     assert "points" in losses[0]
     assert losses[1] == "0.3"
@@ -118,10 +117,10 @@ def test_simple_arm_that_lost_against_a_simple_reference_is_not_what_to_take():
     """`0` is alike to `1`, which chooses heads; both are slower than the reference, or faster."""
     simple = frozenset({REFERENCE, "0"})
     slower = decision_report((0.0, 0.0), (-0.2, -0.2), dense=simple, samples=20_000)
-    assert [one.name for one in slower.would_do] == [REFERENCE]
+    assert [item.name for item in slower.would_do] == [REFERENCE]
     assert f"'{REFERENCE}' chooses no heads" in slower.decision
     faster = decision_report((0.0, 0.0), (0.2, 0.2), dense=simple, samples=20_000)
-    assert [one.name for one in faster.would_do] == ["0"]
+    assert [item.name for item in faster.would_do] == ["0"]
     # Against one that chooses heads, a simple arm need be no faster.
     routed = decision_report((0.0, 0.0), (0.0, 0.2), dense=frozenset({"0", "1"}), samples=20_000)
-    assert [one.name for one in routed.would_do] == ["1", "0"]
+    assert [item.name for item in routed.would_do] == ["1", "0"]

@@ -18,7 +18,6 @@ from moh_deploy.decision.score_arms import (
     ArmBlock,
     BlockScorer,
     BlockScores,
-    score_arms,
     score_here,
 )
 from moh_deploy.package import OnnxPackage
@@ -55,7 +54,7 @@ def case(
     file: PlanFile = read_plan(write_case(tmp_path_factory.mktemp("blocks")), trust_code=True)
     models = {name: PackageDir(file.folder / name) for name in ("right", "wrong")}
     base: OnnxPackage = models["right"].package
-    arms = [Arm(name, one.name, one, AS_IT_IS, one.package) for name, one in models.items()]
+    arms = [Arm(name, item.name, item, AS_IT_IS, item.package) for name, item in models.items()]
     with ExitStack() as stack:
         yield _samples(file, base), open_arms(arms, base.manifest, stack)
 
@@ -64,22 +63,24 @@ def scored(scorer: object, case: Case) -> list[bytes]:
     samples, arms = case
     assert callable(scorer)
     found = scorer(arms, samples.batches, samples.metrics, ignore=-100, progress=SilentProgress())
-    return [np.stack([one.weights, *one.totals.values()]).tobytes() for one in found]
+    return [np.stack([item.weights, *item.totals.values()]).tobytes() for item in found]
 
 
 def test_blocks_in_any_order_give_the_same_bits(case: Case):
-    assert scored(BlockScorer({}, None, Counting()), case) == scored(score_arms, case)
+    assert scored(BlockScorer({}, None, Counting()), case) == scored(BlockScorer({}), case)
 
 
 def test_interrupted_scoring_goes_on_where_it_was(case: Case, tmp_path: Path):
     with pytest.raises(Interrupted):
         scored(BlockScorer({"plan": "1"}, tmp_path, Counting(5)), case)
     rest = Counting()
-    assert scored(BlockScorer({"plan": "1"}, tmp_path, rest), case) == scored(score_arms, case)
+    assert scored(BlockScorer({"plan": "1"}, tmp_path, rest), case) == scored(BlockScorer({}), case)
     # 125 runs are 16 blocks of each of two arms.
     assert rest.done == 32 - 5
     again = Counting()
-    assert scored(BlockScorer({"plan": "1"}, tmp_path, again), case) == scored(score_arms, case)
+    assert scored(BlockScorer({"plan": "1"}, tmp_path, again), case) == scored(
+        BlockScorer({}), case
+    )
     assert again.done == 0
 
 
@@ -91,12 +92,12 @@ def test_scores_of_runs_of_another_size_are_not_taken(case: Case, tmp_path: Path
     package = arms["right"].arm.package
     assert package is not None
     of_4, of_8 = (
-        (replace(one, batches=one.batches[:8]), arms)
-        for one in (samples, _samples(larger, package))
+        (replace(sample, batches=sample.batches[:8]), arms)
+        for sample in (samples, _samples(larger, package))
     )
     scorer = BlockScorer({"plan": "1"}, tmp_path / "kept")
     scored(scorer, of_4)
-    assert scored(scorer, of_8) == scored(score_arms, of_8)
+    assert scored(scorer, of_8) == scored(BlockScorer({}), of_8)
 
 
 def test_scores_of_another_plan_or_model_are_not_taken(case: Case, tmp_path: Path):

@@ -103,7 +103,7 @@ def test_each_line_of_sizes_is_its_own_and_single_sizes_tell_nothing():
     long = timed(rng, {1: 0.2, 8: 0.3}, seq=50)
     batch_short, batch_long, *along_seq = found([*short, *long])
     assert (batch_short.others, batch_long.others) == ({"seq": 5}, {"seq": 50})
-    assert [(one.dim, one.others) for one in along_seq] == [
+    assert [(item.dim, item.others) for item in along_seq] == [
         ("seq", {"batch": 1}),
         ("seq", {"batch": 8}),
     ]

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 import moh_deploy
-from moh_deploy.decision import spread
+from moh_deploy.decision import score_arms, spread
 from moh_deploy.decision.arm import Arm, OpenedArm
-from moh_deploy.decision.score_arms import ArmBlock, ran_by
-from moh_deploy.decision.spread import check_ray
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.decision.score_arms import ArmBlock
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
 from moh_deploy.runtime.base import AS_IT_IS
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.system.bounded_json import to_json_text
@@ -43,9 +44,9 @@ def write_case(folder: Path) -> Path:
     """Write two packages, samples of which some are lost, and a plan of many small runs."""
     write_classifier(folder / "right")
     write_classifier(folder / "wrong", bias=1e-5)
-    one = samples(500)
-    write_npz(folder / "x.npz", one.inputs)
-    np.save(folder / "labels.npy", right_labels(one))
+    lost_and_won = samples(500)
+    write_npz(folder / "x.npz", lost_and_won.inputs)
+    np.save(folder / "labels.npy", right_labels(lost_and_won))
     (folder / "code").mkdir()
     (folder / "code" / "spread_margin.py").write_text(MARGIN)
     plan = {
@@ -85,12 +86,11 @@ _OWN_NAMESPACES = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "-
 _OWN_NAMESPACES += ["--kill-child", "--mount-proc", "sh", "-c"]
 
 
-def on_ray(module: str, folder: Path, *arguments: str) -> str:
-    """Run a script in namespaces of its own, and return what it printed."""
+def on_ray(folder: Path, second: str) -> str:
+    """Compare on two nodes in namespaces of their own, and return what was printed."""
     # Sockets of Ray have long names, and a path of one is of 107 characters at most.
     place = f"/tmp/ray-{os.getpid()}"
-    words = " ".join(f"'{one}'" for one in (folder, place, *arguments))
-    script = f"'{sys.executable}' -m tests.decision.{module} {words}"
+    script = f"'{sys.executable}' -m tests.decision.ray_nodes '{folder}' '{place}' {second}"
     # Nothing else is in its network, so nothing has to prove who it is.
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     try:
@@ -120,7 +120,7 @@ def assert_as_alone(folder: Path) -> None:
     )
     assert (folder / "spread.json").read_text() == to_json_text(alone.to_json())
     kept, spread_out = (
-        {one.name: one.read_bytes() for one in (folder / name).glob("*.npz")}
+        {path.name: path.read_bytes() for path in (folder / name).glob("*.npz")}
         for name in ("alone", "spread")
     )
     assert len(kept) > 20
@@ -128,15 +128,9 @@ def assert_as_alone(folder: Path) -> None:
 
 
 @nightly
-def test_a_lost_worker_changes_no_bit_of_the_report(folder: Path):
-    assert "killed 1" in on_ray("ray_compare", folder)
-    assert_as_alone(folder)
-
-
-@nightly
 def test_two_nodes_of_which_one_loses_a_worker_make_the_same_report(folder: Path):
     """The nodes have working directories of their own, and no files but those of the plan."""
-    assert "killed 1, worked on 2 nodes" in on_ray("ray_nodes", folder, "all")
+    assert "killed 1, worked on 2 nodes" in on_ray(folder, "all")
     assert_as_alone(folder)
 
 
@@ -144,118 +138,26 @@ def test_two_nodes_of_which_one_loses_a_worker_make_the_same_report(folder: Path
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ("hidden", r"machine '.*' of the cluster has no /.*model\.onnx"),
-        ("bare", r"a machine of the cluster has no moh-deploy, or another version of it"),
+        ("hidden", r".*model\.onnx.* \(Machine .* of the cluster\.\)"),
+        ("bare", r"workers of the cluster failed at runs \d+ and on: .*moh_deploy"),
     ],
     ids=["no files", "no package"],
 )
 def test_node_that_lacks_what_it_takes_is_refused_in_a_sentence(
     folder: Path, second: str, message: str
 ):
-    said = on_ray("ray_nodes", folder, second)
+    said = on_ray(folder, second)
     assert re.search(rf"^refused: arm '(right|wrong)' cannot run: {message}", said, re.MULTILINE)
 
 
 def test_what_cannot_be_spread_is_refused_first(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(spread.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="Ray is not installed"):
-        check_ray(1)
+        spread.check_ray(1, [])
     monkeypatch.setattr(spread.importlib.util, "find_spec", lambda name: object())
-    check_ray(1)
+    spread.check_ray(1, [])
     with pytest.raises(ConfigError, match="the plan has no `threads`"):
-        check_ray(None)
-
-
-def test_machine_that_runs_an_arm_otherwise_is_refused(tmp_path: Path):
-    package = write_classifier(tmp_path / "package")
-    model = PackageDir(package.root)
-    with model.open() as runner:
-        opened = OpenedArm(Arm("a", model.name, model, AS_IT_IS), runner, package.manifest)
-        spread._check_same(opened, ran_by(opened))
-        with pytest.raises(BackendError, match="arm 'a' cannot run: a machine of the cluster"):
-            spread._check_same(opened, f"{ran_by(opened)}, on another processor")
-
-
-@pytest.fixture
-def task(tmp_path: Path) -> spread._Task:
-    """A block of a package, as it is sent."""
-    package = write_classifier(tmp_path / "package")
-    model = PackageDir(package.root)
-    with model.open() as runner:
-        opened = OpenedArm(Arm("a", model.name, model, AS_IT_IS), runner, package.manifest)
-        found = spread._task(ArmBlock(opened, 0, [], [], -100))
-    assert found is not None
-    return found
-
-
-def test_machine_that_lacks_files_or_has_another_version_is_refused(
-    task: spread._Task, tmp_path: Path
-):
-    spread._check_reachable(task)
-    with pytest.raises(
-        BackendError, match=r"arm 'a' cannot run: machine '.+' of the cluster has no"
-    ):
-        spread._check_reachable(replace(task, folder="/never/there"))
-    (tmp_path / "package" / "model.onnx").unlink()
-    with pytest.raises(BackendError, match=r"of the cluster has no .*/model\.onnx\.") as refused:
-        spread._check_reachable(task)
-    assert "by the same paths" in str(refused.value.hint)
-    write_classifier(tmp_path / "other")
-    (tmp_path / "other" / "model.onnx").rename(tmp_path / "package" / "model.onnx")
-    with pytest.raises(BackendError, match=r"has moh-deploy .*, expected 0\.0 as on this one"):
-        spread._check_reachable(replace(task, version="0.0"))
-
-
-class FakeRay:
-    """Stands for the module, as far as failures are concerned."""
-
-    class exceptions:
-        class RayError(Exception):
-            pass
-
-        class RayTaskError(RayError):
-            def __init__(self, cause: Exception) -> None:
-                self.cause = cause
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, task: spread._Task, ray: object, threads: int) -> None:
-    """Run a block on what stands for the module."""
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(spread, "_task", lambda block: task)
-    block = SimpleNamespace(key=("a", 0))
-    list(spread.RayBlocks("auto", threads)([block]))  # type: ignore[list-item]
-
-
-def test_block_that_no_machine_takes_is_refused(
-    task: spread._Task, monkeypatch: pytest.MonkeyPatch
-):
-    found = [
-        {"Alive": True, "Resources": {"CPU": 4.0}},
-        {"Alive": True, "Resources": {}},
-        {"Alive": False, "Resources": {"CPU": 8.0}},
-    ]
-    ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: found)
-    spread._check_cpus(ray, 4, "auto")
-    message = (
-        r"a block takes 5 threads, and no machine of the Ray cluster at auto has more than 4 C"
-    )
-    with pytest.raises(BackendError, match=message):
-        connect(monkeypatch, task, ray, 5)
-
-
-def test_cluster_of_another_ray_is_refused_in_a_sentence(
-    task: spread._Task, monkeypatch: pytest.MonkeyPatch
-):
-    def init(**options: object) -> None:
-        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n")
-
-    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
-    with pytest.raises(BackendError) as refused:
-        connect(monkeypatch, task, ray, 1)
-    assert refused.value.message == (
-        "the Ray cluster at auto cannot be used: Version mismatch: The cluster was started with:"
-        " Ray: 1.0"
-    )
+        spread.check_ray(None, [])
 
 
 def test_metric_without_a_name_of_its_own_is_refused_first(
@@ -271,23 +173,128 @@ def test_metric_without_a_name_of_its_own_is_refused_first(
     assert "a name of its own" in str(refused.value.hint)
 
 
+class FakeRay:
+    """Stands for the module: of two machines that are alive, the larger has 4 CPUs.
+
+    What is sent is run here, as another process would find it; `fails` is raised in its place.
+    """
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            def __init__(self, cause: Exception) -> None:
+                self.cause = cause
+
+    def __init__(self, fails: Exception | None = None) -> None:
+        self.fails, self.asked = fails, dict[str, int]()
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        cpus = ({"CPU": 4.0}, {}, {"CPU": 8.0})
+        return [{"Alive": i < 2, "Resources": resources} for i, resources in enumerate(cpus)]
+
+    def remote(self, **asked: int) -> Any:
+        self.asked = asked
+        return lambda function: SimpleNamespace(
+            remote=lambda *given: (function, pickle.dumps(given), object())
+        )
+
+    def wait(self, refs: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return refs[-num_returns:], refs[:-num_returns]
+
+    def get(self, ref: tuple[Callable[..., object], bytes, object]) -> object:
+        try:
+            if self.fails is not None:
+                raise self.fails
+            return ref[0](*pickle.loads(ref[1]))
+        except MoHDeployError as error:
+            raise self.exceptions.RayTaskError(error) from error
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Iterator[list[ArmBlock]]:
+    """Blocks of a package and of a server, which are not the same kind of arm."""
+    package = write_classifier(tmp_path / "package")
+    model = PackageDir(package.root)
+    with model.open() as runner:
+        arms = [Arm("a", "", model, AS_IT_IS), Arm("b", "", model, AS_IT_IS, elsewhere="there")]
+        opened = [OpenedArm(arm, runner, package.manifest) for arm in arms]
+        yield [ArmBlock(arm, start, [], [], -100) for start in (0, 8) for arm in opened]
+
+
+def spread_over(ray: Any, blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch, cpus: int = 4):
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return [block.key for block, _ in spread.RayBlocks("auto", cpus)(blocks)]
+
+
+def test_servers_are_asked_by_this_machine(blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch):
+    ray = FakeRay()
+    keys = spread_over(ray, blocks, monkeypatch)
+    assert keys == [("a", 8), ("a", 0), ("b", 0), ("b", 8)]  # the first two as Ray is done
+    assert ray.asked == {"num_cpus": 4, "max_retries": 3}
+
+
+def test_block_that_no_machine_takes_is_refused(
+    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch
+):
+    message = "a block takes 5 threads, and no machine of the Ray cluster at auto has more than 4 C"
+    with pytest.raises(BackendError, match=message):
+        spread_over(FakeRay(), blocks, monkeypatch, cpus=5)
+
+
+def test_cluster_of_another_ray_is_refused_in_a_sentence(
+    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch
+):
+    def init(**options: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    with pytest.raises(BackendError) as refused:
+        spread_over(ray, blocks, monkeypatch)
+    assert refused.value.message == (
+        "the Ray cluster at auto cannot be used: Version mismatch: The cluster was started with:"
+        " Ray: 1.0"
+    )
+
+
+def test_machine_that_runs_an_arm_otherwise_or_lacks_its_files_is_refused(
+    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    with monkeypatch.context() as patched:
+        ours = score_arms.ran_by(blocks[0].arm)
+        found = iter([ours, ours, "another processor"])
+        patched.setattr(spread, "ran_by", lambda arm: next(found))
+        with pytest.raises(
+            BackendError, match="it is run by another processor, expected moh-deploy"
+        ):
+            spread_over(FakeRay(), blocks, monkeypatch)
+    (tmp_path / "package" / "model.onnx").unlink()
+    with pytest.raises(PackageError, match=r"arm 'a' .*model\.onnx.*\(Machine .* of the"):
+        spread_over(FakeRay(), blocks, monkeypatch)
+
+
 @pytest.mark.parametrize(
-    "cause",
+    ("fails", "said"),
     [
-        ModuleNotFoundError("No module named 'scores'"),
-        RuntimeError(
-            "The remote function failed to import on the worker. This may be because of\n\n"
-            "Traceback:\n  File x\nModuleNotFoundError: No module named 'scores'\n"
+        (
+            FakeRay.exceptions.RayTaskError(
+                RuntimeError("It may be\n\nModuleNotFoundError: No module named 'scores'\n")
+            ),
+            "RuntimeError: ModuleNotFoundError: No module named 'scores'",
         ),
+        (FakeRay.exceptions.RayError("worker died"), "RayError: worker died"),
     ],
-    ids=["of a metric", "of this package"],
+    ids=["no module", "lost"],
 )
-def test_machine_that_cannot_import_is_refused_in_a_sentence(cause: Exception):
-    block = SimpleNamespace(key=("a", 0))
-    with pytest.raises(BackendError) as refused, spread._named_failures(FakeRay, block):  # type: ignore[arg-type]
-        raise FakeRay.exceptions.RayTaskError(cause)
-    assert refused.value.message.startswith("arm 'a' cannot run: a machine of the cluster has no")
-    assert refused.value.message.endswith("No module named 'scores'.")
-    ours = ConfigError("what was wrong")
-    with pytest.raises(ConfigError, match="what was wrong"), spread._named_failures(FakeRay, block):  # type: ignore[arg-type]
-        raise FakeRay.exceptions.RayTaskError(ours)
+def test_workers_that_fail_are_told_in_a_sentence(
+    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch, fails: Exception, said: str
+):
+    with pytest.raises(BackendError) as refused:
+        spread_over(FakeRay(fails), blocks, monkeypatch)
+    assert refused.value.message == (
+        f"arm 'a' cannot run: workers of the cluster failed at runs 8 and on: {said}"
+    )

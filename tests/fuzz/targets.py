@@ -25,6 +25,7 @@ from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
 from moh_deploy.report.baseline.ratchet import read_baseline
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.runtime.tensorrt.engine_dir import is_engine_dir, read_engine_dir
 from moh_deploy.serving import Family, Series
@@ -135,8 +136,7 @@ def model(folder: Path) -> Prepared:
     def read(changed: bytes) -> None:
         replace_file(root, "model.onnx", changed)
         package = OnnxPackage.open(root)
-        layers = package.manifest.layers
-        prepare_model(package.model_path, layers, package.gate_names, (), emulate_dtypes=())
+        prepare_model(package, Variant(extra_outputs=package.gate_names))
         load_ir(package)
 
     structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())

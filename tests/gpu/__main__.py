@@ -24,10 +24,9 @@ from tests.gpu import plan, workloads
 from tests.gpu.build import BUILDS
 from tests.gpu.isolated import run_shown
 from tests.gpu.plan import BUDGETS_S, GRACE_S, STAGES, Ingredients
-from tests.gpu.report import Report
+from tests.gpu.report import Report, plan_lines, timing_lines
 from tests.gpu.stage import NothingTested, Options, conclude, run_stage
 from tests.gpu.stored_cases import CASES, HINT, OtherVersion, StoredCases
-from tests.gpu.summary import plan_lines, timing_lines
 
 
 def main() -> int:

@@ -150,11 +150,11 @@ class KernelCall:
 def entries(bench: Bench, sets: Sequence[Tensors]) -> dict[str, Callable[[], Entrant]]:
     """Return the candidates. A new one is a line here."""
     return {
-        OURS: lambda: Entrant([KernelCall(bench, one) for one in sets], gated=True),
+        OURS: lambda: Entrant([KernelCall(bench, tensors) for tensors in sets], gated=True),
         "eager": lambda: _torch(attend, sets),
         "compile": lambda: _torch(bench.device.compiled(attend), sets),
     }
 
 
 def _torch(function: Callable[..., torch.Tensor], sets: Sequence[Tensors]) -> Entrant:
-    return Entrant([TorchCall(function, one.all()) for one in sets], gated=True)
+    return Entrant([TorchCall(function, tensors.all()) for tensors in sets], gated=True)

@@ -60,7 +60,7 @@ def _fused(name: str, backend: SDPBackend) -> list[Candidate]:
                 if sets[0].shape.heads == sets[0].shape.kv_heads:
                     raise
                 # A backend without grouped heads: given keys for each head, made beforehand.
-                sets, note = [_ungrouped(one) for one in sets], "keys repeated beforehand"
+                sets, note = [_ungrouped(each) for each in sets], "keys repeated beforehand"
                 attend = _sdpa(sets[0], grouped=False)
         return Entrant(_torch_calls(sets, attend, gated=gated), gated, context, note)
 
@@ -75,7 +75,7 @@ def _compiled(name: str, make: Callable[[Bench, Tensors], Attend]) -> list[Candi
 
     def enter(bench: Bench, sets: Sequence[Tensors], gated: bool) -> Entrant:
         compiled = bench.device.compiled(_call(make(bench, sets[0]), gated=gated))
-        return Entrant([_torch_call(compiled, one) for one in sets], gated)
+        return Entrant([_torch_call(compiled, each) for each in sets], gated)
 
     return [
         Candidate(name, lambda bench, sets: enter(bench, sets, False), compiled=True),
@@ -121,7 +121,7 @@ def _flex(bench: Bench, one: Tensors) -> Attend:
 
 def _torch_calls(sets: Sequence[Tensors], attend: Attend, *, gated: bool) -> list[TorchCall]:
     function = _call(attend, gated=gated)
-    return [_torch_call(function, one) for one in sets]
+    return [_torch_call(function, each) for each in sets]
 
 
 def _call(attend: Attend, *, gated: bool) -> Callable[..., torch.Tensor]:

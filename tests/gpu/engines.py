@@ -83,7 +83,7 @@ def _choice_problem(package: Path, work: Path, precision: str, plugin: Path | No
     report = moh_deploy.build(
         package, backend="tensorrt", output=engine, precision=precision, plugin=plugin
     )
-    untimed = [one.decision or "" for one in report.layers if not one.times_ms]
+    untimed = [layer.decision or "" for layer in report.layers if not layer.times_ms]
     reasons = moh_deploy.verify(engine, package=package).reasons
     return "; ".join((*untimed, *reasons)) or None
 

@@ -154,7 +154,7 @@ def _routers(sizes: Sizes, dtype: str) -> Iterator[Step]:
 
 def _parts(sizes: Sizes, dtype: str) -> Iterator[Step]:
     first, *_ = sizes.attention
-    for shape, tactic in ((first, "sparse"), *((one, "chosen") for one in sizes.decode)):
+    for shape, tactic in ((first, "sparse"), *((item, "chosen") for item in sizes.decode)):
         arguments = {"shape": shape.json(), "share": 0.75, "dtype": dtype, "tactic": tactic}
         arguments |= _timed(sizes)
         yield Step(f"parts/{shape.name}/{tactic}", "parts", arguments, 4.0)

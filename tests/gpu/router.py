@@ -100,7 +100,7 @@ class KernelCall:
 def entries(bench: Bench, sets: Sequence[Tensors]) -> dict[str, Callable[[], Entrant]]:
     """Return the candidates. A new one is a line here."""
     return {
-        OURS: lambda: Entrant([KernelCall(bench, one) for one in sets], gated=True),
+        OURS: lambda: Entrant([KernelCall(bench, tensors) for tensors in sets], gated=True),
         "eager": lambda: _torch(route, sets),
         "compile": lambda: _torch(bench.device.compiled(route), sets),
     }

@@ -127,8 +127,10 @@ class StoredCases:
     def case(self, index: int) -> StoredCase:
         header = dict(self._headers[index])
         tensors = tuple(
-            None if one is None else StoredTensor(self._file[f"{index}/{i}"], tuple(one[0]), one[1])
-            for i, one in enumerate(header.pop("tensors"))
+            None
+            if item is None
+            else StoredTensor(self._file[f"{index}/{i}"], tuple(item[0]), item[1])
+            for i, item in enumerate(header.pop("tensors"))
         )
         tolerance = Tolerance(*header.pop("tolerance"))
         reference = self._file[f"{index}/reference"]

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from tests.gpu import (
     captures,
-    ceilings,
     correctness,
-    far_apart,
     machine,
     parts,
     plugins,
@@ -30,14 +28,14 @@ JOBS: dict[str, Callable[..., Facts]] = {
     "machine": machine.describe,
     "primitive": primitives.primitive,
     "case": correctness.case,
-    "copy": ceilings.copy,
-    "matrices": ceilings.matrices,
+    "copy": machine.copy,
+    "matrices": machine.matrices,
     "attention": timings.attention,
     "aggregated": timings.aggregated_attention,
     "router": timings.routing,
     "parts": parts.parts,
     "capture": captures.capture,
-    "far_apart": far_apart.far_apart,
+    "far_apart": correctness.far_apart,
     "plugin": plugins.plugin,
 }
 

@@ -46,7 +46,7 @@ class MadeUpDir(Deployed):
 
     def open(self, variant: Variant = AS_IT_IS) -> MadeUpRunner:
         evaluator = ReferenceEvaluator(onnx.load(self.package.model_path))
-        outputs = tuple(one.name for one in self.manifest.outputs)
+        outputs = tuple(output.name for output in self.manifest.outputs)
         return MadeUpRunner(self.manifest.inputs, outputs, evaluator)
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import parser
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
-from moh_deploy.runtime.input_check import check_inputs, check_room
+from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room
 from moh_deploy.system.npz import Array
 
 SPECS = (
@@ -111,3 +113,100 @@ def test_filled_places_may_be_told_by_an_input():
 
 def test_numbers_beside_caches_that_tell_no_length_may_be_anything():
     check_room(CACHES, {"total": 9, "seq": 2, "buffer": 9}, {"scale": np.asarray(np.nan)})
+
+
+# Inputs that need rows which a table does not have are refused, as the original refuses them.
+
+
+# Ids in a table of 10 rows, positions behind a cache in one of 8.
+DECODER = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (int64[batch, seq] ids, float16[batch, past, 4] cache) => (float[batch, seq, c] y)
+        <float[10, 1] tokens = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+         float[8, 1] positions = {0, 1, 2, 3, 4, 5, 6, 7},
+         int64 zero = {0}, int64 one = {1}>
+    {
+        t = Gather (tokens, ids)
+        past_shape = Shape <start = 1, end = 2> (cache) past = Squeeze (past_shape)
+        ids_shape = Shape (ids) seq = Gather (ids_shape, one)
+        total = Add (past, seq) all = Range (past, total, one)
+        p = Gather (positions, all)
+        y = Add (t, p)
+    }"""
+# Positions count the tokens that a mask leaves.
+MASKED = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (int64[batch, seq] mask) => (float[batch, seq, c] y)
+        <float[4, 1] positions = {0, 1, 2, 3}, int64 one = {1}>
+    { counted = CumSum (mask, one) all = Sub (counted, one) y = Gather (positions, all) }"""
+
+
+def check(text: str, *, from_the_end: bool = False) -> IndexCheck:
+    return IndexCheck(parser.parse_model(text), from_the_end=from_the_end)
+
+
+def tokens(ids: list[int], *, past: int = 0, dtype: str = "int64") -> dict[str, Array]:
+    return {"ids": np.array([ids], dtype), "cache": np.zeros((1, past, 4), np.float16)}
+
+
+def test_rows_that_are_there_are_taken():
+    for ids in ([0, 9], [5] * 8, []):
+        check(DECODER).check(tokens(ids))
+
+
+@pytest.mark.parametrize(("wrong", "place"), [(-1, 2), (-10, 0), (10, 1), (-11, 0)])
+def test_id_without_a_row_is_named_with_its_table(wrong: int, place: int):
+    ids = [1, 1, 1]
+    ids[place] = wrong
+    words = f"input 'ids' is {wrong} at [0, {place}], expected 0 to 9: the model looks it up in"
+    with pytest.raises(ConfigError) as refused:
+        check(DECODER).check(tokens(ids))
+    assert refused.value.message == f"{words} 'tokens', a table of 10 rows."
+
+
+def test_negative_ids_count_from_the_end_where_onnx_is_the_original():
+    checked = check(DECODER, from_the_end=True)
+    checked.check(tokens([-1, -10]))
+    with pytest.raises(ConfigError, match=r"'ids' is -11 at \[0, 0\], expected -10 to 9"):
+        checked.check(tokens([-11]))
+
+
+def test_sequence_beyond_a_table_of_positions_is_refused_with_its_name_and_size():
+    checked = check(DECODER)
+    checked.check(tokens([1], past=7))
+    for _ in range(2):  # nothing is remembered of sizes that were refused
+        with pytest.raises(ConfigError) as refused:
+            checked.check(tokens([1, 1], past=7))
+    message = refused.value.message
+    assert message.startswith("the inputs need row 8 of 'positions', a table of 8 rows, expected 0")
+    assert message.endswith("they are 'cache' [1, 7, 4], 'ids' [1, 2].")
+    checked.check(tokens([1], past=7))
+
+
+def test_positions_that_a_mask_tells_are_computed_from_it():
+    mask = np.ones((1, 5), np.int64)
+    with pytest.raises(ConfigError, match="need row 4 of 'positions', a table of 4 rows"):
+        check(MASKED).check({"mask": mask})
+    mask[0, 4] = 0
+    check(MASKED).check({"mask": mask})
+    with pytest.raises(ConfigError, match="need row -1 of 'positions'"):
+        check(MASKED).check({"mask": 1 - mask})
+
+
+def test_ids_of_any_whole_number_are_checked():
+    proto = parser.parse_model(DECODER)
+    for dtype in ("int32", "uint8", "int8"):
+        kind = onnx.TensorProto.DataType.Value(dtype.upper())
+        proto.graph.input[0].type.tensor_type.elem_type = kind
+        checked = IndexCheck(proto, from_the_end=False)
+        checked.check(tokens([9], dtype=dtype))
+        with pytest.raises(ConfigError, match="'ids' is 10 at"):
+            checked.check(tokens([10], dtype=dtype))
+
+
+def test_sizes_that_do_not_fit_are_left_to_the_model():
+    text = """
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (int64[n] a, int64[n] b) => (float[n, c] y) <float[2, 1] table = {0, 1}>
+        { i = Add (a, b) y = Gather (table, i) }"""
+    check(text).check({"a": np.zeros(2, np.int64), "b": np.zeros(3, np.int64)})

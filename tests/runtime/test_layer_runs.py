@@ -8,7 +8,7 @@ import pytest
 from moh_deploy.package import LayerInfo, with_choices
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
-from moh_deploy.runtime.layers_text import runs_as, runs_text
+from moh_deploy.runtime.layers_text import constant_gates, layer_table, runs_as, runs_text
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, write_package
@@ -110,3 +110,27 @@ def test_model_without_layers_or_without_manifest_has_no_layer_runs(tmp_path: Pa
     assert open_runner(package).describe().layer_runs == ()
     other = write_package(tmp_path / "other")
     assert open_runner(other.model_path).describe().layer_runs == ()
+
+
+CONSTANT = replace(LAYER, path="decoder.0", router="constant", reason=None, active_share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("closed_heads", "said"),
+    [
+        ((), ""),
+        ((2,), ", for every query those of head 2"),
+        ((0, 3), ", for every query those of heads 0, 3"),
+    ],
+)
+def test_what_constant_gates_close_is_said(closed_heads: tuple[int, ...], said: str):
+    (line,) = constant_gates([LAYER, replace(CONSTANT, closed_heads=closed_heads)])
+    closed = "75.0 % of the (query, head) pairs are closed at export"
+    assert line == f"decoder.0: no input changes its gates; {closed}{said}"
+
+
+def test_constant_gates_are_made_by_no_operator():
+    (row,) = layer_table("", [CONSTANT], "replaced", [True]).rows
+    assert "constant" in row
+    run = LayerRun("decoder.0", "kernel", None, constant_gates=True)
+    assert runs_text([run]) == "1 MoH layer: attention on a kernel, gates constant"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.graph.forced_gates import fix_routing, fixed_input
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import FUNCTION_BODIES, Variant
+from moh_deploy.runtime.base import FUNCTION_BODIES, RecordingRunner, Variant
 from moh_deploy.runtime.models import OnnxFile, PackageDir
 from moh_deploy.runtime.open_runner import find_deployed, find_model, open_runner
 from moh_deploy.runtime.tensorrt.models import EngineDir
@@ -66,7 +67,7 @@ def test_edits_are_made_in_their_order(package: OnnxPackage):
         fix_routing(graph, {"gates_0": gates})
 
     def look(graph: onnx.GraphProto) -> None:
-        seen.extend(one.name for one in graph.input)
+        seen.extend(item.name for item in graph.input)
 
     variant = Variant(kernels="off").edited(fix).edited(look).returning(["y"])
     found = open_runner(package, variant).run({**vectors().inputs, fixed_input("gates_0"): gates})
@@ -82,3 +83,24 @@ def test_engine_is_opened_in_no_other_way_than_it_was_built(tmp_path: Path):
         open_runner(engine, Variant().returning(["gates_0"]))
     with pytest.raises(ConfigError, match=r"runtime is openvino, but .* is an engine"):
         open_runner(engine, Variant(runtime="openvino"))
+
+
+def test_runs_are_those_of_the_runner_and_what_is_kept_of_them_is_recorded(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    variant = Variant(kernels="off", extra_outputs=("gates_0",))
+    steps: list[int] = []
+
+    def step(number: int) -> nullcontext[None]:
+        steps.append(number)
+        return nullcontext()
+
+    with open_runner(package, variant) as runner:
+        recording = RecordingRunner(runner, frozenset({"gates_0"}), step)
+        assert (recording.inputs, recording.outputs) == (runner.inputs, ("y", "gates_0"))
+        assert recording.describe() == runner.describe()
+        found = [recording.run(vectors(seed=seed).inputs) for seed in range(2)]
+    assert steps == [0, 1]
+    assert [list(result) for result in recording.results] == [["gates_0"], ["gates_0"]]
+    for result, kept in zip(found, recording.results, strict=True):
+        assert set(result) == {"y", "gates_0"}
+        np.testing.assert_array_equal(result["gates_0"], kept["gates_0"])

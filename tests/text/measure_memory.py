@@ -86,7 +86,7 @@ def _family(pid: int) -> list[int]:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return [pid]
-    return [pid, *(one for child in children for one in _family(int(child)))]
+    return [pid, *(item for child in children for item in _family(int(child)))]
 
 
 def _bytes(pid: int, file: str, name: str) -> int:

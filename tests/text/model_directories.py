@@ -48,7 +48,7 @@ def write_plain_torch(root: Path, *, shards: int = 1, **changes: object) -> torc
     for file in (_HERE / "plain_torch").glob("*.py"):
         shutil.copyfile(file, root / file.name)
     write_config(root, {**SMALL, **changes})
-    state = {name: one.clone() for name, one in model.state_dict().items()}
+    state = {name: item.clone() for name, item in model.state_dict().items()}
     if model.head.weight is model.embed.weight:
         del state["head.weight"]  # as Hugging Face leaves out what is tied
     write_weights(root, state, shards=shards)
@@ -83,7 +83,7 @@ def write_old_llama(root: Path) -> None:
     shapes = {"model.embed_tokens.weight": (97, 32), "lm_head.weight": (97, 32)}
     for layer in range(2):
         at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{one}_proj.weight": (n, 32) for one, n in sizes.items()}
+        shapes |= {f"{at}.self_attn.{item}_proj.weight": (n, 32) for item, n in sizes.items()}
         shapes |= {f"{at}.up_proj.weight": (48, 32), f"{at}.up_proj.bias": (48,)}
         shapes |= {f"{at}.down_proj.weight": (32, 48), f"{at}.down_proj.bias": (32,)}
         shapes |= {f"{at}.{norm}_layernorm.weight": (32,) for norm in ("input", "post_attention")}

@@ -92,10 +92,10 @@ def write_gated(root: Path, family: str) -> None:
     )
     generator = torch.Generator().manual_seed(1)
     state = {
-        key: torch.randn(one.shape, generator=generator) / one.shape[-1] ** 0.5
-        if one.ndim > 1
-        else one
-        for key, one in built.state_dict().items()
+        key: torch.randn(item.shape, generator=generator) / item.shape[-1] ** 0.5
+        if item.ndim > 1
+        else item
+        for key, item in built.state_dict().items()
         if key != "lm_head.weight" or family == "mistral"
     }
     for layer in range(2):
@@ -129,7 +129,7 @@ def test_tokens_of_a_padded_batch_are_those_of_the_model_alone(family: str, tmp_
     assert len(package.manifest.layers) == 2
     report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=STEPS)
     expected = [alone(root, prompt, STEPS) for prompt in PROMPTS]
-    assert [list(one.tokens) for one in report.texts] == expected
+    assert [list(text.tokens) for text in report.texts] == expected
 
 
 @nightly

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moh_deploy.config.checked_yaml import dotted
+from moh_deploy.decision.cost.report import SizeOutcome
 from moh_deploy.decision.latency_promise import LEAST_BLOCKS
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_file import sha256_of_json
@@ -45,14 +46,6 @@ class DecidedWouldDo(_Part):
     name: str
 
 
-class DecidedBreakEven(_Part):
-    """Where an arm breaks even in size; see `moh_deploy.decision.size_break_even`."""
-
-    arm: str
-    rival: str
-    outcome: str
-
-
 class Decided(_Part):
     """The report; see `moh_deploy.decision.report.DecisionReport`."""
 
@@ -64,7 +57,7 @@ class Decided(_Part):
     machine: str
     arms: Annotated[tuple[DecidedArm, ...], Field(min_length=1)]
     would_do: tuple[DecidedWouldDo, ...]
-    break_even: tuple[DecidedBreakEven, ...] = ()
+    break_even: tuple[SizeOutcome, ...] = ()
 
     @property
     def served(self) -> tuple[DecidedArm, ...]:
@@ -118,6 +111,7 @@ def _check(found: Decided, path: Path) -> None:
             hint="Give the plan `latency`, and `sizes` that traffic has.",
         )
     for arm in found.served:
+        # Draws of blocks take all arms at once, so all have the same sizes and as many blocks.
         if tuple(latency.sizes for latency in arm.latency) != found.sizes:
             raise ConfigError(f"{path}: arm '{arm.name}' was timed at other sizes.")
         counts = [len(latency.block_means_ms) for latency in arm.latency]

@@ -1,14 +1,14 @@
-"""The prices of a team: a YAML file in which every price has its unit.
+"""The prices of a team, and what they make of times of runs: a month's bill, and what is saved.
 
-docs/cost.md describes it.
+docs/cost.md describes the YAML file, in which every price has its unit.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,12 @@ from pydantic_core import PydanticCustomError
 from moh_deploy.config.checked_yaml import checked, read_mapping
 from moh_deploy.system.units import NUMBER
 
-# A figure with the interval that its inputs leave, and figures derived from others.
+_PRICE = re.compile(rf"({NUMBER})\s*([A-Z]{{3}})\s*(?:/\s*([A-Za-z]+))?", re.ASCII)
+_UNITS = {"hour": ("h", "hour"), "day": ("day", "d")}
+HOURS_OF_A_MONTH = 365.25 / 12 * 24
+_MS_OF_AN_HOUR = 3.6e6
+_STEPS = 64
+"""How finely a range of utilization is looked through where whole machines are paid."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,6 @@ class Estimate:
         return self.low, self.high
 
 
-def exactly(value: float) -> Estimate:
-    """Return a figure that is known."""
-    return Estimate(value, value, value)
-
-
 def derived(function: Callable[..., float], *inputs: Estimate) -> Estimate:
     """Return what a function makes of its inputs: its interval holds all combinations of ends.
 
@@ -59,21 +59,12 @@ def derived(function: Callable[..., float], *inputs: Estimate) -> Estimate:
     return Estimate(value, min(corners), max(corners))
 
 
-_PRICE = re.compile(rf"({NUMBER})\s*([A-Z]{{3}})\s*(?:/\s*([A-Za-z]+))?", re.ASCII)
-_UNITS = {"hour": ("h", "hour"), "day": ("day", "d")}
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Price(_Section):
-    """An amount of money for one unit of something.
-
-    Attributes:
-        amount: How much.
-        currency: Three capitals.
-    """
+    """An amount of money for one unit of something; the currency is three capitals."""
 
     amount: float
     currency: str
@@ -142,12 +133,7 @@ class MachineSection(_Section):
 
 
 class EngineeringSection(_Section):
-    """`engineering:` what it takes once, until another arm serves.
-
-    Attributes:
-        days: How many.
-        per_day: What one costs.
-    """
+    """`engineering:` the days that it takes once, until another arm serves, and what one costs."""
 
     days: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     per_day: Annotated[Price, _price_per("day")]
@@ -168,28 +154,19 @@ class Prices(_Section):
 
     @model_validator(mode="after")
     def _one_currency(self) -> Prices:
-        found = dict(self._priced())
+        found = {"machine.per_hour": self.machine.per_hour.currency}
+        if self.engineering is not None:
+            found["engineering.per_day"] = self.engineering.per_day.currency
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{place} in {currency}" for place, currency in found.items())
             raise ValueError(f"prices are in several currencies, expected one: {listed}.")
         return self
 
-    def _priced(self) -> Iterator[tuple[str, str]]:
-        yield "machine.per_hour", self.machine.per_hour.currency
-        if self.engineering is not None:
-            yield "engineering.per_day", self.engineering.per_day.currency
-
     @property
-    def currency(self) -> str:
-        """Of all of them."""
-        return self.machine.per_hour.currency
-
-    @property
-    def engineering_cost(self) -> Estimate:
+    def engineering_cost(self) -> float:
         """What it takes once."""
-        if self.engineering is None:
-            return exactly(0.0)
-        return exactly(self.engineering.days * self.engineering.per_day.amount)
+        once = self.engineering
+        return 0.0 if once is None else once.days * once.per_day.amount
 
 
 def read_prices(path: Path) -> Prices:
@@ -202,58 +179,12 @@ def read_prices(path: Path) -> Prices:
     return checked(document, Prices, str(path))
 
 
-# Turn times of runs into money: what a month costs, what is saved, when it has paid for itself.
-
-HOURS_OF_A_MONTH = 365.25 / 12 * 24
-_MS_OF_AN_HOUR = 3.6e6
-_STEPS = 64
-"""How finely a range of utilization is looked through where whole machines are paid."""
-
-
 @dataclass(frozen=True)
-class BillTerms:
-    """Terms of a month's bill besides the time of a request: traffic, prices, paying back.
+class Bill:
+    """What prices make of the times of runs, for so many requests a month."""
 
-    Attributes:
-        requests: In a month.
-        utilization: Share of the paid time that machines compute.
-        per_hour: What a machine costs.
-        engineering: What it takes once.
-        runs_at_once: On one machine.
-        by_machine: Whole machines are paid.
-        months: Within how many it has to be paid back.
-    """
-
-    requests: Estimate
-    utilization: Estimate
-    per_hour: Estimate
-    engineering: Estimate
-    runs_at_once: int
-    by_machine: bool
-    months: float
-
-    @classmethod
-    def of(cls, prices: Prices, requests: float) -> BillTerms:
-        """Return what prices say, for so many requests a month."""
-        machine = prices.machine
-        return cls(
-            requests=exactly(requests),
-            utilization=machine.utilization.estimate,
-            per_hour=exactly(machine.per_hour.amount),
-            engineering=prices.engineering_cost,
-            runs_at_once=machine.runs_at_once,
-            by_machine=machine.billed == "by-machine",
-            months=prices.months,
-        )
-
-    def machines(self, ms: Estimate) -> Estimate:
-        """Return how many machines are busy all month, parts of one counted as such."""
-
-        def number(ms: float, requests: float, utilization: float) -> float:
-            hours = ms * requests / _MS_OF_AN_HOUR / utilization / self.runs_at_once
-            return hours / HOURS_OF_A_MONTH
-
-        return derived(number, ms, self.requests, self.utilization)
+    prices: Prices
+    requests: float
 
     def month(self, ms: Estimate) -> Estimate:
         """Return what a month costs.
@@ -261,12 +192,7 @@ class BillTerms:
         Args:
             ms: Time of the run of one request on average.
         """
-
-        def cost(machines: float, per_hour: float) -> float:
-            paid = _whole(machines) if self.by_machine else machines
-            return paid * HOURS_OF_A_MONTH * per_hour
-
-        return derived(cost, self.machines(ms), self.per_hour)
+        return derived(self._cost, ms, self.prices.machine.utilization.estimate)
 
     def saving(self, reference_ms: float, saved_ms: Estimate) -> Estimate:
         """Return what a month costs less than with the reference.
@@ -276,53 +202,25 @@ class BillTerms:
             saved_ms: Time of the arm's run below that of the reference, whose interval is of both
                 together.
         """
+        machine = self.prices.machine
 
         def less(saved: float, utilization: float) -> float:
-            fixed = replace(self, utilization=exactly(utilization))
-            after = exactly(max(0.0, reference_ms - saved))
-            return fixed.month(exactly(reference_ms)).value - fixed.month(after).value
+            after = self._cost(max(0.0, reference_ms - saved), utilization)
+            return self._cost(reference_ms, utilization) - after
 
         # Whole machines are saved in steps, more in between than at either end.
-        steps = _STEPS if self.by_machine else 1
-        low, high = self.utilization.ends
+        steps = _STEPS if machine.billed == "by-machine" else 1
+        low, high = machine.utilization.estimate.ends
         shares = [low + (high - low) * step / steps for step in range(steps + 1)]
-        value = less(saved_ms.value, self.utilization.value)
+        value = less(saved_ms.value, machine.utilization.estimate.value)
         found = [value, *(less(saved, share) for saved in saved_ms.ends for share in shares)]
         return Estimate(value, min(found), max(found))
 
-    def net(self, saving: Estimate) -> Estimate:
-        """Return what is left in the time within which it has to be paid back."""
-        return derived(lambda month, once: month * self.months - once, saving, self.engineering)
-
-
-def _whole(machines: float) -> float:
-    # 3 machines computed in floats may be 3 and a bit: nobody rents a fourth for that.
-    return math.ceil(machines - 1e-9)
-
-
-@dataclass(frozen=True)
-class PaidBack:
-    """After how many months an arm has paid for the engineering; None: never.
-
-    Attributes:
-        months: As measured.
-        low: At best.
-        high: At worst.
-    """
-
-    months: float | None
-    low: float | None
-    high: float | None
-
-
-def paid_back(saving: Estimate, engineering: Estimate) -> PaidBack:
-    """Return when savings add up to what it takes once."""
-
-    def months(once: float, month: float) -> float | None:
-        return once / month if month > 0 else None
-
-    return PaidBack(
-        months(engineering.value, saving.value),
-        months(engineering.low, saving.high),
-        months(engineering.high, saving.low),
-    )
+    def _cost(self, ms: float, utilization: float) -> float:
+        machine = self.prices.machine
+        hours = ms * self.requests / _MS_OF_AN_HOUR / utilization / machine.runs_at_once
+        machines = hours / HOURS_OF_A_MONTH
+        if machine.billed == "by-machine":
+            # 3 machines computed in floats may be 3 and a bit: nobody rents a fourth for that.
+            machines = math.ceil(machines - 1e-9)
+        return machines * HOURS_OF_A_MONTH * machine.per_hour.amount

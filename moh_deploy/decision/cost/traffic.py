@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,10 +31,12 @@ class SizedRequests:
     Attributes:
         sizes: Of the dynamic dimensions.
         share: Of all requests.
+        extrapolated: Its times are taken between those of two measured sizes.
     """
 
-    sizes: Mapping[str, int]
+    sizes: dict[str, int]
     share: float
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,26 +73,42 @@ def read_traffic(path: Path, dims: Sequence[str], *, days: float | None = None) 
     except FileNotFoundError:
         raise ConfigError(f"traffic is {path}, which does not exist.") from None
     rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    # Sizes in the order of `dims`, to their requests.
     counted: Counter[tuple[int, ...]] = Counter()
     stamps: list[float] = []
     try:
         is_log = _check_columns(rows.fieldnames or (), dims, path)
-        for sizes, count, stamp in _read_rows(rows, dims, path, is_log=is_log):
-            counted[sizes] += count
-            stamps += [] if stamp is None else [stamp]
+        for row in rows:
+            place = f"{path}, line {rows.line_num}"
+            if None in row or None in row.values():
+                raise ConfigError(f"{place}: has another number of values than the header.")
+            sizes = tuple(_whole(row[name], name, place, least=1) for name in dims)
+            if is_log:
+                stamps.append(_seconds(row["timestamp"], place))
+            counted[sizes] += 1 if is_log else _whole(row["count"], "count", place, least=0)
     except csv.Error as problem:
         raise ConfigError(f"{path}, line {rows.line_num}: is no CSV: {problem}.") from None
     total = sum(counted.values())
     if not total:
         raise ConfigError(f"{path} has no requests.")
-    days, notes = _days(stamps, days, path) if is_log else (days or DAYS_OF_A_MONTH, ())
+    notes: tuple[str, ...] = ()
+    if is_log and days is None:
+        # Between n requests there are n - 1 gaps: a log ends with its last one.
+        days = (max(stamps) - min(stamps)) / 86_400 * len(stamps) / max(1, len(stamps) - 1)
+        if not days:
+            raise ConfigError(
+                f"{path}: its timestamps span no time, so requests of a month are not known.",
+                hint="Say how many days it is of by --days.",
+            )
+    if is_log and days is not None and days < _SHORT_LOG_DAYS:
+        notes = (f"A month is extrapolated from {days:.3g} days of traffic.",)
     return Traffic(
         tuple(
             SizedRequests(dict(zip(dims, sizes, strict=True)), count / total)
             for sizes, count in counted.most_common()
             if count
         ),
-        total * DAYS_OF_A_MONTH / days,
+        total * DAYS_OF_A_MONTH / (days or DAYS_OF_A_MONTH),
         notes,
     )
 
@@ -110,21 +128,6 @@ def _check_columns(columns: Sequence[str], dims: Sequence[str], path: Path) -> b
     if ("count" in columns) == ("timestamp" in columns) or len(set(columns)) < len(columns):
         raise ConfigError(f"{path}: has columns {', '.join(columns) or 'none'}, expected {wanted}.")
     return "timestamp" in columns
-
-
-def _read_rows(
-    rows: csv.DictReader[str], dims: Sequence[str], path: Path, *, is_log: bool
-) -> Iterator[tuple[tuple[int, ...], int, float | None]]:
-    """Yield sizes, a count, and in a log a time in seconds."""
-    for row in rows:
-        place = f"{path}, line {rows.line_num}"
-        if None in row or None in row.values():
-            raise ConfigError(f"{place}: has another number of values than the header.")
-        sizes = tuple(_whole(row[name], name, place, least=1) for name in dims)
-        if is_log:
-            yield sizes, 1, _seconds(row["timestamp"], place)
-        else:
-            yield sizes, _whole(row["count"], "count", place, least=0), None
 
 
 def _whole(text: str, name: str, place: str, *, least: int) -> int:
@@ -159,19 +162,3 @@ def _seconds(text: str, place: str) -> float:
             f"{place}: timestamp is '{text:.40}', expected seconds since 1970, or such as"
             " 2026-03-01T12:00:00Z."
         ) from None
-
-
-def _days(
-    stamps: Sequence[float], given: float | None, path: Path
-) -> tuple[float, tuple[str, ...]]:
-    found = (max(stamps) - min(stamps)) / 86_400
-    # Between n requests there are n - 1 gaps: a log ends with its last one.
-    days = found * len(stamps) / max(1, len(stamps) - 1) if given is None else given
-    if not 0 < days < float("inf"):
-        raise ConfigError(
-            f"{path}: its timestamps span no time, so requests of a month are not known.",
-            hint="Say how many days it is of by --days.",
-        )
-    if days >= _SHORT_LOG_DAYS:
-        return days, ()
-    return days, (f"A month is extrapolated from {days:.3g} days of traffic.",)

@@ -20,7 +20,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy, to_torch
 from moh_deploy.graph.stand_ins import STAND_IN, STAND_IN_DOMAIN
 from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.onnxruntime.one_node import node_output_types, run_node
+from moh_deploy.runtime.onnxruntime.session import node_output_types, run_node
 
 
 @torch.library.custom_op(

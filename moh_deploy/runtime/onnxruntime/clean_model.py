@@ -60,7 +60,13 @@ def clean_model(model: ir.Model) -> ir.Model:
             f"the graph cannot be read: {type(error).__name__}: {error}.",
             hint="onnx.checker.check_model says whether it is a valid model.",
         ) from error
-    _put_back(cleaned, len(inputs), weights)
+    # Inputs stand in for the large weights, as far as anything reads them.
+    stands_in = list(cleaned.graph.inputs)[len(inputs) :]
+    del cleaned.graph.inputs[len(inputs) :]
+    for value in stands_in:
+        if value.uses() or value in cleaned.graph.outputs:
+            value.const_value = weights[value.name or ""].const_value
+            cleaned.graph.register_initializer(value)
     for node in cleaned.graph.all_nodes():
         node.metadata_props.update(notes.get(_first_output(node), {}))
     cleaned.opset_imports.update(model.opset_imports)
@@ -86,17 +92,6 @@ def _set_aside(model: ir.Model) -> dict[str, ir.Value]:
         assert tensor is not None
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
     return large
-
-
-def _put_back(model: ir.Model, count: int, weights: dict[str, ir.Value]) -> None:
-    """Make weights of the inputs behind the first `count`, as far as anything reads them."""
-    graph = model.graph
-    stands_in = list(graph.inputs)[count:]
-    del graph.inputs[count:]
-    for value in stands_in:
-        if value.uses() or value in graph.outputs:
-            value.const_value = weights[value.name or ""].const_value
-            graph.register_initializer(value)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,19 @@
-"""Ask an ONNX Runtime session which nodes of domain `moh` run on a kernel."""
+"""Give an ONNX Runtime session our kernels, and ask it which nodes of domain `moh` run on them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from moh_deploy.errors import BackendError
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.graph_nodes import all_nodes
+from moh_deploy.runtime.kernel_use import REINSTALL, KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl
 
 if TYPE_CHECKING:
@@ -49,17 +51,19 @@ class Placement:
         """Return for each node whether a kernel runs it, or its function body."""
         if not self.nodes:
             return {}
+        nodes: Iterable[Any]
+        if _reports_assignment():
+            subgraphs = session.get_provider_graph_assignment_info()
+            nodes = [node for graph in subgraphs for node in graph.get_nodes()]
+        else:
+            nodes = all_nodes(onnx.load(self._dump, load_external_data=False).graph)
         # What has no kernel is gone: its function body stands in its place, under other names.
-        kept = _assigned(session) if _reports_assignment() else self._dumped()
+        kept = {node.name for node in nodes if base_domain(node.domain) == KERNEL_DOMAIN}
         return {name: "kernel" if name in kept else "function" for name in self.nodes}
 
     @property
     def _dump(self) -> Path:
         return self.scratch / "optimized.onnx"
-
-    def _dumped(self) -> set[str]:
-        graph = onnx.load(self._dump, load_external_data=False).graph
-        return {node.name for node in all_nodes(graph) if base_domain(node.domain) == KERNEL_DOMAIN}
 
 
 def _reports_assignment() -> bool:
@@ -69,7 +73,29 @@ def _reports_assignment() -> bool:
     return hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 
 
-def _assigned(session: ort.InferenceSession) -> set[str]:
-    subgraphs = session.get_provider_graph_assignment_info()
-    nodes = [node for graph in subgraphs for node in graph.get_nodes()]
-    return {node.name for node in nodes if base_domain(node.domain) == KERNEL_DOMAIN}
+def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str] = ()) -> None:
+    """Give the library to a session that is still to be made.
+
+    Args:
+        domains: Those in which the model has nodes that are to run on kernels; none for the eight
+            that the library expects.
+
+    Raises:
+        BackendError: The library or this ONNX Runtime refuses, with the reason.
+    """
+    if use.library is None:
+        return
+    # The library reads these when it is registered.
+    options.add_session_config_entry("moh.instruction_set", str(use.instruction_set))
+    options.add_session_config_entry("moh.compute_type", use.compute_type)
+    if named := ",".join(sorted(domains)):
+        options.add_session_config_entry("moh.domains", named)
+    try:
+        options.register_custom_ops_library(str(use.library))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
+        import onnxruntime as ort
+
+        raise BackendError(
+            f"{use.library} cannot be registered with ONNX Runtime {ort.__version__}: {error}",
+            hint=REINSTALL,
+        ) from error

@@ -49,7 +49,10 @@ def quantize_products(model: ir.Model, names: Sequence[str]) -> ir.Model:
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
         )
         _tell(after, add=False)
-        return _loaded(after)
+        model = ir.load(after)
+        # Into memory: the files are about to go.
+        ir.external_data.load_to_model(model)
+        return model
 
 
 def quantize_weight(weight: Array, bits: int) -> BlockWeight:
@@ -106,20 +109,10 @@ def _own_log() -> Iterator[None]:
 
 def _tell(path: Path, *, add: bool) -> None:
     proto = onnx.load(path, load_external_data=False)
-    kept = [
-        metadata_prop
-        for metadata_prop in proto.metadata_props
-        if metadata_prop.key not in (_TOLD[0], "onnx.infer")
-    ]
+    names = (_TOLD[0], "onnx.infer")
+    kept = [prop for prop in proto.metadata_props if prop.key not in names]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     if add:
         proto.metadata_props.add(key=_TOLD[0], value=_TOLD[1])
     path.write_bytes(proto.SerializeToString())
-
-
-def _loaded(path: Path) -> ir.Model:
-    """Return the model with its weights in memory: the files are about to go."""
-    model = ir.load(path)
-    ir.external_data.load_to_model(model)
-    return model

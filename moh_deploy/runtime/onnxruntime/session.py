@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from onnx import parser
+import onnx
+from onnx import helper, parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
-from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo, read_outline
+from moh_deploy.ops.cases import numpy_dtype
+from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room, empty_axis
-from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels, register, require_kernels
-from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
-from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.kernel_use import choose_kernels
+from moh_deploy.runtime.onnxruntime.placement import Placement, register
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
-from moh_deploy.runtime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.system.isolate import isolated
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -47,8 +51,6 @@ class OrtRunner(Runner):
     """A model in an ONNX Runtime session: inputs are checked, and bfloat16 goes in and out.
 
     Attributes:
-        description: What runs each layer, as read from the session.
-        index_check: Refuses indices that tables have no rows for.
         buffers: Outputs that are written into an input, and these inputs: one memory is both.
         caches: What the package says of them; None for models that are of none.
         run_options: How ONNX Runtime makes each run that is not timed.
@@ -64,41 +66,32 @@ class OrtRunner(Runner):
     _session: ort.InferenceSession
 
     def describe(self) -> Description:
-        """Say what runs each layer; see `Runner.describe`."""
         return self.description
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; see `Runner.run`."""
         return self.run_returning(inputs, self.outputs)
 
     def run_returning(
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
         self._check(inputs)
-        if self.buffers:
-            return self._run_in_place(inputs, outputs)
-        feeds = {name: to_ort(array) for name, array in inputs.items()}
-        names = list(outputs)
-        results = self._explaining(
-            inputs, lambda: self._session.run_with_ort_values(names, feeds, self.run_options)
-        )
-        return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
-
-    def _run_in_place(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
-        """Run with one memory for each buffer, a copy of the input: the caller's stays as it is."""
-        # Arrays are held here until all is copied: ONNX Runtime's values do not keep them.
+        options = self.run_options
+        if not self.buffers:
+            values = {name: to_ort(array) for name, array in inputs.items()}
+            names = list(outputs)
+            results = self._explaining(
+                inputs, lambda: self._session.run_with_ort_values(names, values, options)
+            )
+            return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
+        # One memory for each buffer, a copy of the input: the caller's stays as it is. Arrays are
+        # held here until all is copied: ONNX Runtime's values do not keep them.
         feeds = self._with_own_buffers(inputs)
         binding = self._bound(feeds, outputs)
-        self._explaining(
-            inputs, lambda: self._session.run_with_iobinding(binding, self.run_options)
-        )
+        self._explaining(inputs, lambda: self._session.run_with_iobinding(binding, options))
         # Of buffers whose output nobody asked for, there are results behind.
-        results = dict(zip(outputs, binding.get_outputs(), strict=False))
+        found = dict(zip(outputs, binding.get_outputs(), strict=False))
         return {
-            name: feeds[self.buffers[name]] if name in self.buffers else from_ort(results[name])
+            name: feeds[self.buffers[name]] if name in self.buffers else from_ort(found[name])
             for name in outputs
         }
 
@@ -185,87 +178,53 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
-    if isinstance(source, OnnxPackage):
-        path, layers = source.model_path, source.manifest.layers
-        compute_type, caches = source.manifest.compute_type, source.manifest.caches
-        from_the_end = source.manifest.from_onnx
-    else:
-        path, layers, compute_type, caches, from_the_end = source, (), "float32", None, True
-        read_outline(path)  # of a package that was done when it was opened
+    import onnxruntime as ort
+
+    # Emulation is decided here and recorded in the description: no result may look native that is
+    # not. A model that computes in both is emulated in bfloat16.
+    emulated: list[EmulatedDtype] = [] if _has_bfloat16() else ["bfloat16"]
+    emulated += ["float16"] if variant.round_results else []
+    model = prepare_model(source, variant, emulate_dtypes=emulated)
     use = choose_kernels(
         variant.kernels,
         library=variant.library,
         instruction_set=variant.instruction_set,
-        compute_type=variant.compute_type or compute_type,
-    )
-    # Emulation is decided here and recorded in the description: no result may look native that is
-    # not.
-    emulated = _emulated(round_results=variant.round_results)
-    model = prepare_model(
-        path,
-        layers,
-        variant.extra_outputs,
-        variant.edits,
-        emulate_dtypes=emulated,
-        from_the_end=from_the_end,
+        compute_type=model.compute_type,
     )
     # Fused operators would skip the roundings that are emulated.
     optimize = variant.optimize and not model.emulated_dtype
-    options = session_options(path.parent, variant.threads, optimize)
+    options = session_options(model.folder, variant.threads, optimize)
     if not variant.spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.has_float16:
         options.add_session_config_entry(*TRANSPOSE_FUSION)
-    session, layer_impl = _placed(model, use, options)
-    use = replace(
-        use,
-        emulated_dtype=model.emulated_dtype,
-        no_kernel_for=_without_kernel(model, layer_impl) if use.library is not None else (),
-    )
-    if variant.kernels == "require":
-        require_kernels(use, layer_impl)
-    description = Description(
-        runtime_name(),
-        use,
-        layer_impl,
-        layer_runs(layers, layer_impl, routers=model.routers),
-        model.layer_nodes,
-    )
-    inputs = tuple(map(tensor_info, session.get_inputs()))
-    outputs = tuple(value.name for value in session.get_outputs())
-    return OrtRunner(
-        inputs,
-        outputs,
-        description,
-        model.index_check,
-        model.buffers,
-        caches,
-        _run_options(gives_back=not variant.spins),
-        session,
-    )
-
-
-def _placed(
-    model: PreparedModel, use: KernelUse, options: ort.SessionOptions
-) -> tuple[ort.InferenceSession, dict[str, LayerImpl]]:
-    """Make the session, and read from it what runs each node."""
     # Older versions of ONNX Runtime write what was placed where into a file; it is read at once.
     with scratch_directory("moh-deploy-session") as scratch:
         placement = Placement(list(model.moh_nodes), scratch)
         placement.prepare(options)
         register(use, options, {operator.domain for operator in model.moh_nodes.values()})
         session = create_session(model.content, options)
-        return session, placement.read(session) | model.dense_nodes
-
-
-def _without_kernel(model: PreparedModel, layer_impl: Mapping[str, LayerImpl]) -> tuple[str, ...]:
-    """Return the operators that a library would have to know for all nodes to run on kernels."""
-    found = {
+        layer_impl = placement.read(session) | model.dense_nodes
+    # The operators that the library would have to know for all nodes to run on kernels.
+    unknown = {
         str(operator)
         for node, operator in model.moh_nodes.items()
-        if layer_impl[node] == "function"
+        if layer_impl[node] == "function" and use.library is not None
     }
-    return tuple(sorted(found))
+    use = replace(use, emulated_dtype=model.emulated_dtype, no_kernel_for=tuple(sorted(unknown)))
+    run_options = ort.RunOptions()
+    if not variant.spins:  # else the arena keeps as much as the largest run took
+        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return OrtRunner(
+        tuple(map(tensor_info, session.get_inputs())),
+        tuple(value.name for value in session.get_outputs()),
+        model.description(runtime_name(), use, layer_impl, variant.kernels),
+        model.index_check,
+        model.buffers,
+        model.caches,
+        run_options,
+        session,
+    )
 
 
 def runtime_name() -> str:
@@ -273,15 +232,6 @@ def runtime_name() -> str:
     import onnxruntime as ort
 
     return f"ONNX Runtime {ort.__version__}"
-
-
-def _emulated(*, round_results: bool) -> tuple[EmulatedDtype, ...]:
-    """Return the dtypes to emulate, the first that a model computes in first.
-
-    A model that computes in both is emulated in bfloat16.
-    """
-    bfloat16: tuple[EmulatedDtype, ...] = () if _has_bfloat16() else ("bfloat16",)
-    return (*bfloat16, "float16") if round_results else bfloat16
 
 
 @lru_cache
@@ -316,15 +266,6 @@ def session_options(folder: Path, threads: int | None, optimize: bool) -> ort.Se
     return options
 
 
-def _run_options(*, gives_back: bool) -> ort.RunOptions:
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    if gives_back:  # else the arena keeps as much as the largest run took
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
-
-
 def create_session(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     import onnxruntime as ort
 
@@ -349,14 +290,11 @@ def _calling_ort(doing: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
-        raise BackendError(f"ONNX Runtime failed while {doing}: {_essence(str(error))}") from error
-
-
-def _essence(message: str) -> str:
-    """Cut status codes and source locations from a message: they say nothing about the model."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(message.split()))
-    text = _SOURCE_LOCATION.sub("", text)
-    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        # Status codes and source locations say nothing about the model.
+        text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+        text = _SOURCE_LOCATION.sub("", text)
+        text = text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        raise BackendError(f"ONNX Runtime failed while {doing}: {text}") from error
 
 
 # `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
@@ -385,3 +323,42 @@ def _load(path: Path) -> bool:
     options.log_severity_level = 4
     ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     return True
+
+
+# Run one node of a model by itself: what an operator computes that nothing here knows.
+
+
+def run_node(model: bytes, inputs: Sequence[Array]) -> list[Array]:
+    """Return the outputs of a node.
+
+    Args:
+        model: A ModelProto of that node alone, whose inputs have no types yet.
+        inputs: In its order.
+
+    Raises:
+        BackendError: ONNX Runtime has no such operator, or it fails.
+    """
+    specs = tuple(TensorInfo("", array.dtype.name, array.shape) for array in inputs)
+    session = _session(model, specs)
+    names = [value.name for value in session.get_inputs()]
+    feeds = {name: to_ort(array) for name, array in zip(names, inputs, strict=True)}
+    return [from_ort(value) for value in session.run_with_ort_values(None, feeds)]
+
+
+def node_output_types(model: bytes, inputs: Sequence[TensorInfo]) -> list[TensorInfo]:
+    """Return what ONNX Runtime says of a node's outputs; a size that it cannot tell has a name
+    that no input's size has.
+
+    Raises:
+        BackendError: It has no such operator, or the inputs do not fit it.
+    """
+    return [tensor_info(value) for value in _session(model, tuple(inputs)).get_outputs()]
+
+
+@lru_cache(maxsize=32)
+def _session(model: bytes, inputs: tuple[TensorInfo, ...]) -> ort.InferenceSession:
+    proto = onnx.ModelProto.FromString(model)
+    for declared, spec in zip(proto.graph.input, inputs, strict=True):
+        dtype = helper.np_dtype_to_tensor_dtype(numpy_dtype(spec.dtype))
+        declared.type.CopyFrom(helper.make_tensor_type_proto(dtype, spec.shape))
+    return create_session(proto.SerializeToString(), session_options(Path(), 1, optimize=False))

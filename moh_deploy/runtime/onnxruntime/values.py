@@ -89,10 +89,7 @@ def to_dlpack(array: Array) -> object:
     import onnxruntime as ort
 
     source = np.ascontiguousarray(array).reshape(array.shape)
-    if source.dtype == BFLOAT16:
-        element = onnx.TensorProto.BFLOAT16
-    else:
-        element = onnx.helper.np_dtype_to_tensor_dtype(source.dtype)
+    element = onnx.helper.np_dtype_to_tensor_dtype(source.dtype)
     value = ort.OrtValue.ortvalue_from_shape_and_type(list(source.shape), element)
     if not hasattr(value, "__dlpack__"):
         raise BackendError(

@@ -17,7 +17,7 @@ from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError
 from moh_deploy.package import ComputeType
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels
+from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels, library_function
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -150,7 +150,9 @@ def _load(path: Path) -> ctypes.CDLL:
         ("moh_openvino_version", "moh-deploy", __version__),
         ("moh_openvino_release", "OpenVINO", _release()),
     ):
-        built = _text(library, function, path)
+        text = _function(library, function, path, f"Build it again: {native.BUILD_OPENVINO}.")
+        text.restype = ctypes.c_char_p
+        built = text().decode()
         if built != here:
             raise BackendError(
                 f"{path} was built for {of_what} {built}, this is {of_what} {here}.", hint=_BUILD
@@ -159,19 +161,6 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _text(library: ctypes.CDLL, name: str, path: Path) -> str:
-    """Call a function of the library that takes nothing and returns text."""
-    function = _function(library, name, path, f"Build it again: {native.BUILD_OPENVINO}.")
-    function.restype = ctypes.c_char_p
-    text: bytes = function()
-    return text.decode()
-
-
 def _function(library: ctypes.CDLL, name: str, path: Path, hint: str) -> Any:
-    try:
-        return getattr(library, name)
-    except AttributeError as error:
-        raise BackendError(
-            f"{path} is none of moh-deploy {__version__}: it has no function {name}.",
-            hint=hint,
-        ) from error
+    none_of_ours = f"{path} is none of moh-deploy {__version__}"
+    return library_function(library, name, none_of_ours, hint)

@@ -2,35 +2,150 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import onnx
+from onnx import inliner
 
-from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.ops import op_names
+from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import IndexCheck, check_inputs, empty_axis
-from moh_deploy.runtime.kernel_use import require_kernels
-from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
+from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.openvino.extension import (
     Extension,
     choose_extension,
     import_openvino,
     openvino_name,
 )
-from moh_deploy.runtime.openvino.lowered_model import write_lowered
-from moh_deploy.runtime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.runtime.prepared_model import prepare_model
+from moh_deploy.system.bounded_file import is_plain_name
 from moh_deploy.system.npz import BFLOAT16, Array
 from moh_deploy.system.staging import scratch_directory
 
 if TYPE_CHECKING:
     import openvino as ov
+
+
+# Write a model as OpenVINO reads it: MoH nodes that run on kernels, no function, real weights.
+
+_NAME = "model.onnx"
+_PROJECTIONS = (op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
+_NBITS = (
+    op_names.MATMUL_NBITS,
+    op_names.QUERY_PROJECTION_NBITS,
+    op_names.OUTPUT_PROJECTION_NBITS,
+)
+
+
+class LoweredModel(NamedTuple):
+    """A model that was written for OpenVINO: where, what it takes, and names of what it returns.
+
+    `domains` are those in which nodes are left that an extension has to know.
+    """
+
+    path: Path
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    domains: frozenset[str]
+
+
+def write_lowered(
+    content: str | bytes, weights: Path, folder: Path, *, extended: bool
+) -> LoweredModel:
+    """Write the model into an empty folder.
+
+    Args:
+        content: The model, or its path.
+        weights: The folder that its external data are in.
+        folder: Where to write. It is read before the model is compiled.
+        extended: Nodes of ours that the extension converts stay. All others are written out as
+            their function bodies.
+
+    Raises:
+        PackageError: Weights are not beside the model, or cannot be read.
+    """
+    if isinstance(content, bytes):
+        model = onnx.load_model_from_string(content)
+    else:
+        model = onnx.load(content, load_external_data=False)
+    found = {(node.domain, node.op_type) for node in all_nodes(model.graph)} if extended else set()
+    kept = {group for group in found if _is_converted(*group)}
+    if model.functions:
+        model = inliner.inline_selected_functions(model, sorted(kept), exclude=True)
+        # OpenVINO would take the body that is left of a kept operator for what it is to run.
+        del model.functions[:]
+    path = folder / _NAME
+    path.write_bytes(model.SerializeToString())
+    _place_weights(model.graph, weights, folder)
+    given = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_tensor_info(info) for info in model.graph.input if info.name not in given)
+    outputs = tuple(output.name for output in model.graph.output)
+    return LoweredModel(path, inputs, outputs, frozenset(domain for domain, _ in kept))
+
+
+def _is_converted(domain: str, name: str) -> bool:
+    # Weights of few bits are read by OpenVINO's own MatMulNBits, which is the body.
+    if name in _NBITS:
+        return False
+    # Sparse or dense, a projection is one product of OpenVINO's there; the body for lower precision
+    # would compute it in float32.
+    bases = (KERNEL_DOMAIN, DENSE_DOMAIN) if name in _PROJECTIONS else (KERNEL_DOMAIN,)
+    return base_domain(domain) in bases
+
+
+def _place_weights(graph: onnx.GraphProto, weights: Path, folder: Path) -> None:
+    """Put weights that lie beside a model beside the written one, too."""
+    names = {
+        entry.value
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for name in sorted(names):
+        # A name that leads out of the folder would be written to there.
+        if not all(map(is_plain_name, name.split("/"))) or name == _NAME:
+            raise PackageError(
+                f"weights of the model are in '{name}', expected a file beside the model.",
+                hint="Save the model again with its external data beside it.",
+            )
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # OpenVINO follows no symbolic link out of the folder. Another file system takes a copy.
+        source = weights / name
+        try:
+            target.hardlink_to(source.resolve())
+        except OSError:
+            try:
+                shutil.copyfile(source, target)
+            except OSError as error:
+                raise PackageError(
+                    "the weights of the model cannot be read or copied:"
+                    f" {source}: {error.strerror}."
+                ) from error
+
+
+def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    """Return an input's type; an axis without a name gets one of its own."""
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name} axis {axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+    return TensorInfo(value.name, dtype, shape)
+
 
 _T = TypeVar("_T")
 _Shapes: TypeAlias = tuple[tuple[int, ...], ...]
@@ -44,7 +159,6 @@ class OpenVinoRunner(Runner):
     """A model in OpenVINO, compiled when a shape first comes, as sizes that are fixed run faster.
 
     Attributes:
-        description: What runs each layer.
         index_check: Refuses indices that tables have no rows for: OpenVINO answers with zeros.
     """
 
@@ -61,20 +175,23 @@ class OpenVinoRunner(Runner):
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self) -> Description:
-        """Say what runs each layer; see `Runner.describe`."""
         return self.description
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; see `Runner.run`."""
         return self.run_returning(inputs, self.outputs)
 
     def run_returning(
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
         self._check(inputs)
         with self._lock:
-            request = self._request(inputs)
+            key = tuple(inputs[info.name].shape for info in self.inputs)
+            if key not in self._requests:
+                self._requests[key] = self._compiled(inputs).create_infer_request()
+            self._requests.move_to_end(key)
+            while len(self._requests) > MOST_SHAPES:
+                self._requests.popitem(last=False)
+            request = self._requests[key]
             self._infer(request, self._tensors(inputs))
             return {name: _array(request.get_tensor(name)) for name in outputs}
 
@@ -105,15 +222,6 @@ class OpenVinoRunner(Runner):
                 f"OpenVINO does not run on an empty tensor: {empty}, expected 1 or more.",
                 hint="Fill that axis, or leave the call out. ONNX Runtime takes empty tensors.",
             )
-
-    def _request(self, inputs: Mapping[str, Array]) -> ov.InferRequest:
-        key = tuple(inputs[info.name].shape for info in self.inputs)
-        if key not in self._requests:
-            self._requests[key] = self._compiled(inputs).create_infer_request()
-        self._requests.move_to_end(key)
-        while len(self._requests) > MOST_SHAPES:
-            self._requests.popitem(last=False)
-        return self._requests[key]
 
     def _compiled(self, inputs: Mapping[str, Array]) -> ov.CompiledModel:
         shapes = {info.name: list(inputs[info.name].shape) for info in self.inputs}
@@ -167,42 +275,22 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
     import_openvino()
     import openvino as ov
 
-    if isinstance(source, OnnxPackage):
-        path, layers = source.model_path, source.manifest.layers
-        compute_type, from_the_end = source.manifest.compute_type, source.manifest.from_onnx
-    else:
-        path, layers, compute_type, from_the_end = source, (), "float32", True
-        read_outline(path)  # of a package that was done when it was opened
-    extension, use = choose_extension(variant, compute_type)
-    prepared = prepare_model(
-        path,
-        layers,
-        variant.extra_outputs,
-        variant.edits,
-        emulate_dtypes=(),
-        from_the_end=from_the_end,
-    )
+    prepared = prepare_model(source, variant)
+    extension, use = choose_extension(variant, prepared.compute_type)
     core = ov.Core()
     with scratch_directory("moh-deploy-openvino") as scratch:
         extended = extension is not None
-        written = write_lowered(prepared.content, path.parent, scratch, extended=extended)
+        written = write_lowered(prepared.content, prepared.folder, scratch, extended=extended)
         if extension is not None:
             extension.add_to(core, written.domains)
         model = _calling_openvino("reading the model", lambda: core.read_model(written.path))
-    layer_impl = _layer_impl(prepared, on_kernels=extension is not None)
-    if variant.kernels == "require":
-        require_kernels(use, layer_impl)
-    description = Description(
-        openvino_name(),
-        use,
-        layer_impl,
-        layer_runs(layers, layer_impl, routers=prepared.routers),
-        prepared.layer_nodes,
-    )
+    # The extension converts all MoH nodes, or there is none.
+    impl: LayerImpl = "kernel" if extended else "function"
+    layer_impl = dict.fromkeys(prepared.moh_nodes, impl) | prepared.dense_nodes
     return OpenVinoRunner(
         written.inputs,
         written.outputs,
-        description,
+        prepared.description(openvino_name(), use, layer_impl, variant.kernels),
         prepared.index_check,
         core,
         model,
@@ -227,12 +315,6 @@ def _config(variant: Variant) -> dict[str, str]:
     if variant.threads is not None:
         config["INFERENCE_NUM_THREADS"] = str(variant.threads)
     return config
-
-
-def _layer_impl(prepared: PreparedModel, *, on_kernels: bool) -> dict[str, LayerImpl]:
-    """Tell what runs each MoH node: the extension converts all of them, or there is none."""
-    impl: LayerImpl = "kernel" if on_kernels else "function"
-    return {**dict.fromkeys(prepared.moh_nodes, impl), **prepared.dense_nodes}
 
 
 def _tensor(array: Array) -> ov.Tensor:
@@ -262,12 +344,9 @@ def _calling_openvino(doing: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:  # OpenVINO's exceptions have no common base class but this.
-        raise BackendError(f"OpenVINO failed while {doing}: {_essence(str(error))}") from error
-
-
-def _essence(message: str) -> str:
-    """Cut places in OpenVINO's source from a message: they say nothing about the model."""
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    text = " ".join(kept or lines)
-    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        # Places in OpenVINO's source say nothing about the model.
+        lines = list(filter(None, (line.strip() for line in str(error).splitlines())))
+        kept = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+        text = " ".join(kept or lines)
+        text = text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        raise BackendError(f"OpenVINO failed while {doing}: {text}") from error

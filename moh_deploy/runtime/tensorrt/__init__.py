@@ -1,22 +1,18 @@
 """Engines of TensorRT and TensorRT-RTX: one path for both, over the interface that they share.
 
-    flavour         what is different: module, compute capabilities, timing cache, soname
-    profiles        sizes that an engine is built for, by named dimensions
-    plugin_library  finds libmoh_plugin.so and asks it what it is
-    preflight       refuses, before any build, what the plugins do not take: all of it at once
-    rejection       one thing that cannot be built
-    candidates      what may run the attention of each layer, and which of it does
-    estimates       which, where nothing can be timed
-    candidate_networks  the network of each candidate, of one node; a process that times them
-    network_timing  in that process: builds them, and times them in turns
-    device_work     memory, a stream and a clock of the GPU, for that
-    build_process   starts and ends the process that builds, hears its steps
-    messages        what the two processes tell each other
-    worker          that process: its program
-    network         in it: parse, read back what the parser made
-    builder         in it: configuration, profiles, the build itself
-    timing_cache    the file of --timing-cache, and which machine it is of
-    engine_dir      what is written: model.engine, engine.json, build.log and the plugin library
+    flavour             what is different of the two, and the plugin library
+    profiles            sizes that an engine is built for, by named dimensions
+    build_plan          what was asked for, and the file of --timing-cache
+    preflight           refuses, before any build, what the plugins do not take: all of it at once
+    candidates          what may run the attention of each layer, and which of it does
+    candidate_networks  their networks, of one node each; which runs where nothing can be timed
+    engine_graph        the graph that is built, and what of it runs by kernels
+    build_process       starts and ends the process that builds, hears its steps
+    messages            what the two processes tell each other
+    worker              that process: its program, and how it times networks
+    builder             in it: parse, read back what the parser made, build
+    engine_dir          what is written: model.engine, engine.json, build.log, the plugin library
+    loading             an engine in this process; engine_contexts runs it, models opens it
 
 TensorRT is imported in the worker only: an abort of the native library is an error message there.
 

@@ -49,17 +49,11 @@ class BuildPlan:
     """All that decides what one build makes.
 
     Attributes:
-        flavour: What builds.
-        package: What is built.
         low: What the package is lowered to first; None: it stays as it is.
-        profiles: Sizes.
         targets: Compute capabilities; none: of this machine's GPU.
         workspace_bytes: The most scratch memory of a layer; None: no limit.
-        timing_cache: Where measured times are kept; None: nowhere.
         library: The plugin library; None: there is none.
         embed_plugin: Put it into the engine.
-        keep_onnx: Keep the lowered model beside the engine.
-        plain: Use no plugin.
         only_kernels: What the plugins take is to run by them.
         version_compatible: Later versions of TensorRT may run the engine.
         hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
@@ -119,28 +113,35 @@ class BuildPlan:
         """Raise a BackendError if caches are written in place, and TensorRT has no layer for it."""
         if self.package.manifest.caches is None or self.flavour.name != "tensorrt":
             return
-        if version.parse(found.version) < version.parse(_CACHE_LAYER):
+        self._require(
+            found,
+            _CACHE_LAYER,
+            f"the package writes its caches in place, for which {self.flavour.title}"
+            f" {found.version} has no layer",
+            "Build with caches that grow",
+        )
+
+    def require_hardware_level(self, found: Stack) -> None:
+        """Raise a BackendError if TensorRT does not have the level of compatibility yet."""
+        if self.hardware_compatibility == "SAME_COMPUTE_CAPABILITY":
+            self._require(
+                found,
+                _SAME_CAPABILITY,
+                f"{self.flavour.title} {found.version} builds no engine for other GPUs of the same"
+                " compute capability",
+                "Leave --hardware-compatibility out",
+            )
+
+    def _require(self, found: Stack, least: str, why: str, hint: str) -> None:
+        if version.parse(found.version) < version.parse(least):
             raise BackendError(
-                f"the package writes its caches in place, for which {self.flavour.title}"
-                f" {found.version} has no layer; expected {_CACHE_LAYER} or later.",
-                hint="Build with caches that grow, or install a newer TensorRT.",
+                f"{why}; expected {least} or later.", hint=f"{hint}, or install a newer TensorRT."
             )
 
     @property
     def is_portable(self) -> bool:
         """Whether the engine may run on GPUs of other architectures than this one's."""
         return self.hardware_compatibility == "AMPERE_PLUS"
-
-    def require_hardware_level(self, found: Stack) -> None:
-        """Raise a BackendError if TensorRT does not have the level of compatibility yet."""
-        if self.hardware_compatibility != "SAME_COMPUTE_CAPABILITY":
-            return
-        if version.parse(found.version) < version.parse(_SAME_CAPABILITY):
-            raise BackendError(
-                f"{self.flavour.title} {found.version} builds no engine for other GPUs of the same"
-                f" compute capability; expected {_SAME_CAPABILITY} or later.",
-                hint="Leave --hardware-compatibility out, or install a newer TensorRT.",
-            )
 
     def stack(self, found: Stack) -> dict[str, str | None]:
         """Return versions, library and GPU, on which an engine and measured times depend."""
@@ -276,7 +277,8 @@ class TimingCache:
         """Return the times; None if the file holds none, or those of something else."""
         if self.why_ignored() is not None or not self.path.is_file():
             return None
-        return self._content().partition(b"\n")[2]
+        with open_regular(self.path) as file:
+            return file.read().partition(b"\n")[2]
 
     def why_ignored(self) -> str | None:
         """Return why what is there is neither used nor replaced; None if it is."""
@@ -284,11 +286,21 @@ class TimingCache:
             return None
         # A file of somebody else is never overwritten, and times of another GPU would choose
         # tactics that are slow here.
-        found = self._stack()
+        try:
+            with open_regular(self.path) as file:
+                text = file.read().partition(b"\n")[0]
+            head = cast("dict[str, Any]", parse_json(text, f"{self.path}", error=PackageError))
+            found = dict(head["stack"]) if head["kind"] == _KIND else None
+        # Whatever the file holds may be anything: none of it may end a build.
+        except (OSError, PackageError, ValueError, KeyError, TypeError):
+            found = None
         if found is None:
             return "it is not a timing cache of moh-deploy"
-        other = [key for key, value in self.stack.items() if found.get(key) != value]
-        differences = [f"{key} {found.get(key)}, here {self.stack[key]}" for key in other]
+        differences = [
+            f"{key} {found.get(key)}, here {value}"
+            for key, value in self.stack.items()
+            if found.get(key) != value
+        ]
         return f"it was measured with {'; '.join(differences)}" if differences else None
 
     def write(self, times: bytes) -> None:
@@ -300,16 +312,3 @@ class TimingCache:
         head = json.dumps({"kind": _KIND, "stack": self.stack}).encode()
         with staged_file(self.path) as file:
             file.write_bytes(head + b"\n" + times)
-
-    def _content(self) -> bytes:
-        with open_regular(self.path) as file:
-            return file.read()
-
-    def _stack(self) -> dict[str, object] | None:
-        try:
-            text = self._content().partition(b"\n")[0]
-            head = cast("dict[str, Any]", parse_json(text, f"{self.path}", error=PackageError))
-            return dict(head["stack"]) if head["kind"] == _KIND else None
-        # Whatever the file holds may be anything: none of it may end a build.
-        except (OSError, PackageError, ValueError, KeyError, TypeError):
-            return None

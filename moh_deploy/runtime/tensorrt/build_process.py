@@ -8,25 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt import messages
 from moh_deploy.runtime.tensorrt.flavour import Flavour
-from moh_deploy.runtime.tensorrt.messages import (
-    BuildAnswer,
-    BuildRequest,
-    BuildStep,
-    Failure,
-    Message,
-    Order,
-    Stack,
-    TimingAnswer,
-    TimingRequest,
-    decode,
-    encode,
-)
 from moh_deploy.system.isolate import child_environment, how_it_ended
 from moh_deploy.system.progress import Progress
+
+_T = TypeVar("_T", messages.BuildAnswer, messages.TimingAnswer)
 
 LINKS_NAME = "links"
 _LOG_LINES = 12
@@ -48,7 +38,7 @@ class BuildProcess:
         BackendError: TensorRT is not installed, or does not start.
     """
 
-    stack: Stack
+    stack: messages.Stack
 
     def __init__(self, flavour: Flavour, *, folder: Path, log: Path) -> None:
         flavour.require_installed()
@@ -60,7 +50,10 @@ class BuildProcess:
             # If anything below raises, the process is ended; else that is left to `__exit__`.
             failing.push(self._closing)
             self._start()
-            self.stack = self._expect_stack()
+            first = next(self._messages(), None)
+            if not isinstance(first, messages.Stack):
+                raise self._died()
+            self.stack = first
             self._flavour.check_version(self.stack.version)
             failing.pop_all()
         return self
@@ -73,42 +66,50 @@ class BuildProcess:
         """The number of the process that builds."""
         return self._process.pid
 
-    def build(self, request: BuildRequest, progress: Progress) -> BuildAnswer:
+    def build(self, request: messages.BuildRequest, progress: Progress) -> messages.BuildAnswer:
         """Send a request, show its steps, and return what was built.
 
         Raises:
             BackendError: It failed, or died; with the end of its log.
             OSError: It could not write.
         """
-        answer = self._ask(request, progress)
-        assert isinstance(answer, BuildAnswer)
-        return answer
+        return self._answer(request, progress, messages.BuildAnswer)
 
-    def time(self, request: TimingRequest, progress: Progress) -> TimingAnswer:
+    def time(self, request: messages.TimingRequest, progress: Progress) -> messages.TimingAnswer:
         """Send a request, show its steps, and return the times. Raises as `build` does."""
-        answer = self._ask(request, progress)
-        assert isinstance(answer, TimingAnswer)
-        return answer
+        return self._answer(request, progress, messages.TimingAnswer)
 
-    def _ask(self, request: Order, progress: Progress) -> BuildAnswer | TimingAnswer:
+    def _answer(self, request: messages.Order, progress: Progress, kind: type[_T]) -> _T:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(encode(request))
+            self._process.stdin.write(messages.encode(request))
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
         with ExitStack() as shown:
             for message in self._messages():
-                if isinstance(message, BuildAnswer | TimingAnswer):
+                if isinstance(message, kind):
                     return message
-                if isinstance(message, BuildStep):
+                if isinstance(message, messages.BuildStep):
                     shown.close()
                     shown.enter_context(progress.step(message.name))
-                if isinstance(message, Failure):
-                    self._raise(message)
+                if isinstance(message, messages.Failure) and message.errno is not None:
+                    raise OSError(message.errno, message.text)
+                if isinstance(message, messages.Failure):
+                    raise BackendError(f"{self._flavour.title}: {message.text}.{self._log_tail()}")
         raise self._died()
 
     def _start(self) -> None:
+        environment = child_environment()
+        # A link by the name that the parser looks for; the dynamic linker reads LD_LIBRARY_PATH
+        # only when a process starts.
+        found = self._flavour.library_to_name()
+        if found is not None:
+            links = self._folder / LINKS_NAME
+            links.mkdir(exist_ok=True)
+            (links / found[1]).symlink_to(found[0])
+            searched = [str(links), os.environ.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
         # Messages go through a pipe of their own: TensorRT and its plugins may print to stdout.
         reading, writing = os.pipe()
         self._channel: IO[str] = self._closing.enter_context(os.fdopen(reading, encoding="utf-8"))
@@ -121,7 +122,7 @@ class BuildProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=[writing],
-                env=self._environment(),
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for this process to hear
                 text=True,
             )
@@ -138,38 +139,13 @@ class BuildProcess:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def _environment(self) -> dict[str, str]:
-        environment = child_environment()
-        # A link by the name that the parser looks for; the dynamic linker reads LD_LIBRARY_PATH
-        # only when a process starts.
-        found = self._flavour.library_to_name()
-        if found is not None:
-            library, name = found
-            links = self._folder / LINKS_NAME
-            links.mkdir(exist_ok=True)
-            (links / name).symlink_to(library)
-            searched = [str(links), os.environ.get("LD_LIBRARY_PATH", "")]
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
-        return environment
-
-    def _expect_stack(self) -> Stack:
-        message = next(self._messages(), None)
-        if not isinstance(message, Stack):
-            raise self._died()
-        return message
-
-    def _messages(self) -> Iterator[Message]:
+    def _messages(self) -> Iterator[messages.Message]:
         for line in self._channel:
             if not line.endswith("\n"):
                 return  # it died in the middle of it
-            message = decode(line)
-            assert not isinstance(message, BuildRequest | TimingRequest)
+            message = messages.decode(line)
+            assert not isinstance(message, messages.BuildRequest | messages.TimingRequest)
             yield message
-
-    def _raise(self, failure: Failure) -> None:
-        if failure.errno is not None:
-            raise OSError(failure.errno, failure.text)
-        raise BackendError(f"{self._flavour.title}: {failure.text}.{self._log_tail()}")
 
     def _died(self) -> BackendError:
         how = how_it_ended(self._process.wait())

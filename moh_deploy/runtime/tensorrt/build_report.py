@@ -24,13 +24,8 @@ class BuildReport(Report):
         backend: What people call it: `TensorRT-RTX 1.7.1`.
         status: `built`; `cached`: an engine of all the same was there already; `possible` or
             `refused`: what a dry run found.
-        precision: Of the engine.
         compute_capabilities: What it is built for; none: for the GPU of this machine.
-        profiles: Sizes that it is built for.
-        layers: What runs every MoH layer.
         plugin: Where the plugin library is: a name in the directory, `in the engine`, or None.
-        rejections: What was refused.
-        notes: What else there is to know.
         engine_bytes: Size of the engine; None: there is none.
         build_seconds: How long TensorRT built; None likewise.
     """
@@ -55,37 +50,34 @@ class BuildReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        blocks: list[Block] = [Text(self._subject())]
+        targets = ", ".join(self.compute_capabilities) or "of this machine's GPU"
+        subject = f"{self.backend}, compute capability {targets}, {self.precision}"
+        blocks: list[Block] = [Text(subject)]
         blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
             columns = ("layer", "attention", "router", "ms", "why")
-            rows = [
-                (x.path, x.moh_impl, x.router_impl, _times_text(x), x.decision or x.reason)
-                for x in self.layers
-            ]
+            rows = []
+            for layer in self.layers:
+                # `kernel 0.052, fused 0.061`, and a number for each profile.
+                times = ", ".join(
+                    f"{way} {'/'.join(f'{ms:.3g}' for ms in each)}"
+                    for way, each in layer.times_ms.items()
+                )
+                ways = layer.path, layer.moh_impl, layer.router_impl
+                rows.append((*ways, times or None, layer.decision or layer.reason))
             blocks.append(Table("MoH layers", columns, rows))
         blocks += map(Text, self.notes)
         blocks.append(Text(self._verdict(), self.status != "refused"))
         return Document("build", tuple(blocks))
 
-    def _subject(self) -> str:
-        targets = ", ".join(self.compute_capabilities) or "of this machine's GPU"
-        return f"{self.backend}, compute capability {targets}, {self.precision}"
-
     def _verdict(self) -> str:
         kinds = Counter(layer.moh_impl for layer in self.layers)
         layers = ", ".join(f"{number} by {kind}" for kind, number in kinds.items()) or "none"
+        size = f"{si(self.engine_bytes)}B"
         if self.status == "refused":
             return f"REFUSED for {rejection_reasons(self.rejections)}"
         if self.status == "possible":
             return f"NOTHING WRITTEN: this can be built; MoH layers: {layers}"
-        size = f"{si(self.engine_bytes)}B"
         if self.status == "cached":
             return f"NOTHING TO DO: {self.output} is of all the same ({size}; MoH layers: {layers})"
         return f"BUILT {self.output} in {self.build_seconds:.1f} s ({size}; MoH layers: {layers})"
-
-
-def _times_text(layer: EngineLayer) -> str | None:
-    """Return `kernel 0.052, fused 0.061`, and a number for each profile."""
-    times = layer.times_ms.items()
-    return ", ".join(f"{way} {'/'.join(f'{ms:.3g}' for ms in each)}" for way, each in times) or None

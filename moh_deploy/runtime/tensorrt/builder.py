@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
-from moh_deploy.runtime.tensorrt.messages import (
-    BuildAnswer,
-    BuildRequest,
-    BuildStep,
-    Message,
-    ParserError,
-)
+from moh_deploy.runtime.tensorrt import messages
 
 
 class BuildFailed(Exception):
@@ -42,17 +36,30 @@ class BuildSession:
         Raises:
             BuildFailed: TensorRT does not take it, or it lacks the creator of an op.
         """
+        registry = self.trt.get_plugin_registry()
         if path not in self._loaded:
             # None, without a word, is what it gives for whatever is wrong.
-            if self.trt.get_plugin_registry().load_library(path) is None:
+            if registry.load_library(path) is None:
                 raise BuildFailed(f"the plugin registry did not take {path}")
             self._loaded.add(path)
-        _check_creators(self.trt, path, ops)
+        # The parser looks a plugin up by all three; a library of another version would be passed
+        # over.
+        found = {
+            (creator.name, creator.plugin_version, creator.plugin_namespace)
+            for creator in registry.all_creators
+        }
+        version, space = (PLUGIN_ATTRIBUTES[f"plugin_{key}"] for key in ("version", "namespace"))
+        missing = [op for op in ops if (op, version, space) not in found]
+        if missing:
+            raise BuildFailed(
+                f"{path} has no creator of {', '.join(missing)}, version {version}, namespace"
+                f" {space}"
+            )
 
 
 def build_engine(
-    session: BuildSession, request: BuildRequest, tell: Callable[[Message], None]
-) -> BuildAnswer:
+    session: BuildSession, request: messages.BuildRequest, tell: Callable[[messages.Message], None]
+) -> messages.BuildAnswer:
     """Parse the model, and build the engine if one is asked for.
 
     Raises:
@@ -64,20 +71,29 @@ def build_engine(
         session.load_plugins(request.plugin, request.creators)
     builder = trt.Builder(session.logger)
     parsed = ParsedNetwork(trt, session.logger, builder)
-    tell(BuildStep("parsing the model"))
+    tell(messages.BuildStep("parsing the model"))
     errors = parsed.parse(request.model)
     if errors:
-        return BuildAnswer(errors)
+        return messages.BuildAnswer(errors)
     # Read from the network before it is built: an engine no longer tells.
-    answer = BuildAnswer(
+    answer = messages.BuildAnswer(
         plugins=parsed.plugins(), attentions=parsed.attentions(), types=parsed.types()
     )
     if request.engine is None:
         return answer
-    tell(BuildStep("building the engine"))
+    tell(messages.BuildStep("building the engine"))
     start = time.perf_counter()
-    size = _write_engine(trt, builder, parsed.network, request, tell)
-    return replace(answer, engine_bytes=size, seconds=time.perf_counter() - start)
+    config = _config(trt, builder, request)
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = _monitor(trt, tell)
+    engine = builder.build_serialized_network(parsed.network, config)
+    if engine is None:
+        raise BuildFailed("no engine was built")
+    with Path(request.engine).open("wb") as file:
+        file.write(engine)
+    if request.timing_cache_out is not None:
+        Path(request.timing_cache_out).write_bytes(config.get_timing_cache().serialize())
+    return replace(answer, engine_bytes=int(engine.nbytes), seconds=time.perf_counter() - start)
 
 
 def _logger(trt: Any) -> Any:
@@ -96,42 +112,7 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _check_creators(trt: Any, path: str, ops: Sequence[str]) -> None:
-    registry = trt.get_plugin_registry()
-    # The parser looks a plugin up by all three; a library of another version would be passed over.
-    found = {
-        (creator.name, creator.plugin_version, creator.plugin_namespace)
-        for creator in registry.all_creators
-    }
-    version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
-    missing = [op for op in ops if (op, version, namespace) not in found]
-    if missing:
-        raise BuildFailed(
-            f"{path} has no creator of {', '.join(missing)}, version {version}, namespace"
-            f" {namespace}"
-        )
-
-
-def _write_engine(
-    trt: Any, builder: Any, network: Any, request: BuildRequest, tell: Callable[[Message], None]
-) -> int:
-    """Return the size of what was written."""
-    config = _config(trt, builder, request)
-    monitor = _monitor(trt, tell)
-    if monitor is not None:
-        config.progress_monitor = monitor
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise BuildFailed("no engine was built")
-    assert request.engine is not None
-    with Path(request.engine).open("wb") as file:
-        file.write(engine)
-    if request.timing_cache_out is not None:
-        Path(request.timing_cache_out).write_bytes(config.get_timing_cache().serialize())
-    return int(engine.nbytes)
-
-
-def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
+def _config(trt: Any, builder: Any, request: messages.BuildRequest) -> Any:
     config = builder.create_builder_config()
     # Else products of float32 would be rounded to 10 bits: `verify` allows 1e-4.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -163,10 +144,8 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
-    """Return a monitor that TensorRT tells its phases to; None where it has none."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
+def _monitor(trt: Any, tell: Callable[[messages.Message], None]) -> Any:
+    """Return a monitor that TensorRT tells its phases to."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -174,7 +153,7 @@ def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
 
         def phase_start(self, name: str, parent: str | None, count: int) -> None:
             with suppress(OSError):
-                tell(BuildStep(f"building the engine: {name[:1].lower()}{name[1:]}"))
+                tell(messages.BuildStep(f"building the engine: {name[:1].lower()}{name[1:]}"))
 
         def phase_finish(self, name: str) -> None:
             """Nothing is shown of it."""
@@ -210,15 +189,27 @@ class ParsedNetwork:
 
     def __init__(self, trt: Any, logger: Any, builder: Any) -> None:
         self._trt = trt
-        self.network = builder.create_network(_strongly_typed(trt))
+        # The graph says which dtypes are used. In TensorRT 10 that has to be asked for; where there
+        # is no such flag, every network is strongly typed.
+        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        self.network = builder.create_network(0 if flag is None else 1 << int(flag))
         self._parser = trt.OnnxParser(self.network, logger)
 
-    def parse(self, path: str) -> tuple[ParserError, ...]:
+    def parse(self, path: str) -> tuple[messages.ParserError, ...]:
         """Parse a file; return what the parser refuses."""
-        if self._parser.parse_from_file(path):
-            self._make_attention_decomposable()
-            return ()
-        return tuple(map(_error, map(self._parser.get_error, range(self._parser.num_errors))))
+        if not self._parser.parse_from_file(path):
+            errors = map(self._parser.get_error, range(self._parser.num_errors))
+            asked = ((error.node_name, error.node_operator, error.desc) for error in errors)
+            return tuple(
+                messages.ParserError(*(str(ask() or "") for ask in asks)) for asks in asked
+            )
+        # ONNX's Attention has kernels for half precision only: let others be made of operators.
+        for layer in self._layers("ATTENTION_INPUT"):
+            # TensorRT's binding hands out the base class, `ILayer`: setting the class is how it is
+            # cast.
+            layer.__class__ = self._trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+        return ()
 
     def plugins(self) -> tuple[str, ...]:
         """Return the names of the nodes that became plugins."""
@@ -238,42 +229,17 @@ class ParsedNetwork:
             tensor.name: DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name) for tensor in tensors
         }
 
-    def _nodes_of(self, kind_name: str) -> tuple[str, ...]:
-        # Older versions have no attention.
-        kind = getattr(self._trt.LayerType, kind_name, None)
-        found = (layer for layer in self._layers() if kind is not None and layer.type == kind)
-        return tuple(map(_node_name, found))
+    def _nodes_of(self, kind: str) -> tuple[str, ...]:
+        # The parser writes the node's name into the metadata; the layer's own may have a number
+        # behind it.
+        written = (
+            (layer, re.fullmatch(r"\[ONNX Layer: (.*)\]", layer.metadata))
+            for layer in self._layers(kind)
+        )
+        return tuple(found[1] if found else str(layer.name) for layer, found in written)
 
-    def _layers(self) -> Iterator[Any]:
-        return map(self.network.get_layer, range(self.network.num_layers))
-
-    def _make_attention_decomposable(self) -> None:
-        """ONNX's Attention has kernels for half precision only: let others be made of operators."""
-        kind = getattr(self._trt.LayerType, "ATTENTION_INPUT", None)
-        for layer in self._layers():
-            if kind is not None and layer.type == kind:
-                # TensorRT's binding hands out the base class, `ILayer`: setting the class is how it
-                # is cast.
-                layer.__class__ = self._trt.IAttentionInputLayer
-                layer.attention.decomposable = True
-
-
-def _node_name(layer: Any) -> str:
-    """The parser writes the node's name there; the layer's own may have a number behind it."""
-    written = re.fullmatch(r"\[ONNX Layer: (.*)\]", layer.metadata)
-    return written[1] if written else str(layer.name)
-
-
-def _strongly_typed(trt: Any) -> int:
-    """The graph says which dtypes are used. In TensorRT 10 that has to be asked for."""
-    # Where there is no such flag, every network is strongly typed.
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _error(error: Any) -> ParserError:
-    return ParserError(_ask(error.node_name), _ask(error.node_operator), _ask(error.desc))
-
-
-def _ask(read: Callable[[], Any]) -> str:
-    return str(read() or "")
+    def _layers(self, kind_name: str | None = None) -> Iterator[Any]:
+        # Older versions have no attention, and then no layer of that kind.
+        kind = getattr(self._trt.LayerType, kind_name, None) if kind_name else None
+        layers = map(self.network.get_layer, range(self.network.num_layers))
+        return (layer for layer in layers if kind_name is None or layer.type == kind)

@@ -14,7 +14,6 @@ from moh_deploy.errors import BackendError
 from moh_deploy.graph.layer_models import node_model
 from moh_deploy.graph.sequences import lower_to_tensorrt
 from moh_deploy.ops import op_names
-from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.candidates import (
@@ -68,69 +67,38 @@ def estimated_choice(
         profiles: Judged at the most queries that one is tuned for.
         targets: Compute capabilities that the engine is for: the kernel has to be right for all.
     """
-    own = _own_layers(candidates)
+    query = candidates.query  # [B, S, H*D] or [B, H, S, D]
+    in_half = query.dtype != "float32"
+    # What is best of TensorRT's own.
+    own: AttentionWay = "fused" if in_half and "fused" in candidates.possible else "function"
     if "kernel" not in candidates.possible:
-        return ChosenWay(own, f"{_NOBODY}: {_why_own(candidates, own)}")
+        why = "TensorRT has one kernel for attention"
+        if own == "function":
+            why = candidates.why_not.get("fused", _IN_FLOAT32)
+        return ChosenWay(own, f"{_NOBODY}: {why}")
     if candidates.op != op_names.ATTENTION:
         return ChosenWay("kernel", f"{_NOBODY}: nothing of TensorRT's fuses {candidates.op}")
-    if candidates.query.dtype == "float32":
+    if not in_half:
         return ChosenWay("kernel", f"{_NOBODY}: {_IN_FLOAT32}")
-    queries = _most_queries(candidates.query, profiles)
-    if queries is not None and queries <= _FEW_QUERIES:
-        return ChosenWay("kernel", f"{_NOBODY}: up to {_FEW_QUERIES} queries, gates cost no launch")
-    return _by_open_share(candidates, own, targets, _head_dim(candidates))
-
-
-def _by_open_share(
-    candidates: AttentionCandidates,
-    own: AttentionWay,
-    targets: Sequence[str],
-    head_dim: int,
-) -> ChosenWay:
-    column = 0 if head_dim <= _SMALL_HEAD else 1
-    for target in targets:
-        limits = _BREAK_EVEN.get(target)
-        if limits is None:
-            return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {target}")
-        if candidates.open_share > limits[column]:
-            return ChosenWay(
-                own,
-                f"{_NOBODY}: {_compared(candidates, limits[column], target, head_dim)}",
-            )
-    tightest = min(targets, key=lambda target: _BREAK_EVEN[target][column])
-    limit = _BREAK_EVEN[tightest][column]
-    return ChosenWay("kernel", f"{_NOBODY}: {_compared(candidates, limit, tightest, head_dim)}")
-
-
-def _compared(candidates: AttentionCandidates, limit: float, target: str, head_dim: int) -> str:
-    return (
-        f"{candidates.open_share:.2f} of the gates are open; the kernel is as fast up to"
-        f" {limit:.2f}, on {target} with heads of {head_dim}"
-    )
-
-
-def _own_layers(candidates: AttentionCandidates) -> AttentionWay:
-    """What is best of TensorRT's own."""
-    in_half = candidates.query.dtype != "float32"
-    return "fused" if in_half and "fused" in candidates.possible else "function"
-
-
-def _why_own(candidates: AttentionCandidates, own: AttentionWay) -> str:
-    if own == "fused":
-        return "TensorRT has one kernel for attention"
-    return candidates.why_not.get("fused", _IN_FLOAT32)
-
-
-def _most_queries(query: TensorInfo, profiles: Sequence[Profile]) -> int | None:
     sizes = [opt_sizes(profile) for profile in profiles] or [{}]
-    found = [size_at(query.shape[-2], size) for size in sizes]  # [B, S, H*D] or [B, H, S, D]
-    known = [number for number in found if number is not None]
-    return max(known) if len(known) == len(found) else None
-
-
-def _head_dim(candidates: AttentionCandidates) -> int:
-    last = size_at(candidates.query.shape[-1], {}) or 0
-    return last if len(candidates.query.shape) == 4 else last // candidates.num_heads
+    queries = [size_at(query.shape[-2], size) for size in sizes]
+    if all(number is not None and number <= _FEW_QUERIES for number in queries):
+        return ChosenWay("kernel", f"{_NOBODY}: up to {_FEW_QUERIES} queries, gates cost no launch")
+    head_dim = size_at(query.shape[-1], {}) or 0
+    if len(query.shape) != 4:
+        head_dim //= candidates.num_heads
+    column = 0 if head_dim <= _SMALL_HEAD else 1
+    unknown = [target for target in targets if target not in _BREAK_EVEN]
+    if unknown:
+        return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {unknown[0]}")
+    # The target on which the kernel has to have the fewest open gates decides.
+    target = min(targets, key=lambda target: _BREAK_EVEN[target][column])
+    limit = _BREAK_EVEN[target][column]
+    return ChosenWay(
+        own if candidates.open_share > limit else "kernel",
+        f"{_NOBODY}: {candidates.open_share:.2f} of the gates are open; the kernel is as fast up to"
+        f" {limit:.2f}, on {target} with heads of {head_dim}",
+    )
 
 
 def choose_ways(
@@ -175,39 +143,31 @@ def candidate_requests(
     Returns:
         Way to how the network is built.
     """
-    return {way: _request(model, candidates, way, plan, folder) for way in candidates.possible}
-
-
-def _request(
-    model: ir.Model,
-    candidates: AttentionCandidates,
-    way: AttentionWay,
-    plan: BuildPlan,
-    folder: Path,
-) -> BuildRequest:
     node = next(node for node in model.graph if node.name == candidates.node)
-    network = node_model(model, node)
-    lower_to_tensorrt(
-        network,
-        plugin_nodes=[candidates.node] if way == "kernel" else [],
-        fused_nodes=[candidates.node] if way == "fused" else [],
-        open_shares={candidates.node: candidates.open_share},
-        is_portable=plan.is_portable,
-    )
-    path = folder / f"{way}.onnx"
-    ir.save(network, path)
-    library = plan.library if way == "kernel" else None
-    return BuildRequest(
-        model=str(path),
-        engine=str(folder / f"{way}.engine"),
-        plugin=None if library is None else str(library.path),
-        creators=() if library is None else (candidates.op,),
-        embed_plugin=False,
-        compute_capabilities=plan.targets,
-        profiles=tuple(shapes(candidates.inputs, profile) for profile in plan.profiles),
-        workspace_bytes=plan.workspace_bytes,
-        hardware_compatibility=plan.hardware_compatibility,
-    )
+    requests: dict[str, BuildRequest] = {}
+    for way in candidates.possible:
+        network, path = node_model(model, node), folder / f"{way}.onnx"
+        lower_to_tensorrt(
+            network,
+            plugin_nodes=[candidates.node] if way == "kernel" else [],
+            fused_nodes=[candidates.node] if way == "fused" else [],
+            open_shares={candidates.node: candidates.open_share},
+            is_portable=plan.is_portable,
+        )
+        ir.save(network, path)
+        library = plan.library if way == "kernel" else None
+        requests[way] = BuildRequest(
+            model=str(path),
+            engine=str(folder / f"{way}.engine"),
+            plugin=None if library is None else str(library.path),
+            creators=() if library is None else (candidates.op,),
+            embed_plugin=False,
+            compute_capabilities=plan.targets,
+            profiles=tuple(shapes(candidates.inputs, profile) for profile in plan.profiles),
+            workspace_bytes=plan.workspace_bytes,
+            hardware_compatibility=plan.hardware_compatibility,
+        )
+    return requests
 
 
 class CandidateTimer:
@@ -239,34 +199,23 @@ class CandidateTimer:
 
     def measure(self, candidates: AttentionCandidates) -> TimingAnswer:
         """Return the times of the ways in which a node may run. Without a time, it says why."""
+        why = self._gone
         unknown = unknown_sizes(candidates, self._plan.package.manifest.dims)
         if unknown is not None:
-            return _none(
-                candidates.possible,
-                f"{unknown}, which follows from no dimension of the package",
-            )
-        if self._gone is not None:
-            return _none(candidates.possible, self._gone)
-        folder = self._folder / f"{self._timed}"
-        folder.mkdir(parents=True)
-        self._timed += 1
-        networks = candidate_requests(self._model, candidates, self._plan, folder)
-        request = TimingRequest(networks, dict(candidates.fills), candidates.open_share)
-        try:
-            return self._started().time(request, self._progress)
-        except BackendError as error:
-            # Whatever killed it may do so again, and each start takes seconds.
-            self._gone = error.message
-            return _none(candidates.possible, self._gone)
-
-    def _started(self) -> BuildProcess:
-        if self._process is None:
-            process = BuildProcess(
-                self._plan.flavour, folder=self._folder, log=self._folder / "timing.log"
-            )
-            self._process = self._closing.enter_context(process)
-        return self._process
-
-
-def _none(ways: Sequence[AttentionWay], why: str) -> TimingAnswer:
-    return TimingAnswer({}, dict.fromkeys(ways, why))
+            why = f"{unknown}, which follows from no dimension of the package"
+        if why is None:
+            folder = self._folder / f"{self._timed}"
+            folder.mkdir(parents=True)
+            self._timed += 1
+            networks = candidate_requests(self._model, candidates, self._plan, folder)
+            request = TimingRequest(networks, dict(candidates.fills), candidates.open_share)
+            try:
+                if self._process is None:
+                    log = self._folder / "timing.log"
+                    process = BuildProcess(self._plan.flavour, folder=self._folder, log=log)
+                    self._process = self._closing.enter_context(process)
+                return self._process.time(request, self._progress)
+            except BackendError as error:
+                # Whatever killed it may do so again, and each start takes seconds.
+                why = self._gone = error.message
+        return TimingAnswer({}, dict.fromkeys(candidates.possible, why))

@@ -45,14 +45,11 @@ class AttentionCandidates:
     """The ways in which the attention of one layer may run.
 
     Attributes:
-        layer: The layer.
         node: Its attention node.
-        op: Of the node.
         why_not: The ways that are out, each with the reason.
         query: The type of Q, [B, S, H*D] or [B, H, S, D].
         inputs: What the node reads, constants left out.
         fills: What each input holds while it is timed.
-        num_heads: Query heads.
         open_share: Share of open gates in the recorded runs, rounded.
         key: Equal for nodes that are alike: of one time.
     """
@@ -79,8 +76,6 @@ class ChosenWay:
     """The kernel or plain operators that a layer's attention runs by, and who decided it.
 
     Attributes:
-        way: What runs it.
-        decision: Who decided, and by what.
         times_ms: Way to milliseconds at the usual sizes of each profile; empty: nobody measured.
     """
 
@@ -111,12 +106,22 @@ def attention_candidates(
         only_kernels: What can be a kernel is to be one.
     """
     nodes = {node.name: node for node in model.graph if node.name}
-    # Every one is in the main graph: its layer has one choice, so none is in a branch of an `If`.
-    found = ((layer, nodes[layer.node]) for layer in layers if layer.node in nodes)
-    return tuple(
-        _of_node(layer, node, _why_not(model, node, ruled_out, only_kernels=only_kernels))
-        for layer, node in found
-    )
+    found = []
+    for layer in layers:
+        # Every one is in the main graph: its layer has one choice, so none is in a branch of `If`.
+        node = nodes.get(name := layer.node or "")
+        if node is None:
+            continue
+        why_not: dict[AttentionWay, str] = {}
+        if name in ruled_out:
+            why_not["kernel"] = ruled_out[name]
+        reason = why_not_fused(model, node)
+        if only_kernels and not why_not:
+            why_not = dict.fromkeys(("fused", "function"), "kernels are required")
+        elif reason is not None:
+            why_not["fused"] = reason
+        found.append(_of_node(layer, node, why_not))
+    return tuple(found)
 
 
 def choose(
@@ -145,32 +150,13 @@ def _choice(
         return estimate(candidates)
     timed = measure(candidates)
     failed = "".join(f"; {way} was not timed: {why}" for way, why in timed.failed.items())
-    if not timed.times_ms:
+    ways = [way for way in candidates.possible if way in timed.times_ms]
+    if not ways:
         estimated = estimate(candidates)
         return ChosenWay(estimated.way, estimated.decision + failed)
-    return _fastest(candidates, timed.times_ms, failed)
-
-
-def _fastest(
-    candidates: AttentionCandidates, times_ms: Mapping[str, tuple[float, ...]], failed: str
-) -> ChosenWay:
     # Every profile counts alike, be its runs long or short: hence the ratios.
-    timed = [way for way in candidates.possible if way in times_ms]
-    fastest = min(timed, key=lambda way: geometric_mean(times_ms[way]))
-    return ChosenWay(fastest, f"fastest of {len(times_ms)} timed here{failed}", times_ms)
-
-
-def _why_not(
-    model: ir.Model, node: ir.Node, ruled_out: Mapping[str, str], *, only_kernels: bool
-) -> dict[AttentionWay, str]:
-    why_not: dict[AttentionWay, str] = {}
-    name = node.name or ""
-    if name in ruled_out:
-        why_not["kernel"] = ruled_out[name]
-    elif only_kernels:
-        return dict.fromkeys(("fused", "function"), "kernels are required")
-    reason = why_not_fused(model, node)
-    return why_not if reason is None else {**why_not, "fused": reason}
+    fastest = min(ways, key=lambda way: geometric_mean(timed.times_ms[way]))
+    return ChosenWay(fastest, f"fastest of {len(ways)} timed here{failed}", timed.times_ms)
 
 
 def _of_node(

@@ -82,8 +82,18 @@ class GpuContext:
         torch = sys.modules["torch"]
         device = next(iter(inputs.values())).device
         # Kept until the run is enqueued: torch reuses memory in the stream's order.
-        read = {name: _readable(tensor) for name, tensor in inputs.items()}
-        self._check_written(inputs, read)
+        read = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        for name, tensor in read.items():
+            # What torch allocates is aligned: this is a part of something.
+            if tensor.data_ptr() % _ALIGNMENT:
+                read[name] = tensor.clone()
+        for buffer in filter(None, (self._written_input(info.name) for info in self._outputs)):
+            if read[buffer] is not inputs[buffer]:
+                raise ConfigError(
+                    f"input '{buffer}' is written in place, and is not contiguous or does not begin"
+                    f" at a multiple of {_ALIGNMENT} bytes.",
+                    hint="Give tensor.contiguous().clone(), and keep that.",
+                )
         current = torch.cuda.current_stream(device)
         # Nothing outside of a graph can be waited for while it is captured.
         is_captured = torch.cuda.is_current_stream_capturing()
@@ -92,7 +102,10 @@ class GpuContext:
             # All runs share the context's scratch memory.
             current.wait_event(self._last[1])
         # The profile before the shapes: they are checked against its sizes.
-        self._use(profile, stream)
+        if profile != self._profile:
+            done = self._context.set_optimization_profile_async(profile, stream)
+            self._must(done, f"profile {profile}")
+            self._profile = profile
         for name, tensor in read.items():
             self._must(self._context.set_input_shape(name, tuple(tensor.shape)), name)
             self._bind(name, tensor)
@@ -104,12 +117,6 @@ class GpuContext:
             self._last = current, current.record_event()
         return written
 
-    def _use(self, profile: int, stream: int) -> None:
-        if profile != self._profile:
-            done = self._context.set_optimization_profile_async(profile, stream)
-            self._must(done, f"profile {profile}")
-            self._profile = profile
-
     def _bind(self, name: str, tensor: Any) -> None:
         address = tensor.data_ptr()
         if not address:
@@ -117,15 +124,6 @@ class GpuContext:
             self._nothing = tensor.new_empty(1) if self._nothing is None else self._nothing
             address = self._nothing.data_ptr()
         self._must(self._context.set_tensor_address(name, address), name)
-
-    def _check_written(self, inputs: Mapping[str, Any], read: Mapping[str, Any]) -> None:
-        for buffer in filter(None, (self._written_input(output.name) for output in self._outputs)):
-            if read[buffer] is not inputs[buffer]:
-                raise ConfigError(
-                    f"input '{buffer}' is written in place, and is not contiguous or does not begin"
-                    f" at a multiple of {_ALIGNMENT} bytes.",
-                    hint="Give tensor.contiguous().clone(), and keep that.",
-                )
 
     def _output(self, spec: TensorInfo, read: Mapping[str, Any], torch: Any, device: Any) -> Any:
         if (buffer := self._written_input(spec.name)) is not None:
@@ -153,13 +151,6 @@ class GpuContext:
     def _must(self, done: bool, what: str) -> None:
         if not done:
             raise BackendError(f"TensorRT refuses {what}.{self._loaded.log_tail()}")
-
-
-def _readable(tensor: Any) -> Any:
-    """Return a tensor as TensorRT reads it: itself, or a copy."""
-    tensor = tensor.contiguous()
-    # What torch allocates is aligned: this is a part of something.
-    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 # Run an engine on arrays of numpy, by Polygraphy's runner, which copies to the GPU and back.

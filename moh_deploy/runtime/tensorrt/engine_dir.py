@@ -10,18 +10,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy import package
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    CachesInPlace,
-    Choice,
-    RouterTypes,
-    TensorInfo,
-    require_finished,
-)
 from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.package.manifest_sense import cache_problems
 from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
@@ -33,9 +25,9 @@ ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
 ENGINE_LOG_NAME = "build.log"
 # All that a build may leave: a directory with anything else in it is not replaced.
-ENGINE_FILES = (
+ENGINE_FILES: tuple[str, ...] = (
     *(ENGINE_NAME, ENGINE_MANIFEST_NAME, ENGINE_LOG_NAME, PLUGIN_NAME),
-    *(MODEL_NAME, MODEL_DATA_NAME),
+    *(package.MODEL_NAME, package.MODEL_DATA_NAME),
 )
 ENGINE_FORMAT_VERSION = 1
 
@@ -49,7 +41,6 @@ class EngineLayer(Strict):
     """Says what runs one MoH layer, read from the network that was built.
 
     Attributes:
-        path: Of the layer, as in the package.
         moh_impl: What runs its attention.
         router_impl: What makes its gates.
         choice: How it was to be run; None: as operators, it was not replaced.
@@ -63,21 +54,16 @@ class EngineLayer(Strict):
     path: str
     moh_impl: Implementation
     router_impl: Implementation
-    choice: Choice | None
+    choice: package.Choice | None
     reason: str | None
-    router_types: RouterTypes | None = None
+    router_types: package.RouterTypes | None = None
     decision: str | None = None
     times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PluginInfo(Strict):
-    """The plugin library of an engine.
-
-    Attributes:
-        file: Its name in the directory; None: it is inside of the engine.
-        sha256: Digest of the library.
-    """
+    """The plugin library of an engine; it has no file if it is inside of the engine."""
 
     file: str | None
     sha256: str
@@ -87,25 +73,18 @@ class PluginInfo(Strict):
 class EngineManifest(Strict):
     """The content of `engine.json`: what an engine is, and what it was made from.
 
+    What was asked for of the build is as in `build_plan.BuildPlan`.
+
     Attributes:
         backend: `tensorrt` or `tensorrt-rtx`.
         key: Digest of all that the engine was made from: an equal one makes the same engine.
         package_sha256: Digest of the package's manifest, which has those of all other files.
-        precision: Of the engine: `float32`, `float16` or `bfloat16`.
         versions: Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
-        compute_capabilities: What it is built for; none: for the GPU of that machine.
         profiles: Name of each dynamic dimension to its sizes, one entry a profile.
-        inputs: Of the engine, in the package's order.
-        outputs: Likewise.
-        layers: Every MoH layer of the package.
+        inputs: Of the engine, in the package's order, as `outputs` are.
         plugin: The library that has to be loaded before the engine; None: it needs none.
-        workspace_bytes: The most scratch memory of a layer; None: no limit.
-        build_seconds: How long TensorRT built.
         files: File name to sha256, for each file but this one and the log.
-        version_compatible: Later versions of TensorRT may run it.
-        hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
         caches: Those that it writes in place; None: there are none, or nobody wrote it down.
-        format_version: Of the directory.
     """
 
     backend: str
@@ -115,8 +94,8 @@ class EngineManifest(Strict):
     versions: dict[str, str]
     compute_capabilities: tuple[str, ...]
     profiles: tuple[Profile, ...]
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[package.TensorInfo, ...]
+    outputs: tuple[package.TensorInfo, ...]
     layers: tuple[EngineLayer, ...]
     plugin: PluginInfo | None
     workspace_bytes: int | None
@@ -124,7 +103,7 @@ class EngineManifest(Strict):
     files: dict[str, str] = field(default_factory=dict)
     version_compatible: bool = False
     hardware_compatibility: str | None = None
-    caches: CachesInPlace | None = None
+    caches: package.CachesInPlace | None = None
     format_version: int = ENGINE_FORMAT_VERSION
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
@@ -161,26 +140,11 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
     except ValidationError as error:
         raise PackageError(f"{path} cannot be read: {error}.") from error
     # Sizes and names are checked before they are used: the file may come from anywhere.
-    dims = _dimensions(path, manifest)
-    _check_profiles(path, manifest, dims)
-    _check_caches(path, manifest, dims)
-    plugin = None if manifest.plugin is None else manifest.plugin.file
-    # A name with a slash could make another file be read, or loaded as a library.
-    for name in (*manifest.files, *([] if plugin is None else [plugin])):
-        if not is_plain_name(name):
-            raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
-    return manifest
-
-
-def _dimensions(path: Path, manifest: EngineManifest) -> set[str]:
-    shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
+    sizes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
     try:
-        return {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
+        dims = {DimExpr.parse(size, place=f"{path}: inputs").name for size in sizes}
     except ConfigError as error:
         raise PackageError(error.message) from error
-
-
-def _check_profiles(path: Path, manifest: EngineManifest, dims: set[str]) -> None:
     for index, profile in enumerate(manifest.profiles):
         for name, span in profile.items():
             if name not in dims or not 0 <= span.min <= span.opt <= span.max <= LARGEST:
@@ -189,15 +153,17 @@ def _check_profiles(path: Path, manifest: EngineManifest, dims: set[str]) -> Non
                     f"{path}: key 'profiles[{index}].{name[:100]}': is {span}, expected sizes of"
                     f" {known}, in rising order."
                 )
-
-
-def _check_caches(path: Path, manifest: EngineManifest, dims: set[str]) -> None:
-    if manifest.caches is None:
-        return
-    for key, problem in cache_problems(manifest.caches, manifest.inputs, manifest.outputs, dims):
-        raise PackageError(f"{path}: key '{key}': {problem}.")
-    if BUFFER not in dims:
-        raise PackageError(f"{path}: key 'caches': no input has the dimension '{BUFFER}'.")
+    if (caches := manifest.caches) is not None:
+        for key, problem in cache_problems(caches, manifest.inputs, manifest.outputs, dims):
+            raise PackageError(f"{path}: key '{key}': {problem}.")
+        if BUFFER not in dims:
+            raise PackageError(f"{path}: key 'caches': no input has the dimension '{BUFFER}'.")
+    plugin = None if manifest.plugin is None else manifest.plugin.file
+    # A name with a slash could make another file be read, or loaded as a library.
+    for name in (*manifest.files, *([] if plugin is None else [plugin])):
+        if not is_plain_name(name):
+            raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
+    return manifest
 
 
 def looks_like_engine(path: Path) -> bool:
@@ -224,7 +190,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
     """
     path = root / ENGINE_MANIFEST_NAME
     # A directory that is still being written may look whole.
-    require_finished(root)
+    package.require_finished(root)
     if not is_engine_dir(root):
         raise PackageError(
             f"{root} is not an engine directory: it has no {ENGINE_MANIFEST_NAME} of a build.",
@@ -242,14 +208,14 @@ def read_engine_dir(root: Path) -> EngineManifest:
         )
     # A damaged engine could crash the process that loads it, or compute something else.
     for name, sha256 in manifest.files.items():
-        _check_digest(root / name, sha256)
+        try:
+            found = sha256_of(root / name)
+        except OSError as error:
+            raise PackageError(
+                f"{root / name} cannot be read: {error}.", hint=_BUILD_AGAIN
+            ) from error
+        if found != sha256:
+            raise PackageError(
+                f"{root / name} has changed since the engine was built.", hint=_BUILD_AGAIN
+            )
     return manifest
-
-
-def _check_digest(path: Path, expected: str) -> None:
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise PackageError(f"{path} cannot be read: {error}.", hint=_BUILD_AGAIN) from error
-    if found != expected:
-        raise PackageError(f"{path} has changed since the engine was built.", hint=_BUILD_AGAIN)

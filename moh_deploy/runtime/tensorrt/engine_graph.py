@@ -24,21 +24,6 @@ from moh_deploy.runtime.tensorrt.messages import BuildAnswer
 from moh_deploy.runtime.tensorrt.preflight import Rejection, refused_nodes, refused_types
 from moh_deploy.runtime.tensorrt.profiles import Profile, fixed_places, opt_sizes
 
-# Give a dynamic dimension one size, for a runtime that has to know it beforehand.
-
-
-def fix_dimension(model: ir.Model, name: str, size: int) -> bool:
-    """Write a size in place of a dimension's name, wherever a value of the graph has it."""
-    inner = [value for node in model.graph for value in node.outputs]
-    changed = False
-    for value in dict.fromkeys([*model.graph.inputs, *inner]):
-        dims = [] if value.shape is None else list(value.shape)
-        fixed = [size if isinstance(d, ir.SymbolicDim) and d.value == name else d for d in dims]
-        if fixed != dims:
-            value.shape, changed = ir.Shape(fixed), True
-    return changed
-
-
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -47,15 +32,11 @@ class PackageGraph:
     """A package's graph as it is before it is lowered, and what may run its layers.
 
     Attributes:
-        model: The model; it is changed when it is lowered.
         layers: With one choice each, and the dtypes of routers in lower precision.
         routers: Name of each layer's MoHRouter node; None: its router is made of operators.
         plugin_nodes: Names of the nodes that the plugins take, to their ops.
         no_kernel: Name of every other attention node to the reason.
-        no_plugins: Why there are no plugins at all; None: there are.
-        candidates: Of each layer's attention.
         types: Name of each value to its dtype.
-        rejections: What the plugins do not take.
     """
 
     model: ir.Model
@@ -63,7 +44,6 @@ class PackageGraph:
     routers: tuple[str | None, ...]
     plugin_nodes: Mapping[str, str]
     no_kernel: Mapping[str, str]
-    no_plugins: str | None
     candidates: tuple[AttentionCandidates, ...]
     types: dict[str, str]
     rejections: tuple[Rejection, ...]
@@ -85,21 +65,16 @@ class PackageGraph:
             self.model,
             plugin_nodes=plugins,
             fused_nodes=[node for node, way in ways.items() if way == "fused"],
-            open_shares=open_shares(self.layers),
+            # TensorRT times tactics on made-up inputs: this tells the plugins the share of open
+            # gates in recorded runs.
+            open_shares={
+                layer.node: layer.active_share
+                for layer in self.layers
+                if layer.node and layer.active_share
+            },
             is_portable=is_portable,
         )
-        return EngineGraph(
-            self.model,
-            self.layers,
-            self.routers,
-            plugin_nodes=frozenset(plugins),
-            plugin_ops=tuple(sorted(set(plugins.values()))),
-            no_kernel=self.no_kernel,
-            no_plugins=self.no_plugins,
-            attentions=attentions,
-            choices=choices,
-            types=self.types,
-        )
+        return EngineGraph(self, plugins, attentions, choices)
 
 
 @dataclass(frozen=True)
@@ -107,29 +82,27 @@ class EngineGraph:
     """The graph that is handed to TensorRT, and what is known of its nodes.
 
     Attributes:
-        model: The lowered model.
-        layers: As of the package's graph.
-        routers: Likewise.
-        plugin_nodes: Names of the nodes that are plugins.
-        plugin_ops: Their ops.
-        no_kernel: As of the package's graph.
-        no_plugins: Likewise.
+        read: The package's graph, whose model is lowered now.
+        plugin_nodes: Names of the nodes that are plugins, to their ops.
         attentions: Name of each attention node that is TensorRT's own to that of the node in its
             place.
         choices: Name of each attention node to what runs it, and why.
-        types: Name of each value to its dtype, before it was lowered.
     """
 
-    model: ir.Model
-    layers: tuple[LayerInfo, ...]
-    routers: tuple[str | None, ...]
-    plugin_nodes: frozenset[str]
-    plugin_ops: tuple[str, ...]
-    no_kernel: Mapping[str, str]
-    no_plugins: str | None
+    read: PackageGraph
+    plugin_nodes: Mapping[str, str]
     attentions: Mapping[str, str]
     choices: Mapping[str, ChosenWay]
-    types: dict[str, str]
+
+    @property
+    def model(self) -> ir.Model:
+        """The lowered model."""
+        return self.read.model
+
+    @property
+    def plugin_ops(self) -> tuple[str, ...]:
+        """The ops of which there are plugins."""
+        return tuple(sorted(set(self.plugin_nodes.values())))
 
     def planned_layers(self) -> tuple[EngineLayer, ...]:
         """Return what runs each layer if the parser does as planned."""
@@ -155,7 +128,7 @@ def read_graph(
     model, layers = load_ir(package), engine_choices(package.manifest, profiles)
     places = fixed_places(profiles, package.manifest)
     if places is not None:
-        fix_dimension(model, BUFFER, places)
+        fix_dimension(model, BUFFER, places)  # TensorRT writes into caches of one size
     choose_for_engine(model, layers)
     # Preflight comes before lowering: it names nodes and ops as the package has them.
     nodes = nodes_with_plugins(model) if no_plugins is None else ()
@@ -169,8 +142,9 @@ def read_graph(
     ]
     values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
     types = {v.name: str(v.dtype.numpy()) for v in values if v.name and v.dtype is not None}
+    why_not = no_plugins or "the plugins refuse it"
     no_kernel = {
-        layer.node: _no_kernel(layer, refused, no_plugins)
+        layer.node: "it was chosen to be dense" if layer.choice == "dense" else why_not
         for layer in layers
         if layer.node is not None and layer.node not in taken
     }
@@ -180,7 +154,6 @@ def read_graph(
         tuple(routers),
         plugin_nodes=taken,
         no_kernel=no_kernel,
-        no_plugins=no_plugins,
         candidates=attention_candidates(
             model, layers, ruled_out=no_kernel, only_kernels=only_kernels
         ),
@@ -189,13 +162,13 @@ def read_graph(
     )
 
 
-def open_shares(layers: Sequence[LayerInfo]) -> dict[str, float]:
-    """Return the share of open gates in recorded runs, by the name of the attention node.
-
-    TensorRT times tactics on made-up inputs; this tells the plugins how many gates are open in
-    runs.
-    """
-    return {layer.node: layer.active_share for layer in layers if layer.node and layer.active_share}
+def fix_dimension(model: ir.Model, name: str, size: int) -> None:
+    """Write a size in place of a dimension's name, wherever a value of the graph has it."""
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        if value.shape is not None:
+            names = [dim.value if isinstance(dim, ir.SymbolicDim) else None for dim in value.shape]
+            dims = zip(value.shape, names, strict=True)
+            value.shape = ir.Shape([size if known == name else dim for dim, known in dims])
 
 
 def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[LayerInfo, ...]:
@@ -229,8 +202,20 @@ def engine_layers(
             return "kernel"
         return "fused" if graph.attentions.get(node) in attentions else "function"
 
+    def reason(layer: LayerInfo, router: str | None) -> str | None:
+        """Return why not all of a layer runs by kernels; None if it does."""
+        if layer.node is None:
+            return layer.reason or "it was not replaced"
+        if layer.node in graph.read.no_kernel:
+            return graph.read.no_kernel[layer.node]
+        if layer.node not in plugins:
+            return graph.choices[layer.node].decision
+        # What is left is the router.
+        is_kernel = router is None or router in plugins
+        return layer.reason if is_kernel else "the plugins refuse its router"
+
     found = []
-    for layer, router in zip(graph.layers, graph.routers, strict=True):
+    for layer, router in zip(graph.read.layers, graph.read.routers, strict=True):
         choice = graph.choices.get(layer.node or "")
         found.append(
             EngineLayer(
@@ -238,7 +223,7 @@ def engine_layers(
                 moh_impl=runs(layer.node),
                 router_impl=runs(router),
                 choice=layer.choice,
-                reason=_reason(graph, layer, router, plugins),
+                reason=reason(layer, router),
                 router_types=layer.router_types,
                 decision=None if choice is None else choice.decision,
                 times_ms={} if choice is None else dict(choice.times_ms),
@@ -255,15 +240,15 @@ def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> Non
             a router that is to decide in float32 would not.
     """
     # The graph says what is to be a plugin, the parser decides: so it is read back.
-    missing = sorted(graph.plugin_nodes.difference(answer.plugins))
+    missing = sorted(set(graph.plugin_nodes).difference(answer.plugins))
     if missing:
         raise BackendError(f"{title} made no plugin of {', '.join(missing)}.")
-    for name, dtype in graph.types.items():
+    for name, dtype in graph.read.types.items():
         found = answer.types.get(name)
         # Only floats are rounded. A name that the parser did not keep has no dtype to compare.
         if found not in (None, dtype) and {found, dtype} & {*_FLOATS}:
             raise BackendError(f"{title} made '{name}' {found}; the graph says {dtype}.")
-    lost = [layer.path for layer in graph.layers if layer.gates not in answer.types]
+    lost = [layer.path for layer in graph.read.layers if layer.gates not in answer.types]
     if lost:
         raise BackendError(f"{title} has no value for the gates of {', '.join(lost)}.")
 
@@ -274,24 +259,3 @@ def _router_of(node: ir.Node | None) -> str | None:
         first = node.inputs[0] if node.inputs else None
         node = None if first is None else first.producer()
     return None if node is None else node.name
-
-
-def _no_kernel(layer: LayerInfo, refused: Collection[str], no_plugins: str | None) -> str:
-    """Return why the attention of a layer cannot be a plugin."""
-    if layer.choice == "dense":
-        return "it was chosen to be dense"
-    return no_plugins or "the plugins refuse it"
-
-
-def _reason(
-    graph: EngineGraph, layer: LayerInfo, router: str | None, plugins: Collection[str]
-) -> str | None:
-    """Return why not all of a layer runs by kernels; None if it does."""
-    if layer.node is None:
-        return layer.reason or "it was not replaced"
-    if layer.node in graph.no_kernel:
-        return graph.no_kernel[layer.node]
-    if layer.node not in plugins:
-        return graph.choices[layer.node].decision
-    # What is left is the router.
-    return layer.reason if router is None or router in plugins else "the plugins refuse its router"

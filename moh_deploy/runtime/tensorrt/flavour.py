@@ -137,8 +137,6 @@ class PluginLibrary:
     """A library of this version of moh-deploy.
 
     Attributes:
-        path: Where it is.
-        sha256: Digest of its content.
         cuda: Major version of CUDA that a driver has to take.
     """
 
@@ -160,11 +158,6 @@ def find_plugin(given: Path | None) -> PluginLibrary | None:
         return None
     if not os.path.isfile(path):
         raise BackendError(f"plugin is {path}: there is no such file.", hint=HOW_TO_BUILD)
-    return PluginLibrary(path.resolve(), sha256_of(path), _checked_version(path))
-
-
-def _checked_version(path: Path) -> int:
-    """Return the version of CUDA that a library needs, of this version of moh-deploy."""
     try:
         # Resolved: without a slash the linker would search its own paths for the name.
         library = ctypes.CDLL(str(path.resolve()))
@@ -179,4 +172,4 @@ def _checked_version(path: Path) -> int:
         raise BackendError(
             f"{path} belongs to moh-deploy {found}, this is {__version__}.", hint=HOW_TO_BUILD
         )
-    return int(cuda())
+    return PluginLibrary(path.resolve(), sha256_of(path), int(cuda()))

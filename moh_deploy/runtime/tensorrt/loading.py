@@ -19,7 +19,6 @@ from moh_deploy.system.nvidia_driver import read_driver
 _DOCTOR = "`moh-deploy doctor` says what is missing here."
 _NO_GPU = f"Run it on a machine with an NVIDIA GPU. {_DOCTOR}"
 _BUILD_HERE = "Build the engine again with the TensorRT and the GPU that are to run it."
-_IN_DIFFERENT_PROCESSES = "Run engines of different plugin libraries in different processes."
 _NAMESPACE = "moh"
 _MOST_LINES = 5
 # The digest of the library that the registry of each backend took in this process.
@@ -115,27 +114,21 @@ def _check_gpu(root: Path, manifest: EngineManifest) -> None:
 
 def _check_version(root: Path, manifest: EngineManifest, flavour: Flavour, here: str) -> None:
     built_with = manifest.versions.get(flavour.title)
-    run_by = "the version that built them"
+    run_by, runs = "the version that built them", built_with == here
     if manifest.version_compatible and built_with is not None:
         run_by = "that version and later ones of the same first number"
-        if _runs_later(built_with, here):
-            return
-    if built_with != here:
+        # Of a version such as 10.9.0.34 or 10.9.0.dev2: what is no number ends it.
+        built, found = (
+            [int(part) for part in version.split(".") if part.isdecimal()]
+            for version in (built_with, here)
+        )
+        runs = runs or (built[:1] == found[:1] and found >= built)
+    if not runs:
         raise BackendError(
             f"{root} was built by {flavour.title} {built_with}, here is {here}: engines of its kind"
             f" run with {run_by}.",
             hint=_BUILD_HERE,
         )
-
-
-def _runs_later(built_with: str, here: str) -> bool:
-    """Tell whether one version of TensorRT runs version-compatible engines of another."""
-    # Of a version such as 10.9.0.34 or 10.9.0.dev2: what is no number ends it.
-    built, found = (
-        [int(part) for part in version.split(".") if part.isdecimal()]
-        for version in (built_with, here)
-    )
-    return built[:1] == found[:1] and found >= built
 
 
 def _logger(trt: Any, lines: list[str]) -> Any:
@@ -165,33 +158,23 @@ def _make_plugins_known(trt: Any, runtime: Any, root: Path, manifest: EngineMani
         runtime.engine_host_code_allowed = True
         return
     registry, path = trt.get_plugin_registry(), root / manifest.plugin.file
+    sha256, taken = manifest.plugin.sha256, _taken.get(manifest.backend)
     # A library of moh-deploy is in this process already: its content has to be the same.
     if any(creator.plugin_namespace == _NAMESPACE for creator in registry.all_creators):
-        _check_same_library(path, manifest.plugin.sha256, _taken.get(manifest.backend))
-        return
+        others = [library for library in _mapped_libraries() if sha256_of(library) != sha256]
+        # A library stays when its file is gone, as it is where an engine was built again.
+        if not others and taken in (None, sha256):
+            return
+        raise BackendError(
+            f"{others[0]} is in this process already, and is another library than {path}."
+            if others
+            else f"another plugin library than {path} is in this process already.",
+            hint="Run engines of different plugin libraries in different processes.",
+        )
     # None, without a word, is what it gives for whatever is wrong.
     if registry.load_library(str(path.resolve())) is None:
         raise BackendError(f"TensorRT's plugin registry did not take {path}.", hint=_DOCTOR)
-    _taken[manifest.backend] = manifest.plugin.sha256
-
-
-def _check_same_library(path: Path, sha256: str, taken: str | None) -> None:
-    others = [
-        mapped_library
-        for mapped_library in _mapped_libraries()
-        if sha256_of(mapped_library) != sha256
-    ]
-    if others:
-        raise BackendError(
-            f"{others[0]} is in this process already, and is another library than {path}.",
-            hint=_IN_DIFFERENT_PROCESSES,
-        )
-    # A library stays when its file is gone, as it is where an engine was built again.
-    if taken not in (None, sha256):
-        raise BackendError(
-            f"another plugin library than {path} is in this process already.",
-            hint=_IN_DIFFERENT_PROCESSES,
-        )
+    _taken[manifest.backend] = sha256
 
 
 def _mapped_libraries() -> Iterator[Path]:

@@ -21,11 +21,8 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 class Stack:
     """The versions and the GPU that an engine depends on, besides what is asked for.
 
-    Attributes:
-        version: Of TensorRT or TensorRT-RTX.
-        gpu: Name; None: there is none, or it does not matter.
-        compute_capability: Of the GPU: `8.6`; None likewise.
-        driver: Largest CUDA version that the driver takes; None likewise.
+    `compute_capability` is `8.6` and the like, `driver` the largest CUDA version that the driver
+    takes. Of the machine all are None where there is no GPU, or it does not matter.
     """
 
     version: str
@@ -52,15 +49,10 @@ class BuildRequest:
         engine: Where to write the engine; None: parse only.
         plugin: The plugin library; None: there are no plugins.
         creators: Ops that its creators have to make.
-        embed_plugin: Put the library into the engine.
-        compute_capabilities: `8.6` and the like; none: for the GPU that is there.
         profiles: Shapes of each input, one entry a profile.
-        workspace_bytes: The most scratch memory of a layer; None: no limit.
-        timing_cache: File of measured times to begin with; None: none.
-        timing_cache_out: Where to write them; None: nowhere.
-        version_compatible: Later versions of TensorRT may run the engine.
-        hardware_compatibility: Name of the GPUs besides this one that may, of TensorRT's
-            `HardwareCompatibilityLevel`; None: no other.
+        timing_cache: File of measured times to begin with; `timing_cache_out` takes the new ones.
+
+    All else is as in `build_plan.BuildPlan`.
     """
 
     model: str
@@ -99,12 +91,8 @@ class TimingRequest:
 
 @dataclass(frozen=True)
 class TimingAnswer:
-    """The times of networks.
-
-    Attributes:
-        times_ms: Name to milliseconds of one run at the usual sizes of each profile.
-        failed: Name to why there is no time.
-    """
+    """Name of each network to milliseconds of one run at the usual sizes of each profile; or to why
+    there is no time."""
 
     times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -142,12 +130,7 @@ class BuildAnswer:
 
 @dataclass(frozen=True)
 class Failure:
-    """Nothing was built: TensorRT gave up, or a file could not be read or written.
-
-    Attributes:
-        text: What failed.
-        errno: Of an error of the operating system; None: it was none.
-    """
+    """Nothing was built: TensorRT gave up, or the operating system did, which has an `errno`."""
 
     text: str
     errno: int | None = None

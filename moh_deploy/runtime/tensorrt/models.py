@@ -17,15 +17,9 @@ from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Var
 from moh_deploy.runtime.input_check import check_inputs, check_room
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.tensorrt import engine_dir
 from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
 from moh_deploy.runtime.tensorrt.engine_contexts import GpuContext, HostContext, is_torch, stand_in
-from moh_deploy.runtime.tensorrt.engine_dir import (
-    ENGINE_NAME,
-    EngineLayer,
-    EngineManifest,
-    is_engine_dir,
-    read_engine_dir,
-)
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine, on_first_gpu
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text
@@ -56,7 +50,7 @@ class Engine:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self.manifest: EngineManifest = read_engine_dir(self.root)
+        self.manifest: engine_dir.EngineManifest = engine_dir.read_engine_dir(self.root)
         with on_first_gpu():
             self._loaded: LoadedEngine | None = load_engine(self.root, self.manifest)
         self._on_gpu: GpuContext | None = None
@@ -152,15 +146,15 @@ class EngineDir(Deployed):
     @staticmethod
     def is_one(path: Path) -> bool:
         """Tell whether `moh-deploy build` wrote a directory, changed or not."""
-        return is_engine_dir(path)
+        return engine_dir.is_engine_dir(path)
 
     @property
     def name(self) -> str:
         return f"engine {self.root}"
 
     @cached_property
-    def manifest(self) -> EngineManifest:
-        return read_engine_dir(self.root)
+    def manifest(self) -> engine_dir.EngineManifest:
+        return engine_dir.read_engine_dir(self.root)
 
     def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:
         """Return the package that the engine was built from; see `Deployed.made_from`."""
@@ -179,7 +173,20 @@ class EngineDir(Deployed):
                 if manifest.caches is not None and opened.manifest.caches is None
                 else "Name the package that it was built from, or build the engine again.",
             )
-        return _as_engine_takes_it(opened, manifest)
+        given = opened.manifest
+        own = {info.name: info.dtype for info in (*given.inputs, *given.outputs)}
+        # Caches are in the engine's dtypes. Others keep theirs when the package is lowered.
+        dtypes = {
+            info.name: info.dtype
+            for info in (*manifest.inputs, *manifest.outputs)
+            if info.dtype != own.get(info.name)
+        }
+        # Recorded runs are of the original; how close an engine has to be depends on its precision.
+        return replace(
+            opened,
+            manifest=with_dtypes(replace(given, precision=manifest.precision), dtypes),
+            vectors=tuple(rounded_to(vectors, dtypes) for vectors in opened.vectors),
+        )
 
     @property
     def holds_kernels(self) -> bool:
@@ -261,11 +268,17 @@ class EngineRunner(Runner):
             LayerRun(layer.path, _impl(layer, layer.moh_impl), _impl(layer, layer.router_impl))
             for layer in manifest.layers
         )
+        kernels = KernelUse(None, "the engine was built without plugins", None)
+        if (plugin := manifest.plugin) is not None:
+            # A library that is embedded has no file: it is inside the engine.
+            kernels = KernelUse(
+                self.engine.root / (plugin.file or engine_dir.ENGINE_NAME), None, None
+            )
         attention = {run.path: run.runs_as for run in runs}
         routers = {f"{run.path} (router)": run.router_runs_as for run in runs}
         return Description(
             f"{title} {manifest.versions.get(title, 'of unknown version')}",
-            self._kernels(),
+            kernels,
             {name: impl for name, impl in {**attention, **routers}.items() if impl is not None},
             runs,
             device=manifest.versions.get("GPU", "a GPU"),
@@ -274,13 +287,6 @@ class EngineRunner(Runner):
     def close(self) -> None:
         self.engine.close()
 
-    def _kernels(self) -> KernelUse:
-        plugin = self.engine.manifest.plugin
-        if plugin is None:
-            return KernelUse(None, "the engine was built without plugins", None)
-        # A library that is embedded has no file: it is inside the engine.
-        return KernelUse(self.engine.root / (plugin.file or ENGINE_NAME), None, None)
-
 
 _PACKAGE_IS_GONE = (
     "Its caches were put in place when it was built, in a package that is gone. Export the model"
@@ -288,28 +294,7 @@ _PACKAGE_IS_GONE = (
 )
 
 
-def _as_engine_takes_it(package: OnnxPackage, engine: EngineManifest) -> OnnxPackage:
-    """Return the package with the precision of the engine, and caches in its dtypes."""
-    own = {
-        output.name: output.dtype
-        for output in (*package.manifest.inputs, *package.manifest.outputs)
-    }
-    # Others keep their dtypes when the package is lowered.
-    dtypes = {
-        output.name: output.dtype
-        for output in (*engine.inputs, *engine.outputs)
-        if output.dtype != own.get(output.name)
-    }
-    # Recorded runs are of the original; how close an engine has to be depends on its precision.
-    manifest = replace(package.manifest, precision=engine.precision)
-    return replace(
-        package,
-        manifest=with_dtypes(manifest, dtypes),
-        vectors=tuple(rounded_to(vector_set, dtypes) for vector_set in package.vectors),
-    )
-
-
-def _impl(layer: EngineLayer, implementation: str) -> LayerImpl | None:
+def _impl(layer: engine_dir.EngineLayer, implementation: str) -> LayerImpl | None:
     if implementation == "operators":
         return None
     if implementation == "kernel":

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from moh_deploy.config.dims import size_at
 from moh_deploy.errors import BackendError, ExportError
 from moh_deploy.ops import OPS, op_names
-from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
+from moh_deploy.ops.plugin_support import PLUGINS
 from moh_deploy.ops.spec import FLOAT_TYPES, PLUGIN_ATTRIBUTES, Attributes, TensorType
 from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.messages import ParserError
@@ -33,7 +33,6 @@ class Rejection:
         layer: Name of the node.
         value: What it has: `head_dim is 300`.
         limit: What is taken: `at most 256`.
-        what_to_do: The next step.
     """
 
     layer: str
@@ -75,7 +74,16 @@ def refused_nodes(nodes: Sequence[ir.Node], profiles: Sequence[Profile]) -> tupl
         nodes: All that are to run as plugins; their inputs have dtypes and shapes.
         profiles: Sizes that the engine is for.
     """
-    return tuple(inner for node in nodes for inner in _refused(node, profiles))
+    return tuple(
+        Rejection(node.name or node.op_type, *reason)
+        for node in nodes
+        for reason in (
+            *_inputs_refused(node),
+            *_sizes_refused(node),
+            *_profiles_refused(node, profiles),
+            *_rule_refused(node),
+        )
+    )
 
 
 def refused_targets(
@@ -158,17 +166,6 @@ def refused_by_parser(errors: Sequence[ParserError], title: str) -> tuple[Reject
     )
 
 
-def _refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Rejection]:
-    name = node.name or node.op_type
-    for value, limit, what_to_do in (
-        *_inputs_refused(node),
-        *_sizes_refused(node),
-        *_profiles_refused(node, profiles),
-        *_rule_refused(node),
-    ):
-        yield Rejection(name, value, limit, what_to_do)
-
-
 Reason = tuple[str, str, str]
 """What the node has, what is taken, what to do."""
 
@@ -176,26 +173,20 @@ Reason = tuple[str, str, str]
 def _inputs_refused(node: ir.Node) -> Iterator[Reason]:
     taken = PLUGINS[node.op_type].inputs
     given = [*node.inputs, *[None] * (len(taken) - len(node.inputs))]
-    first = next((value for value in node.inputs if value is not None), None)
+    first = _dtype(next((value for value in node.inputs if value is not None), None))
     for value, spec in zip(given, taken, strict=True):
         if value is None:
             if not spec.optional:
                 yield f"{spec.name} is absent", "a value", _EXPORT_AGAIN
             continue
-        yield from _input_refused(value, spec, first)
-
-
-def _input_refused(value: ir.Value, spec: PluginInput, first: ir.Value | None) -> Iterator[Reason]:
-    dtype, others = _dtype(value), _dtype(first)
-    if dtype not in spec.dtypes:
-        yield f"{spec.name} is {dtype}", _either(spec.dtypes), _EXPORT_AGAIN
-    # Floats of one node are of one dtype, that of its first input; others have their own.
-    elif spec.dtypes == FLOAT_TYPES and dtype != others:
-        yield f"{spec.name} is {dtype}", f"{others}, as the inputs before it are", _EXPORT_AGAIN
-    rank = len(value.shape) if value.shape is not None else None
-    if rank is not None and rank not in spec.ranks:
-        ranks = _either(map(str, spec.ranks))
-        yield f"{spec.name} is of rank {rank}", ranks, _EXPORT_AGAIN
+        if (dtype := _dtype(value)) not in spec.dtypes:
+            yield f"{spec.name} is {dtype}", _either(spec.dtypes), _EXPORT_AGAIN
+        # Floats of one node are of one dtype, that of its first input; others have their own.
+        elif spec.dtypes == FLOAT_TYPES and dtype != first:
+            yield f"{spec.name} is {dtype}", f"{first}, as the inputs before it are", _EXPORT_AGAIN
+        if value.shape is not None and len(value.shape) not in spec.ranks:
+            ranks = _either(list(map(str, spec.ranks)))
+            yield f"{spec.name} is of rank {len(value.shape)}", ranks, _EXPORT_AGAIN
 
 
 def _sizes_refused(node: ir.Node) -> Iterator[Reason]:
@@ -215,7 +206,9 @@ def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Re
     for profile in profiles:
         most = {name: span.max for name, span in profile.items()}
         for value, spec in zip(node.inputs, PLUGINS[node.op_type].inputs, strict=False):
-            rows = math.prod(_known(value, most)[:-1])  # All axes but the last.
+            # All axes but the last; what is not known counts as 1.
+            known = [size_at(size, most) for size in _dims(value)[:-1]]
+            rows = math.prod(1 if number is None else number for number in known)
             if rows > LARGEST:
                 yield (
                     f"{spec.name} has {rows} rows at the largest sizes of a profile",
@@ -234,22 +227,18 @@ def _rule_refused(node: ir.Node) -> Iterator[Reason]:
     # What only plugins have is no attribute of the op. Unknown ones stay, so that the rule names
     # them.
     attributes: Attributes = {k: v for k, v in given.items() if k in known or k not in extra}
-    types = [_type(value) for value in node.inputs]
+    types: list[TensorType | None] = [
+        TensorType(_dtype(value), tuple(_dims(value)))
+        if value is not None and value.shape is not None
+        else None
+        for value in node.inputs
+    ]
     # Inputs that are left out at the end count as absent.
     types += [None] * (len(spec.inputs) - len(types))
     try:
         spec.shape_rule(types, spec.complete(attributes))
     except ExportError as error:
         yield error.message.rstrip("."), "what docs/ops.md says", error.hint or _EXPORT_AGAIN
-
-
-def _heads(node: ir.Node, slot: int, attribute: str) -> int | None:
-    """Size of a head of Q, K or V: of the last axis, which has all heads where the rank is 3."""
-    last = _size(node, slot, -1)
-    value = node.inputs[slot]
-    if last is None or value is None or value.shape is None:
-        return None
-    return last // (_int(node, attribute) or 1) if len(value.shape) == 3 else last
 
 
 # Inputs by slot: 0 is Q, 2 is V of attention; 0 the routed and 1 the shared logits of a router.
@@ -264,39 +253,33 @@ _SIZES: Mapping[str, Callable[[ir.Node], int | None]] = {
 }
 
 
+def _heads(node: ir.Node, slot: int, attribute: str) -> int | None:
+    """Size of a head of Q, K or V: of the last axis, which has all heads where the rank is 3."""
+    last = _size(node, slot, -1)
+    in_one = last is not None and len(_dims(node.inputs[slot])) == 3
+    return last // (_int(node, attribute) or 1) if last is not None and in_one else last
+
+
 def _int(node: ir.Node, name: str) -> int:
     attribute = node.attributes.get(name)
     return 0 if attribute is None else attribute.as_int()
 
 
 def _size(node: ir.Node, slot: int, axis: int) -> int | None:
-    value = node.inputs[slot] if slot < len(node.inputs) else None
-    if value is None or value.shape is None or not len(value.shape):
-        return None
-    size = value.shape[axis]
-    return size if isinstance(size, int) else None
+    dims = _dims(node.inputs[slot]) if slot < len(node.inputs) else []
+    return size if dims and isinstance(size := dims[axis], int) else None
 
 
-def _known(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
-    """Return the sizes of a value, 1 for what is not known."""
-    if value is None or value.shape is None:
-        return []
-    named = [size if isinstance(size, int) else size.value for size in value.shape]
-    known = [size_at(number, sizes) for number in named]
-    return [1 if number is None else number for number in known]
-
-
-def _type(value: ir.Value | None) -> TensorType | None:
-    if value is None or value.shape is None:
-        return None
-    dims = (size if isinstance(size, int) else size.value for size in value.shape)
-    return TensorType(_dtype(value), tuple(dims))
+def _dims(value: ir.Value | None) -> list[int | str | None]:
+    """Return the sizes of a value, by their names where they have one; none without a shape."""
+    dims = () if value is None or value.shape is None else value.shape
+    return [size if isinstance(size, int) else size.value for size in dims]
 
 
 def _dtype(value: ir.Value | None) -> str:
     return "unknown" if value is None or value.dtype is None else str(value.dtype.numpy())
 
 
-def _either(names: Sequence[str] | map[str]) -> str:
+def _either(names: Sequence[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last

@@ -97,19 +97,27 @@ def usual_profile(manifest: Manifest) -> Profile:
     They go from the least that the trace is good for, 1 if it says nothing, to the most, or four
     times the example's if it says nothing; they are tuned for the example's.
     """
-    return {
-        name: _usual(size, manifest.dim_ranges.get(name)) for name, size in manifest.dims.items()
-    }
+    usual = {}
+    for name, example in manifest.dims.items():
+        least, most = manifest.dim_ranges.get(name) or (1, None)
+        usual[name] = Span(least, example, example * _MOST_TIMES_EXAMPLE if most is None else most)
+    return usual
 
 
 def shapes(inputs: Sequence[TensorInfo], profile: Profile) -> dict[str, ShapeRange]:
     """Return the shapes of the inputs that a profile means."""
-    least, usual, most = (
-        {name: getattr(span, end) for name, span in profile.items()}
-        for end in ("min", "opt", "max")
-    )
+
+    def sized(info: TensorInfo, end: str) -> tuple[int, ...]:
+        sizes = {name: getattr(span, end) for name, span in profile.items()}
+        place = f"input '{info.name}'"
+        # An axis may be an expression of a dimension, such as `past + 1`.
+        return tuple(
+            size if isinstance(size, int) else DimExpr.parse(size, place=place).evaluate(sizes)
+            for size in info.shape
+        )
+
     return {
-        info.name: (_shape(info, least), _shape(info, usual), _shape(info, most)) for info in inputs
+        info.name: (sized(info, "min"), sized(info, "opt"), sized(info, "max")) for info in inputs
     }
 
 
@@ -121,11 +129,6 @@ def opt_sizes(profile: Profile) -> dict[str, int]:
 def profile_text(profile: Profile) -> str:
     """Return `batch=1..8..32,seq=128`."""
     return ",".join(f"{name}={span}" for name, span in profile.items())
-
-
-def _usual(example: int, limits: tuple[int, int | None] | None) -> Span:
-    least, most = limits or (1, None)
-    return Span(least, example, example * _MOST_TIMES_EXAMPLE if most is None else most)
 
 
 def _parse(text: str, manifest: Manifest) -> dict[str, Span]:
@@ -166,13 +169,3 @@ def _check(text: str, name: str, span: Span, manifest: Manifest) -> None:
             if most != LARGEST
             else None,
         )
-
-
-def _shape(info: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(
-        size
-        if isinstance(size, int)
-        # An axis may be an expression of a dimension, such as `past + 1`.
-        else DimExpr.parse(size, place=f"input '{info.name}'").evaluate(sizes)
-        for size in info.shape
-    )

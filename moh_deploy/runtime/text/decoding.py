@@ -85,12 +85,8 @@ class DecodingFigures:
 
     Attributes:
         prompt_tokens: Of all prompts, padding left out.
-        prompt_seconds: How long they took together.
-        new_tokens: Of all rows.
         step_seconds: How long all steps behind the prompts took.
-        steps: How many of them there were.
         open_heads: Head and token pairs whose gate was not zero, padding left out.
-        all_heads: All such pairs.
     """
 
     prompt_tokens: int = 0
@@ -108,10 +104,6 @@ class Decoding:
 
     Attributes:
         runner: The model; it returns the gates, too, where their names are given.
-        interface: Its inputs and outputs.
-        prompts: Tokens of each.
-        max_tokens: The most that are added to each.
-        sampling: How they are chosen.
         gates: Names of outputs that are gates, [batch, seq, heads].
         figures: What was measured so far.
     """
@@ -137,7 +129,7 @@ class Decoding:
         ids, mask = left_padded(self.prompts, padding)
         caches = self.interface.empty_caches(rows, ids.shape[1] + self.max_tokens)
         self.figures.prompt_tokens += int(mask.sum())
-        going = np.ones(rows, bool)
+        going = np.ones(rows, bool)  # rows without an end yet
         for step in range(self.max_tokens):
             started = time.perf_counter()
             inputs = {"input_ids": ids, "attention_mask": mask, **caches}

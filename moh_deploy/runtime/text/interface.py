@@ -49,6 +49,7 @@ class TextInterface:
         """
         caches = tuple(info for info in manifest.inputs if _PAST.fullmatch(info.name))
         present = tuple(cache.name.replace("past_key_values", "present", 1) for cache in caches)
+        # Anything besides would have to be fed with something, and nothing says what.
         expected_inputs = {"input_ids", "attention_mask", *(cache.name for cache in caches)}
         missing = {"logits", *present} - {output.name for output in manifest.outputs}
         takes = {info.name for info in manifest.inputs}

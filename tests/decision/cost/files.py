@@ -1,4 +1,6 @@
-"""The files that costs are made of, with round numbers that can be worked out by hand."""
+"""The files that costs are made of, with round numbers that can be worked out by hand, and a
+report of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from moh_deploy.decision.cost.decided import Decided
+from moh_deploy.decision.cost.price_arms import places_of, price_arms
+from moh_deploy.decision.cost.prices import Prices
+from moh_deploy.decision.cost.report import CostReport
+from moh_deploy.decision.cost.traffic import SizedRequests, Traffic
 from moh_deploy.validate.reference.differences import Float64Array
 
 PRICES = """\
@@ -43,8 +51,8 @@ def decision(
     ms = ms or {"dense": (10.0, 40.0), "moh": (8.0, 20.0)}
     reference = next(iter(ms))
     arms = [_arm(name, ms, reference, sizes, spread, paired, name in dense) for name in ms]
-    for one in arms:
-        one["verdict"] = (verdicts or {}).get(one["name"], one["verdict"])
+    for arm in arms:
+        arm["verdict"] = (verdicts or {}).get(arm["name"], arm["verdict"])
     return {
         "schema_version": 1,
         "plan_digest": "0" * 64,
@@ -105,3 +113,26 @@ def write(
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text)
     return paths
+
+
+def cost_report(per_month: float = 1e8, *, name: str = "moh", paired: float = 0.02) -> CostReport:
+    """Return a report of a dense reference and one arm.
+
+    Args:
+        per_month: Requests.
+        name: Of the arm.
+        paired: About half the interval of its gain.
+    """
+    decided = Decided.model_validate(
+        decision(
+            {"dense": (10.0, 40.0), name: (8.0, 41.0)},
+            paired=paired,
+            break_even=[
+                {"arm": name, "rival": "dense", "outcome": "slower from batch 7.2 on (6 to 8)"}
+            ],
+        )
+    )
+    requests = tuple(SizedRequests(sizes, 0.5) for sizes in SIZES)
+    prices = Prices.model_validate(yaml.safe_load(PRICES))
+    traffic = Traffic(requests, per_month, ("A month is extrapolated from 2 days of traffic.",))
+    return price_arms(decided, prices, traffic, places_of(requests, decided.sizes, between=False))

@@ -16,8 +16,8 @@ from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_ans
 from moh_deploy.report.html.page import page as page_of
 from moh_deploy.report.html.routing_charts import shade
 from moh_deploy.validate.compare.parity_report import combined
-from tests.decision.cost.reports import cost_report
-from tests.decision.reports import decision_report
+from tests.decision.cost.files import cost_report
+from tests.decision.simulated import decision_report
 from tests.nightly import nightly, sampled
 from tests.report.html.browsing import (
     DESK,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import mmap
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.onnxruntime.session import OrtRunner, crash_of_plain_session, open_session
+from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
 from moh_deploy.system.isolate import child_environment
-from moh_deploy.system.npz import Array
+from moh_deploy.system.npz import BFLOAT16, Array
 from moh_deploy.validate.reference.subject import read_subject
 from tests.handmade_package import model, vectors, write_package
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 
 
 def saved(tmp_path: Path, content: onnx.ModelProto) -> Path:
@@ -78,7 +80,7 @@ def test_extra_output_that_is_an_output_already_comes_once(tmp_path: Path):
             )
         ),
     )
-    assert [one.name for one in runner._session.get_outputs()] == ["y"]
+    assert [output.name for output in runner._session.get_outputs()] == ["y"]
 
 
 @pytest.mark.parametrize("spins", [True, False])
@@ -279,3 +281,69 @@ def test_float16_that_is_transposed_before_a_product_ends_no_process(tmp_path: P
     subprocess.run(command, check=True, env=child_environment())
     expected = x.transpose(1, 0, 2).astype(np.float64) @ weight
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=5e-3)
+
+
+@pytest.mark.parametrize("is_turned", [True, pytest.param(False, marks=nightly)])
+def test_float16_that_ends_a_plain_session_is_said_with_the_way_around(
+    tmp_path: Path, is_turned: bool
+):
+    model = float16_that_is_transposed_before_a_product(np.ones((4, 5), np.float32), (2, 3, 4))
+    if not is_turned:
+        model.graph.node[1].attribute[0].CopyFrom(onnx.helper.make_attribute("perm", [0, 1, 2]))
+    onnx.save(model, tmp_path / "model.onnx")
+    found = crash_of_plain_session(tmp_path / "model.onnx")
+    assert (found is not None) is is_turned
+    assert found is None or found.endswith(
+        "on model.onnx: set optimization.disable_specified_optimizers of it to"
+        " MatmulTransposeFusion, as moh-deploy does."
+    )
+
+
+DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64", BFLOAT16)
+
+
+class Capsule:
+    """What a reader holds that took a capsule and nothing else."""
+
+    def __init__(self, source: object) -> None:
+        self._capsule = source.__dlpack__()  # type: ignore[attr-defined]
+        self._device = source.__dlpack_device__()  # type: ignore[attr-defined]
+
+    def __dlpack__(self, **given: object) -> object:
+        return self._capsule
+
+    def __dlpack_device__(self) -> object:
+        return self._device
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0, 4)], ids=str)
+def test_array_passes_bit_for_bit(dtype: object, shape: tuple[int, ...]):
+    array = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)
+    got = from_dlpack(to_dlpack(array))
+    np.testing.assert_array_equal(got, array, strict=True)
+
+
+def test_part_of_an_array_passes():
+    array = np.arange(12.0).reshape(3, 4)
+    np.testing.assert_array_equal(from_dlpack(to_dlpack(array[:, 1:3])), array[:, 1:3])
+
+
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16], ids=str)
+def test_capsule_outlives_the_array_that_it_was_made_of(dtype: object):
+    kept = [np.full(100, number).astype(dtype) for number in range(50)]
+    capsules = [Capsule(to_dlpack(array)) for array in kept]
+    del kept
+    gc.collect()
+    # Whatever was freed is written over.
+    others = [np.full(100, 99).astype(dtype) for _ in range(200)]
+    for number, capsule in enumerate(capsules):
+        assert set(from_dlpack(capsule).astype(float)) == {number}
+    assert others
+
+
+def test_copy_does_not_follow_its_source():
+    array = np.zeros(3, np.float32)
+    copy = from_dlpack(to_dlpack(array))
+    array[:] = 1
+    assert not copy.any()

@@ -51,7 +51,7 @@ def test_an_extension_for_another_release_is_a_sentence(
 ):
     path = installed(tmp_path / "native", monkeypatch)
     content = path.read_bytes()
-    name = next(one for one in content.split(b"\0") if one.startswith(b"libopenvino.so."))
+    name = next(item for item in content.split(b"\0") if item.startswith(b"libopenvino.so."))
     path.write_bytes(content.replace(name, name[:-4] + b"2099"))
     with pytest.raises(BackendError, match=r"libopenvino\.so\.2099.*built for another release"):
         choose_extension(Variant(runtime="openvino"), "float32")

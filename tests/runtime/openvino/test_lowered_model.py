@@ -8,7 +8,7 @@ from onnx import helper
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage, TensorInfo
-from moh_deploy.runtime.openvino.lowered_model import LoweredModel, write_lowered
+from moh_deploy.runtime.openvino.runner import LoweredModel, write_lowered
 from tests.handmade_package import WIDTH, write_package
 from tests.projected_package import write_projected
 

@@ -51,6 +51,22 @@ def opened(package: OnnxPackage, variant: Variant = OPENVINO) -> OpenVinoRunner:
     return runner
 
 
+def assert_right(runner: OpenVinoRunner, batch: int = 3, seq: int = 37) -> None:
+    """Check a run of the handmade package against its recorded outputs."""
+    run = vectors(batch=batch, seq=seq, seed=4)
+    np.testing.assert_allclose(runner.run(run.inputs)["y"], run.outputs["y"], atol=1e-5)
+
+
+def saved_op(case: Case, path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return a model of one node, which is saved, and its inputs."""
+    model = single_node_model(case.op, case.input_types(), case.attributes)
+    model.graph.node[0].name = case.op
+    onnx.save(model, path)
+    names = [spec.name for spec in OPS[case.op].inputs]
+    given = dict(zip(names, case.inputs(), strict=False))
+    return model, {name: array for name, array in given.items() if array is not None}
+
+
 @pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_nodes_run_on_our_kernels(package: OnnxPackage, threads: int):
@@ -58,46 +74,34 @@ def test_nodes_run_on_our_kernels(package: OnnxPackage, threads: int):
     found = runner.describe()
     assert found.layer_impl == {NODE: "kernel"}
     assert found.runtime.startswith("OpenVINO 20")
-    one = vectors(batch=3, seq=150, seed=4)
-    np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+    assert_right(runner, seq=150)
 
 
 def test_projections_are_products_of_openvino(tmp_path: Path):
     package = write_projected(tmp_path / "package")
-    one = package.vectors[0]
-    np.testing.assert_allclose(
-        opened(package).run(one.inputs)["y"], one.outputs["y"], atol=1e-4, rtol=1e-5
-    )
+    run = package.vectors[0]
+    found = opened(package).run(run.inputs)["y"]
+    np.testing.assert_allclose(found, run.outputs["y"], atol=1e-4, rtol=1e-5)
 
 
 def test_bodies_compute_the_same(package: OnnxPackage):
     runner = opened(package, Variant(runtime="openvino", kernels="off"))
     assert runner.describe().layer_impl == {NODE: "function"}
-    one = vectors(batch=3, seq=37, seed=4)
-    np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+    assert_right(runner)
 
 
 def test_a_model_is_compiled_once_for_a_shape_and_the_last_shapes_are_kept(package: OnnxPackage):
     runner = opened(package)
-    compiled = []
-    runner._core.compile_model = compiling(compiled, runner._core.compile_model)  # type: ignore[method-assign]
+    compiled, compile_model = [], runner._core.compile_model
+    runner._core.compile_model = lambda *given: compiled.append(given) or compile_model(*given)  # type: ignore[method-assign, func-returns-value]
     for seq in (3, 5, 3, 5):
-        one = vectors(seq=seq)
-        np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+        assert_right(runner, seq=seq)
     assert len(compiled) == 2
     for seq in range(6, 6 + MOST_SHAPES):
         runner.run(vectors(seq=seq).inputs)
     assert len(runner._requests) == MOST_SHAPES
     runner.run(vectors(seq=3).inputs)  # forgotten meanwhile
     assert len(compiled) == 3 + MOST_SHAPES
-
-
-def compiling(calls: list[object], compile_model):
-    def call(*given: object):
-        calls.append(given)
-        return compile_model(*given)
-
-    return call
 
 
 def test_gates_can_be_fed_and_inner_values_returned(package: OnnxPackage):
@@ -161,34 +165,28 @@ def test_a_kernel_that_fails_is_noticed_though_openvino_swallows_it(
         failing.run(one.inputs)
     with pytest.raises(BackendError, match="a kernel failed"):
         failing.bound(one.inputs)()
-    # Nothing of it is left to whoever runs next.
-    np.testing.assert_allclose(opened(package).run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+    assert_right(opened(package))  # nothing of it is left to whoever runs next
 
 
 def test_inputs_that_cannot_be_written_to_are_taken(package: OnnxPackage):
-    one = vectors()
-    mapped = {name: array.copy() for name, array in one.inputs.items()}
+    run = vectors()
+    mapped = {name: array.copy() for name, array in run.inputs.items()}
     for array in mapped.values():
         array.flags.writeable = False
-    np.testing.assert_allclose(opened(package).run(mapped)["y"], one.outputs["y"], atol=1e-5)
+    np.testing.assert_allclose(opened(package).run(mapped)["y"], run.outputs["y"], atol=1e-5)
 
 
 OF_LENGTHS = [
-    one for one in OP_CASES["MoHAttention"] if "nonpad" in one.why and one.dtype == "float32"
+    case for case in OP_CASES["MoHAttention"] if "nonpad" in case.why and case.dtype == "float32"
 ]
 
 
-@pytest.mark.parametrize("case", OF_LENGTHS, ids=lambda one: one.name)
+@pytest.mark.parametrize("case", OF_LENGTHS, ids=lambda case: case.name)
 def test_lengths_of_a_cache_are_followed(case: Case, tmp_path: Path):
-    arrays = case.inputs()
-    names = [spec.name for spec in OPS[case.op].inputs]
     path = tmp_path / "model.onnx"
-    model = single_node_model(case.op, case.input_types(), case.attributes)
-    model.graph.node[0].name = case.op
-    onnx.save(model, path)
+    _, fed = saved_op(case, path)
     runner = open_runner(path, OPENVINO)
-    fed = {name: one for name, one in zip(names, arrays, strict=False) if one is not None}
-    (expected,) = OPS[case.op].reference(arrays, case.attributes)
+    (expected,) = OPS[case.op].reference(case.inputs(), case.attributes)
     np.testing.assert_allclose(runner.run(fed)["Y"], expected, atol=1e-5)
     fed["nonpad_kv_seqlen"] = fed["nonpad_kv_seqlen"] + 1000
     with pytest.raises(BackendError, match=r"nonpad_kv_seqlen\[0\] is 10\d\d; expected 0 to"):
@@ -226,16 +224,14 @@ def test_choices_by_size_are_followed(package: OnnxPackage):
     (layer,) = runner.describe().layer_runs
     assert layer.by_size == "dense if seq<=4, else sparse"
     for seq in (3, 9):
-        one = vectors(seq=seq)
-        np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+        assert_right(runner, seq=seq)
 
 
 def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
     runner = opened(package)
     shutil.rmtree(package.root)  # mapped, and not needed any more
-    one = vectors()
-    np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+    assert_right(runner)
 
 
 def test_a_thousand_runs_take_no_memory(package: OnnxPackage):
@@ -257,15 +253,12 @@ def anonymous_kilobytes() -> int:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 def test_a_mask_of_integers_is_refused_as_in_onnxruntime(tmp_path: Path, dtype: str):
-    case = next(one for one in OP_CASES["MoHAttention"] if len(one.inputs()) == 5)
+    case = next(case for case in OP_CASES["MoHAttention"] if len(case.inputs()) == 5)
     path = tmp_path / "model.onnx"
-    model = single_node_model(case.op, case.input_types(), case.attributes)
-    model.graph.node[0].name = case.op
-    (mask,) = (one for one in model.graph.input if one.name == "attn_mask")
+    model, fed = saved_op(case, path)
+    (mask,) = (value for value in model.graph.input if value.name == "attn_mask")
     mask.type.tensor_type.elem_type = getattr(TensorProto, dtype.upper())
     onnx.save(model, path)
-    names = [spec.name for spec in OPS[case.op].inputs]
-    fed = {name: one for name, one in zip(names, case.inputs(), strict=False) if one is not None}
     fed["attn_mask"] = np.ones(fed["attn_mask"].shape, dtype)
     with pytest.raises(
         BackendError, match=r"attn_mask (holds integers|is of type .*); expected bool"
@@ -273,17 +266,20 @@ def test_a_mask_of_integers_is_refused_as_in_onnxruntime(tmp_path: Path, dtype: 
         open_runner(path, OPENVINO).run(fed)
 
 
+def saved_graph(text: str, path: Path, **weights: np.ndarray) -> Path:
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {text}')
+    stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    model.graph.initializer.extend(stored)
+    onnx.save(model, path)
+    return path
+
+
 def test_a_row_that_a_table_does_not_have_is_refused_as_in_onnxruntime(tmp_path: Path):
-    table = numpy_helper.from_array(np.ones((5, 3), np.float32), "table")
-    graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "ids"], ["y"])],
-        "table",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3])],
-        [table],
+    path = saved_graph(
+        "(int64[1, 2] ids) => (float[1, 2, 3] y) { y = Gather (table, ids) }",
+        tmp_path / "model.onnx",
+        table=np.ones((5, 3), np.float32),
     )
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
     for runtime in ("openvino", "onnxruntime"):
         runner = open_runner(path, Variant(runtime=runtime, kernels="off"))
         with pytest.raises(ConfigError, match=r"input 'ids' is 5 at \[0, 1\], expected -5 to 4"):
@@ -291,43 +287,34 @@ def test_a_row_that_a_table_does_not_have_is_refused_as_in_onnxruntime(tmp_path:
 
 
 def test_parts_of_an_input_may_be_looked_up_in_tables_of_other_sizes(tmp_path: Path):
-    tables = {name: np.ones((rows, 3), np.float32) for name, rows in (("few", 5), ("many", 1000))}
-    halves = helper.make_tensor("halves", TensorProto.INT64, [2], [1, 1])
-    graph = helper.make_graph(
-        [
-            helper.make_node("Split", ["ids", "halves"], ["a", "b"], axis=1),
-            helper.make_node("Gather", ["few", "a"], ["x"]),
-            helper.make_node("Gather", ["many", "b"], ["z"]),
-            helper.make_node("Add", ["x", "z"], ["y"]),
-        ],
-        "tables",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 3])],
-        [halves, *(numpy_helper.from_array(array, name) for name, array in tables.items())],
+    path = saved_graph(
+        """(int64[1, 2] ids) => (float[1, 1, 3] y) {
+            a, b = Split <axis = 1> (ids, halves)
+            x = Gather (few, a)
+            z = Gather (many, b)
+            y = Add (x, z)
+        }""",
+        tmp_path / "model.onnx",
+        halves=np.ones(2, np.int64),
+        few=np.ones((5, 3), np.float32),
+        many=np.ones((1000, 3), np.float32),
     )
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
     runner = open_runner(path, Variant(runtime="openvino", kernels="off"))
     assert runner.run({"ids": np.array([[3, 700]])})["y"].tolist() == [[[2, 2, 2]]]
 
 
 def test_a_kernel_that_fails_on_constants_is_noticed_while_the_model_is_compiled(tmp_path: Path):
-    case = OF_LENGTHS[0]
-    names = [spec.name for spec in OPS[case.op].inputs]
-    model = single_node_model(case.op, case.input_types(), case.attributes)
-    model.graph.node[0].name = case.op
-    given = dict(zip(names, case.inputs(), strict=False))
+    path = tmp_path / "model.onnx"
+    model, given = saved_op(OF_LENGTHS[0], path)
     given["nonpad_kv_seqlen"] = given["nonpad_kv_seqlen"] + 1000
     del model.graph.input[:]
     for name, array in given.items():
-        if array is not None:
-            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
     # Something has to be an input.
     shift = helper.make_tensor_value_info("shift", TensorProto.FLOAT, [1])
     model.graph.input.append(shift)
     model.graph.node.append(helper.make_node("Add", ["Y", "shift"], ["moved"]))
     model.graph.output[0].name = "moved"
-    path = tmp_path / "model.onnx"
     onnx.save(model, path)
     with pytest.raises(BackendError, match=r"a kernel failed .* expected 0 to"):
         open_runner(path, OPENVINO).run({"shift": np.zeros(1, np.float32)})

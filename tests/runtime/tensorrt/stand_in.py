@@ -94,7 +94,7 @@ class _Context:
         return tuple(8 if size < 0 else size for size in shape)
     def execute_async_v3(self, stream):
         assert self.addresses == {{name for name, _, _ in self.engine.tensors}}
-        times = dict(one.split("=") for one in os.environ["STAND_IN_TIMES"].split(","))
+        times = dict(pair.split("=") for pair in os.environ["STAND_IN_TIMES"].split(","))
         took = times.get(self.engine.way)
         if took is None:
             return False

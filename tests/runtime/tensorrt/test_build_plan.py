@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from moh_deploy.errors import BackendError
-from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, TimingCache
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import Stack
+from tests.cuda.trt import builds
 from tests.handmade_package import write_package
 
 
@@ -43,3 +47,46 @@ def test_level_that_tensorrt_does_not_have_yet_is_refused(
         return
     with pytest.raises(BackendError, match=r"TensorRT 10\.8\.0\.43 builds no engine.*10\.9 or"):
         plan.require_hardware_level(stack)
+
+
+STACK = {"TensorRT": "10.14.1", "plugin library": None, "GPU": "NVIDIA L4"}
+
+
+def test_times_are_read_on_the_same_stack(tmp_path: Path):
+    cache = TimingCache(tmp_path / "times", STACK)
+    assert cache.read() is None
+    assert cache.why_ignored() is None
+    cache.write(b"a\nb\0")
+    assert TimingCache(tmp_path / "times", dict(STACK)).read() == b"a\nb\0"
+
+
+def test_times_of_another_stack_are_ignored_with_the_difference(tmp_path: Path):
+    TimingCache(tmp_path / "times", STACK).write(b"times")
+    here = TimingCache(tmp_path / "times", STACK | {"GPU": "NVIDIA A10", "TensorRT": "10.15.0"})
+    assert here.read() is None
+    assert here.why_ignored() == (
+        "it was measured with TensorRT 10.14.1, here 10.15.0; GPU NVIDIA L4, here NVIDIA A10"
+    )
+
+
+def test_a_file_of_somebody_else_is_ignored(tmp_path: Path):
+    for content in (b"", b"\0\1\2", b"{}\n", b'{"kind": "other", "stack": {}}\n', b"[1]\n"):
+        (tmp_path / "times").write_bytes(content)
+        cache = TimingCache(tmp_path / "times", STACK)
+        assert cache.read() is None
+        assert cache.why_ignored() == "it is not a timing cache of moh-deploy"
+
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_what_loads_an_engine_compiles(tmp_path: Path):
+    if shutil.which(builds.COMPILER) is None:
+        pytest.skip(f"no C++ compiler: {builds.COMPILER}")
+    (code,) = re.findall(r"```cpp\n(.*?)```", (DOCS / "tensorrt.md").read_text(), re.DOTALL)
+    (tmp_path / "load.cc").write_text(code)
+    headers = [builds.required_headers(), builds.cuda_headers()]
+    includes = [word for folder in headers for word in ("-isystem", str(folder))]
+    command = [builds.COMPILER, *builds.FLAGS, "-fsyntax-only", *includes, tmp_path / "load.cc"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

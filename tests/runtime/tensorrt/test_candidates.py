@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 
-from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.tensorrt.candidate_networks import estimated_choice
+import moh_deploy
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.runtime.tensorrt import worker
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, flavour_of
+from moh_deploy.runtime.tensorrt.build_process import BuildProcess
+from moh_deploy.runtime.tensorrt.candidate_networks import candidate_requests, estimated_choice
 from moh_deploy.runtime.tensorrt.candidates import (
     AttentionCandidates,
     AttentionWay,
@@ -16,8 +24,16 @@ from moh_deploy.runtime.tensorrt.candidates import (
     choose,
     unknown_sizes,
 )
-from moh_deploy.runtime.tensorrt.messages import TimingAnswer
-from moh_deploy.runtime.tensorrt.profiles import Span
+from moh_deploy.runtime.tensorrt.engine_graph import PackageGraph, read_graph
+from moh_deploy.runtime.tensorrt.flavour import find_plugin
+from moh_deploy.runtime.tensorrt.messages import BuildAnswer, Fill, TimingAnswer, TimingRequest
+from moh_deploy.runtime.tensorrt.profiles import Span, make_profiles
+from moh_deploy.runtime.tensorrt.worker import time_in_turns
+from moh_deploy.system.progress import SilentProgress
+from tests.cuda.trt import builds
+from tests.cuda.trt.packages import FORMS, export
+from tests.nightly import nightly
+from tests.trt_packages import other_keys, required_rtx, write_changed
 
 NO_LIBRARY: Mapping[AttentionWay, str] = {"kernel": "there is no plugin library"}
 
@@ -82,7 +98,7 @@ def test_layers_that_are_alike_are_timed_once():
 
     found = choose(layers, measure=measure, estimate=_no_estimate)
     assert asked == ["a", "c"]
-    assert {node: one.way for node, one in found.items()} == dict.fromkeys("abc", "kernel")
+    assert {node: item.way for node, item in found.items()} == dict.fromkeys("abc", "kernel")
 
 
 def test_what_cannot_be_timed_is_no_choice():
@@ -175,3 +191,164 @@ def test_sizes_that_no_dimension_gives_are_told():
     assert unknown_sizes(_candidates(queries="seq"), ["batch", "seq"]) is None
     found = unknown_sizes(_candidates(queries="?"), ["batch", "seq"])
     assert found == "q is ['batch', '?', 1024]"
+
+
+# The network of each candidate, of one node, as TensorRT-RTX builds it.
+
+
+Answers = dict[str, dict[str, BuildAnswer]]
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[..., tuple[PackageGraph, Answers]]:
+    """Lowers a package to float16, and builds the networks of all its candidates."""
+    required_rtx()
+    library = find_plugin(builds.plugin_on_fakes())
+
+    def built(
+        root: Path, *, profiles: Sequence[str] = (), precision: str | None = "float16"
+    ) -> tuple[PackageGraph, Answers]:
+        if precision is not None:
+            moh_deploy.precision(root, to=precision, output=tmp_path / precision)
+            root = tmp_path / precision
+        package = OnnxPackage.open(root)
+        plan = BuildPlan(
+            flavour_of("tensorrt-rtx"),
+            package,
+            low=None,
+            profiles=make_profiles(profiles, package.manifest),
+            targets=("8.6",),
+            workspace_bytes=None,
+            timing_cache=None,
+            library=library,
+            embed_plugin=False,
+            keep_onnx=False,
+        )
+        read = read_graph(package, plan.profiles, no_plugins=None)
+        log = tmp_path / "timing.log"
+        answers: Answers = {}
+        with BuildProcess(plan.flavour, folder=tmp_path, log=log) as process:
+            for candidate in read.candidates:
+                folder = tmp_path / candidate.layer
+                folder.mkdir()
+                requests = candidate_requests(read.model, candidate, plan, folder)
+                answers[candidate.layer] = {
+                    way: process.build(request, SilentProgress())
+                    for way, request in requests.items()
+                }
+        return read, answers
+
+    return built
+
+
+def _assert_of_its_kind(read: PackageGraph, answers: Answers, folder: Path) -> None:
+    for candidate in read.candidates:
+        found = answers[candidate.layer]
+        assert tuple(found) == candidate.possible
+        for way, answer in found.items():
+            assert answer.errors == ()
+            assert answer.engine_bytes, f"{candidate.layer}: {way}"
+            assert answer.plugins == ((candidate.node,) if way == "kernel" else ())
+            assert answer.attentions == _attentions(folder / candidate.layer / f"{way}.onnx")
+            assert len(answer.attentions) == (way == "fused")
+
+
+def _attentions(model: Path) -> tuple[str, ...]:
+    nodes = onnx.load(model).graph.node
+    return tuple(node.name for node in nodes if node.op_type == "Attention")
+
+
+@pytest.mark.parametrize("precision", [pytest.param(None, marks=nightly), "float16"])
+def test_each_candidate_is_built_of_its_own_layers(
+    built: Callable[..., tuple[PackageGraph, Answers]], tmp_path: Path, precision: str | None
+):
+    package = write_changed(tmp_path / "package", other_keys).root
+    read, answers = built(
+        package, profiles=["batch=1..2..4,seq=3..12", "batch=8"], precision=precision
+    )
+    _assert_of_its_kind(read, answers, tmp_path)
+    assert [candidate.possible for candidate in read.candidates] == [
+        ("kernel", "fused", "function")
+    ]
+
+
+@nightly
+@pytest.mark.parametrize("form", FORMS)
+def test_candidates_of_the_forms_of_models(
+    built: Callable[..., tuple[PackageGraph, Answers]], tmp_path: Path, form: str
+):
+    """A mask and few key/value heads in LLaMA, aggregated attention in ViT, a dynamic batch."""
+    read, answers = built(export(FORMS[form], tmp_path))
+    _assert_of_its_kind(read, answers, tmp_path)
+    ops = {candidate.op: candidate.possible for candidate in read.candidates}
+    assert ops["MoHAttention"] == ("kernel", "fused", "function")
+    assert ops.get("MoHAggregatedAttention", ("kernel", "function")) == ("kernel", "function")
+    # Layers of a form are alike, or of two kinds.
+    assert len({candidate.key for candidate in read.candidates}) == len(ops)
+
+
+# Times of calls that take turns, by a planted clock. Engines: tests/api/test_build_tensorrt.py.
+
+
+class Planted:
+    """A clock that a call lets go on, and that may be disturbed in some rounds."""
+
+    def __init__(self, **times: float) -> None:
+        self.now, self.order = 0.0, []
+        self.calls = {name: self._call(name, ms) for name, ms in times.items()}
+        self.disturbed: Callable[[int], bool] = lambda reading: False
+        self.readings = 0
+
+    def _call(self, name: str, ms: float) -> Callable[[], None]:
+        def call() -> None:
+            self.order.append(name)
+            self.now += ms
+
+        return call
+
+    def clock(self, call: Callable[[], None], count: int) -> float:
+        start = self.now
+        for _ in range(count):
+            call()
+        self.readings += 1
+        return (self.now - start) * (100 if self.disturbed(self.readings) else 1)
+
+
+def test_each_call_has_the_time_of_one_run():
+    planted = Planted(a=0.5, b=0.002)
+    found = time_in_turns(planted.calls, planted.clock)
+    assert found == {"a": pytest.approx(0.5), "b": pytest.approx(0.002)}
+
+
+def test_calls_take_turns():
+    planted = Planted(a=10.0, b=10.0)
+    time_in_turns(planted.calls, planted.clock)
+    after_warm_up = planted.order[2 * worker._WARM_UP_RUNS :]
+    assert after_warm_up == ["a", "b"] * worker._ROUNDS
+
+
+def test_a_round_that_is_disturbed_does_not_count():
+    planted = Planted(a=1.0, b=2.0)
+    planted.disturbed = lambda reading: reading % 3 == 0
+    found = time_in_turns(planted.calls, planted.clock)
+    assert found == {"a": pytest.approx(1.0), "b": pytest.approx(2.0)}
+
+
+@pytest.mark.parametrize(
+    ("fill", "mean", "values"),
+    [
+        ("gates", 0.25, {0, 1}),
+        ("seen", 1, {1}),
+        ("zero", 0, {0}),
+        ("random", 0, None),
+        ("filled", 2**30, {2**30}),  # lengths beyond the last key
+    ],
+)
+def test_what_inputs_hold(fill: Fill, mean: float, values: set[float] | None):
+    dtype = SimpleNamespace(name="INT64" if fill == "filled" else "HALF")
+    engine = SimpleNamespace(get_tensor_dtype=lambda name: dtype)
+    request = TimingRequest({}, {"x": fill}, open_share=0.25)
+    found = worker._feeds(engine, request, {"x": (4, 100, 100)})["x"]
+    assert (found.shape, found.dtype) == ((4, 100, 100), "q" if fill == "filled" else "e")
+    assert found.mean(dtype=np.float64) == pytest.approx(mean, abs=0.02)
+    assert values is None or set(np.unique(found)) == values

@@ -137,38 +137,26 @@ _RTX = replace(
 
 @nightly
 @needs_polygraphy
-def test_an_engine_of_tensorrt_rtx_runs_by_its_own_module(
+def test_an_engine_of_tensorrt_rtx_runs_by_its_own_module_and_needs_a_process_of_its_own(
     program: Program, fakes: Fakes, tmp_path: Path
 ):
     simulate_gpu(fakes, module="tensorrt_rtx")
+    engine = write_engine(tmp_path / "engine")
     found = program(
         """
-with Engine(sys.argv[1]) as engine:
-    y = engine.run({"x": x(2, 3)})["y"]
-print(json.dumps([np.array_equal(y, 2 * x(2, 3)), "tensorrt" in sys.modules]))
+with Engine(sys.argv[1]) as rtx:
+    y = rtx.run({"x": x(2, 3)})["y"]
+    alone = "tensorrt" not in sys.modules
+    other = Engine(sys.argv[2])
+    refused = attempt(lambda: other.run({"x": x(2, 3)}))
+print(json.dumps([np.array_equal(y, 2 * x(2, 3)), alone, refused]))
 """,
-        write_engine(tmp_path / "engine", _RTX),
-    )
-    assert found == [True, False]
-
-
-@nightly
-@needs_polygraphy
-def test_engines_of_both_need_a_process_each(program: Program, fakes: Fakes, tmp_path: Path):
-    simulate_gpu(fakes, module="tensorrt_rtx")
-    found = program(
-        """
-first, second = map(Engine, sys.argv[1:])
-first.run({"x": x(2, 3)})
-refused = attempt(lambda: second.run({"x": x(2, 3)}))
-first.close()
-print(json.dumps(refused))
-""",
-        write_engine(tmp_path / "engine"),
         write_engine(tmp_path / "rtx", _RTX),
+        engine,
     )
-    assert "Polygraphy was imported for the other TensorRT" in found[1]
-    assert found[2].startswith("Set POLYGRAPHY_USE_TENSORRT_RTX=1")
+    assert found[:2] == [True, True]
+    assert "Polygraphy was imported for the other TensorRT" in found[2][1]
+    assert found[2][2].startswith("Set POLYGRAPHY_USE_TENSORRT_RTX=0")
 
 
 @nightly
@@ -196,7 +184,7 @@ import tensorrt
 with Engine(sys.argv[1]) as engine:
     attempts = [{"z": x(2, 3)}, {}, {"x": x(2, 3).astype(np.float64)}, {"x": x(2, 3)[0]},
                 {"x": x(2, 64)}]
-    refused = [attempt(lambda: engine.run(one)) for one in attempts]
+    refused = [attempt(lambda: engine.run(given)) for given in attempts]
 print(json.dumps([refused, [c for c in tensorrt.CALLS if "execute" in c]]))
 """,
         write_engine(tmp_path / "engine"),
@@ -266,7 +254,7 @@ def test_tensors_of_torch_elsewhere_are_refused(program: Program, tmp_path: Path
 with Engine(sys.argv[1]) as engine:
     attempts = [{"x": torch.from_numpy(x(2, 3))}, {"x": gpu(x(2, 3)).double()},
                 {"x": gpu(x(2, 3)), "z": x(2, 3)}]
-    print(json.dumps([attempt(lambda: engine.run(one)) for one in attempts]))
+    print(json.dumps([attempt(lambda: engine.run(given)) for given in attempts]))
 """,
         write_engine(tmp_path / "engine"),
     )
@@ -295,45 +283,42 @@ print(json.dumps([found, tensorrt.CALLS]))
 """
 
 
-def test_the_plugin_library_is_loaded_before_the_engine(
-    program: Program, fakes: Fakes, tmp_path: Path
-):
-    plugin = fakes.library("libmoh_plugin.so", "int moh;")
-    found, calls = program(_LOADED, write_engine(tmp_path / "engine", plugin=plugin))
-    assert found is None
-    assert calls == ["load_library libmoh_plugin.so", "deserialize"]
-
-
-@nightly
-def test_an_embedded_plugin_library_is_allowed(program: Program, tmp_path: Path):
-    found, calls = program(_LOADED, write_engine(tmp_path / "engine", embedded=True))
-    assert (found, calls) == (None, ["deserialize"])
-
-
-@nightly
-def test_without_its_plugins_an_engine_is_refused_with_what_tensorrt_said(
-    program: Program, tmp_path: Path
-):
-    root = write_engine(tmp_path / "engine", embedded=True)
+def _without_plugin(root: Path) -> None:
+    """Say of an engine with plugins that it has none."""
     path = root / ENGINE_MANIFEST_NAME
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "plugin": None}))
-    (kind, message, hint), _ = program(_LOADED, root)
-    assert kind == "BackendError"
-    assert "ERROR: getPluginCreator could not find plugin MoHAttention" in message
-    assert "Build the engine again" in hint
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plugin": None}))
+
+
+@pytest.mark.parametrize("embedded", [pytest.param(True, marks=nightly), False])
+def test_the_plugin_library_is_loaded_before_the_engine_or_lies_in_it(
+    program: Program, fakes: Fakes, tmp_path: Path, embedded: bool
+):
+    plugin = None if embedded else fakes.library("libmoh_plugin.so", "int moh;")
+    root = write_engine(tmp_path / "engine", plugin=plugin, embedded=embedded)
+    found, calls = program(_LOADED, root)
+    assert found is None
+    assert calls == [*([] if embedded else ["load_library libmoh_plugin.so"]), "deserialize"]
 
 
 @nightly
-def test_a_library_that_the_registry_does_not_take_is_named(
-    program: Program, fakes: Fakes, tmp_path: Path
+@pytest.mark.parametrize("what", ["lost", "not taken"])
+def test_an_engine_whose_plugins_are_not_to_be_had_is_refused(
+    program: Program, fakes: Fakes, tmp_path: Path, what: str
 ):
     text = fakes.folder / "libmoh_plugin.so"
     text.write_text("no library")
-    (kind, message, _), calls = program(_LOADED, write_engine(tmp_path / "engine", plugin=text))
+    is_lost = what == "lost"
+    root = write_engine(tmp_path / "engine", embedded=is_lost, plugin=None if is_lost else text)
+    if is_lost:
+        _without_plugin(root)
+    (kind, message, hint), calls = program(_LOADED, root)
     assert kind == "BackendError"
-    assert message.startswith("TensorRT's plugin registry did not take ")
-    assert "deserialize" not in calls
+    if is_lost:
+        assert "ERROR: getPluginCreator could not find plugin MoHAttention" in message
+        assert "Build the engine again" in hint
+    else:
+        assert message.startswith("TensorRT's plugin registry did not take ")
+        assert "deserialize" not in calls
 
 
 @nightly

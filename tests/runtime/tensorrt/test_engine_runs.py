@@ -57,49 +57,48 @@ def without_driver() -> None:
     pytest.skip("there is a driver")
 
 
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return _package(tmp_path / "package")
+
+
+@pytest.fixture
+def engine(package: OnnxPackage, tmp_path: Path) -> Path:
+    """An engine of the package."""
+    return _engine_of(package, tmp_path / "engine")
+
+
 @nightly
 @pytest.mark.usefixtures("without_driver")
-def test_run_is_refused_where_there_is_no_gpu(tmp_path: Path):
-    root, inputs = write_engine(tmp_path / "engine"), _inputs(tmp_path / "in.npz")
-    refused = _command("run", root, "--inputs", inputs, "--outputs", tmp_path / "out.npz")
+def test_run_and_verify_are_refused_where_there_is_no_gpu(
+    engine: Path, package: OnnxPackage, tmp_path: Path
+):
+    inputs, outputs = _inputs(tmp_path / "in.npz"), tmp_path / "out.npz"
+    refused = _command("run", engine, "--inputs", inputs, "--outputs", outputs)
     assert refused.returncode == 6
-    assert f"error: {root} cannot run here: no NVIDIA driver" in refused.stderr
+    assert f"error: {engine} cannot run here: no NVIDIA driver" in refused.stderr
     assert "hint: Run it on a machine with an NVIDIA GPU." in refused.stderr
-    assert not (tmp_path / "out.npz").exists()
-
-
-@nightly
-@pytest.mark.usefixtures("without_driver")
-def test_verify_is_refused_where_there_is_no_gpu(tmp_path: Path):
-    package = _package(tmp_path / "package")
-    root = _engine_of(package, tmp_path / "engine")
-    refused = _command("verify", root, "--package", package.root, "--json")
+    assert not outputs.exists()
+    refused = _command("verify", engine, "--package", package.root, "--json")
     assert refused.returncode == 6
     assert "no NVIDIA driver" in json.loads(refused.stdout)["error"]["message"]
 
 
 @nightly
-def test_verify_of_an_engine_needs_its_package(tmp_path: Path):
-    package = _package(tmp_path / "package")
-    root = _engine_of(package, tmp_path / "engine")
-    alone = _command("verify", root)
-    assert (alone.returncode, "--package DIR" in alone.stderr) == (2, True)
+def test_options_that_do_not_fit_an_engine_are_refused(
+    engine: Path, package: OnnxPackage, tmp_path: Path
+):
     other = write_package(tmp_path / "other")
-    wrong = _command("verify", root, "--package", other.root)
-    assert wrong.returncode == 2
-    assert "was not built from" in wrong.stderr
-    unasked = _command("verify", package.root, "--package", package.root)
-    assert unasked.returncode == 2
-    assert "is no engine: leave it out" in unasked.stderr
-
-
-@nightly
-def test_kernels_of_an_engine_cannot_be_switched_off(tmp_path: Path):
-    root, inputs = write_engine(tmp_path / "engine"), _inputs(tmp_path / "in.npz")
-    files = ["--inputs", inputs, "--outputs", tmp_path / "out.npz"]
-    refused = _command("run", root, *files, "--kernels", "off")
-    assert refused.returncode == 2
-    assert "was decided when it was built" in refused.stderr
+    files = ["--inputs", _inputs(tmp_path / "in.npz"), "--outputs", tmp_path / "out.npz"]
+    for words, said in (
+        (["verify", engine], "--package DIR"),
+        (["verify", engine, "--package", other.root], "was not built from"),
+        (["verify", package.root, "--package", package.root], "is no engine: leave it out"),
+        (["run", engine, *files, "--kernels", "off"], "was decided when it was built"),
+    ):
+        refused = _command(*words)
+        assert refused.returncode == 2
+        assert said in refused.stderr
 
 
 @nightly
@@ -159,7 +158,7 @@ def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fak
     right, wrong = (_engine_of(package, tmp_path / str(s), scale=s) for s in (1.0, 1.5))
     both = ["--against", right, "--against", wrong, "--json"]
     content = json.loads(_command("verify", package.root, *both).stdout)
-    assert [one["equal"] for one in content["comparisons"]] == [True, False]
+    assert [comparison["equal"] for comparison in content["comparisons"]] == [True, False]
     assert content["comparisons"][0]["reference"] == f"engine {right}"
     turned = ["--package", package.root, "--against", "functions", "--json"]
     assert _command("verify", right, *turned).returncode == 0
@@ -168,16 +167,16 @@ def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fak
 
 @nightly
 @needs_polygraphy
-def test_verify_takes_other_inputs(fakes: Fakes, tmp_path: Path):
+def test_verify_takes_other_inputs(
+    fakes: Fakes, package: OnnxPackage, engine: Path, tmp_path: Path
+):
     simulate_gpu(fakes)
-    package = _package(tmp_path / "package")
-    root = _engine_of(package, tmp_path / "engine")
     inputs = _inputs(tmp_path / "in.npz", batch=4)
-    compared = _command("verify", root, "--package", package.root, "--inputs", inputs, "--json")
+    compared = _command("verify", engine, "--package", package.root, "--inputs", inputs, "--json")
     assert compared.returncode == 0, compared.stderr
     assert "function bodies with optimisations off" in json.loads(compared.stdout)["reference"]
     tall = _inputs(tmp_path / "tall.npz", batch=33)
-    refused = _command("verify", root, "--package", package.root, "--inputs", tall)
+    refused = _command("verify", engine, "--package", package.root, "--inputs", tall)
     assert refused.returncode == 2
     assert "Build it with a --profile that has these sizes." in refused.stderr
 
@@ -216,25 +215,21 @@ BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms", "--json")
 
 
 @pytest.mark.usefixtures("without_driver")
-def test_bench_is_refused_where_there_is_no_gpu(tmp_path: Path):
-    package = _package(tmp_path / "package")
-    root = _engine_of(package, tmp_path / "engine")
+def test_bench_is_refused_where_there_is_no_gpu(engine: Path, package: OnnxPackage):
     with pytest.raises(BackendError, match="no NVIDIA driver"):
-        moh_deploy.bench(root, package=package.root)
+        moh_deploy.bench(engine, package=package.root)
     with pytest.raises(BackendError, match="no NVIDIA driver"):
-        moh_deploy.bench(package.root, baselines=[root])
+        moh_deploy.bench(package.root, baselines=[engine])
 
 
-def test_bench_of_an_engine_needs_its_package(tmp_path: Path):
-    package = _package(tmp_path / "package")
-    root = _engine_of(package, tmp_path / "engine")
+def test_bench_of_an_engine_needs_its_package(engine: Path, package: OnnxPackage):
     with pytest.raises(ConfigError, match="holds no recorded runs") as refused:
-        moh_deploy.bench(root)
+        moh_deploy.bench(engine)
     assert "--package DIR" in str(refused.value.hint)
     with pytest.raises(ConfigError, match="is no engine: leave it out"):
         moh_deploy.bench(package.root, package=package.root)
     with pytest.raises(ConfigError, match="'dense' is a package run in another way") as refused:
-        moh_deploy.bench(root, package=package.root, baselines=["dense"])
+        moh_deploy.bench(engine, package=package.root, baselines=["dense"])
     assert "--baseline plain-engine" in str(refused.value.hint)
     with pytest.raises(ConfigError, match="'plain-engine' is an engine without kernels, but"):
         moh_deploy.bench(package.root, baselines=["plain-engine"])
@@ -262,11 +257,11 @@ def test_options_are_refused_before_an_engine_is_built(
         moh_deploy.bench(root, **given)
 
 
-def test_the_plain_engine_is_opened_where_it_will_be_built(tmp_path: Path):
-    package = _package(tmp_path / "package")
+def test_the_plain_engine_is_opened_where_it_will_be_built(
+    engine: Path, package: OnnxPackage, tmp_path: Path
+):
     setting = BenchSetting("auto", None, None, tmp_path / "scratch")
-    root = _engine_of(package, tmp_path / "engine")
-    _, plain = find_candidates(setting, [root], ["plain-engine"], package.root).entries
+    _, plain = find_candidates(setting, [engine], ["plain-engine"], package.root).entries
     assert plain.model == EngineDir(setting.plain_engine_dir)
 
 
@@ -278,7 +273,7 @@ from moh_deploy.runtime.tensorrt.models import EngineDir
 engine, plain, package = sys.argv[1:]
 EngineDir.build_plain = lambda engine, package, output, progress: shutil.copytree(plain, output)
 report = moh_deploy.bench(engine, package=package, min_time=0.05, warmup=0)
-print(json.dumps({one.contestant: one.is_baseline for one in report.results}))
+print(json.dumps({row.contestant: row.is_baseline for row in report.results}))
 """
 
 
@@ -324,5 +319,5 @@ def test_bench_times_an_engine_beside_another_and_its_package(fakes: Fakes, tmp_
     assert content["work"] == []
     judged = _command("bench", right, wrong, "--package", package.root, *BENCH, "--gate", "p50<9s")
     assert judged.returncode == 1, judged.stderr
-    assert [one["passed"] for one in json.loads(judged.stdout)["gates"]] == [True, False]
+    assert [gate["passed"] for gate in json.loads(judged.stdout)["gates"]] == [True, False]
     assert "sizes that the engine was built for it is not equal" in judged.stderr

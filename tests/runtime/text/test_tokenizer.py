@@ -91,7 +91,7 @@ class Words:
     """A tokenizer that loses the space before the first word, as those of LLaMA do."""
 
     def encode(self, text: str) -> SimpleNamespace:
-        return SimpleNamespace(ids=[ord(one) for one in text])
+        return SimpleNamespace(ids=[ord(item) for item in text])
 
     def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
         return "".join(map(chr, tokens)).removeprefix(" ")

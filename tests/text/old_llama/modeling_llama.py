@@ -196,7 +196,7 @@ class LlamaModel(LlamaPreTrainedModel):
             next_cache = cache.to_legacy_cache() if use_legacy_cache else cache
         x = self.norm(x)
         if not return_dict:
-            return tuple(one for one in (x, next_cache) if one is not None)
+            return tuple(item for item in (x, next_cache) if item is not None)
         return DecoderOutput(last_hidden_state=x, past_key_values=next_cache)
 
 
