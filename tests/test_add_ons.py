@@ -25,16 +25,18 @@ __all__ = ["add_ons_are_read_again"]
 pytestmark = pytest.mark.usefixtures("add_ons_are_read_again")
 
 _OF = {
-    "tensorrt": (["runtime/tensorrt", "machine/tensorrt.py"], ["build", "polygraphy"]),
-    "decision": (["decision"], ["compare", "cost", "made_arms"]),
-    "serving": (["serving"], ["bundle", "drill", "genai", "profile", "serve", "watch"]),
+    "tensorrt": ("runtime/tensorrt", "machine/tensorrt.py", "derive/engine.py", "cli/build.py"),
+    "decision": ("decision", "cli/decide.py"),
+    # cli/genai.py stays: `verify` asks it whether a directory is a bundle.
+    "serving": ("serving", "cli/serving.py", "cli/bundle.py"),
 }
+_FUNCTIONS = (
+    *("build", "polygraphy", "compare", "cost"),
+    *("bundle", "drill", "genai", "profile", "serve", "watch"),
+)
 ADD_ON = [
-    f"moh_deploy/{path}"
-    for paths, names in _OF.values()
-    for path in (*paths, *(f"{folder}/{name}.py" for name in names for folder in ("api", "cli")))
-    # That of genai stays: `verify` asks it whether a directory is a bundle.
-    if path != "cli/genai.py"
+    *(f"moh_deploy/{path}" for paths in _OF.values() for path in paths),
+    *(f"moh_deploy/api/{name}.py" for name in _FUNCTIONS),
 ]
 CORE_TESTS = [
     "tests/api/test_bench.py",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.cli.generate import _Shown
-from moh_deploy.cli.verify import _is_checkpoint
+from moh_deploy.cli.prove import _is_checkpoint
+from moh_deploy.cli.run import _Shown
 
 
 def test_first_text_comes_at_once_and_others_behind_it():
@@ -40,7 +40,7 @@ def test_terminal_is_not_told_what_to_do():
 def test_full_disk_behind_stdout_leaves_stderr():
     program = """
 import contextlib, sys
-from moh_deploy.cli.generate import _Shown
+from moh_deploy.cli.run import _Shown
 from moh_deploy.errors import PackageError
 shown = _Shown(sys.stdout, 1)
 with contextlib.redirect_stdout(sys.stderr):

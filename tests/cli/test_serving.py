@@ -9,6 +9,7 @@ import pytest
 
 from moh_deploy.serving.drift.reference import profile_of, write_reference
 from tests.cli.run_cli import Cli
+from tests.handmade_package import write_package
 from tests.nightly import sampled
 from tests.serving.drift.traffic import requests, window
 
@@ -51,3 +52,18 @@ def test_file_that_is_no_dump_ends_with_2(cli: Cli, files: Path):
     shown = cli("watch", path, "--reference", path)
     assert shown.exit_code == 2
     assert "cannot be read as an npz file" in shown.err
+
+
+def test_the_command_prints_json_and_writes_a_page(cli: Cli, tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    shown = cli(
+        "drill", str(package.root), "--in-process", "--fault", "nan", "--seconds", "300ms",
+        "--html", str(tmp_path / "page.html"), "--json",
+    )  # fmt: skip
+    assert shown.exit_code == 0
+    said = json.loads(shown.out)
+    assert said["passed"]
+    assert said["faults"][0]["wrong"] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "HELD" in page
+    assert "answered by" in page
