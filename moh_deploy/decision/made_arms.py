@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moh_deploy.api.precision import precision
-from moh_deploy.api.prune import prune
 from moh_deploy.decision.arm import Arm, FixedRoutingModel, ServerModel, named_errors, why_not_fed
-from moh_deploy.decision.plan import ArmSection, CheckpointSection, PlanFile
-from moh_deploy.derive.with_top_k import with_top_k
+from moh_deploy.decision.plan import ArmSection, PlanFile
+from moh_deploy.derive.forms import with_top_k
+from moh_deploy.derive.precision import write_precision
+from moh_deploy.derive.prune import write_pruned
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.ops.routers import form_named
@@ -24,7 +24,6 @@ from moh_deploy.serving.drill.load import host_and_port
 from moh_deploy.system.progress import Progress
 
 ELSEWHERE = "it runs in the server's process"
-
 
 LoadOriginal = Callable[..., Original]
 """Loads a checkpoint by the settings of `ModelOptions`; `moh_deploy.load_original` does."""
@@ -85,48 +84,68 @@ class FoundArms:
                 chooses = _chooses(package)
             variant = self._variant(section, model)
             return Arm(name, model.name, model, variant, package, section.dense, chooses)
-        variant = Variant(threads=self.file.plan.threads)
+        variant, manifest = Variant(threads=self.file.plan.threads), self.base.manifest
         if section.url is not None:
             assert section.model is not None, "the plan was checked"
-            served = ServerModel(section.url, section.model, self.base.manifest)
-            return Arm(
-                name,
-                served.name,
-                served,
-                variant,
-                None,
-                section.dense,
-                chooses,
-                elsewhere=ELSEWHERE,
+            served = ServerModel(section.url, section.model, manifest)
+            arm = Arm(name, served.name, served, variant, None, section.dense, chooses)
+            return replace(arm, elsewhere=ELSEWHERE)
+        checkpoint, placed = section.checkpoint, self.file.placed
+        assert checkpoint is not None, "the plan was checked"
+        if self.load_original is None:
+            raise ConfigError(
+                f"{checkpoint.file} is a checkpoint, and nothing was given that loads it.",
+                hint="Hand over load_original=moh_deploy.load_original.",
             )
-        assert section.checkpoint is not None, "the plan was checked"
-        original = OriginalModel.of(self._load(section.checkpoint), self.base.manifest)
+        loaded = self.load_original(
+            placed(checkpoint.file),
+            config=None if checkpoint.config is None else placed(checkpoint.config),
+            factory=checkpoint.factory,
+            code_dirs=list(map(placed, checkpoint.code_dirs)),
+            state_key=checkpoint.state_key,
+            dtype=checkpoint.dtype,
+        )
+        original = OriginalModel.of(loaded, manifest)
         return Arm(name, original.name, original, variant, None, section.dense, chooses)
 
     def _made(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
-        made, of = section.made, section.of or self._first_package()
+        made, plan = section.made, self.file.plan
+        # The reference if it is a package, or else the first arm that is.
+        names = sorted(self.models, key=lambda name: name != plan.reference)
+        packages = (name for name in names if isinstance(self.models[name], PackageDir))
+        of = section.of or next(packages, plan.base)
         assert made is not None, "the plan was checked"
         assert of is not None, "the plan was checked"
-        package = self._package(of)
-        variant = self._variant(section, self.models[of])
+        model = self.models[of]
+        if not isinstance(model, PackageDir):
+            raise ConfigError(f"it is made of '{of}', which is {model.name}, and no package.")
+        package, variant = model.package, self._variant(section, model)
         kind = f"made of '{of}'"
         if made.fixed_routing:
-            return _fixed_routing(name, f"{kind}: routing fed", package, variant)
+            why = why_not_fed(package)
+            if why is not None:
+                raise ConfigError(f"its routing cannot be fed: {why}.")
+            fed = FixedRoutingModel(package)
+            return Arm(name, f"{kind}: routing fed", fed, variant, is_bound=True)
         # Every other one is a package of its own, which takes a directory.
         output.mkdir()
         target, chooses = output / "package", _chooses(package)
         if made.all_heads_open:
             kind, chooses = f"{kind}: all heads open, in standard operators", False
-            written = _all_open(package, output, progress)
+            written = with_top_k(package.root, output / "open", top_k=None, progress=progress)
+            layers = written.manifest.layers
+            if any(map(choices_for, layers)):  # Nothing is paid for skipping any.
+                chosen = with_choices(layers, {"all": "dense"})
+                written = write_choices(written, chosen, output / "dense")
         elif made.precision is not None:
             kind = f"{kind}: {made.precision}"
-            precision(package.root, to=made.precision, output=target, progress=progress)
+            write_precision(package, made.precision, target, progress)
             written = OnnxPackage.open(target)
         elif made.prune is not None:
             keep, by = made.prune.keep, made.prune.by
             kind, chooses = f"{kind}: the same heads for every token, {keep} by {by}", False
             inputs = [self.file.placed(path) for path in made.prune.inputs]
-            prune(package.root, target, keep=keep, by=by, inputs=inputs, progress=progress)
+            write_pruned(package, target, progress, keep=keep, by=by, inputs=inputs)
             written = OnnxPackage.open(target)
         elif made.top_k == "all":
             kind, chooses = f"{kind}: all heads open, on its kernels", False
@@ -137,39 +156,10 @@ class FoundArms:
         dense, chooses = section.dense or bool(made.all_heads_open), chooses and not section.dense
         return Arm(name, kind, opened_package(written), variant, written, dense, chooses)
 
-    def _first_package(self) -> str | None:
-        """Return the name of the reference if it is a package, or else of the first arm that is."""
-        reference = self.file.plan.reference
-        names = sorted(self.models, key=lambda name: name != reference)
-        packages = (name for name in names if isinstance(self.models[name], PackageDir))
-        return next(packages, self.file.plan.base)
-
     def _variant(self, section: ArmSection, model: Model) -> Variant:
         preferred = model.preferred_runtime if isinstance(model, Deployed) else None
         runtime = runtime_for(section.runtime, preferred)
         return Variant(runtime=runtime, kernels=section.kernels, threads=self.file.plan.threads)
-
-    def _package(self, of: str) -> OnnxPackage:
-        model = self.models[of]
-        if not isinstance(model, PackageDir):
-            raise ConfigError(f"it is made of '{of}', which is {model.name}, and no package.")
-        return model.package
-
-    def _load(self, section: CheckpointSection) -> Original:
-        if self.load_original is None:
-            raise ConfigError(
-                f"{section.file} is a checkpoint, and nothing was given that loads it.",
-                hint="Hand over load_original=moh_deploy.load_original.",
-            )
-        placed = self.file.placed
-        return self.load_original(
-            placed(section.file),
-            config=None if section.config is None else placed(section.config),
-            factory=section.factory,
-            code_dirs=[placed(code_directory) for code_directory in section.code_dirs],
-            state_key=section.state_key,
-            dtype=section.dtype,
-        )
 
 
 def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
@@ -219,19 +209,3 @@ def _found(path: Path) -> Model:
 
 def _chooses(package: OnnxPackage) -> bool:
     return any(not form_named(layer.router).is_constant for layer in package.manifest.layers)
-
-
-def _fixed_routing(name: str, kind: str, package: OnnxPackage, variant: Variant) -> Arm:
-    why = why_not_fed(package)
-    if why is not None:
-        raise ConfigError(f"its routing cannot be fed: {why}.")
-    return Arm(name, kind, FixedRoutingModel(package), variant, is_bound=True)
-
-
-def _all_open(package: OnnxPackage, output: Path, progress: Progress) -> OnnxPackage:
-    """Write the package with every head open, and nothing paid for skipping any."""
-    opened = with_top_k(package.root, output / "open", top_k=None, progress=progress)
-    layers = opened.manifest.layers
-    if not any(map(choices_for, layers)):
-        return opened
-    return write_choices(opened, with_choices(layers, {"all": "dense"}), output / "dense")
