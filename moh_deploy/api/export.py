@@ -101,10 +101,8 @@ def _fields(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the options, as the command line fills them."""
     fields: dict[str, Any] = {"model": Path(model) if isinstance(model, str) else model}
     for name, value in settings.items():
-        if name == "inputs" and value is not None and not isinstance(value, Mapping):
-            # A tensor is iterable, too: it is the only argument, and not as many as it is long.
-            arguments = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-            fields[name] = Path(value) if isinstance(value, (str, Path)) else arguments
+        if name == "inputs":
+            fields[name] = _inputs(value)
         elif name == "code_dirs":
             fields[name] = tuple(map(Path, value))
         elif name == "config":
@@ -112,3 +110,12 @@ def _fields(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             fields[name] = tuple(value) if isinstance(value, list) else value
     return fields
+
+
+def _inputs(given: Inputs | None) -> Path | Mapping[str, object] | tuple[object, ...] | None:
+    if isinstance(given, str):
+        return Path(given)
+    if given is None or isinstance(given, (Path, Mapping)):
+        return given
+    # A tensor is iterable, too: it is the only argument, and not as many as it is long.
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,)

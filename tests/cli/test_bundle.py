@@ -14,9 +14,7 @@ from tests.report.json_schema import validate
 from tests.serving.genai.decoder_package import package
 
 
-def test_bundle_is_written_and_checked(
-    cli: Cli, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_bundle_is_written_and_checked(cli: Cli, package: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(check, "find_server", lambda given: None)  # whatever this machine has
     root = tmp_path / "bundle"
     shown = cli("bundle", package, "-o", root, "--name", "digits", "--instances", "2")

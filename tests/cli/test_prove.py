@@ -31,9 +31,7 @@ def package(tmp_path: Path) -> Path:
     return write_edge_package(tmp_path / "package").root
 
 
-def test_case_that_ends_the_process_is_named(
-    cli: Cli, package: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_case_that_ends_the_process_is_named(cli: Cli, package: Path, monkeypatch):
     monkeypatch.setattr(prove, "_probed", dying_probe)
     killed = cli("probe", package, *LONGEST, "--kernels", "off")
     assert killed.exit_code == 1

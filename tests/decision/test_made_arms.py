@@ -132,9 +132,7 @@ def test_package_runs_in_what_it_was_tuned_for_unless_the_plan_says_another(
     }
 
 
-def test_runtime_that_is_not_installed_is_refused_as_the_plan_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_runtime_that_is_not_installed_is_refused_as_the_plan_is_read(tmp_path: Path, monkeypatch):
     def absent(runtime: str) -> str:
         raise BackendError(f"{runtime} is not installed.")
 

@@ -81,9 +81,7 @@ def test_runs_write_into_memory_of_their_own(written: OnnxPackage, kernels: str)
 
 
 @scatters
-def test_no_buffer_is_copied_by_the_runtime(
-    written: OnnxPackage, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_no_buffer_is_copied_by_the_runtime(written: OnnxPackage, capfd, monkeypatch):
     monkeypatch.setattr("moh_deploy.runtime.onnxruntime.session._FATAL_ONLY", 2)  # warnings too
     runner, inputs = open_session(written, Variant(kernels="off")), written.vectors[0].inputs
     runner.run(inputs)
@@ -141,9 +139,7 @@ def test_package_that_is_not_its_original_is_refused_before(tmp_path: Path):
 
 
 @scatters
-def test_places_are_a_dimension_of_their_own(
-    grows: OnnxPackage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_places_are_a_dimension_of_their_own(grows: OnnxPackage, monkeypatch, tmp_path: Path):
     monkeypatch.setattr(caches_in_place, "BUFFER", "seq")
     with pytest.raises(ConfigError, match="the model has a dimension 'seq'"):
         write_caches_in_place(grows, tmp_path / "written", SilentProgress())

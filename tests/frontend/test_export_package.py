@@ -201,9 +201,7 @@ def test_layers_that_could_be_merged_or_folded_are_those_of_the_package(
     assert_package_equals(tmp_path / "package", model.build(), model.inputs(seq=11))
 
 
-def test_choices_that_depend_on_sizes_are_exported_and_proven(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_choices_that_depend_on_sizes_are_exported_and_proven(tmp_path: Path, monkeypatch):
     """So small a layer gains too little for a range, unless nothing is too little."""
     monkeypatch.setattr(first_choices, "_WORTH_MS", 0.0)
     report = export(small_moh.build(), tmp_path / "package")
