@@ -30,7 +30,7 @@ class AddedCommand(NamedTuple):
     Attributes:
         heading: What it stands under: `Make`, ...
         summary: One line.
-        module: Its module, which has a `click.Command` named `command`.
+        module: Where its `click.Command` is: `MODULE:NAME`; without a name it is `command`.
     """
 
     heading: str

@@ -8,30 +8,42 @@ from __future__ import annotations
 from moh_deploy.add_ons import AddedCommand
 
 BUILD = AddedCommand(
-    "Make", "Build a TensorRT or TensorRT-RTX engine from a package.", "moh_deploy.cli.build"
+    "Make",
+    "Build a TensorRT or TensorRT-RTX engine from a package.",
+    "moh_deploy.cli.build:build_command",
 )
 COMPARE = AddedCommand(
     "Decide",
     "Decide by a plan which of several ways to serve is worth it.",
-    "moh_deploy.cli.compare",
+    "moh_deploy.cli.decide:compare_command",
 )
 COST = AddedCommand(
-    "Decide", "Price a decision for your traffic, and say whether it pays.", "moh_deploy.cli.cost"
+    "Decide",
+    "Price a decision for your traffic, and say whether it pays.",
+    "moh_deploy.cli.decide:cost_command",
 )
 SERVE = AddedCommand(
-    "Serve", "Serve a package over HTTP, as KServe and Triton do.", "moh_deploy.cli.serve"
+    "Serve",
+    "Serve a package over HTTP, as KServe and Triton do.",
+    "moh_deploy.cli.serving:serve_command",
 )
 BUNDLE = AddedCommand(
     "Serve",
     "Write a package as a directory that Triton or genai loads, or check one.",
-    "moh_deploy.cli.bundle",
+    "moh_deploy.cli.bundle:bundle_command",
 )
 PROFILE = AddedCommand(
-    "Serve", "Record the routing of traffic that is known to be good.", "moh_deploy.cli.profile"
+    "Serve",
+    "Record the routing of traffic that is known to be good.",
+    "moh_deploy.cli.serving:profile_command",
 )
 WATCH = AddedCommand(
-    "Serve", "Compare live routing with that, and alarm if it drifts.", "moh_deploy.cli.watch"
+    "Serve",
+    "Compare live routing with that, and alarm if it drifts.",
+    "moh_deploy.cli.serving:watch_command",
 )
 DRILL = AddedCommand(
-    "Serve", "Break a guarded server on purpose, and say what clients saw.", "moh_deploy.cli.drill"
+    "Serve",
+    "Break a guarded server on purpose, and say what clients saw.",
+    "moh_deploy.cli.serving:drill_command",
 )

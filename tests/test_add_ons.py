@@ -25,16 +25,18 @@ __all__ = ["add_ons_are_read_again"]
 pytestmark = pytest.mark.usefixtures("add_ons_are_read_again")
 
 _OF = {
-    "tensorrt": (["runtime/tensorrt", "machine/tensorrt.py"], ["build", "polygraphy"]),
-    "decision": (["decision"], ["compare", "cost", "made_arms"]),
-    "serving": (["serving"], ["bundle", "drill", "genai", "profile", "serve", "watch"]),
+    "tensorrt": ("runtime/tensorrt", "machine/tensorrt.py", "derive/engine.py", "cli/build.py"),
+    "decision": ("decision", "cli/decide.py"),
+    # cli/genai.py stays: `verify` asks it whether a directory is a bundle.
+    "serving": ("serving", "cli/serving.py", "cli/bundle.py"),
 }
+_FUNCTIONS = (
+    *("build", "polygraphy", "compare", "cost"),
+    *("bundle", "drill", "genai", "profile", "serve", "watch"),
+)
 ADD_ON = [
-    f"moh_deploy/{path}"
-    for paths, names in _OF.values()
-    for path in (*paths, *(f"{folder}/{name}.py" for name in names for folder in ("api", "cli")))
-    # That of genai stays: `verify` asks it whether a directory is a bundle.
-    if path != "cli/genai.py"
+    *(f"moh_deploy/{path}" for paths in _OF.values() for path in paths),
+    *(f"moh_deploy/api/{name}.py" for name in _FUNCTIONS),
 ]
 CORE_TESTS = [
     "tests/api/test_bench.py",
@@ -58,9 +60,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(capsys)
 
 
-def test_command_is_listed_before_it_is_imported(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_command_is_listed_before_it_is_imported(cli: Cli, tmp_path: Path, monkeypatch):
     install(tmp_path, monkeypatch)
     assert "\nToys:\n  greet      Greet the world.\n" in cli("--help").out
     assert "toy_command" not in sys.modules
@@ -74,9 +74,7 @@ def test_function_is_a_public_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "toy" in dir(moh_deploy)
 
 
-def test_command_of_the_core_is_never_replaced(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_command_of_the_core_is_never_replaced(cli: Cli, tmp_path: Path, monkeypatch):
     install(tmp_path, monkeypatch, {"commands": {"verify": "toy:GREET"}})
     assert "Toys" not in cli("--help").out
     assert "Compare the package or engine DIR" in cli("verify", "--help").out
@@ -116,9 +114,7 @@ def test_doctor_reports_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["use all add-ons"]["can"]
 
 
-def test_broken_add_on_is_named_by_its_command_alone(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_broken_add_on_is_named_by_its_command_alone(cli: Cli, tmp_path: Path, monkeypatch):
     install(tmp_path, monkeypatch, BROKEN)
     assert "\nBroken:\n  greet      the add-on toy is broken" in cli("--help").out
     failed = cli("greet")
@@ -140,27 +136,21 @@ def test_broken_add_on_is_named_by_doctor(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_broken_model_kind_is_named_where_a_directory_may_be_its(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_broken_model_kind_is_named_where_a_directory_may_be_its(tmp_path: Path, monkeypatch):
     install(tmp_path, monkeypatch, BROKEN)
     (tmp_path / "other").mkdir()
     with pytest.raises(BackendError, match=WHY.format(name="toy", group="model_kinds")):
         find_model(tmp_path / "other")
 
 
-def test_packages_are_found_without_loading_add_ons(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_packages_are_found_without_loading_add_ons(tmp_path: Path, monkeypatch):
     package = write_package(tmp_path / "package").root
     monkeypatch.setattr(add_ons, "import_module", pytest.fail)
     assert find_model(package) == PackageDir(package)
     assert find_model(package / "model.onnx") == OnnxFile(package / "model.onnx")
 
 
-def test_files_that_were_not_installed_say_so(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_files_that_were_not_installed_say_so(cli: Cli, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     add_ons._all.cache_clear()
     failed = cli("build")
@@ -175,9 +165,7 @@ def test_files_that_were_not_installed_say_so(
 
 
 @nightly
-def test_core_works_where_the_folders_of_add_ons_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_core_works_where_the_folders_of_add_ons_are_gone(tmp_path: Path, monkeypatch):
     """Its entry points stay, as in a broken installation."""
     for folder in ("moh_deploy", "tests", "examples", "export_configs", "docs"):
         ignored = shutil.ignore_patterns("__pycache__")

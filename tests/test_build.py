@@ -76,8 +76,6 @@ def copy(path: str, tree: Path) -> None:
 def builder(tree: Path) -> ModuleType:
     """`tools/build_kernels.py` of the tree."""
     spec = importlib.util.spec_from_file_location("builder", tree / "tools" / "build_kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -112,9 +110,7 @@ def test_library_is_built_and_replaces_an_older_one(
 
 
 @needs_cmake
-def test_nobody_else_builds_here_at_the_same_time(
-    tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+def test_nobody_else_builds_here_at_the_same_time(tree: Path, builder: ModuleType, monkeypatch):
     def is_locked() -> None:
         with (
             open(tree / "build" / "kernels.lock", "w") as lock,
@@ -137,9 +133,7 @@ def test_nobody_else_builds_here_at_the_same_time(
 
 @nightly
 @needs_cmake
-def test_flags_that_failed_are_not_kept(
-    tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+def test_flags_that_failed_are_not_kept(tree: Path, builder: ModuleType, monkeypatch):
     (tree / "plugins" / "library.cc").write_text(f"#ifdef WRONG\n#error wrong\n#endif\n{SOURCE}")
     monkeypatch.setenv("CXXFLAGS", "-DWRONG")
     assert not builder.build_kernels(tree / NATIVE)
@@ -184,9 +178,7 @@ def test_compiler_that_fails_is_said_to_have_failed_and_its_log_is_kept(
     assert "library.cc" in (tree / NATIVE / "build.log").read_text()
 
 
-def test_missing_cmake_is_named(
-    tree: Path, builder: ModuleType, stale: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_missing_cmake_is_named(tree: Path, builder: ModuleType, stale: Path, monkeypatch):
     monkeypatch.setenv("PATH", str(tree))
     assert not builder.build_kernels(tree / NATIVE)
     assert not stale.exists()
@@ -406,9 +398,7 @@ def test_target_that_nobody_knows_is_refused(tree: Path, pypi: Path, tmp_path: P
     assert "the target is 'riscv64', expected x86_64 or aarch64" in done.stderr
 
 
-def test_target_without_zig_is_refused(
-    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_target_without_zig_is_refused(builder: ModuleType, monkeypatch, tmp_path: Path):
     monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(builder.NoKernels, match="zig was not found: pip install ziglang"):
         builder._by_zig(tmp_path, "x86_64")

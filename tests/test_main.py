@@ -46,7 +46,6 @@ def test_real_interrupt_during_start_is_no_traceback(module: str):
     code += f"        if name == {module!r}: print('loading', flush=True); time.sleep(60)\n"
     code += "sys.meta_path.insert(0, Slow())\nfrom moh_deploy.__main__ import main\nmain()"
     process = start_python("-c", code)
-    assert process.stdout is not None
     assert process.stdout.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

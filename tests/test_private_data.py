@@ -25,8 +25,7 @@ import pytest
 import torch
 
 import moh_deploy
-from moh_deploy.derive.caches_in_place import write_caches_in_place
-from moh_deploy.derive.with_top_k import with_top_k
+from moh_deploy.derive.forms import with_top_k, write_caches_in_place
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.engine_graph import read_graph

@@ -50,7 +50,6 @@ def _help(name: str) -> str:
         if not name:
             return main.get_help(top)
         command = main.get_command(top, name)
-        assert command is not None
         with click.Context(
             command, parent=top, info_name=name, terminal_width=100, max_content_width=100
         ) as context:

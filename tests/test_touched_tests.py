@@ -12,8 +12,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("touched", ROOT / "tools" / "touched_tests.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -29,7 +27,7 @@ def tool() -> ModuleType:
             "tests/report/test_junit.py",
         ),
         # By the name of a public function, and of a command.
-        ("moh_deploy/api/prune.py", "tests/cli/test_strange_names.py", "tests/ops/test_router.py"),
+        ("moh_deploy/api/prune.py", "tests/cli/test_group.py", "tests/ops/test_router.py"),
         # By an entry point.
         (
             "moh_deploy/runtime/tensorrt/models.py",
@@ -39,7 +37,7 @@ def tool() -> ModuleType:
         # By a conftest.py.
         ("tests/cuda/conftest.py", "tests/cuda/test_abi.py", "tests/ops/test_router.py"),
         # By its name in a test.
-        ("docs/cost.md", "tests/cli/test_cost.py", "tests/ops/test_router.py"),
+        ("docs/cost.md", "tests/cli/test_decide.py", "tests/ops/test_router.py"),
     ],
 )
 def test_change_reaches_the_tests_that_import_or_name_it(

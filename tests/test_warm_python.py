@@ -75,7 +75,6 @@ def test_signals_reach_it(python: str, number: signal.Signals, is_warm: bool):
     with subprocess.Popen(
         [python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
         assert process.stdout.read() == ""  # nobody has the stream any more: it is gone

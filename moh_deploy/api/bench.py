@@ -109,7 +109,9 @@ def bench(
         check_file_output(output, MARKDOWN_FILE)
     ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
-    baselines = baselines or _usual_baselines(roots)
+    # Kernels that are slower than what the engine's runtime has itself should not go unnoticed.
+    if not baselines and roots and find_deployed(roots[0]).holds_kernels:
+        baselines = (PLAIN_ENGINE,)
     with scratch_directory("moh-deploy-bench") as scratch:
         with progress.step("reading the packages"):
             setting = BenchSetting(kernels, threads, original, scratch, runtime)
@@ -138,7 +140,11 @@ def bench(
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
     # Figures of a run that failed are not kept as reached.
     if ratchet is not None and report.failure is None:
-        figures = bench_figures(report, _path_keys(against, inputs, ratchet.path))
+        words = (is_the_package, is_the_original, is_the_engine)
+        packages = [name for name in against if not any(is_word(name) for is_word in words)]
+        paths = [*packages, *map(str, npz_files([Path(path) for path in inputs]))]
+        keys = {path: path_key(path, ratchet.path) for path in paths}
+        figures = bench_figures(report, keys)
         judged = ratchet.judge(figures, machine=machine_of(report))
         report = replace(report, ratchet=judged)
     if output is not None:
@@ -146,12 +152,6 @@ def bench(
             about = About(", ".join(map(str, roots)))
             partial.write_text(as_markdown(report.document(), about), encoding="utf-8")
     return report
-
-
-def _usual_baselines(roots: Sequence[Path | str]) -> Sequence[str]:
-    """Return what is compared with where nothing is named."""
-    # Kernels that are slower than what the engine's runtime has itself should not go unnoticed.
-    return (PLAIN_ENGINE,) if roots and find_deployed(roots[0]).holds_kernels else ()
 
 
 def _build_plain_engine(engine: Path, package: Path, output: Path, progress: Progress) -> None:
@@ -165,48 +165,31 @@ def _build_plain_engine(engine: Path, package: Path, output: Path, progress: Pro
         ) from error
 
 
-def _path_keys(
-    baselines: Sequence[str], inputs: Sequence[Path | str], file: Path
-) -> dict[str, str]:
-    """Return the keys of baselines and inputs in a baseline file, for those that are paths."""
-    is_word = (is_the_package, is_the_original, is_the_engine)
-    packages = [
-        baseline for baseline in baselines if not any(is_one(baseline) for is_one in is_word)
-    ]
-    paths = [*packages, *map(str, npz_files([Path(path) for path in inputs]))]
-    return {path: path_key(path, file) for path in paths}
-
-
 def _input_sets(
     package: OnnxPackage,
     files: Sequence[Path],
     batch: Sequence[int],
     sizes: Mapping[str, Sequence[int]],
 ) -> list[InputSet]:
-    asked = {**_batch_sizes(package, batch), **sizes}
+    asked = dict(sizes)
+    if batch:
+        name = batch_dim(package.manifest)
+        if name is None:
+            raise ConfigError(
+                f"{package.root} has no dynamic batch dimension: it runs at its fixed sizes only.",
+                hint="Export it with one: --dynamic NAME:0=batch.",
+            )
+        asked = {name: batch, **sizes}
     if files and asked:
         raise ConfigError(
             "inputs bring their own sizes, but sizes are asked for too:"
             f" {', '.join(asked)}; expected one of them.",
             hint="Give a file for each size, or leave the files out.",
         )
-    recorded = input_sets(package, files, [])
-    found = sized_inputs(package, asked) if asked else recorded
+    found = sized_inputs(package, asked) if asked else input_sets(package, files, [])
     # Other models may take them by their order, which that of a file is not.
     names = [info.name for info in package.manifest.inputs]
     return [
         replace(input_set, inputs={name: input_set.inputs[name] for name in names})
         for input_set in found
     ]
-
-
-def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequence[int]]:
-    if not batch:
-        return {}
-    name = batch_dim(package.manifest)
-    if name is None:
-        raise ConfigError(
-            f"{package.root} has no dynamic batch dimension: it runs at its fixed sizes only.",
-            hint="Export it with one: --dynamic NAME:0=batch.",
-        )
-    return {name: batch}

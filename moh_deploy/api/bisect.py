@@ -9,20 +9,18 @@ from pathlib import Path
 
 from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.float32_form import LOW, check_reference
+from moh_deploy.graph.float32_form import LOW
 from moh_deploy.package import OnnxPackage, check_package_output
 from moh_deploy.runtime.kernel_use import Kernels
-from moh_deploy.runtime.lowered_package import check_float32, lowered
+from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.quantized_package import INT8, lowered_to_int8
-from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory
+from moh_deploy.validate.bisection.bisection import check_packages, find_and_repair
 from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.experiments import Experiments, answered
-from moh_deploy.validate.bisection.locate import Cause, locate
-from moh_deploy.validate.bisection.repair import RepairJob
-from moh_deploy.validate.bisection.report import BisectReport, Repair
+from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference.samples import read_samples, recorded_samples
 
@@ -82,101 +80,6 @@ def bisect(
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
     written = None if output is None else Path(output)
-    _check_options(root, target, vectors, max_runs)
-    if written is not None:
-        check_package_output(written, made_of=root if reference is None else Path(reference))
-    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
-    with progress.step("reading the package"):
-        package = OnnxPackage.open(root)
-        believed = None if reference is None else OnnxPackage.open(reference)
-        _check_packages(package, believed, written, to, inputs)
-        files = read_samples([Path(path) for path in inputs], package.manifest)
-    form: Form | None = None
-    with scratch_directory("moh-deploy-bisect") as folder:
-        if to is not None:
-            with progress.step("lowering the precision"):
-                # What is bisected is the lowered package; the float32 one is what it should
-                # compute.
-                believed, (package, form) = package, _lowered(package, to, folder / "lowered")
-        samples = recorded_samples(package.vectors, vectors)
-        runs = Experiments(package, believed, samples, rules, target, kernels, folder, form)
-        if runs.believed is not None and files:
-            with progress.step("computing in float32 what should come out"):
-                # Where a file holds no outputs, the package in float32 says what should come out.
-                runs.samples = (*samples, *answered(runs.believed, files))
-        report = _bisect(runs, folder, written, max_runs, progress)
-        if to is not None and not report.diverges:
-            note = f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."
-            report = replace(report, notes=(note,))
-        if to == INT8 and report.repair is not None:
-            report = replace(report, notes=(*report.notes, _by_hand(report.repair)))
-        return replace(report, package=root)
-
-
-def _lowered(package: OnnxPackage, to: str, folder: Path) -> tuple[OnnxPackage, Form | None]:
-    """Lower a float32 package; of half precision the float32 form is made where it is needed."""
-    if dtype_named(to, (*LOW, INT8), option="to") == INT8:
-        return lowered_to_int8(package, folder)
-    return lowered(package, to, folder), None
-
-
-def _by_hand(repair: Repair) -> str:
-    """Return the command that writes the repaired package again."""
-    names = " ".join(f"--float32 {shlex.quote(node.place.node)}" for node in repair.cure.nodes)
-    return f"`moh-deploy precision DIR --to int8 {names} --output DIR` writes the same package."
-
-
-def _bisect(
-    runs: Experiments, folder: Path, output: Path | None, most: int, progress: Progress
-) -> BisectReport:
-    with progress.step("comparing with the recorded runs"):
-        if not runs.vectors or runs.cannot_tell:
-            runs.parity.raise_if_unequal()
-        report = BisectReport(
-            runs.package.root,
-            runs.precision,
-            runs.parity.reference,
-            runs.reasons,
-            target=runs.target,
-            passes_verify=runs.parity.equal,
-        )
-    if not report.reasons:
-        return report
-    with progress.step("finding where it diverges"):
-        located = locate(runs)
-    report = replace(
-        report,
-        divergence=located.divergence,
-        errors=located.errors,
-        notes=_notes(runs, located.divergence.cause),
-    )
-    # A repair puts nodes into float32: in a float32 package all of them are there already.
-    if runs.float32 is None:
-        return report
-    job = RepairJob(runs, located, folder / "trials", output, most, progress.step)
-    repair, why_not = job.look()
-    return replace(report, repair=repair, why_no_repair=why_not)
-
-
-def _notes(runs: Experiments, cause: Cause) -> tuple[str, ...]:
-    notes = []
-    if cause in ("kernel", "optimisation") and runs.target is not None and runs.parity.equal:
-        notes.append(
-            "`verify` passes here: beside a target as small as this, rounding of float32 in another"
-            " order may be all that is wrong."
-        )
-    if runs.parity.equal and runs.target is None and runs.precision == "float16":
-        notes.append(
-            "`verify` passes here: ONNX Runtime on the CPU computes runs of float16 operators in"
-            " float32, and rounds at their ends. This is with every result rounded, as on GPUs."
-        )
-    if not runs.plain.gates and runs.package.manifest.layers:
-        why = PackageVariants(runs.package).why_not_forced()
-        notes.append(f"The reference gates were not fed to the model: {why}.")
-    return tuple(notes)
-
-
-def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
     # Checked before the package is read, which would only say that it is none.
     if find_deployed(root).is_compiled:
         raise ConfigError(
@@ -189,33 +92,39 @@ def _check_options(root: Path, target: float | None, vectors: int | None, max_ru
         raise ConfigError(f"vectors is {vectors}, expected at least 1: nothing would be compared.")
     if max_runs < 2:
         raise ConfigError(f"max_runs is {max_runs}, expected at least 2.")
-
-
-def _check_packages(
-    package: OnnxPackage,
-    reference: OnnxPackage | None,
-    output: Path | None,
-    to: str | None,
-    inputs: Sequence[Path | str],
-) -> None:
-    if to is not None:
-        check_float32(package)
-        if reference is not None:
-            raise ConfigError("to lowers the package, which is its own reference: give one of two.")
-        return
-    if reference is not None:
-        check_reference(package, reference)
-    precision = package.manifest.precision
-    # A float32 package cannot be its own reference: it may be what is wrong.
-    if inputs and precision not in LOW and reference is None:
-        raise ConfigError(
-            f"{package.root} is in {precision}: what it should compute on other inputs than the"
-            " recorded ones is not known.",
-            hint="Give a package that is right with --reference.",
+    if written is not None:
+        check_package_output(written, made_of=root if reference is None else Path(reference))
+    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(root)
+        believed = None if reference is None else OnnxPackage.open(reference)
+        check_packages(package, believed, written, to, inputs)
+        files = read_samples([Path(path) for path in inputs], package.manifest)
+    form: Form | None = None
+    with scratch_directory("moh-deploy-bisect") as folder:
+        if to is not None:
+            with progress.step("lowering the precision"):
+                # What is bisected is the lowered package; the float32 one is what it should
+                # compute. Of half precision the float32 form is made where it is needed.
+                believed, place = package, folder / "lowered"
+                if dtype_named(to, (*LOW, INT8), option="to") == INT8:
+                    package, form = lowered_to_int8(package, place)
+                else:
+                    package = lowered(package, to, place)
+        samples = recorded_samples(package.vectors, vectors)
+        runs = Experiments(package, believed, samples, rules, target, kernels, folder, form)
+        if runs.believed is not None and files:
+            with progress.step("computing in float32 what should come out"):
+                # Where a file holds no outputs, the package in float32 says what should come out.
+                runs.samples = (*samples, *answered(runs.believed, files))
+        report = find_and_repair(runs, folder, written, max_runs, progress)
+    notes = list(report.notes)
+    if to is not None and not report.diverges:
+        notes = [f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."]
+    if to == INT8 and report.repair is not None:
+        kept = [shlex.quote(node.place.node) for node in report.repair.cure.nodes]
+        names = " ".join(f"--float32 {name}" for name in kept)
+        notes.append(
+            f"`moh-deploy precision DIR --to int8 {names} --output DIR` writes the same package."
         )
-    if output is not None and precision not in LOW:
-        raise ConfigError(
-            f"{package.root} is in {precision}: there is nothing to put into float32, so no"
-            " repaired package to write.",
-            hint="Leave --output out: bisect says where the package diverges.",
-        )
+    return replace(report, package=root, notes=tuple(notes))

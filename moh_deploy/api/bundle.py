@@ -94,8 +94,9 @@ def bundle(
         if number is not None and not least <= number <= LARGEST_OPTION:
             expected = f"{least} or more" if number < least else f"{LARGEST_OPTION:g} at most"
             raise ConfigError(f"{option} is {number}, expected {expected}.")
+    directory = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(artefact).resolve().name)
     settings = ServingSettings(
-        name=name or _name_of(Path(artefact)),
+        name=name or directory.strip(".-") or "model",
         instances=instances,
         threads=threads,
         max_batch=max_batch,
@@ -148,8 +149,3 @@ def check_bundle(root: Path | str, *, server: Path | str | None = None) -> Bundl
         PackageError: It is no bundle, or `bundle.json` has changed.
     """
     return examine_bundle(Path(root), None if server is None else Path(server))
-
-
-def _name_of(artefact: Path) -> str:
-    name = artefact.resolve().name
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name).strip(".-") or "model"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import moh_deploy
-from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.config.checked_yaml import require_trust
 from moh_deploy.decision.decide import read_earlier
+from moh_deploy.decision.made_arms import LoadOriginal, find_arms
 from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_arms
 from moh_deploy.decision.measured import DataFile
-from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, read_plan
+from moh_deploy.decision.plan import NEW_PLAN, PlanFile, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.score_arms import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray
@@ -36,6 +36,8 @@ from moh_deploy.validate.accuracy.reading import SUFFIXES, LabelledData, read_la
 from moh_deploy.validate.accuracy.task import Labelling, Task
 from moh_deploy.validate.reference.samples import named_mask, npz_files
 from moh_deploy.validate.reference.subject import Subject
+
+_SCRATCH = "moh-deploy-compare"
 
 
 def compare(
@@ -131,7 +133,13 @@ def compare(
         if ray is not None:
             check_ray(file.plan.threads, samples.metrics)
         kept = None if keep_scores is None else _kept(Path(keep_scores))
-    with _scratch(kept if ray is not None else None) as scratch:
+    with ExitStack() as stack:
+        # Other machines can read what is made, if they have to.
+        if kept is not None and ray is not None:
+            shared = StagedDirectory((kept / _SCRATCH).absolute())
+            scratch = stack.enter_context(shared).path
+        else:
+            scratch = stack.enter_context(scratch_directory(_SCRATCH))
         there = found.given(progress)
         if len(there) < len(file.plan.arms):
             # Before others are made: an engine without its GPU is not to be told of after them.
@@ -185,20 +193,6 @@ def _kept(directory: Path) -> Path:
     return directory
 
 
-def _scratch(kept: Path | None) -> AbstractContextManager[Path]:
-    """Return a directory for what is made: where other machines can read it, if they have to."""
-    name = "moh-deploy-compare"
-    if kept is None:
-        return scratch_directory(name)
-    return _shared_scratch(kept / name)
-
-
-@contextmanager
-def _shared_scratch(place: Path) -> Iterator[Path]:
-    with StagedDirectory(place.absolute()) as scratch:
-        yield scratch.path
-
-
 def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
     subject = {file.path: file.sha256 for file in samples.files}
     subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
@@ -232,7 +226,19 @@ def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
     is_file = Path(plan.labels).suffix.lower() in SUFFIXES
     labels = file.placed(Path(plan.labels)) if is_file else plan.labels
     mask = named_mask(base.manifest, plan.valid_tokens)
-    tasks = [_task(file, quality_goal, labels, mask) for quality_goal in plan.quality]
+    tasks = [
+        Task(
+            labels=labels,
+            metrics=(goal.metric,),
+            better=goal.better,
+            output=goal.output,
+            labelling=Labelling(plan.ignore_label, plan.shifted),
+            batch_size=plan.batch_size,
+            code_dirs=tuple(map(file.placed, plan.code_dirs)),
+            valid_tokens=mask,
+        )
+        for goal in plan.quality
+    ]
     # Once for each metric: each chooses its own output, and has to fit the labels.
     read = [read_labelled(paths, task, base.manifest) for task in tasks]
     subject = Subject(opened_package(base), base, "auto")
@@ -245,20 +251,6 @@ def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
     files = [DataFile(str(path), sha256_of(path)) for path in hashed]
     metrics = [metric for labelled_data in read for metric in labelled_data.metrics]
     return _Samples(read[0], tuple(batches), tuple(metrics), tuple(files), mask or "")
-
-
-def _task(file: PlanFile, section: QualityGoal, labels: Path | str, mask: str | None) -> Task:
-    plan = file.plan
-    return Task(
-        labels=labels,
-        metrics=(section.metric,),
-        better=section.better,
-        output=section.output,
-        labelling=Labelling(plan.ignore_label, plan.shifted),
-        batch_size=plan.batch_size,
-        code_dirs=tuple(file.placed(code_directory) for code_directory in plan.code_dirs),
-        valid_tokens=mask,
-    )
 
 
 def _plan_of(options: Mapping[str, object]) -> PlanFile:

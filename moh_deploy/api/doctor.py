@@ -35,16 +35,12 @@ def doctor(
     found = abilities(machine)
     if artefact is not None:
         with progress.step("loading the artefact"):
-            found += (_ability_to_run(Path(artefact)),)
+            how = ask(_how_it_runs, str(artefact))
+            # Essential: whoever names an artefact wants to know whether it runs here.
+            failed = (how,) if isinstance(how, Failed) else ()
+            runs = None if isinstance(how, Failed) else how
+            found += (Ability(f"run {artefact}", runs, failed, essential=True),)
     return DoctorReport(machine, found)
-
-
-def _ability_to_run(artefact: Path) -> Ability:
-    how, name = ask(_how_it_runs, str(artefact)), f"run {artefact}"
-    if isinstance(how, Failed):
-        # Essential: whoever names an artefact wants to know whether it runs here.
-        return Ability(name, None, (how,), essential=True)
-    return Ability(name, how, (), essential=True)
 
 
 def _how_it_runs(root: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
+from moh_deploy.runtime.base import Deployed, Description, Variant
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.drill.drill import KILL, Drill
 from moh_deploy.serving.drill.load import Load, LoadCase
@@ -20,7 +20,7 @@ from moh_deploy.serving.guard.guard_io import CONTROL_FILE, FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle
-from moh_deploy.serving.triton.server import TritonServer, find_server
+from moh_deploy.serving.triton.server import find_server
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
@@ -83,7 +83,16 @@ def drill(
         BackendError: The runtime failed, or the server did not start.
     """
     progress = progress or SilentProgress()
-    asked = _checked(faults, has_worker=not in_process and url is None)
+    has_worker = not in_process and url is None
+    for fault in faults:
+        if fault not in ALL_FAULTS:
+            raise ConfigError(
+                f"fault '{fault}' is none of {', '.join(ALL_FAULTS)}.",
+                hint=did_you_mean(fault, ALL_FAULTS) or None,
+            )
+        if fault == KILL and not has_worker:
+            raise ConfigError("there is no worker that a drill may kill here: leave out 'kill'.")
+    asked = tuple(faults) or (ALL_FAULTS if has_worker else FAULTS)
     for option, number in (
         ("clients", clients),
         ("seconds", seconds),
@@ -122,8 +131,13 @@ def drill(
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
                 target: Target = ServerAt(url, files[0], package.manifest, *files[1:])
+            elif server is not None:
+                target = Triton(model, source, server, folder)
+            elif in_process:
+                settings = ServingSettings("drilled", policy=str(source), sample_every=0)
+                target = InProcess(model, settings, folder)
             else:
-                target = _target(model, source, folder, in_process=in_process, triton=server)
+                target = HttpServer(model, source, folder)
         with target:
             load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
             first = rules.names[0]
@@ -136,19 +150,13 @@ def drill(
             return DrillReport(
                 subject=model.name,
                 server=target.name,
-                policy=_policy_text(policy, url),
+                policy=str(policy or (_OWN_POLICY if url is None else _USUAL_POLICY)),
                 clients=clients,
                 seconds=seconds,
                 before=before,
                 faults=found,
                 kernels=alone.description.kernels,
             )
-
-
-def _policy_text(policy: Path | str | None, url: str | None) -> str:
-    if policy is not None:
-        return str(policy)
-    return _OWN_POLICY if url is None else "kernels, then function bodies, as the usual one has it"
 
 
 def _files_of_server(
@@ -169,18 +177,6 @@ def _files_of_server(
         )
     check_file_output(Path(control), CONTROL_FILE)
     return name, Path(control), Path(audit_log)
-
-
-def _checked(faults: Sequence[str], *, has_worker: bool) -> tuple[str, ...]:
-    for fault in faults:
-        if fault not in ALL_FAULTS:
-            raise ConfigError(
-                f"fault '{fault}' is none of {', '.join(ALL_FAULTS)}.",
-                hint=did_you_mean(fault, ALL_FAULTS) or None,
-            )
-        if fault == KILL and not has_worker:
-            raise ConfigError("there is no worker that a drill may kill here: leave out 'kill'.")
-    return tuple(faults) or (ALL_FAULTS if has_worker else FAULTS)
 
 
 @dataclass(frozen=True)
@@ -204,18 +200,17 @@ class _Alone:
         vectors = package.vectors[:_MOST_CASES]
         with model.open() as here, model.open(Variant(kernels="off")) as bodies:
             outputs = tuple((here.run(v.inputs), bodies.run(v.inputs)) for v in vectors)
-            times = sorted(_milliseconds(here, vectors[0].inputs) for _ in range(9))
+            times = []
+            for _ in range(9):
+                start = time.perf_counter()
+                here.run(vectors[0].inputs)
+                times.append(1e3 * (time.perf_counter() - start))
             rule = BUILT_IN_POLICY.model_rule(package.manifest.precision, here)
-            return cls(outputs, times[4], here.describe(), rule)
-
-
-def _milliseconds(runner: Runner, inputs: Mapping[str, Array]) -> float:
-    start = time.perf_counter()
-    runner.run(inputs)
-    return 1e3 * (time.perf_counter() - start)
+            return cls(outputs, sorted(times)[4], here.describe(), rule)
 
 
 _OWN_POLICY = "the drill's own, of short cool-downs"
+_USUAL_POLICY = "kernels, then function bodies, as the usual one has it"
 _OWN_CHAIN = """
 rungs:
 - {{kind: {first}, name: {first}, p99_ms: {limit_ms:.1f}}}
@@ -241,30 +236,14 @@ def _policy(given: Path | str | None, alone: _Alone, folder: Path) -> tuple[Guar
 
 
 def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[LoadCase, ...]:
-    others: dict[str, Runner] = {}
+    """Return the recorded inputs, with the right answers of each level of the policy."""
+    found = [
+        (vectors.inputs, {level.called: own for level in policy.rungs})
+        for vectors, own in zip(package.vectors, alone.outputs, strict=False)
+    ]
     for level in policy.rungs:
-        if level.path is not None:
-            others[level.called] = find_deployed(level.path).open()
-    found = []
-    for vectors, own in zip(package.vectors, alone.outputs, strict=False):
-        right: dict[str, tuple[Mapping[str, Array], ...]] = {
-            level.called: (others[level.called].run(vectors.inputs),)
-            if level.called in others
-            else own
-            for level in policy.rungs
-        }
-        found.append(LoadCase(vectors.inputs, right))
-    for runner in others.values():
-        runner.close()
-    return tuple(found)
-
-
-def _target(
-    model: Deployed, policy: Path, folder: Path, *, in_process: bool, triton: TritonServer | None
-) -> Target:
-    if triton is not None:
-        return Triton(model, policy, triton, folder)
-    if in_process:
-        settings = ServingSettings("drilled", policy=str(policy), sample_every=0)
-        return InProcess(model, settings, folder)
-    return HttpServer(model, policy, folder)
+        if level.path is not None:  # another package, with answers of its own
+            with find_deployed(level.path).open() as runner:
+                for inputs, right in found:
+                    right[level.called] = (runner.run(inputs),)
+    return tuple(LoadCase(inputs, right) for inputs, right in found)

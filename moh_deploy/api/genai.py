@@ -77,14 +77,10 @@ def verify_genai_bundle(
         PackageError: It is no bundle for genai, or has changed.
         ValidationError: Its package is not equal to what was recorded.
     """
-    root = Path(root)
-    progress = progress or SilentProgress()
-    return verify_genai(root, _reference(root, against), progress, trust_code=trust_code)
-
-
-def _reference(root: Path, against: Path | str | Original | None) -> Model | None:
-    if against is None:
-        return None
+    root, progress = Path(root), progress or SilentProgress()
+    reference: Model | None = None
     if isinstance(against, (str, Path)):
-        return opened_package(OnnxPackage.open(against))
-    return OriginalModel.of(against, OnnxPackage.open(root / PACKAGE_FOLDER).manifest)
+        reference = opened_package(OnnxPackage.open(against))
+    elif against is not None:
+        reference = OriginalModel.of(against, OnnxPackage.open(root / PACKAGE_FOLDER).manifest)
+    return verify_genai(root, reference, progress, trust_code=trust_code)

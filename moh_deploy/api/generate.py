@@ -76,7 +76,16 @@ def generate(
         )
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}, expected 1 or more.")
-    _check_sampling(sampling, is_compared=against is not None)
+    if against is not None and not sampling.is_greedy:
+        raise ConfigError(
+            "against compares the likeliest tokens, and a temperature is given, too.",
+            hint="Leave --temperature out.",
+        )
+    if sampling.is_greedy and (sampling.top_p != 1 or sampling.seed != 0):
+        raise ConfigError(
+            "top_p and seed are of draws, and at a temperature of 0 none is made.",
+            hint="Give --temperature 1, or leave them out.",
+        )
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         runs_in = runtime_for(runtime, package.manifest.runtime)
@@ -92,7 +101,11 @@ def generate(
         [tokenizer.tokens_of(prompt) for prompt in prompts] if tokenizer else [*map(list, tokens)]
     )
     check_prompts(asked, interface, max_tokens)
-    other = None if against is None else _other(against, package)
+    other: Model | None = None
+    if isinstance(against, (str, Path)):
+        other = opened_package(OnnxPackage.open(against))
+    elif against is not None:
+        other = OriginalModel.of(against, package.manifest)
     called = interface
     if other is not None:
         called = reference_interface(other, interface, str(package.root))
@@ -107,7 +120,9 @@ def generate(
         comparison = None
         if other is not None:
             with progress.step("loading what it is compared with"):
-                reference = opened.enter_context(other.open(_as_tuned(other)))
+                preferred = other.preferred_runtime if isinstance(other, Deployed) else None
+                as_tuned = Variant(runtime=runtime_for(None, preferred))
+                reference = opened.enter_context(other.open(as_tuned))
             precision = package.manifest.precision
             steps = Decoding(reference, called, asked, max_tokens, sampling).steps()
             comparison = TokenComparison(steps, precision)
@@ -127,32 +142,6 @@ def generate(
         kernels=described.kernels,
         parity=comparison.parity(other.name) if comparison and other else None,
     )
-
-
-def _check_sampling(sampling: Sampling, *, is_compared: bool) -> None:
-    if is_compared and not sampling.is_greedy:
-        raise ConfigError(
-            "against compares the likeliest tokens, and a temperature is given, too.",
-            hint="Leave --temperature out.",
-        )
-    if sampling.is_greedy and (sampling.top_p != 1 or sampling.seed != 0):
-        raise ConfigError(
-            "top_p and seed are of draws, and at a temperature of 0 none is made.",
-            hint="Give --temperature 1, or leave them out.",
-        )
-
-
-def _other(against: Path | str | Original, package: OnnxPackage) -> Model:
-    """Return what tokens are compared with."""
-    if not isinstance(against, (str, Path)):
-        return OriginalModel.of(against, package.manifest)
-    return opened_package(OnnxPackage.open(against))
-
-
-def _as_tuned(model: Model) -> Variant:
-    """Return the way to run what tokens are compared with."""
-    preferred = model.preferred_runtime if isinstance(model, Deployed) else None
-    return Variant(runtime=runtime_for(None, preferred))
 
 
 def _texts(

@@ -68,7 +68,21 @@ def probe(
         BackendError: The runtime cannot load the model.
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
-    _check_options(root, inputs, update_corpus, original)
+    if find_deployed(root).is_compiled:
+        raise ConfigError(
+            f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
+            " with.",
+            hint="Probe the package that it was built from. `moh-deploy verify` compares engines.",
+        )
+    if update_corpus and not inputs:
+        raise ConfigError(
+            "update_corpus needs inputs to search.", hint="Give some: --inputs FILE.npz."
+        )
+    if original is not None and not inputs:
+        raise ConfigError(
+            f"{original.name} is to record what is found in inputs, but there are none.",
+            hint="Give some: --inputs FILE.npz. `moh-deploy verify --against` compares with it.",
+        )
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
@@ -108,23 +122,3 @@ def probe(
         kernels=described.kernels,
         policy=rules.source,
     )
-
-
-def _check_options(
-    root: Path, inputs: Sequence[Path | str], update_corpus: bool, original: Reference | None
-) -> None:
-    if find_deployed(root).is_compiled:
-        raise ConfigError(
-            f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
-            " with.",
-            hint="Probe the package that it was built from. `moh-deploy verify` compares engines.",
-        )
-    if update_corpus and not inputs:
-        raise ConfigError(
-            "update_corpus needs inputs to search.", hint="Give some: --inputs FILE.npz."
-        )
-    if original is not None and not inputs:
-        raise ConfigError(
-            f"{original.name} is to record what is found in inputs, but there are none.",
-            hint="Give some: --inputs FILE.npz. `moh-deploy verify --against` compares with it.",
-        )

@@ -57,7 +57,19 @@ def profile(
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
     check_file_output(Path(output), REFERENCE_FILE, reads=map(Path, inputs))
-    _check_options(root, inputs, request_size, window, false_alarms)
+    if find_deployed(root).is_compiled:
+        raise ConfigError(
+            f"{root} is an engine: it was compiled without its gates, so nothing of its routing can"
+            " be read.",
+            hint="Profile the package that it was built from.",
+        )
+    if not inputs:
+        raise ConfigError("profile needs inputs.", hint="Give some: --inputs DIR.")
+    for name, value in (("request_size", request_size), ("window", window)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, expected 1 or more.")
+    if not 1e-4 <= false_alarms <= 0.1:
+        raise ConfigError(f"false_alarms is {false_alarms}, expected 0.0001 to 0.1.")
     paths = [Path(path) for path in inputs]
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
@@ -86,21 +98,3 @@ def _dump(paths: Sequence[Path], package: OnnxPackage) -> RecordedWindow:
     if recorded.about.digest != package.manifest.files["model.onnx"]:
         raise ConfigError(f"{paths[0]} was recorded of another package than {package.root}.")
     return recorded
-
-
-def _check_options(
-    root: Path, inputs: Sequence[Path | str], request_size: int, window: int, false_alarms: float
-) -> None:
-    if find_deployed(root).is_compiled:
-        raise ConfigError(
-            f"{root} is an engine: it was compiled without its gates, so nothing of its routing can"
-            " be read.",
-            hint="Profile the package that it was built from.",
-        )
-    if not inputs:
-        raise ConfigError("profile needs inputs.", hint="Give some: --inputs DIR.")
-    for name, value in (("request_size", request_size), ("window", window)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, expected 1 or more.")
-    if not 1e-4 <= false_alarms <= 0.1:
-        raise ConfigError(f"false_alarms is {false_alarms}, expected 0.0001 to 0.1.")

@@ -51,7 +51,12 @@ def run(
     """
     progress, outputs, root = progress or SilentProgress(), Path(outputs), Path(package_dir)
     # Before the model is loaded and run.
-    _check_writable(outputs, Path(inputs))
+    if outputs.suffix == ".npy":
+        raise PackageError(
+            f"{outputs} is named like a file of one array; outputs are written as an npz file.",
+            hint=f"Name it {outputs.with_suffix('.npz').name}: it has an array for each output.",
+        )
+    check_file_output(outputs, NPZ_FILE, reads=[Path(inputs)])
     model = find_deployed(root)
     with progress.step("reading the inputs"):
         given = read_user_vectors(Path(inputs), model.manifest)
@@ -92,12 +97,3 @@ def _num_nan(results: Mapping[str, Array]) -> dict[str, int]:
         if array.dtype == BFLOAT16 or array.dtype.kind == "f"
     }
     return {name: count for name, count in counts.items() if count}
-
-
-def _check_writable(outputs: Path, inputs: Path) -> None:
-    if outputs.suffix == ".npy":
-        raise PackageError(
-            f"{outputs} is named like a file of one array; outputs are written as an npz file.",
-            hint=f"Name it {outputs.with_suffix('.npz').name}: it has an array for each output.",
-        )
-    check_file_output(outputs, NPZ_FILE, reads=[inputs])

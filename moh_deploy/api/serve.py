@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moh_deploy.api.bundle import DEFAULT_GUARD
 from moh_deploy.errors import BackendError, ConfigError
@@ -132,7 +132,7 @@ def serve(
         if number is not None and not least <= number <= LARGEST_OPTION:
             expected = f"{least:g} or more" if number < least else f"{LARGEST_OPTION:g} at most"
             raise ConfigError(f"--{option} is {number:g}, expected {expected}.")
-    given: dict[str, object] = {
+    given: dict[str, Any] = {
         "name": name,
         "instances": instances,
         "threads": threads,
@@ -153,10 +153,23 @@ def serve(
     if threads is not None and instances is None:
         given["instances"] = max(1, cores() // threads)
     changes = {key: value for key, value in given.items() if value is not None}
-    settings = replace(base, **changes)  # type: ignore[arg-type]
+    settings = replace(base, **changes)
     if str(guard) == DEFAULT_GUARD:
         settings = replace(settings, policy=None)  # that of a bundle, too
-    _check(settings)
+    if not _NAME.fullmatch(settings.name):
+        raise ConfigError(
+            f"the model's name is '{settings.name}', expected letters, digits, '.', '_' and '-'.",
+            hint="Give it another one: --name NAME.",
+        )
+    if not settings.guard and (settings.audit_log or settings.control or settings.drill):
+        raise ConfigError(
+            "--audit-log, --control and --drill are of a guard: give --guard default, too."
+        )
+    if settings.reference is not None and settings.sample_every == 0:
+        raise ConfigError(
+            "a reference is compared with routing that is read: --sample-every is 0.",
+            hint="A bundle brings its reference along: its package can be served without.",
+        )
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
         max_json_bytes=max_json * MIB,
@@ -177,24 +190,6 @@ def serve(
         on_ready=on_ready or (lambda listening: None),
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )
-
-
-def _check(settings: ServingSettings) -> None:
-    if not _NAME.fullmatch(settings.name):
-        raise ConfigError(
-            f"the model's name is '{settings.name}', expected letters, digits, '.', '_' and '-'.",
-            hint="Give it another one: --name NAME.",
-        )
-    if not settings.guard and (settings.audit_log or settings.control or settings.drill):
-        raise ConfigError(
-            "--audit-log, --control and --drill are of a guard: give --guard default, too."
-        )
-
-    if settings.reference is not None and settings.sample_every == 0:
-        raise ConfigError(
-            "a reference is compared with routing that is read: --sample-every is 0.",
-            hint="A bundle brings its reference along: its package can be served without.",
-        )
 
 
 def _whole(path: Path | str | None) -> str | None:

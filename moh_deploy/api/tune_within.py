@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.api.precision import LOWER_PRECISIONS, precision
 from moh_deploy.api.tune import DEFAULT_SECONDS
-from moh_deploy.config.dtypes import RUNTIMES
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.derive.precision import LOWER_PRECISIONS, write_precision
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
-from moh_deploy.perf.tune.contests import Contests, Differs
-from moh_deploy.perf.tune.quality import QualityCheck, read_labelled_runs, read_runs
 from moh_deploy.perf.tune.search import ContestsApart, Search, TakesCandidates, write_chosen
-from moh_deploy.perf.tune.search_report import FLOAT32, RuntimePrecision, SearchReport, Tried
+from moh_deploy.perf.tune.search_report import SearchReport
+from moh_deploy.perf.tune.within import WithinTask, find_ways
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
-from moh_deploy.runtime.models import kernels_of, runtime_name_of
-from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.models import kernels_of
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.task import Labelling, Task
-from moh_deploy.validate.compare.policy import (
-    Condition,
-    ParityCondition,
-    better_of,
-    metrics_of,
-    parse_conditions,
-)
+from moh_deploy.validate.compare.policy import better_of, metrics_of, parse_conditions
 from moh_deploy.validate.reference.samples import named_mask
 
 
@@ -105,7 +95,16 @@ def tune_within(
             "there are labels, and no condition is about a metric.",
             hint="Ask for one: --within 'top-1 >= 0.98 * reference'.",
         )
-    written = _checked_output(output, Path(package_dir), dry_run=dry_run)
+    if (output is None) != dry_run:
+        raise ConfigError(
+            "a dry run writes nothing: leave the output out."
+            if dry_run
+            else "there is no output to write the chosen package to.",
+            hint="Name it: --output DIR. --dry-run measures without writing.",
+        )
+    written = None if output is None else Path(output)
+    if written is not None:
+        check_package_output(written, made_of=Path(package_dir))
     with progress.step("reading the package"):
         base = OnnxPackage.open(package_dir)
         check_float32(base)
@@ -121,7 +120,8 @@ def tune_within(
             tuple(map(Path, code_dirs)),
             named_mask(base.manifest, None),
         )
-    asked = _Asked(
+    asked = WithinTask(
+        _lowered,
         base.root,
         tuple(conditions),
         tuple(map(Path, inputs)),
@@ -132,7 +132,7 @@ def tune_within(
         measure or stopwatch,
         stopwatch.name,
     )
-    ways, absent = _ways(base, runtime)
+    ways, absent = find_ways(base, runtime, LOWER_PRECISIONS)
     texts = tuple(condition.text.strip() for condition in conditions)
     # Beside the output, on whose disk there has to be room anyway.
     place = written or temporary_place("moh-deploy-tune")
@@ -164,109 +164,6 @@ def tune_within(
     )
 
 
-def _checked_output(output: Path | str | None, base: Path, *, dry_run: bool) -> Path | None:
-    if (output is None) != dry_run:
-        raise ConfigError(
-            "a dry run writes nothing: leave the output out."
-            if dry_run
-            else "there is no output to write the chosen package to.",
-            hint="Name it: --output DIR. --dry-run measures without writing.",
-        )
-    if output is not None:
-        check_package_output(Path(output), made_of=base)
-    return None if output is None else Path(output)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A search, as it travels to the processes of its candidates; see `SearchTask`.
-
-    Attributes:
-        task: How samples are scored; None without labels.
-        clock: What `measure` reads. Others are those of `tune_within`.
-    """
-
-    package_dir: Path
-    conditions: tuple[Condition, ...]
-    inputs: tuple[Path, ...]
-    weights: tuple[float, ...]
-    task: Task | None
-    threads: int | None
-    one_choice: bool
-    measure: Measure
-    clock: str
-
-    def made(self, to: str, folder: Path, progress: Progress) -> OnnxPackage:
-        """Write the package in a precision."""
-        made = precision(self.package_dir, to=to, output=folder, progress=progress)
-        return OnnxPackage.open(made.package)
-
-    @contextmanager
-    def contests(self, scratch: Path, progress: Progress) -> Iterator[Contests]:
-        """Open the float32 package beside which candidates are judged, and read the samples."""
-        base = OnnxPackage.open(self.package_dir, check_digests=False)
-        if self.task is None:
-            samples = read_runs(base, self.inputs, self.weights)
-        else:
-            samples = read_labelled_runs(base, self.inputs, self.weights, self.task)
-        ignore = (Labelling() if self.task is None else self.task.labelling).ignore
-        kept_gates = Variant(threads=self.threads, spins=False).returning(base.gate_names)
-        on_parity = any(isinstance(condition, ParityCondition) for condition in self.conditions)
-        files = self.inputs if self.task is None and on_parity else ()
-        with open_runner(base, kept_gates) as runner:
-            yield Contests(
-                base=base,
-                make=lambda to, folder: self.made(to, folder, progress),
-                check=QualityCheck(
-                    base,
-                    runner,
-                    self.conditions,
-                    samples.metrics,
-                    samples.runs,
-                    samples.files,
-                    ignore,
-                ),
-                differs=Differs(base, files, progress),
-                sets=samples.sets,
-                threads=self.threads,
-                one_choice=self.one_choice,
-                measure=self.measure,
-                clock=self.clock,
-                scratch=scratch,
-                progress=progress,
-            )
-
-
-def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[RuntimePrecision], list[Tried]]:
-    """Return what to try, float32 first, and what cannot be, with the reason.
-
-    Raises:
-        BackendError: The runtime that is asked for cannot be.
-    """
-    ways: list[RuntimePrecision] = []
-    absent: list[Tried] = []
-    for runtime in RUNTIMES if asked is None else (asked,):
-        try:
-            _require_kernels(runtime, base)
-        except BackendError as error:
-            if asked is not None:
-                raise
-            reason = f"{error.message} {error.hint or ''}".strip()
-            absent.append(Tried(RuntimePrecision(runtime, FLOAT32), "could not run", reason))
-            continue
-        ways += [RuntimePrecision(runtime, to) for to in (FLOAT32, *LOWER_PRECISIONS)]
-    if not ways:
-        raise BackendError(f"no runtime can run {base.root}: {absent[0].reason}")
-    # The shortest dtypes first, after float32 to compare with: most likely they are the fastest,
-    # and the sooner something is fast, the less has to be tuned of what is not.
-    first, *others = ways
-    others.sort(key=lambda way: [*LOWER_PRECISIONS, FLOAT32].index(way.precision))
-    return [first, *others], absent
-
-
-def _require_kernels(runtime: Runtime, base: OnnxPackage) -> None:
-    runtime_name_of(runtime)
-    use = kernels_of(Variant(runtime=runtime), base.manifest.compute_type)
-    # Without kernels of ours ONNX Runtime is still what everybody has.
-    if runtime != "onnxruntime" and use.library is None:
-        raise BackendError(f"{runtime_name_of(runtime)} has no kernels here: {use.reason}.")
+def _lowered(package_dir: Path, to: str, folder: Path, progress: Progress) -> OnnxPackage:
+    report = write_precision(OnnxPackage.open(package_dir), to, folder, progress)
+    return OnnxPackage.open(report.package)

@@ -123,7 +123,12 @@ def verify(
         BackendError: The runtime failed, or the engine cannot run here.
     """
     progress = progress or SilentProgress()
-    _check_vectors(vectors, inputs)
+    if vectors is not None and vectors < 1:
+        raise ConfigError(f"vectors is {vectors}, expected at least 1: nothing would be compared.")
+    if vectors is not None and inputs:
+        raise ConfigError(
+            "vectors chooses among recorded runs, and inputs replaces them: give one."
+        )
     ratchet = Ratchet.open(baseline_file, "verify", update=update_baseline)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     conditions = parse_conditions([within] if isinstance(within, str) else within) if within else ()
@@ -163,12 +168,3 @@ def verify(
     if ratchet is None or not report.equal:
         return report
     return replace(report, ratchet=ratchet.judge(parity_figures(report, ratchet.path)))
-
-
-def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:
-    if vectors is not None and vectors < 1:
-        raise ConfigError(f"vectors is {vectors}, expected at least 1: nothing would be compared.")
-    if vectors is not None and inputs:
-        raise ConfigError(
-            "vectors chooses among recorded runs, and inputs replaces them: give one."
-        )

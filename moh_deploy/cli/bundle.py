@@ -1,74 +1,74 @@
 """`moh-deploy bundle`."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict, Unpack
 
 import click
 
-from moh_deploy.cli import genai, options, values
+from moh_deploy.cli import genai, options
+from moh_deploy.cli.command import Before, Default, command
 from moh_deploy.cli.output import print_answer
 
 
-@click.command("bundle")
-@options.takes(
-    click.argument("artefact", metavar="[DIR]", required=False, type=values.FILE_PATH),
-    options.output("The bundle to write; an earlier one is replaced.", required=False),
-    click.option(
-        "--target",
-        type=click.Choice(["triton", "genai"]),
-        default="triton",
-        show_default=True,
-        help="The server that is to load it, or genai: onnxruntime-genai, for language models.",
-    ),
-    click.option(
-        "--backend",
-        type=click.Choice(["python", "tensorrt"]),
-        help="The server's backend: python runs a package by moh-deploy, with telemetry and guard;"
+class ToBundle(TypedDict):
+    backend: Annotated[
+        Literal["python", "tensorrt"] | None,
+        "The server's backend: python runs a package by moh-deploy, with telemetry and guard;"
         " tensorrt runs an engine (never run yet).  [default: by what DIR is]",
-    ),
-    click.option(
-        "--name", metavar="NAME", help="What clients call the model.  [default: the directory's]"
-    ),
-    options.positive("--instances", "How many batches run at the same time.", default=1),
-    options.positive(
-        "--threads", "Threads of each instance.  [default: the cores by the instances]"
-    ),
-    options.BATCHING,
-    options.PER_HEAD,
-    options.OTLP,
-    options.GUARD,
-    options.path("--fallback", "DIR", "The package of the policy's rung of kind package."),
-    options.SHADOW,
-    options.SHADOW_SHARE,
-    options.PLANTS_FAULTS,
-    options.REFERENCE,
-    click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
-    click.option(
-        "--storage", metavar="URI", help="Where kserve.yaml says the bundle is: pvc://models/NAME."
-    ),
-    options.path(
-        "--check", "BUNDLE", "Say why a server on this machine would not load this bundle."
-    ),
-    options.path(
-        "--server",
+    ]
+    name: Annotated[str | None, "NAME", "What clients call the model.  [default: the directory's]"]
+    instances: Annotated[
+        int, "N", "How many batches run at the same time.", options.POSITIVE, Default(1)
+    ]
+    threads: Annotated[
+        int | None,
+        "N",
+        "Threads of each instance.  [default: the cores by the instances]",
+        options.POSITIVE,
+    ]
+    max_batch: Annotated[options.MaxBatch[int], Default(64, shown=False)]
+    max_delay_ms: Annotated[options.MaxDelay[float], Default(1.0, shown=False)]
+    sample_every: Annotated[options.SampleEvery[int], Default(128, shown=False)]
+    per_head: options.PerHead
+    otlp: options.Otlp
+    guard: options.GuardFile
+    fallback: Annotated[Path | None, "DIR", "The package of the policy's rung of kind package."]
+    shadow: options.ShadowDir
+    shadow_share: Annotated[options.ShadowShare[float], Default(0.05, shown=False)]
+    drill: options.PlantsFaults
+    reference: options.RoutingProfile
+    image: Annotated[str | None, "IMAGE", "The container that kserve.yaml names."]
+    storage: Annotated[
+        str | None, "URI", "Where kserve.yaml says the bundle is: pvc://models/NAME."
+    ]
+
+
+@command("bundle")
+def bundle_command(
+    artefact: options.ArtefactDir,
+    output: Annotated[
+        Path | None,
+        "--output -o DIR",
+        "The bundle to write; an earlier one is replaced.",
+        Before("backend"),
+    ],
+    target: Annotated[
+        Literal["triton", "genai"],
+        "The server that is to load it, or genai: onnxruntime-genai, for language models.",
+        Default("triton"),
+        Before("backend"),
+    ],
+    check: Annotated[
+        Path | None, "BUNDLE", "Say why a server on this machine would not load this bundle."
+    ],
+    server: Annotated[
+        Path | None,
         "DIR",
         "With --check: the folder with bin/tritonserver, or an environment with nvidia-pytriton."
         "  [default: what is installed]",
-    ),
-    options.JSON,
-)
-@click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    as_json: bool,
-    check: Path | None,
-    server: Path | None,
-    artefact: Path | None,
-    output: Path | None,
-    target: str,
-    **given: object,
+    ],
+    as_json: options.Json,
+    **given: Unpack[ToBundle],
 ) -> None:
     """Write the package or engine DIR as a directory that Triton Inference Server loads, with
     kernels, warm-up, dashboard, alert rules and YAML for KServe; or, with --target genai, a
@@ -76,11 +76,11 @@ def command(
     not bundled. With --check, say why a server on
     this machine would not load a bundle: exit 0 if nothing stands against it, 5 if something does.
     """
+    from moh_deploy.api.bundle import bundle, check_bundle
+
     if check is not None:
         if artefact is not None or output is not None:
             raise click.UsageError("--check takes a bundle alone: leave out DIR and --output.")
-        from moh_deploy.api.bundle import check_bundle
-
         print_answer(lambda progress: check_bundle(check, server=server), as_json=as_json)
         return
     if artefact is None or output is None:
@@ -88,13 +88,8 @@ def command(
     if server is not None:
         raise click.UsageError("--server is for --check.")
     if target == "genai":
-        genai.write_bundle_for_genai(ctx, artefact, output, given["threads"], as_json)  # type: ignore[arg-type]
+        genai.write_bundle_for_genai(artefact, output, given["threads"], as_json)
         return
-    from moh_deploy.api.bundle import bundle
-
-    settings = {name: value for name, value in given.items() if value is not None}
-
     print_answer(
-        lambda progress: bundle(artefact, output, **settings, progress=progress),  # type: ignore[arg-type]
-        as_json=as_json,
+        lambda progress: bundle(artefact, output, **given, progress=progress), as_json=as_json
     )

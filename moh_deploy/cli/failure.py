@@ -76,31 +76,38 @@ def _interrupted() -> int:
 
 
 def _exit_code(error: Exception, *, as_json: bool) -> int:
-    """Report an error; one that is not raised on purpose is a bug, and keeps its traceback."""
+    """Report an error on stderr, and as JSON on stdout if asked for.
+
+    One that is not raised on purpose is a bug, and keeps its traceback.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name == "torch":
         error = BackendError(
             "PyTorch is not installed, and this command loads a model in it.",
             hint="pip install torch, or export where the model's code is, and go on here.",
         )
     if isinstance(error, MoHDeployError):
-        report_failure(error, as_json=as_json)
-        return error.exit_code
-    if isinstance(error, click.ClickException):
-        _report_usage(error, as_json=as_json)
-        return EXIT_USAGE
-    traceback.print_exception(error)
-    print_error(
-        f"this is a bug of moh-deploy: {type(error).__name__} was not expected.",
-        "Report it with the lines above. It says nothing about the model.",
-    )
-    return EXIT_BUG
-
-
-def report_failure(error: MoHDeployError, *, as_json: bool) -> None:
-    """Print an error on stderr, and as JSON on stdout if asked for."""
-    print_error(error.message, error.hint)
+        message, hint, code = error.message, error.hint, error.exit_code
+        content = error_json(error)
+    elif isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"See `{context.command_path} --help`." if context is not None else None
+        message, code = error.format_message(), EXIT_USAGE
+        content = {"type": "UsageError", "message": message, "hint": hint, "exit_code": code}
+    else:
+        traceback.print_exception(error)
+        print_error(
+            f"this is a bug of moh-deploy: {type(error).__name__} was not expected.",
+            "Report it with the lines above. It says nothing about the model.",
+        )
+        return EXIT_BUG
+    print_error(message, hint)
     if as_json:
-        _print_json_error(error_json(error))
+        try:
+            with writing_stdout():
+                click.echo(to_json_text({"error": content}))
+        except PackageError as lost:  # The command ends with the first error.
+            print_error(lost.message, lost.hint)
+    return code
 
 
 @contextmanager
@@ -134,31 +141,11 @@ def print_error(message: str, hint: str | None) -> None:
 
 def error_json(error: MoHDeployError) -> dict[str, object]:
     """Return an error in plain JSON types."""
-    return _error_json(type(error).__name__, error.message, error.hint, error.exit_code)
+    kind = type(error).__name__
+    told = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    return {"type": kind, **told}
 
 
 def silence(stream: TextIO) -> None:
     """Let nothing more be written to a stream, not even when Python flushes it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _report_usage(error: click.ClickException, *, as_json: bool) -> None:
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    hint = f"See `{context.command_path} --help`." if context is not None else None
-    print_error(error.format_message(), hint)
-    if as_json:
-        content = _error_json("UsageError", error.format_message(), hint, EXIT_USAGE)
-        _print_json_error(content)
-
-
-def _print_json_error(content: dict[str, object]) -> None:
-    """Print an error as JSON; if that fails, it is the first error that the command ends with."""
-    try:
-        with writing_stdout():
-            click.echo(to_json_text({"error": content}))
-    except PackageError as error:
-        print_error(error.message, error.hint)
-
-
-def _error_json(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, object]:
-    return {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}

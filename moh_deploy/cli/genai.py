@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from moh_deploy.cli.generate import other_model
+from moh_deploy.cli.original import package_or_original
 from moh_deploy.cli.output import print_answer
 from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from moh_deploy.cli.options import LoadingSettings
     from moh_deploy.serving.genai.verify import GenaiVerification
     from moh_deploy.system.progress import SilentProgress
 
@@ -22,10 +23,10 @@ _OF_VERIFY = {"package_dir", "against", "as_json"}
 
 
 def write_bundle_for_genai(
-    ctx: click.Context, package_dir: Path, output: Path, threads: int | None, as_json: bool
+    package_dir: Path, output: Path, threads: int | None, as_json: bool
 ) -> None:
     """Write a bundle for genai, and print what it holds."""
-    _refuse_others(ctx, _OF_BUNDLE, "--target genai takes")
+    _refuse_others(_OF_BUNDLE, "--target genai takes")
     from moh_deploy.api.genai import bundle_for_genai
 
     print_answer(
@@ -44,32 +45,29 @@ def names_genai_bundle(root: Path) -> bool:
 
 
 def verify_by_genai(
-    ctx: click.Context,
-    root: Path,
-    against: tuple[str, ...],
-    loading: dict[str, object],
-    as_json: bool,
+    root: Path, against: tuple[str, ...], loading: LoadingSettings, as_json: bool
 ) -> None:
     """Compare the tokens of a bundle for genai, and print what was found."""
-    _refuse_others(ctx, _OF_VERIFY | set(loading), "a bundle for genai takes")
+    _refuse_others(_OF_VERIFY | set(loading), "a bundle for genai takes")
     if len(against) > 1:
         raise ConfigError(
             f"--against is given {len(against)} times; tokens of a bundle for genai are compared"
-            " with one model.",
+            " with one model."
         )
     from moh_deploy.api.genai import verify_genai_bundle
 
     def job(progress: SilentProgress) -> GenaiVerification:
-        trust_code = bool(loading["trust_code"])
+        trust_code = loading["trust_code"]
         loading["trust_code"] = trust_code and bool(against)  # else it is for the bundle alone
-        other = other_model(Path(against[0]) if against else None, loading, progress)
+        other = package_or_original(Path(against[0]) if against else None, loading, progress)
         return verify_genai_bundle(root, against=other, trust_code=trust_code, progress=progress)
 
     print_answer(job, as_json=as_json, package=str(root))
 
 
-def _refuse_others(ctx: click.Context, known: set[str], who: str) -> None:
+def _refuse_others(known: set[str], who: str) -> None:
     """Refuse options that would be ignored without a word."""
+    ctx = click.get_current_context()
     for option in ctx.command.params:
         name = option.name or ""
         if name not in known and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:

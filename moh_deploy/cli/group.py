@@ -17,7 +17,7 @@ from moh_deploy.system.suggest import did_you_mean
 
 
 class CommandGroup(click.Group):
-    """Commands that are imported when they are called: `moh_deploy.cli.NAME` holds `command`.
+    """Commands that are imported when they are called: `moh_deploy.cli.HEADING` holds them.
 
     Those of add-ons stand behind them, and are looked for by `--help` and by other names alone.
 
@@ -69,12 +69,14 @@ class CommandGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self._names:
-            return cast(click.Command, import_module(f"moh_deploy.cli.{cmd_name}").command)
+            headings = (head for head, names in self._sections.items() if cmd_name in names)
+            section = import_module(f"moh_deploy.cli.{next(headings).lower()}")
+            return cast(click.Command, getattr(section, f"{cmd_name}_command"))
         point = self._added().get(cmd_name)
         if point is None:
             return None
-        module = point.load(AddedCommand).module
-        return point._replace(value=f"{module}:command").load(click.Command)
+        module, _, attribute = point.load(AddedCommand).module.partition(":")
+        return point._replace(value=f"{module}:{attribute or 'command'}").load(click.Command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

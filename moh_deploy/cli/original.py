@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from moh_deploy.cli.options import LoadingSettings
     from moh_deploy.frontend.prove.eager import EagerModel
     from moh_deploy.system.progress import Progress
 
-_OPTIONS = {"overrides": "--set", "code_dirs": "--code-dir"}
+_FLAGS = {"overrides": "--set", "code_dirs": "--code-dir"}
 
 
-def taken_model_options(options: dict[str, object]) -> dict[str, object]:
-    """Take the options of `model_options` out of a command's."""
-    from moh_deploy.config.options import ModelOptions
-
-    names = [field.name for field in fields(ModelOptions) if field.name in options]
-    return {name: options.pop(name) for name in names}
-
-
-def given_model_options(options: Mapping[str, object]) -> list[str]:
-    """Return those of the options that were given, as they are written."""
-    named = {name: f"--{name.replace('_', '-')}" for name in options} | _OPTIONS
-    return [named[name] for name, value in options.items() if value]
+def refuse_settings(loading: Mapping[str, object], but: str, hint: str) -> None:
+    """Refuse options that say how a checkpoint is loaded, where there is none to load."""
+    given = [_FLAGS.get(k, f"--{k.replace('_', '-')}") for k, value in loading.items() if value]
+    if given:
+        raise ConfigError(f"{', '.join(given)} says how {but}.", hint=hint)
 
 
-def open_original(checkpoint: Path, options: Mapping[str, object]) -> EagerModel:
+def open_original(checkpoint: Path, loading: LoadingSettings) -> EagerModel:
     """Load the model of a checkpoint.
-
-    Args:
-        options: Those of `model_options`, by field of `ModelOptions`.
 
     Raises:
         CheckpointError: It cannot be read, is not trusted, or does not fit the module.
@@ -42,11 +32,11 @@ def open_original(checkpoint: Path, options: Mapping[str, object]) -> EagerModel
     from moh_deploy.config.options import ModelOptions
     from moh_deploy.frontend.prove.eager import open_eager
 
-    return open_eager(ModelOptions(checkpoint, **options))  # type: ignore[arg-type]
+    return open_eager(ModelOptions(checkpoint, **loading))
 
 
 def original_of(
-    checkpoint: Path | None, options: Mapping[str, object], progress: Progress
+    checkpoint: Path | None, loading: LoadingSettings, progress: Progress
 ) -> EagerModel | None:
     """Load the model of `--checkpoint`; None without one.
 
@@ -54,13 +44,27 @@ def original_of(
         ConfigError: There is no checkpoint that the options could be of.
         CheckpointError: As `open_original` does.
     """
-    given = given_model_options(options)
-    if checkpoint is None and given:
-        raise ConfigError(
-            f"{', '.join(given)} says how a checkpoint is loaded, but there is no --checkpoint.",
-            hint="Name the model: --checkpoint FILE.",
-        )
     if checkpoint is None:
+        but = "a checkpoint is loaded, but there is no --checkpoint"
+        refuse_settings(loading, but, "Name the model: --checkpoint FILE.")
         return None
     with progress.step("loading the original model"):
-        return open_original(checkpoint, options)
+        return open_original(checkpoint, loading)
+
+
+def package_or_original(
+    against: Path | None, loading: LoadingSettings, progress: Progress
+) -> Path | EagerModel | None:
+    """Load the original that `--against` names; return a package as it is.
+
+    Raises:
+        ConfigError: There is no original that the options could be of.
+        CheckpointError: As `open_original` does.
+    """
+    if against is None or (against / "manifest.json").is_file():
+        named = "none" if against is None else "a package"
+        but = f"the original of --against is loaded, but --against names {named}"
+        refuse_settings(loading, but, "Leave it out, or name a checkpoint or model directory.")
+        return against
+    with progress.step("loading the original model"):
+        return open_original(against, loading)

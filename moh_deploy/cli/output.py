@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
@@ -19,13 +17,11 @@ from moh_deploy.system.bounded_json import to_json_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from moh_deploy.cli.options import ReportPaths
+    from moh_deploy.report.document import Document
     from moh_deploy.report.report import Report
-    from moh_deploy.system.progress import SilentProgress
-
-if TYPE_CHECKING:
-    from moh_deploy.report.document import About, Document
     from moh_deploy.runtime.kernel_use import KernelUse
-    from moh_deploy.system.replaceable import FileKind
+    from moh_deploy.system.progress import SilentProgress
 
 
 _FILE_WIDTH = 160
@@ -72,8 +68,6 @@ def _print_rich(content: RenderableType) -> None:
 
 # Files that a report is written to, beside what a command prints.
 
-FileFormat = Literal["junit", "markdown", "html"]
-
 _NOT_FINISHED = {
     "verify": "The comparison did not finish.",
     "bench": "The measurement did not finish.",
@@ -97,88 +91,58 @@ class Filed(Protocol):
 AnyReport = TypeVar("AnyReport", bound=Filed)
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """All files of one command.
+def write_files(paths: ReportPaths, subject: str, job: Callable[[], AnyReport]) -> AnyReport:
+    """Do the job of the command that runs, and write its answer to files.
 
     Until there is an answer they say that there is none: a file of an earlier run must not speak
     for one that was stopped.
 
-    Attributes:
-        kind: The command.
+    Args:
         subject: Packages or engine, as the user named them.
-        paths: Where the report is written in each format; None where nobody asked for it.
-        arguments: Of the command line.
+
+    Raises:
+        MoHDeployError: As `job` does; the files say so.
+        ConfigError: Two of them are the same.
+        PackageError: A file cannot be written, or is there and no report.
     """
-
-    kind: str
-    subject: str
-    paths: Mapping[FileFormat, Path | None]
-    arguments: Sequence[str] = ()
-
-    def write_on(self, job: Callable[[], AnyReport]) -> AnyReport:
-        """Do the job and write the answer.
-
-        Raises:
-            MoHDeployError: As `job` does; the files say so.
-            ConfigError: Two of them are the same.
-            PackageError: A file cannot be written, or is there and no report.
-        """
-        asked = {name: path for name, path in self.paths.items() if path is not None}
-        # Without files nothing of what writes them is imported.
-        if not asked:
-            return job()
-        from moh_deploy.perf.environment import environment
-        from moh_deploy.report.document import About, no_answer
-
-        _refuse_twins(list(asked.values()))
-        _refuse_others(asked)
-        command = shlex.join(["moh-deploy", *self.arguments]) if self.arguments else ""
-        about = About(self.subject, command)
-        _write(asked, no_answer(self.kind, _NOT_FINISHED[self.kind]), about)
-        try:
-            report = job()
-        except MoHDeployError as error:
-            _write(asked, no_answer(self.kind, error.message), about)
-            raise
-        # Kernels are known only now: which ones were used is up to the runtime.
-        made_with = tuple(environment(report.kernels))
-        _write(asked, report.document(), About(self.subject, command, made_with))
-        return report
-
-
-def _refuse_twins(paths: Sequence[Path]) -> None:
-    places = [path.resolve() for path in paths]
-    for place in places:
-        if places.count(place) > 1:
-            raise ConfigError(f"{place} is to hold {places.count(place)} reports, expected one.")
-
-
-def _refuse_others(paths: Mapping[FileFormat, Path]) -> None:
-    from moh_deploy.system.replaceable import check_file_output
-
-    for name, path in paths.items():
-        check_file_output(path, _formats()[name][0])
-
-
-def _write(paths: Mapping[FileFormat, Path], document: Document, about: About) -> None:
-    from moh_deploy.system.staging import staged_file
-
-    for name, path in paths.items():
-        _, render = _formats()[name]
-        with staged_file(path) as partial:
-            # Names of files may hold halves of surrogate pairs, which UTF-8 cannot.
-            text = render(document, about)
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _formats() -> Mapping[FileFormat, tuple[FileKind, Callable[[Document, About], str]]]:
+    # Without files nothing of what writes them is imported.
+    if not any(paths.values()):
+        return job()
+    from moh_deploy.perf.environment import environment
+    from moh_deploy.report.document import About, no_answer
     from moh_deploy.report.html.page import HTML_FILE, page
     from moh_deploy.report.junit import JUNIT_FILE, junit
     from moh_deploy.report.markdown import MARKDOWN_FILE, markdown
+    from moh_deploy.system.replaceable import check_file_output
+    from moh_deploy.system.staging import staged_file
 
-    return {
-        "junit": (JUNIT_FILE, junit),
-        "markdown": (MARKDOWN_FILE, markdown),
-        "html": (HTML_FILE, page),
-    }
+    formats = (
+        (paths.get("junit"), JUNIT_FILE, junit),
+        (paths.get("markdown"), MARKDOWN_FILE, markdown),
+        (paths.get("html"), HTML_FILE, page),
+    )
+    asked = [(path, kind, render) for path, kind, render in formats if path is not None]
+    places = [path.resolve() for path, _, _ in asked]
+    for path, kind, _ in asked:
+        if (count := places.count(path.resolve())) > 1:
+            raise ConfigError(f"{path.resolve()} is to hold {count} reports, expected one.")
+        check_file_output(path, kind)
+
+    def write(document: Document, made_with: Sequence[tuple[str, str]] = ()) -> None:
+        for path, _, render in asked:
+            with staged_file(path) as partial:
+                # Names of files may hold halves of surrogate pairs, which UTF-8 cannot.
+                text = render(document, About(subject, command, tuple(made_with)))
+                partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    context = click.get_current_context()
+    name, command = str(context.info_name), shlex.join(["moh-deploy", *(context.obj or ())])
+    write(no_answer(name, _NOT_FINISHED[name]))
+    try:
+        report = job()
+    except MoHDeployError as error:
+        write(no_answer(name, error.message))
+        raise
+    # Kernels are known only now: which ones were used is up to the runtime.
+    write(report.document(), environment(report.kernels))
+    return report

@@ -50,10 +50,8 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:
     """
     sizes: dict[str, list[int]] = {}
     for text in texts:
-        name, equals, number = text.partition("=")
-        if not equals or not name or not number.isdecimal():
-            raise ConfigError(f"'{text}' is no size, expected NAME=N, such as seq=512.")
-        sizes.setdefault(name, []).append(int(number))
+        name, size = _name_and_size(text, f"'{text}' is no size, expected NAME=N")
+        sizes.setdefault(name, []).append(size)
     return sizes
 
 
@@ -65,13 +63,18 @@ def parse_longest(texts: Sequence[str]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for text in texts:
-        name, equals, number = text.partition("=")
-        if not equals or not name or not number.isdecimal():
-            raise ConfigError(f"longest is '{text}', expected DIM=N, such as seq=512.")
+        name, size = _name_and_size(text, f"longest is '{text}', expected DIM=N")
         if name in sizes:
             raise ConfigError(f"longest names '{name}' twice.")
-        sizes[name] = int(number)
+        sizes[name] = size
     return sizes
+
+
+def _name_and_size(text: str, refusal: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not name or not number.isdecimal():
+        raise ConfigError(f"{refusal}, such as seq=512.")
+    return name, int(number)
 
 
 def parse_choices(texts: Sequence[str]) -> dict[str, str] | None:
@@ -104,9 +107,12 @@ def parse_tokens(texts: Sequence[str]) -> list[list[int]]:
     return [[int(part) for part in parts] for parts in prompts]
 
 
+# Callbacks of click.
+
+
 def read_all(parse: Callable[[Sequence[str]], object]) -> Callable[..., object]:
-    """Return a callback of click that reads all values of an option at once."""
-    return lambda ctx, param, values: parse(values)
+    """Read all values of an option at once."""
+    return lambda context, parameter, values: parse(values)
 
 
 def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
@@ -117,11 +123,8 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
 def number_or_word(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> int | str | None:
-    """Take a number as such, and leave a word to whoever reads it."""
+    """Take a number as such, and leave a word to its reader."""
     return int(value) if value is not None and value.isdecimal() else value
-
-
-# A command with options that take one value after the other: `--compute-capability 8.6 8.9`.
 
 
 class ManyValues(click.Command):

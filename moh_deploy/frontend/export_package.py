@@ -5,16 +5,17 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx_ir as ir
 
 from moh_deploy import __version__
 from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
 from moh_deploy.config.options import ExportOptions
-from moh_deploy.derive.caches_in_place import with_caches_in_place
+from moh_deploy.derive.forms import with_caches_in_place
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
@@ -22,7 +23,6 @@ from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.inputs.from_options import asked_mask, decoder_outputs, example_inputs
 from moh_deploy.frontend.load.decoder import text_generation
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
-from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
 from moh_deploy.ops.spec import MIN_OPSET
@@ -48,8 +48,6 @@ from moh_deploy.runtime.layers_text import not_layers, reasons
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
 from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
-
-# Refuse an export that replaced fewer MoH layers than its caller requires.
 
 
 def required_layers(options: ExportOptions, config: ExportConfig) -> RequiredLayers | None:
@@ -135,8 +133,17 @@ def _export(
 ) -> ExportReport:
     converted, source = _convert(options, config, progress)
     require_layers(wanted, converted.layers, converted.near_misses)
-    converted = _with_first_choices(converted)
-    manifest = _manifest(converted, source, options, config)
+    # Each layer runs as is predicted to be the fastest: here, or where there are kernels. Without
+    # a library AVX-512 is assumed, the only one that costs were measured on.
+    layers = first_choices(
+        converted.model,
+        converted.layers,
+        instruction_set=choose_kernels("auto").instruction_set,
+        dims=converted.dims,
+        dim_ranges=converted.dim_ranges,
+    )
+    choose_layers(converted.model, layers)
+    manifest = _manifest(replace(converted, layers=layers), source, options, config)
     vectors = converted.vectors
     if options.cache == "in-place":
         with progress.step("putting the caches in place"):
@@ -144,15 +151,19 @@ def _export(
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
             # Weights are most of a package: better refused now than with a full disk.
-            writer.require_free(_weight_bytes(converted.model))
-            _save(converted.model, writer.root)
-            model = load_without_weights(writer.path(MODEL_NAME))
-            # A router may be told by its operators as another form than by its code.
-            forms = (
-                model_fact
-                for model_fact in model_facts(manifest, model)
-                if model_fact.name == "router"
+            values = converted.model.graph.initializers.values()
+            size = sum(
+                value.const_value.nbytes for value in values if value.const_value is not None
             )
+            writer.require_free(size)
+            path = writer.path(MODEL_NAME)
+            if size > EXTERNAL_DATA_BYTES:
+                ir.save(converted.model, path, external_data=MODEL_DATA_NAME)
+            else:
+                save_with_weights(converted.model, path)
+            model = load_without_weights(path)
+            # A router may be told by its operators as another form than by its code.
+            forms = [fact for fact in model_facts(manifest, model) if fact.name == "router"]
             manifest = with_shown(manifest, forms)
             for file in source.tokenizer:
                 shutil.copyfile(file, writer.path(file.name))
@@ -191,15 +202,8 @@ def _export(
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What a package says of the model that it was made from.
-
-    Attributes:
-        sha256: Digest of the checkpoint; None for a model in memory.
-        text_generation: What generating text has to know of it; None of other models.
-        tokenizer: Files of its tokenizer, which the package takes over.
-    """
+class _Source(NamedTuple):
+    """What a package says of the model that it was made from, and brings along."""
 
     sha256: str | None
     text_generation: TextGeneration | None
@@ -223,51 +227,29 @@ def _convert(
         model = load(options, config, needs_example=not has_inputs)
         model, inputs = example_inputs(options, config, model)
         model, inputs = in_dtype(options, model, inputs)
+    # The names and operator set that an ONNX file, or a task, has.
+    original = None if model.original is None else model.original.source
+    own_names = () if original is None else original.outputs
+    if model.decoder is not None:
+        own_names = decoder_outputs(model.decoder)
+    # Bodies can be written from MIN_OPSET on.
+    own_opset = DEFAULT_OPSET if original is None else max(original.opset, MIN_OPSET)
     # Tracing runs the model, which may import more of the user's code.
     with user_code(code_dirs(options, config)):
         converted = convert(
             model,
             inputs,
-            names=options.output_names or tuple(config.outputs) or _own_names(model),
-            opset=options.opset or _own_opset(model),
+            names=options.output_names or tuple(config.outputs) or own_names,
+            opset=options.opset or own_opset,
             find_padding=asked_mask(options, config) is None,
             progress=progress,
         )
-    tokenizer = (
-        () if model.directory is None or model.decoder is None else model.directory.tokenizer
-    )
+    # The model itself goes: its weights would stay in memory.
     return converted, _Source(
-        model.checkpoint_sha256, text_generation(model.decoder, model.directory), tokenizer
+        model.checkpoint_sha256,
+        text_generation(model.decoder, model.directory),
+        () if model.directory is None or model.decoder is None else model.directory.tokenizer,
     )
-
-
-def _own_names(model: LoadedModel) -> tuple[str, ...]:
-    """The names that an ONNX file, or a task, has for the outputs; nothing for other models."""
-    if model.decoder is not None:
-        return decoder_outputs(model.decoder)
-    return () if model.original is None else model.original.source.outputs
-
-
-def _own_opset(model: LoadedModel) -> int:
-    """The operator set of an ONNX file, from the first on that bodies can be written in."""
-    if model.original is None:
-        return DEFAULT_OPSET
-    return max(model.original.source.opset, MIN_OPSET)
-
-
-def _with_first_choices(converted: Converted) -> Converted:
-    """Let each layer run as is predicted to be the fastest: here, or where there are kernels."""
-    # Without a library AVX-512 is assumed, the only one that costs were measured on.
-    instruction_set = choose_kernels("auto").instruction_set
-    layers = first_choices(
-        converted.model,
-        converted.layers,
-        instruction_set=instruction_set,
-        dims=converted.dims,
-        dim_ranges=converted.dim_ranges,
-    )
-    choose_layers(converted.model, layers)
-    return replace(converted, layers=layers)
 
 
 def _manifest(
@@ -310,10 +292,3 @@ def _manifest(
 def _weight_bytes(model: ir.Model) -> int:
     values = model.graph.initializers.values()
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
-
-
-def _save(model: ir.Model, root: Path) -> None:
-    if _weight_bytes(model) > EXTERNAL_DATA_BYTES:
-        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
-    else:
-        save_with_weights(model, root / MODEL_NAME)

@@ -17,6 +17,8 @@ from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime import session as onnxruntime
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.system.npz import Array
 from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
 from tests.nightly import nightly, one_in, sampled
@@ -51,9 +53,7 @@ def test_reference_names_the_node_and_what_is_different_about_it(
 ):
     write_routed(tmp_path / "package", fault)
     found = moh_deploy.bisect(tmp_path / "package", reference=right, kernels="off").divergence
-    assert found is not None
     assert found.cause == "graph"
-    assert found.first is not None
     assert found.first.place.module == "blocks.1.attn"
     value, difference = NODE[fault]
     assert found.first.place.value == value
@@ -67,7 +67,6 @@ def test_without_a_reference_it_is_among_few_suspects(fault: Fault, tmp_path: Pa
     package = write_routed(tmp_path / "package", fault)
     report = moh_deploy.bisect(package.root, kernels="off")
     found = report.divergence
-    assert found is not None
     assert (found.cause, found.node) == ("graph", None)
     assert found.modules[0] == "blocks.1.attn"
     assert NODE[fault][0] in {place.value for place in found.suspects}
@@ -90,9 +89,7 @@ def test_fault_in_half_precision_is_a_fault_of_the_graph(right: Path, tmp_path: 
     wrong = write_routed(tmp_path / "wrong", "stale weights")
     half = write_unprotected(wrong, tmp_path / "half", stays=is_no_product)
     report = moh_deploy.bisect(half.root, reference=right, kernels="off", output=tmp_path / "out")
-    assert report.divergence is not None
     assert report.divergence.cause == "graph"
-    assert report.divergence.first is not None
     assert report.divergence.first.place.value == "projected_1"
     assert report.why_no_repair == (
         "In float32 it is wrong as well, so no choice of nodes makes it right."
@@ -107,9 +104,7 @@ def is_no_product(node: object) -> bool:
 
 @sampled(2)
 @pytest.mark.parametrize("cause", ["kernel", "optimisation"])
-def test_runtime_that_computes_something_else_is_told_apart(
-    cause: str, right: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_runtime_that_computes_something_else_is_told_apart(cause: str, right: Path, monkeypatch):
     """Sessions that compute something else in one node, on kernels or where they may optimise."""
 
     def breaking(variant: Variant, graph: onnx.GraphProto) -> None:
@@ -124,10 +119,8 @@ def test_runtime_that_computes_something_else_is_told_apart(
 
     monkeypatch.setattr("moh_deploy.runtime.models.open_session", broken_session)
     found = moh_deploy.bisect(right).divergence
-    assert found is not None
     assert found.cause == cause
     if cause == "kernel":
-        assert found.node is not None
         assert (found.node.node, found.node.module) == ("attn_1", "blocks.1.attn")
     else:
         assert "attn_1" in {place.node for place in found.suspects}
@@ -137,12 +130,6 @@ def test_reference_that_is_wrong_itself_is_refused(tmp_path: Path):
     wrong = write_routed(tmp_path / "wrong", "wrong scale").root
     with pytest.raises(ConfigError, match=r"wrong differs from the recorded runs of .*wrong as"):
         moh_deploy.bisect(wrong, reference=wrong, kernels="off")
-
-
-def test_reference_of_another_model_is_refused(right: Path, tmp_path: Path):
-    other = write_package(tmp_path / "other").root
-    with pytest.raises(ConfigError, match=r"has the MoH layers 'blocks.0.attn', .* another model"):
-        moh_deploy.bisect(right, reference=other)
 
 
 @nightly
@@ -160,11 +147,6 @@ def test_engine_is_refused_with_what_to_do(tmp_path: Path):
     assert "Bisect the package that it was built from" in (refused.value.hint or "")
 
 
-def test_float32_package_has_no_repaired_form(right: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="right is in float32: there is nothing to put into"):
-        moh_deploy.bisect(right, output=tmp_path / "out")
-
-
 @nightly
 def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Path):
     np.savez(tmp_path / "in.npz", x=OnnxPackage.open(right).vectors[0].inputs["x"])
@@ -173,7 +155,6 @@ def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Pat
         moh_deploy.bisect(wrong, inputs=[tmp_path / "in.npz"])
     report = moh_deploy.bisect(wrong, reference=right, inputs=[tmp_path / "in.npz"])
     assert report.reference.endswith("and the reference on in.npz (batch=3)")
-    assert report.divergence is not None
     assert report.divergence.differences == ("attribute scale is 0.55, the reference's 0.5",)
 
 
@@ -208,23 +189,24 @@ def test_flip_that_cannot_be_told_accuses_nobody(tmp_path: Path):
         ({"vectors": 0}, "vectors is 0, expected at least 1"),
         ({"vectors": 2}, "vectors is 2, but there are 1 recorded runs to compare with"),
         ({"max_runs": 1}, "max_runs is 1, expected at least 2"),
+        ({"output": "out"}, "right is in float32: there is nothing to put into"),
+        ({"output": "mine"}, "mine"),
+        ({"reference": "other"}, r"has the MoH layers 'blocks.0.attn', .* another model"),
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, float], message: str, right: Path):
-    with pytest.raises(ConfigError, match=message):
-        moh_deploy.bisect(right, **options)
-
-
-def test_output_that_cannot_be_written_is_refused_before_any_work(right: Path, tmp_path: Path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(PackageError, match="file"):
-        moh_deploy.bisect(right, output=tmp_path / "file")
+def test_options_that_do_not_fit_are_refused(
+    options: dict[str, object], message: str, right: Path, tmp_path: Path
+):
+    write_package(tmp_path / "other")
+    (tmp_path / "mine").write_text("mine")
+    placed = {k: tmp_path / v if isinstance(v, str) else v for k, v in options.items()}
+    with pytest.raises((ConfigError, PackageError), match=message):
+        moh_deploy.bisect(right, **placed)
 
 
 def test_model_without_layers_is_bisected_by_its_outputs(tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False, scale=1.5)
     found = moh_deploy.bisect(package.root).divergence
-    assert found is not None
     assert [place.value for place in found.suspects] == ["y"]
 
 
@@ -243,3 +225,67 @@ def test_several_vector_sets_count(tmp_path: Path):
     package = write_package(tmp_path / "package", sets=(right, wrong))
     assert moh_deploy.bisect(package.root).diverges
     assert not moh_deploy.bisect(package.root, vectors=1).diverges
+
+
+# `bisect --to int8`: which products have to stay in float32.
+
+
+TARGET = 0.0175  # one product is enough for it
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_routed(tmp_path_factory.mktemp("bisect") / "package")
+
+
+def answer(root: Path) -> Array:
+    """Return what a package makes of its recorded inputs."""
+    package = OnnxPackage.open(root)
+    return open_runner(package).run(package.vectors[0].inputs)["y"]
+
+
+def test_package_that_is_right_in_int8_needs_nothing(package: OnnxPackage):
+    report = moh_deploy.bisect(package.root, to="int8")
+    assert not report.diverges
+    assert report.precision == "int8"
+    assert report.notes == (
+        "`moh-deploy precision DIR --to int8 --output DIR` writes it as it is.",
+    )
+
+
+def test_products_that_have_to_stay_are_found_and_precision_takes_them(
+    package: OnnxPackage, tmp_path: Path
+):
+    output = tmp_path / "repaired"
+    report = moh_deploy.bisect(package.root, to="int8", target=TARGET, output=output)
+    assert report.divergence.cause == "precision"
+    node = report.divergence.node
+    assert "quant" not in node.node  # none of the several that an integer product is
+    cure = report.repair.cure
+    assert cure.smallest
+    kept = [one.place.node for one in cure.nodes]
+    assert 0 < len(kept) < 12  # of 12 products in int8
+    assert moh_deploy.verify(output).equal
+    assert OnnxPackage.open(output).manifest.precision == "int8"
+    assert [one.name for one in OnnxPackage.open(output).manifest.float32_nodes] == kept
+    # By hand it is the same package, and with one of the products in int8 it is another.
+    for names, name in ((kept, "by_hand"), (kept[1:], "fewer")):
+        moh_deploy.precision(package.root, to="int8", float32=names, output=tmp_path / name)
+    np.testing.assert_array_equal(answer(tmp_path / "by_hand"), answer(output))
+    assert not np.array_equal(answer(tmp_path / "fewer"), answer(output))
+    assert all(f"--float32 {name}" in report.notes[-1] for name in kept)
+
+
+@pytest.mark.nightly
+def test_target_that_no_choice_of_products_meets_is_told(package: OnnxPackage):
+    report = moh_deploy.bisect(package.root, to="int8", target=1e-9)
+    assert report.repair is None
+    assert "float32" in str(report.why_no_repair)
+
+
+def test_model_without_products_is_refused(tmp_path: Path):
+    bare = write_package(tmp_path / "package")
+    with pytest.raises(ConfigError, match="no product that could be in int8"):
+        moh_deploy.bisect(bare.root, to="int8")
+    with pytest.raises(ConfigError, match="float16, bfloat16 or int8"):
+        moh_deploy.bisect(bare.root, to="int3")

@@ -73,7 +73,6 @@ def scaled(package: OnnxPackage, output: Path, block: str, factor: float) -> Onn
 
 
 def nodes(report: BisectReport) -> list[str]:
-    assert report.repair is not None
     return [one.place.node for one in report.repair.cure.nodes]
 
 
@@ -106,7 +105,6 @@ def test_repaired_package_passes_with_the_nodes_that_need_float32(
     assert report.repaired
     assert report.failure is None
     assert nodes(report) == NEEDED[kind]
-    assert report.repair is not None
     assert report.repair.cure.smallest
     assert report.repair.weights == "the weights of the reference"
     written = OnnxPackage.open(tmp_path / "out")
@@ -130,7 +128,6 @@ def test_what_precision_refuses_is_written_with_more_in_float32(exported: Export
     assert report.package == whole.root
     assert nodes(report) == ["score.Add"]  # Softmax stays in float32 by itself
     assert report.passes_verify is False
-    assert report.repair is not None
     assert report.repair.weights == "the weights of the reference"
     assert moh_deploy.verify(tmp_path / "half").equal
 
@@ -165,7 +162,6 @@ def test_outliers_in_the_residual_stream_are_kept_in_float32(exported: Exported,
     assert "`verify` passes here" in report.notes[0]
     assert set(nodes(report)) >= {"blocks.0.Add#2", "blocks.1.Add", "blocks.1.Add#2"}
     assert {one.rpartition(".")[2].partition("#")[0] for one in nodes(report)} == {"Add"}
-    assert report.repair is not None
     assert report.repair.flops_share == 0.0
     assert report.repair.cure.nodes[1].reason.startswith(
         "its numbers reach 6e+03, where float16 has steps of 4"
@@ -230,11 +226,9 @@ def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported,
     whole = exported("Stack")
     half = write_unprotected(whole, tmp_path / "half")
     report = moh_deploy.bisect(whole.root, target=1e-9)
-    assert report.divergence is not None
     assert report.divergence.cause == "float32"
     assert report.sentence.endswith("that may be rounding, or the graph.")
     alone = moh_deploy.bisect(half.root, target=1e-9)
-    assert alone.why_no_repair is not None
     assert alone.why_no_repair.startswith("In float32 it is ")
     with pytest.raises(ConfigError, match=r"off by more than the target 1e-09 itself, and by no"):
         moh_deploy.bisect(half.root, target=1e-9, reference=whole.root)
@@ -283,7 +277,6 @@ def test_bfloat16_is_bisected_too(exported: Exported, tmp_path: Path):
 def test_runs_are_bounded_and_what_they_found_passes(exported: Exported, tmp_path: Path):
     half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
     report = moh_deploy.bisect(half.root, output=tmp_path / "out", max_runs=4)
-    assert report.repair is not None
     assert not report.repair.cure.smallest
     assert report.repair.cure.trials == 4
     assert set(NEEDED["LargeLogits"]) <= set(nodes(report))
@@ -320,7 +313,6 @@ def test_set_that_verify_refuses_is_searched_again_by_verify(
     report = moh_deploy.bisect(half.root, max_runs=4)
     # The first set, at least one trial of the second search, and what was found.
     assert len(asked) > 2
-    assert report.repair is not None
     assert report.repair.cure.trials == 8
 
 
@@ -334,9 +326,7 @@ def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
 
 
 @nightly
-def test_full_disk_of_temporary_files_is_named(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_full_disk_of_temporary_files_is_named(exported: Exported, tmp_path: Path, monkeypatch):
     half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -352,9 +342,7 @@ def test_full_disk_of_temporary_files_is_named(
 
 
 @nightly
-def test_interrupted_repair_leaves_nothing(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_interrupted_repair_leaves_nothing(exported: Exported, tmp_path: Path, monkeypatch):
     whole = exported("LargeLogits")
     half = write_unprotected(whole, tmp_path / "half")
     scratch = tmp_path / "scratch"

@@ -14,7 +14,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy import native
-from moh_deploy.api import build as api_build
+from moh_deploy.derive import engine as api_build
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.machine.gpu import device_code
 from moh_deploy.package import OnnxPackage
@@ -39,6 +39,8 @@ from tests.trt_packages import (
 )
 from tests.two_layers import write_two_layers
 
+Build = Callable[..., BuildReport]
+PackageOf = Callable[[str], Path]
 TARGETS = ("8.6", "8.9", "12.0")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -59,7 +61,7 @@ def plugin() -> Path:
 
 
 @pytest.fixture(scope="module")
-def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> PackageOf:
     """Exports each form once."""
     made: dict[str, Path] = {}
 
@@ -82,7 +84,7 @@ def _profiles(root: Path) -> list[str]:
 @nightly
 @pytest.mark.parametrize("built", one_in(12, product(FORMS, PRECISIONS)), ids="-".join)
 def test_every_layer_runs_by_kernels(
-    plugin: Path, package_of: Callable[[str], Path], tmp_path: Path, built: tuple[str, str]
+    plugin: Path, package_of: PackageOf, tmp_path: Path, built: tuple[str, str]
 ):
     form, precision = built
     package = package_of(form)
@@ -118,7 +120,7 @@ def handmade(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(plugin: Path, handmade: Path, tmp_path: Path) -> Callable[..., BuildReport]:
+def build(plugin: Path, handmade: Path, tmp_path: Path) -> Build:
     """Builds the handmade package into `engine`."""
 
     def build(**options: object) -> BuildReport:
@@ -135,7 +137,7 @@ def build(plugin: Path, handmade: Path, tmp_path: Path) -> Callable[..., BuildRe
 
 
 @nightly
-def test_the_same_again_is_there_already(build: Callable[..., BuildReport], tmp_path: Path):
+def test_the_same_again_is_there_already(build: Build, tmp_path: Path):
     first = build()
     before = (tmp_path / "engine" / "engine.json").stat().st_mtime_ns
     again = build()
@@ -146,13 +148,13 @@ def test_the_same_again_is_there_already(build: Callable[..., BuildReport], tmp_
 
 
 @nightly
-def test_a_damaged_engine_is_built_again(build: Callable[..., BuildReport], tmp_path: Path):
+def test_a_damaged_engine_is_built_again(build: Build, tmp_path: Path):
     build()
     (tmp_path / "engine" / "model.engine").write_bytes(b"vtrt")
     assert build().status == "built"
 
 
-def test_a_dry_run_writes_nothing(build: Callable[..., BuildReport], tmp_path: Path):
+def test_a_dry_run_writes_nothing(build: Build, tmp_path: Path):
     report = build(dry_run=True)
     assert report.status == "possible"
     assert [one.moh_impl for one in report.layers] == ["kernel"]
@@ -160,9 +162,7 @@ def test_a_dry_run_writes_nothing(build: Callable[..., BuildReport], tmp_path: P
 
 
 @nightly
-def test_without_the_library_functions_run_and_the_report_says_so(
-    build: Callable[..., BuildReport], tmp_path: Path
-):
+def test_without_the_library_functions_run_and_the_report_says_so(build: Build, tmp_path: Path):
     report = build(plugin=None)
     (layer,) = report.layers
     assert (layer.moh_impl, layer.reason) == ("function", "there is no plugin library")
@@ -170,13 +170,13 @@ def test_without_the_library_functions_run_and_the_report_says_so(
     assert not (tmp_path / "engine" / "libmoh_plugin.so").exists()
 
 
-def test_required_kernels_need_the_library(build: Callable[..., BuildReport], tmp_path: Path):
+def test_required_kernels_need_the_library(build: Build, tmp_path: Path):
     with pytest.raises(BackendError, match="--require-kernels, but there is no plugin library"):
         build(plugin=None, require_kernels=True)
     assert not (tmp_path / "engine").exists()
 
 
-def _refused(build: Callable[..., BuildReport], package: Path, **options: object) -> str:
+def _refused(build: Build, package: Path, **options: object) -> str:
     with pytest.raises(BackendError) as refused:
         build(package_dir=package, **options)
     assert refused.value.exit_code == 6
@@ -184,7 +184,7 @@ def _refused(build: Callable[..., BuildReport], package: Path, **options: object
     return refused.value.message
 
 
-def test_all_refusals_are_said_at_once(build: Callable[..., BuildReport], tmp_path: Path):
+def test_all_refusals_are_said_at_once(build: Build, tmp_path: Path):
     """Of the plugins' table, of compute capabilities, and of the parser."""
     change, width = wide_heads(264)
 
@@ -201,7 +201,7 @@ def test_all_refusals_are_said_at_once(build: Callable[..., BuildReport], tmp_pa
     assert "second coin: Bernoulli; expected what the parser" in message
 
 
-def test_a_dry_run_reports_what_is_refused(build: Callable[..., BuildReport], tmp_path: Path):
+def test_a_dry_run_reports_what_is_refused(build: Build, tmp_path: Path):
     package = write_changed(tmp_path / "coins", unknown_operators)
     report = build(package_dir=package.root, dry_run=True)
     assert (report.status, [one.layer for one in report.rejections]) == (
@@ -212,25 +212,19 @@ def test_a_dry_run_reports_what_is_refused(build: Callable[..., BuildReport], tm
     assert sorted(one.name for one in tmp_path.iterdir()) == ["coins", "package"]
 
 
-def test_values_that_the_parser_would_round_are_refused(
-    build: Callable[..., BuildReport], tmp_path: Path
-):
+def test_values_that_the_parser_would_round_are_refused(build: Build, tmp_path: Path):
     package = write_changed(tmp_path / "double", double_inside)
     message = _refused(build, package.root)
     assert "- long, squared: of dtype float64; expected float32, float16, bfloat16," in message
 
 
-def test_gpus_that_the_kernels_are_not_for_are_refused(
-    build: Callable[..., BuildReport], handmade: Path
-):
+def test_gpus_that_the_kernels_are_not_for_are_refused(build: Build, handmade: Path):
     message = _refused(build, handmade, compute_capabilities=("7.5", "8.6"))
     assert "libmoh_plugin.so: compute capability 7.5; expected what it has code for, " in message
 
 
 @nightly
-def test_a_chosen_dense_layer_runs_its_function(
-    build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
-):
+def test_a_chosen_dense_layer_runs_its_function(build: Build, handmade: Path, tmp_path: Path):
     moh_deploy.tune(handmade, choose={"all": "dense"})
     report = build()
     (layer,) = report.layers
@@ -241,20 +235,22 @@ def test_a_chosen_dense_layer_runs_its_function(
 
 
 @nightly
-def test_wide_heads_can_be_built_dense(build: Callable[..., BuildReport], tmp_path: Path):
-    change, width = wide_heads(264)
-    package = write_changed(tmp_path / "wide", change, width=width, dense=True)
-    assert build(package_dir=package.root).status == "built"
+@pytest.mark.parametrize("form", ["wide heads, dense", "attention of ONNX", "weights beside it"])
+def test_other_packages_build(build: Build, tmp_path: Path, form: str):
+    if form == "wide heads, dense":
+        change, width = wide_heads(264)
+        package = write_changed(tmp_path / "other", change, width=width, dense=True)
+    elif form == "attention of ONNX":
+        package = write_changed(tmp_path / "other", fused_attention)
+    else:
+        package = write_package(tmp_path / "other", external_data=True)
+    assert build(package_dir=package.root, keep_onnx=True).status == "built"
+    beside = (tmp_path / "engine" / "model.onnx.data").is_file()
+    assert beside == (form == "weights beside it")
 
 
 @nightly
-def test_attention_of_onnx_builds_in_float32(build: Callable[..., BuildReport], tmp_path: Path):
-    package = write_changed(tmp_path / "plain", fused_attention)
-    assert build(package_dir=package.root).status == "built"
-
-
-@nightly
-def test_the_library_may_be_in_the_engine(build: Callable[..., BuildReport], tmp_path: Path):
+def test_the_library_may_be_in_the_engine(build: Build, tmp_path: Path):
     build()
     apart = (tmp_path / "engine" / "model.engine").stat().st_size
     report = build(embed_plugin=True)
@@ -264,7 +260,7 @@ def test_the_library_may_be_in_the_engine(build: Callable[..., BuildReport], tmp
 
 
 @nightly
-def test_the_lowered_model_may_be_kept(build: Callable[..., BuildReport], tmp_path: Path):
+def test_the_lowered_model_may_be_kept(build: Build, tmp_path: Path):
     build(keep_onnx=True)
     kept = onnx.load(tmp_path / "engine" / "model.onnx")
     assert not kept.functions
@@ -274,9 +270,7 @@ def test_the_lowered_model_may_be_kept(build: Callable[..., BuildReport], tmp_pa
     ]
 
 
-def test_an_engine_is_replaced_and_other_directories_are_not(
-    build: Callable[..., BuildReport], tmp_path: Path
-):
+def test_an_engine_is_replaced_and_other_directories_are_not(build: Build, tmp_path: Path):
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "mine.txt").write_text("mine")
     with pytest.raises(PackageError, match="exists and is not an engine: it will not be overw"):
@@ -301,37 +295,33 @@ def test_an_engine_is_replaced_and_other_directories_are_not(
         ),
     ],
 )
-def test_wrong_options_are_refused(
-    build: Callable[..., BuildReport], options: dict[str, object], message: str
-):
+def test_wrong_options_are_refused(build: Build, options: dict[str, object], message: str):
     with pytest.raises((ConfigError, BackendError), match=message):
         build(**options)
 
 
 @nightly
-def test_lowering_what_is_low_is_refused(
-    build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
-):
+def test_lowering_what_is_low_is_refused(build: Build, handmade: Path, tmp_path: Path):
     moh_deploy.precision(handmade, to="float16", output=tmp_path / "half")
     assert build(package_dir=tmp_path / "half", precision="fp16").precision == "float16"
     with pytest.raises(ConfigError, match=r"precision is bf16, but .*half is in float16"):
         build(package_dir=tmp_path / "half", precision="bf16")
 
 
-@pytest.mark.parametrize("content", [None, b"no library"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no such file"), (b"no library", "is not a plugin library of moh-deploy")],
+)
 def test_what_is_no_plugin_library_is_refused(
-    build: Callable[..., BuildReport], tmp_path: Path, content: bytes | None
+    build: Build, tmp_path: Path, content: bytes | None, message: str
 ):
     if content is not None:
         (tmp_path / "lib.so").write_bytes(content)
-    what = "there is no such file" if content is None else "is not a plugin library of moh-deploy"
-    with pytest.raises(BackendError, match=what):
+    with pytest.raises(BackendError, match=message):
         build(plugin=tmp_path / "lib.so")
 
 
-def test_another_version_of_the_library_is_refused(
-    build: Callable[..., BuildReport], monkeypatch: pytest.MonkeyPatch
-):
+def test_another_version_of_the_library_is_refused(build: Build, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plugin_library, "__version__", "9.9")
     with pytest.raises(BackendError, match=r"belongs to moh-deploy 0\..*, this is 9\.9"):
         build()
@@ -340,7 +330,7 @@ def test_another_version_of_the_library_is_refused(
 @nightly
 @pytest.mark.parametrize("form", FORMS)
 def test_a_plain_engine_runs_by_attention_of_tensorrt(
-    package_of: Callable[[str], Path], tmp_path: Path, form: str
+    package_of: PackageOf, tmp_path: Path, form: str
 ):
     package = package_of(form)
     report = moh_deploy.build(
@@ -365,7 +355,7 @@ def test_a_plain_engine_runs_by_attention_of_tensorrt(
 @pytest.mark.parametrize("way", ["function", "fused"])
 @pytest.mark.parametrize("form", one_in(6, FORMS))
 def test_without_plugins_the_lowered_model_computes_what_the_original_did(
-    package_of: Callable[[str], Path], tmp_path: Path, form: str, way: AttentionWay
+    package_of: PackageOf, tmp_path: Path, form: str, way: AttentionWay
 ):
     package = OnnxPackage.open(package_of(form))
     profiles = make_profiles([], package.manifest)
@@ -383,16 +373,9 @@ def test_without_plugins_the_lowered_model_computes_what_the_original_did(
             np.testing.assert_allclose(output, vectors.outputs[spec.name], atol=2e-4, rtol=2e-4)
 
 
-@nightly
-def test_weights_may_be_beside_the_model(build: Callable[..., BuildReport], tmp_path: Path):
-    package = write_package(tmp_path / "apart", external_data=True)
-    assert build(package_dir=package.root, keep_onnx=True).status == "built"
-    assert (tmp_path / "engine" / "model.onnx.data").is_file()
-
-
 @pytest.mark.parametrize("precision", [None, "fp16"])
 def test_package_that_is_not_its_original_is_refused(
-    build: Callable[..., BuildReport],
+    build: Build,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     precision: str | None,
@@ -406,23 +389,19 @@ def test_package_that_is_not_its_original_is_refused(
 
 @sampled(2)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_is_compared_before_it_is_built(
-    build: Callable[..., BuildReport], precision: str
-):
+def test_lower_precision_is_compared_before_it_is_built(build: Build, precision: str):
     assert build(precision=precision).notes == ()
 
 
 @nightly
-def test_a_model_without_layers_builds(build: Callable[..., BuildReport], tmp_path: Path):
+def test_a_model_without_layers_builds(build: Build, tmp_path: Path):
     package = write_package(tmp_path / "ordinary", with_layer=False)
     report = build(package_dir=package.root, require_kernels=True)
     assert (report.status, report.layers) == ("built", ())
 
 
 @nightly
-def test_choices_by_size_become_one_for_each_layer(
-    build: Callable[..., BuildReport], tmp_path: Path
-):
+def test_choices_by_size_become_one_for_each_layer(build: Build, tmp_path: Path):
     package = write_two_layers(tmp_path / "two")
     choices = {"all": "sparse", "all[batch<=4]": "dense"}
     moh_deploy.tune(package.root, choose=choices)
@@ -435,7 +414,7 @@ def test_choices_by_size_become_one_for_each_layer(
 
 @nightly
 def test_the_log_has_no_warnings_of_the_parser_and_no_paths(
-    build: Callable[..., BuildReport], plugin: Path, tmp_path: Path
+    build: Build, plugin: Path, tmp_path: Path
 ):
     build()
     log = (tmp_path / "engine" / "build.log").read_text()
@@ -445,9 +424,7 @@ def test_the_log_has_no_warnings_of_the_parser_and_no_paths(
     assert not {str(place) for place in (tmp_path, plugin.parent) if str(place) in log}
 
 
-def test_the_compiled_library_builds_for_what_it_has_code_for(
-    build: Callable[..., BuildReport],
-):
+def test_the_compiled_library_builds_for_what_it_has_code_for(build: Build):
     library = Path(native.__file__).parent / plugin_library.PLUGIN_NAME
     if not library.is_file():
         pytest.skip("the plugin library is not compiled: make plugin")
@@ -457,7 +434,7 @@ def test_the_compiled_library_builds_for_what_it_has_code_for(
     assert report.status == "built"
 
 
-def test_nothing_is_written_into_a_package(build: Callable[..., BuildReport], handmade: Path):
+def test_nothing_is_written_into_a_package(build: Build, handmade: Path):
     with pytest.raises(ConfigError, match=r"inside of the package .*, which holds nothing else"):
         build(output=handmade / "engine")
     with pytest.raises(PackageError, match="exists and is not an engine"):

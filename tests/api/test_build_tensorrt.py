@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from packaging import version
 
 import moh_deploy
-from moh_deploy.errors import BackendError, PackageError
-from moh_deploy.runtime.tensorrt.build_plan import TimingCache
+from moh_deploy.derive.forms import write_caches_in_place
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.package.cache_buffers import with_dtypes
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, TimingCache
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
-from tests.cuda.trt import builds
+from moh_deploy.runtime.tensorrt.engine_dir import read_engine_dir
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.messages import Stack
+from moh_deploy.runtime.tensorrt.models import EngineDir
+from moh_deploy.system.bounded_file import sha256_of
+from moh_deploy.system.progress import SilentProgress
+from tests.cuda.trt import builds, rtx
+from tests.graph.decoders import write_decoder
 from tests.handmade_package import write_package
 from tests.nightly import nightly, one_in
 from tests.runtime.tensorrt import stand_in
+from tests.runtime.tensorrt.engines import MANIFEST, write_engine
 from tests.trt_packages import other_keys, required_rtx, write_changed
+
+Build = Callable[..., BuildReport]
+Install = Callable[..., Path]
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., BuildReport]:
+def build(tmp_path: Path) -> Build:
     required_rtx()
     package, library = write_package(tmp_path / "package").root, builds.plugin_on_fakes()
 
@@ -32,28 +53,25 @@ def build(tmp_path: Path) -> Callable[..., BuildReport]:
 
 
 @pytest.fixture
-def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stand_in")
+def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts the stand-in in the place of TensorRT, with its variables, and returns its folder."""
+    folder = tmp_path_factory.mktemp("stand_in")
 
+    def install(**variables: str) -> Path:
+        stand_in.install(folder, monkeypatch, **variables)
+        return folder
 
-def test_without_the_package_it_is_said_what_to_install(build: Callable[..., BuildReport]):
-    with pytest.raises(BackendError, match="there is no Python package 'tensorrt'") as error:
-        build()
-    assert error.value.hint is not None
-    assert "pip install tensorrt" in error.value.hint
+    return install
 
 
 @nightly
 def test_it_builds_for_the_gpu_that_it_finds(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    build: Build, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    stand_in.install(stand_in_folder, monkeypatch)
+    install()
     report = build(require_kernels=True)
     assert report.backend == f"TensorRT {stand_in.VERSION}"
-    assert [one.moh_impl for one in report.layers] == ["kernel"]
+    assert [layer.moh_impl for layer in report.layers] == ["kernel"]
     written = json.loads((tmp_path / "engine" / "engine.json").read_text())
     assert written["compute_capabilities"] == []
     assert written["versions"] == {
@@ -73,16 +91,11 @@ def test_it_builds_for_the_gpu_that_it_finds(
 @nightly
 @pytest.mark.parametrize("fastest", one_in(3, ("fused", "kernel", "function")))
 def test_the_candidate_that_is_timed_as_the_fastest_is_built(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fastest: str,
+    build: Build, install: Install, tmp_path: Path, fastest: str
 ):
-    stand_in.install(stand_in_folder, monkeypatch)
     package = write_changed(tmp_path / "others", other_keys).root
     times = {way: 0.1 if way == fastest else 0.3 for way in ("kernel", "fused", "function")}
-    monkeypatch.setenv("STAND_IN_TIMES", ",".join(f"{w}={ms}" for w, ms in times.items()))
+    install(STAND_IN_TIMES=",".join(f"{way}={ms}" for way, ms in times.items()))
     report = build(package_dir=package, profiles=["batch=1..2,seq=3", "batch=8,seq=3"])
     (layer,) = report.layers
     assert layer.moh_impl == fastest
@@ -97,49 +110,44 @@ def test_the_candidate_that_is_timed_as_the_fastest_is_built(
     assert ", ".join(f"{way} {ms:g}/{ms:g}" for way, ms in times.items()) in shown
 
 
-@nightly
-def test_a_candidate_that_does_not_run_is_none(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES="function=0.1")
-    (layer,) = build().layers
-    assert (layer.moh_impl, list(layer.times_ms)) == ("function", ["function"])
-    assert layer.decision == (
-        "fastest of 1 timed here; kernel was not timed: TensorRT refuses to run it"
-    )
+_NOT_TIMED = "was not timed: TensorRT refuses to run it"
 
 
 @nightly
-def test_where_no_candidate_runs_the_table_decides(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("times", "options", "way", "timed", "decision"),
+    [
+        (
+            "function=0.1",
+            {},
+            "function",
+            ["function"],
+            f"fastest of 1 timed here; kernel {_NOT_TIMED}",
+        ),
+        ("fused=0.1", {}, "kernel", [], f"nobody measured.*function {_NOT_TIMED}"),
+        ("kernel=0.2,function=0.1", {"dry_run": True}, "kernel", [], "nobody measured"),
+    ],
+    ids=["one does not run", "none runs: the table decides", "a dry run times nothing"],
+)
+def test_what_was_not_timed_is_not_the_fastest(
+    build: Build,
+    install: Install,
+    times: str,
+    options: dict[str, object],
+    way: str,
+    timed: list[str],
+    decision: str,
 ):
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES="fused=0.1")
-    (layer,) = build().layers
-    assert (layer.moh_impl, layer.times_ms) == ("kernel", {})
-    assert "nobody measured" in layer.decision
-    assert "function was not timed: TensorRT refuses to run it" in layer.decision
+    install(STAND_IN_TIMES=times)
+    (layer,) = build(**options).layers
+    assert (layer.moh_impl, list(layer.times_ms)) == (way, timed)
+    assert re.search(decision, layer.decision or "")
 
 
 @nightly
-def test_a_dry_run_times_nothing(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    times = "kernel=0.2,function=0.1"
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES=times)
-    (layer,) = build(dry_run=True).layers
-    assert (layer.moh_impl, layer.times_ms) == ("kernel", {})
-    assert "nobody measured" in layer.decision
-
-
-@nightly
-def test_engines_may_be_for_other_versions_and_gpus(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_engines_may_be_for_other_versions_and_gpus(build: Build, install: Install, tmp_path: Path):
     record = tmp_path / "asked"
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_CONFIG=str(record))
+    install(STAND_IN_CONFIG=str(record))
     options = {"version_compatible": True, "hardware_compatibility": "ampere-plus"}
     assert build(require_kernels=True, **options).status == "built"
     assert record.read_text().splitlines() == ["VERSION_COMPATIBLE AMPERE_PLUS"]
@@ -150,12 +158,9 @@ def test_engines_may_be_for_other_versions_and_gpus(
 
 @nightly
 def test_measured_times_are_kept_for_the_same_stack(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    build: Build, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    stand_in.install(stand_in_folder, monkeypatch)
+    install()
     times = tmp_path / "times"
     assert build(timing_cache=times, require_kernels=True).notes == ()
     kept = times.read_bytes()
@@ -169,77 +174,216 @@ def test_measured_times_are_kept_for_the_same_stack(
 
 @nightly
 def test_an_engine_is_there_where_its_times_cannot_be_kept(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    build: Build, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(self: TimingCache, times: bytes) -> None:
         assert times
         raise PackageError(f"{self.path} cannot be written.")
 
-    stand_in.install(stand_in_folder, monkeypatch)
+    install()
     monkeypatch.setattr(TimingCache, "write", refuse)
     with pytest.raises(PackageError, match="times cannot be written"):
         build(timing_cache=tmp_path / "times", plain=True, plugin=None)
     assert build(plain=True, plugin=None).status == "cached"
 
 
-def test_without_a_gpu_it_is_said_so(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
+_NO_MODULE = "raise ImportError('libnvinfer.so.11: cannot open shared object file')"
+
+
+@pytest.mark.parametrize(
+    ("variables", "broken", "message"),
+    [
+        (None, {}, "there is no Python package 'tensorrt'"),
+        ({}, {"libcuda.so.1": "no library"}, "TensorRT builds for the GPU of the machine that it"),
+        (
+            {"STAND_IN_CUDA": "11080", "STAND_IN_TIMES": ""},
+            {},
+            r"takes CUDA 11\.8; expected 1\d\.0 or later, with whi",
+        ),
+        ({"STAND_IN_VERSION": "10.6.0"}, {}, r"is of version 10\.6\.0, expected 10\.7 or later"),
+        (
+            {},
+            {"tensorrt/__init__.py": _NO_MODULE},
+            r"with status 1\.[^$]*libnvinfer\.so\.11: cannot open",
+        ),
+        ({"STAND_IN": "abort"}, {}, r"with SIGABRT\.[^$]*out of everything"),
+    ],
+    ids=["not installed", "no GPU", "old driver", "old version", "does not load", "aborts"],
+)
+def test_tensorrt_that_does_not_work_here_is_an_error_with_its_reason(
+    build: Build,
+    install: Install,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str] | None,
+    broken: dict[str, str],
+    message: str,
 ):
-    stand_in.install(stand_in_folder, monkeypatch)
-    (stand_in_folder / "libcuda.so.1").unlink()
-    (stand_in_folder / "libcuda.so.1").write_text("no library")
-    with pytest.raises(BackendError, match="TensorRT builds for the GPU of the machine that it"):
+    if variables is not None:
+        folder = install(**variables)
+        for name, text in broken.items():
+            (folder / name).unlink()
+            (folder / name).write_text(text)
+    with pytest.raises(BackendError, match=message) as error:
         build()
-    assert not (tmp_path / "engine").exists()
-
-
-def test_a_driver_that_is_too_old_for_the_kernels_is_refused(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_CUDA="11080", STAND_IN_TIMES="")
-    with pytest.raises(BackendError, match=r"takes CUDA 11\.8; expected 1\d\.0 or later, with whi"):
-        build()
+    assert variables is not None or "pip install tensorrt" in str(error.value.hint)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["package"]
 
 
 @nightly
-def test_a_plain_engine_needs_no_driver_for_kernels(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_CUDA="11080", STAND_IN_TIMES="")
+def test_a_plain_engine_needs_no_driver_for_kernels(build: Build, install: Install):
+    install(STAND_IN_CUDA="11080", STAND_IN_TIMES="")
     assert build(plain=True, plugin=None).status == "built"
 
 
-def test_old_versions_are_refused(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+# Engines of decoders whose caches are written in place, as far as TensorRT-RTX builds them.
+
+
+scatters = pytest.mark.skipif(
+    version.parse(ort.__version__) < version.parse("1.25"),
+    reason="this ONNX Runtime may have no TensorScatter",
+)
+
+PROFILE = "batch=1..2..4,seq=1..3..16,total=1..8..64,buffer=64"
+
+
+@pytest.fixture(scope="module")
+def grows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("grows") / "package").root
+
+
+def build_in_place(package: Path, output: Path, **options: object):
+    given = {"backend": "tensorrt-rtx", "compute_capabilities": ("8.6",), "cache": "in-place"}
+    return moh_deploy.build(package, output=output, **(given | options))
+
+
+@scatters
+@nightly
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_each_cache_is_a_layer_of_tensorrts_own(grows: Path, tmp_path: Path, precision: str):
+    required_rtx()
+    options = {"profiles": [PROFILE], "plain": True, "keep_onnx": True, "precision": precision}
+    report = build_in_place(grows, tmp_path / "engine", **options)
+    assert report.status == "built"
+    model = onnx.load(tmp_path / "engine" / "model.onnx")
+    caches = [one for one in model.graph.input if one.name.startswith("past")]
+    wanted = getattr(onnx.TensorProto, {"float32": "FLOAT"}.get(precision, precision.upper()))
+    for one in caches:
+        assert one.type.tensor_type.shape.dim[2].dim_value == 64
+        assert one.type.tensor_type.elem_type == wanted
+    written = read_engine_dir(tmp_path / "engine")
+    for found, said in ((model.graph.input, written.inputs), (model.graph.output, written.outputs)):
+        assert [one.dtype for one in said] == [
+            onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name
+            for one in found
+        ]
+    assert [one.past for one in written.caches.buffers] == [one.name for one in caches]
+    (tmp_path / "parsed").mkdir()
+    sizes = {"batch": (1, 2, 4), "seq": (1, 3, 16), "total": (1, 8, 64)}
+    shapes = {
+        one.name: tuple(
+            [
+                sizes[dim.dim_param][end] if dim.dim_param else dim.dim_value
+                for dim in one.type.tensor_type.shape.dim
+            ]
+            for end in range(3)
+        )
+        for one in model.graph.input
+    }
+    parsed = rtx.build(model, tmp_path / "parsed", library=None, profiles=[shapes])
+    assert sum("KV_CACHE_UPDATE" in layer for layer in parsed.layers) == 2
+    # The same package is the same engine: nothing is built again.
+    assert build_in_place(grows, tmp_path / "engine", **options).status == "cached"
+    # But for one of before caches were written down, whose dtypes may be wrong.
+    path = tmp_path / "engine" / "engine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "caches": None}))
+    assert build_in_place(grows, tmp_path / "engine", **options).status == "built"
+
+
+@scatters
+@nightly
+def test_attention_over_a_buffer_runs_by_the_plugin(grows: Path, tmp_path: Path):
+    required_rtx()
+    plugin = builds.plugin_on_fakes()
+    options = {"profiles": [PROFILE], "plugin": plugin, "require_kernels": False}
+    report = build_in_place(
+        grows, tmp_path / "engine", **options, precision="float16", dry_run=True
+    )
+    assert report.status == "possible"
+    assert {one.moh_impl for one in report.layers} == {"kernel"}
+
+
+@scatters
+def test_places_have_to_be_said(grows: Path, tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"buffer=1\.\.11\.\.44: TensorRT writes into caches of one"
+    ):
+        build_in_place(grows, tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.fixture(scope="module")
+def written(grows: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    output = tmp_path_factory.mktemp("written") / "package"
+    return write_caches_in_place(OnnxPackage.open(grows), output, SilentProgress())
+
+
+def engine_of(package: OnnxPackage, root: Path, dtype: str) -> EngineDir:
+    """Write what `build` says of an engine whose caches are of a dtype."""
+    caches = package.manifest.caches
+    names = [name for one in caches.buffers for name in (one.past, one.present)]
+    said = with_dtypes(package.manifest, dict.fromkeys(names, dtype))
+    sha256 = sha256_of(package.root / "manifest.json")
+    told = replace(MANIFEST, profiles=(), precision=dtype, package_sha256=sha256, caches=caches)
+    return EngineDir(write_engine(root, replace(told, inputs=said.inputs, outputs=said.outputs)))
+
+
+@scatters
+def test_an_engine_is_compared_on_caches_of_its_own_dtype(written: OnnxPackage, tmp_path: Path):
+    engine = engine_of(written, tmp_path / "engine", "float16")
+    package = engine.made_from(written.root)
+    assert package.manifest.inputs == engine.manifest.inputs
+    assert package.manifest.outputs == engine.manifest.outputs
+    for run, recorded in zip(package.vectors, written.vectors, strict=True):
+        check_inputs(engine.manifest.inputs, run.inputs)
+        assert {one.name: run.outputs[one.name].dtype.name for one in package.manifest.outputs} == {
+            one.name: one.dtype for one in engine.manifest.outputs
+        }
+        np.testing.assert_allclose(
+            run.outputs["present_key"], recorded.outputs["present_key"], rtol=1e-3
+        )
+
+
+@scatters
+def test_an_engine_of_a_package_that_is_gone_says_from_what_to_build(
+    grows: Path, written: OnnxPackage, tmp_path: Path
 ):
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_VERSION="10.6.0")
-    with pytest.raises(BackendError, match=r"is of version 10\.6\.0, expected 10\.7 or later"):
-        build()
+    engine = engine_of(written, tmp_path / "engine", "float32")
+    with pytest.raises(ConfigError, match="was not built from") as refused:
+        engine.made_from(grows)
+    assert "Export the model with --cache in-place" in str(refused.value.hint)
 
 
-def test_a_module_that_does_not_load_is_an_error_with_its_reason(
-    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+@scatters
+@pytest.mark.parametrize(("found", "is_refused"), [("10.14.1", True), ("10.15.0", False)])
+def test_tensorrt_without_the_layer_is_refused(
+    grows: Path, written: OnnxPackage, found: str, is_refused: bool
 ):
-    stand_in.install(stand_in_folder, monkeypatch)
-    text = "raise ImportError('libnvinfer.so.11: cannot open shared object file')"
-    (stand_in_folder / "tensorrt" / "__init__.py").write_text(text)
-    with pytest.raises(BackendError, match=r"with status 1\.[^$]*libnvinfer\.so\.11: cannot open"):
-        build()
-
-
-def test_an_abort_of_the_native_library_is_an_error_with_its_last_words(
-    build: Callable[..., BuildReport],
-    stand_in_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    stand_in.install(stand_in_folder, monkeypatch, STAND_IN="abort")
-    with pytest.raises(BackendError, match=r"with SIGABRT\.[^$]*out of everything"):
-        build()
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["package"]
+    for package, refused in ((written, is_refused), (OnnxPackage.open(grows), False)):
+        plan = BuildPlan(
+            FLAVOURS["tensorrt"],
+            package,
+            low=None,
+            profiles=(),
+            targets=(),
+            workspace_bytes=None,
+            timing_cache=None,
+            library=None,
+            embed_plugin=False,
+            keep_onnx=False,
+        )
+        stack = Stack(found, None, None, None)
+        if not refused:
+            plan.require_cache_layer(stack)
+            continue
+        with pytest.raises(BackendError, match=f"TensorRT {found} has no layer; expected 10.15"):
+            plan.require_cache_layer(stack)

@@ -57,7 +57,6 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     (root / "lib").mkdir()
     for name in _LIGHT:
         spec = importlib.util.find_spec(name)
-        assert spec is not None
         assert spec.origin is not None
         origin = Path(spec.origin)
         origin = origin.parent if origin.name == "__init__.py" else origin
@@ -123,7 +122,6 @@ def test_an_artefact_that_does_not_run_here_ends_with_1(
     if shutil.which("nvidia-smi") is not None:
         pytest.skip("there is a GPU")
     failure = doctor(write_engine(tmp_path / "engine")).failure
-    assert failure is not None
     assert failure.exit_code == 1
     assert "cannot run here: no NVIDIA driver" in failure.message
 

@@ -10,10 +10,12 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
 from moh_deploy.serving.genai.bundle import write_genai_bundle
+from moh_deploy.serving.guard.guard_io import FAULTS
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 from tests.routed_package import write_routed
 from tests.serving.genai import decoder_package
+from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
 
 QUICK = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 0.5}"
 SHORT = {"seconds": 0.3, "clients": 2, "in_process": True}
@@ -137,3 +139,34 @@ def test_of_a_server_that_runs_the_files_have_to_be_known(tmp_path: Path):
     package = write_package(tmp_path / "package")
     with pytest.raises(ConfigError, match="the control file and the audit log"):
         drill(package.root, url="http://127.0.0.1:1", name="m")
+
+
+# Every fault in servers of their own, under load: minutes, so at night.
+
+
+@nightly
+def test_moh_deploy_serve_holds_and_starts_a_killed_worker_again(tmp_path: Path):
+    report = drill(write_routed(tmp_path / "package").root, clients=4, seconds=2.0)
+    assert report.passed, report.reasons
+    assert [one.fault for one in report.faults] == [*FAULTS, "kill"]
+    killed = report.faults[-1]
+    assert killed.wrong == 0
+    assert killed.seconds_to_return is not None
+
+
+@nightly
+def test_triton_holds_in_all_that_leaves_its_process_alive(tmp_path: Path):
+    server_or_skip()
+    package = write_routed(tmp_path / "package")
+    report = drill(package.root, faults=FAULTS, clients=4, seconds=2.0, tritonserver=ENVIRONMENT)
+    assert report.passed, report.reasons
+
+
+@nightly
+def test_triton_does_not_start_a_killed_process_again_and_answers_nothing_wrong(tmp_path: Path):
+    server_or_skip()
+    package = write_routed(tmp_path / "package")
+    report = drill(package.root, faults=["kill"], return_timeout=5.0, tritonserver=ENVIRONMENT)
+    (killed,) = report.faults
+    assert (killed.wrong, killed.seconds_to_return) == (0, None)
+    assert "not healthy" in killed.failures[0]

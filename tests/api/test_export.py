@@ -6,7 +6,7 @@ How inputs are brought to parameters is tested in tests/frontend/inputs/test_arg
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,21 @@ from torch import nn
 
 import moh_deploy
 from moh_deploy.api.export import _inputs as positional_inputs
-from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.config.export_config import ExportConfig, RequiredLayers
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.derive.forms import with_top_k
+from moh_deploy.errors import ConfigError, ExportError, PackageError
+from moh_deploy.frontend.export_package import require_layers, required_layers
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.fx.containers import tensors_of
 from moh_deploy.frontend.inputs.arguments import bind
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import NearMiss, OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests import called_models as models
 from tests.exporting import prove_in_this_process, run
+from tests.handmade_package import LAYER, write_package
 from tests.nightly import nightly, one_in
 
 
@@ -159,3 +164,122 @@ def test_tensor_by_itself_is_the_only_argument():
     tensor = torch.zeros(1, 8, 16)
     assert positional_inputs(tensor) == (tensor,)
     assert positional_inputs([tensor, 2]) == (tensor, 2)
+
+
+# An export that replaced fewer layers than required is refused, with what is missing.
+
+
+KEPT = replace(LAYER, path="kept", replaced=False, node=None, reason="tanh is in the way")
+NEAR = NearMiss(("block",), "softmax was followed; lost at flip", "attention.py:8", None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "layers", "near_misses"),
+    [
+        (None, (), (NEAR,)),
+        (1, (LAYER, KEPT), (NEAR,)),
+        (2, (LAYER, LAYER), ()),
+        ("all", (LAYER,), ()),
+        (0, (), (NEAR,)),
+    ],
+)
+def test_enough_layers_pass(
+    wanted: RequiredLayers | None, layers: tuple[object, ...], near_misses: tuple[NearMiss, ...]
+):
+    require_layers(wanted, layers, near_misses)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "layers", "near_misses", "message"),
+    [
+        (
+            2,
+            (LAYER, KEPT),
+            (),
+            "1 MoH layer of 2 became operators, expected at least 2 (require_layers).\n"
+            "kept: tanh is in the way",
+        ),
+        (
+            "all",
+            (LAYER,),
+            (NEAR,),
+            "1 MoH layer of 1 became operators, expected all, 1 or more, and no near miss"
+            " (require_layers).\n"
+            "Besides, 1 place looks like one:\n"
+            "block: softmax was followed; lost at flip (attention.py:8)",
+        ),
+        (
+            "all",
+            (LAYER, KEPT),
+            (),
+            "1 MoH layer of 2 became operators, expected all, 1 or more, and no near miss"
+            " (require_layers).\n"
+            "kept: tanh is in the way",
+        ),
+        (
+            1,
+            (),
+            (),
+            "0 MoH layers of 0 became operators, expected at least 1 (require_layers).\n"
+            "This model has no MoH layer: it is an ordinary ONNX model.",
+        ),
+        (
+            "all",
+            (),
+            (),
+            "0 MoH layers of 0 became operators, expected all, 1 or more, and no near miss"
+            " (require_layers).\nThis model has no MoH layer: it is an ordinary ONNX model.",
+        ),
+    ],
+)
+def test_missing_layers_are_refused_with_what_is_known_of_them(
+    wanted: RequiredLayers,
+    layers: tuple[object, ...],
+    near_misses: tuple[NearMiss, ...],
+    message: str,
+):
+    with pytest.raises(ExportError) as refused:
+        require_layers(wanted, layers, near_misses)
+    assert refused.value.message == message
+    assert refused.value.exit_code == 4
+
+
+def test_option_wins_over_the_configuration():
+    config = ExportConfig(require_layers=3)
+    options = ExportOptions("model.pt", Path("out"))
+    assert required_layers(options, config) == 3
+    assert required_layers(replace(options, require_layers="all"), config) == "all"
+    assert required_layers(options, ExportConfig()) is None
+
+
+@pytest.mark.parametrize("wanted", [-1, "most"])
+def test_what_is_no_number_of_layers_is_refused(wanted: object):
+    options = ExportOptions("model.pt", Path("out"), require_layers=wanted)
+    with pytest.raises(
+        ConfigError, match=rf"require_layers is '{wanted}', expected a number from 0 on"
+    ):
+        required_layers(options, ExportConfig())
+
+
+# What a package is made of is not replaced by what is made of it, by any function that does so.
+
+
+MAKERS = {
+    "precision": lambda root: moh_deploy.precision(root, to="int8", output=root),
+    "prune": lambda root: moh_deploy.prune(root, output=root, keep=1),
+    "with_top_k": lambda root: with_top_k(root, root, top_k=1),
+    "bisect": lambda root: moh_deploy.bisect(root, to="float16", output=root),
+    "bisect by a reference": lambda root: moh_deploy.bisect(
+        root.with_name("low"), reference=root, output=root
+    ),
+    "tune_within": lambda root: moh_deploy.tune_within(root, within="parity", output=root),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_package_that_another_is_made_of_stays(tmp_path: Path, maker: str):
+    root = write_package(tmp_path / "package").root
+    before = (root / "model.onnx").read_bytes()
+    with pytest.raises(PackageError, match="is the package that another one is to be made of"):
+        MAKERS[maker](root)
+    assert (root / "model.onnx").read_bytes() == before

@@ -56,9 +56,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 
 @nightly
-def test_layer_whose_rewriting_is_wrong_stays_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_layer_whose_rewriting_is_wrong_stays_as_it_was(tmp_path: Path, monkeypatch):
     plant(monkeypatch, wrong_scale)
     (layer,) = export(small_moh.build(), tmp_path / "package").layers
     assert not layer.replaced
@@ -108,9 +106,7 @@ def test_model_without_moh_layers_keeps_its_convolutions(tmp_path: Path):
 
 
 @nightly
-def test_token_layout_that_is_wrong_stays_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_token_layout_that_is_wrong_stays_as_it_was(tmp_path: Path, monkeypatch):
     def insert(program):
         swaps = insert_token_layout(program)
         names = [one.name for one in torch.ops.moh.token_conv.default._schema.arguments]
@@ -136,9 +132,7 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
 
 @sampled(2)
 @pytest.mark.parametrize("form", ["module", "program of a file"])
-def test_program_that_is_normalized_wrongly_is_refused(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_program_that_is_normalized_wrongly_is_refused(form: str, tmp_path: Path, monkeypatch):
     def normalize(program):
         for node in program.graph.nodes:
             if node.target is torch.ops.aten.softmax.int:
@@ -156,9 +150,7 @@ def test_program_that_is_normalized_wrongly_is_refused(
         export(model, tmp_path / "package", input_specs=("x:[2,5,8]:float32",))
 
 
-def test_fault_behind_the_torch_check_is_caught_by_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_fault_behind_the_torch_check_is_caught_by_the_package(tmp_path: Path, monkeypatch):
     def commit(program, rewrites, swaps):
         for rewrite in rewrites:
             wrong_scale(rewrite)

@@ -168,7 +168,6 @@ def test_mask_that_the_graph_shows_is_used_and_said(tmp_path: Path):
     manifest = OnnxPackage.open(tmp_path / "package").manifest
     assert manifest.valid_tokens == "attention_mask"
     verified = moh_deploy.verify(tmp_path / "package", kernels="off")
-    assert verified.tokens is not None
     assert (verified.equal, verified.tokens.left_out) == (True, 17)
 
 
@@ -390,7 +389,6 @@ def test_mask_that_is_added_to_scores_says_which_tokens_are_valid(lowest: float,
         export(TakesAdditive(), tmp_path / "package", mask, dynamic=dynamic)
     named: ExportSettings = {"dynamic": dynamic, "valid_tokens": "attention_mask"}
     report = export(TakesAdditive(), tmp_path / "package", mask, **named)
-    assert report.runs[0].tokens is not None
     assert (report.valid_tokens, report.runs[0].tokens.left_out) == ("attention_mask", 17)
     moh_deploy.verify(tmp_path / "package", kernels="off").raise_if_unequal()
     probed = moh_deploy.probe(tmp_path / "package", kernels="off", longest={"seq": 8})

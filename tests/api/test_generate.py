@@ -47,7 +47,6 @@ def test_inputs_and_outputs_have_the_names_of_the_convention(exported):
         "past_key_values.0.value": ("batch", 2, "past", 8),
     }
     assert [one.name for one in manifest.outputs] == ["logits", "present.0.key", "present.0.value"]
-    assert manifest.text_generation is not None
     assert manifest.text_generation.context_length == 128
     assert "tokenizer_config.json" in manifest.files
 
@@ -92,7 +91,6 @@ def test_tokens_equal_those_of_the_original(exported):
     original = moh_deploy.load_original(root / "model", trust_code=True, task="text-generation")
     report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=9, against=original)
     assert report.failure is None
-    assert report.parity is not None
     assert (report.parity.compared, report.parity.differences) == (27, ())
 
 
@@ -112,7 +110,6 @@ def test_other_weights_are_no_near_tie(exported, tmp_path: Path):
     write_weights(tmp_path, weights)
     other = moh_deploy.load_original(tmp_path, trust_code=True, task="text-generation")
     report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=9, against=other)
-    assert report.failure is not None
     assert report.failure.message.startswith(f"{package.root} does not generate what original")
     assert {one.position for one in report.parity.differences} == {0}
 
@@ -210,5 +207,4 @@ def test_tokens_equal_those_of_the_same_model_in_another_form(exported, tmp_path
     for one, reference in ((package, other), (other, package)):
         report = moh_deploy.generate(one.root, tokens=PROMPTS, max_tokens=5, against=reference.root)
         assert report.failure is None
-        assert report.parity is not None
         assert report.parity.compared >= 5

@@ -64,25 +64,20 @@ def in_each_report(*runs: LayerRun) -> dict[str, object]:
     return dict.fromkeys(["inspect", "run", "verify", "verify files"], runs)
 
 
-@nightly
-def test_function_bodies_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
-    assert moh_deploy.verify(package.root).equal
-    runs = (
-        LayerRun("blocks.0.attn", "function", None),
-        LayerRun("blocks.1.attn", "function", "function"),
-    )
-    assert jobs.layer_runs(package, "off") == in_each_report(*runs)
-    assert prove(package.root, [Way("off")])[0].layer_runs == runs
-
-
-def test_kernels_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
+@pytest.mark.parametrize(
+    ("kernels", "runs_as"),
+    [pytest.param("off", "function", marks=nightly), ("require", "kernel")],
+)
+def test_one_way_of_running_is_reported_of_each_layer(
+    jobs: Jobs, package: OnnxPackage, kernels: Kernels, runs_as: LayerImpl
+):
     required_library()
     runs = (
-        LayerRun("blocks.0.attn", "kernel", None),
-        LayerRun("blocks.1.attn", "kernel", "kernel"),
+        LayerRun("blocks.0.attn", runs_as, None),
+        LayerRun("blocks.1.attn", runs_as, runs_as),
     )
-    assert jobs.layer_runs(package, "require") == in_each_report(*runs)
-    assert prove(package.root, [Way("require")])[0].layer_runs == runs
+    assert jobs.layer_runs(package, kernels) == in_each_report(*runs)
+    assert prove(package.root, [Way(kernels)])[0].layer_runs == runs
 
 
 def test_layers_that_a_session_runs_in_different_ways_are_told_apart(

@@ -110,7 +110,6 @@ def test_option_that_does_not_fit_is_refused(
 def test_inputs_are_searched_and_nothing_is_written_unasked(package: Path, files: Path):
     before = {path.name: path.read_bytes() for path in package.iterdir()}
     report = probe(package, inputs=[files])
-    assert report.mining is not None
     assert (report.mining.searched, report.mining.tokens) == (24, 24 * 4 * 2)
     assert report.mining.names[0] == "a.npz[5]"
     assert (report.corpus, report.corpus_written) == ((), False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,19 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.serving.drift.reference import REFERENCE_FILE, read_reference
+from moh_deploy.serving.drift.reference import (
+    REFERENCE_FILE,
+    profile_of,
+    read_reference,
+    write_reference,
+)
 from moh_deploy.system.npz import write_npz
 from moh_deploy.system.replaceable import check_file_output
 from tests.edge_case_package import inputs, write_edge_package
 from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import write_engine
+from tests.serving.drift.servers import metrics_at
+from tests.serving.drift.traffic import requests, window
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +70,11 @@ def test_dump_of_a_served_model_gives_the_same_counts(
     package: OnnxPackage, samples: Path, tmp_path: Path
 ):
     served = open_served(PackageDir(package.root), ServingSettings("m", threads=1))
-    assert served.telemetry is not None
     served.telemetry.start_window(sample_every=1)
     arrays = dict(np.load(samples))
     for start in range(0, 121, 11):
         served.answer({name: one[start : start + 11] for name, one in arrays.items()}, (1,) * 11)
     recorded = served.telemetry.dump_window()
-    assert recorded is not None
     recorded.write(tmp_path / "dump.npz")
     served.close()
 
@@ -152,3 +158,39 @@ def test_engine_is_refused(tmp_path: Path):
     root = engine if isinstance(engine, Path) else engine.root
     with pytest.raises(ConfigError, match="it was compiled without its gates"):
         moh_deploy.profile(root, tmp_path / "r.json", inputs=["x.npz"])
+
+
+# Live routing is compared with a reference.
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "reference.json"
+    write_reference(path, profile_of(window(requests(300, seed=0)), window=64, rate=0.01))
+    return path
+
+
+def test_windows_of_a_dump_are_judged(reference: Path, tmp_path: Path):
+    window(requests(200, seed=5)).write(tmp_path / "same.npz")
+    same = moh_deploy.watch(tmp_path / "same.npz", reference=reference)
+    assert [one.requests for one in same.windows] == [64, 64, 72]
+    assert not same.alarms
+    window(requests(200, seed=5, liked=(-0.5, 0.0, 0.5, 1.0))).write(tmp_path / "other.npz")
+    other = moh_deploy.watch(tmp_path / "other.npz", reference=reference)
+    assert all(one.alarms for one in other.windows)
+
+
+def test_server_that_does_not_answer_is_an_alarm(reference: Path):
+    with metrics_at(lambda: "") as url:
+        found = moh_deploy.watch(url, reference=reference, every=0.001)
+    assert found.alarms
+    assert "no data" in found.reasons[0]
+
+
+@sampled(2)
+@pytest.mark.parametrize("options", [{"every": 0}, {"windows": 0}, {"every": 1e10}, {"every": nan}])
+def test_watch_wrong_options_are_refused(reference: Path, options: dict[str, float]):
+    with pytest.raises(
+        ConfigError, match=r"expected more than 0 seconds and .* at most, and 1 window"
+    ):
+        moh_deploy.watch("http://127.0.0.1:1/", reference=reference, **options)  # type: ignore[arg-type]

@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import Tensor, nn
 
 import moh_deploy
 from moh_deploy.api.prune import prune
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.derive.forms import with_top_k
 from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.graph import prune_heads as edit
 from moh_deploy.graph.narrowing import layer_edit
 from moh_deploy.graph.narrowing.layer_edit import KeyHeads
@@ -20,7 +25,9 @@ from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.reference.head_loads import HeadLoads
+from tests.cuda.trt.packages import FORMS, export
 from tests.grouped_package import HEADS, PATH, write_grouped
+from tests.nightly import nightly
 from tests.projected_package import write_projected
 from tests.two_layers import write_two_layers
 
@@ -69,7 +76,6 @@ def test_weights_are_cut_and_the_router_is_gone(package: OnnxPackage, tmp_path: 
     assert "MoHRouter" not in operators
     (layer,) = pruned.manifest.layers
     assert (layer.router, layer.num_heads, layer.active_share) == ("constant", 4, 1.0)
-    assert pruned.manifest.made is not None
     assert pruned.manifest.made.kept == (report.layers[0].fixed.kept,)
     assert report.after.parameters < report.before.parameters
     assert report.before.flops is not None
@@ -89,7 +95,6 @@ def test_answer_against_the_original_says_what_it_is_equal_to_instead(
 ):
     prune(package.root, tmp_path / "pruned", keep=4)
     report = moh_deploy.verify(tmp_path / "pruned", against=[package.root])
-    assert report.failure is not None
     assert report.failure.exit_code == 1
     digest = package.manifest.files["model.onnx"][:12]
     assert "The package is another model than the one that it was made from (" in str(
@@ -234,3 +239,91 @@ def test_planted_fault_is_found_and_nothing_is_written(
     with pytest.raises(ValidationError, match="the pruned package is"):
         prune(package.root, tmp_path / "pruned", keep=3)
     assert not (tmp_path / "pruned").exists()
+
+
+# Exported models of every form are pruned, and go on through the other commands.
+
+
+@pytest.fixture(scope="module", params=["digits", "dit", "llama", "vit"])
+def of_form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(FORMS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@nightly
+@pytest.mark.parametrize("keep", ["30%", "60%", "100%"])
+def test_pruned_model_is_the_whole_one_with_gates_fed(of_form: Path, tmp_path: Path, keep: str):
+    report = moh_deploy.prune(of_form, tmp_path / "pruned", keep=keep)
+    assert report.parity.equal
+    assert all(layer.fixed.is_cut for layer in report.layers)
+    # With all heads only routers go, and those of the LLaMA form have no weights.
+    if keep != "100%":
+        assert report.after.parameters < report.before.parameters
+    pruned = OnnxPackage.open(tmp_path / "pruned")
+    assert not any(name.endswith("MoHRouter") for name in pruned.manifest.ops)
+
+
+@nightly
+def test_pruned_package_goes_on_through_other_commands(of_form: Path, tmp_path: Path):
+    moh_deploy.prune(of_form, tmp_path / "pruned", keep="60%")
+    moh_deploy.verify(tmp_path / "pruned", kernels="off").raise_if_unequal()
+    moh_deploy.inline(tmp_path / "pruned", output=tmp_path / "pruned.onnx")
+    moh_deploy.precision(tmp_path / "pruned", to="float16", output=tmp_path / "half")
+    assert OnnxPackage.open(tmp_path / "half").manifest.made is not None
+
+
+@nightly
+def test_every_head_may_be_open(of_form: Path, tmp_path: Path):
+    made = with_top_k(of_form, tmp_path / "made", top_k=None)
+    assert all(layer.active_share == 1.0 for layer in made.manifest.layers)
+
+
+# Layers whose projections are convolutions, over one pixel or a few, are pruned as others are.
+
+
+class ConvolutionMoH(nn.Module):
+    """Attention over the pixels of an image, two heads of four for each.
+
+    Args:
+        kernel: Of the convolution of its own that each channel of keys and values goes through.
+    """
+
+    def __init__(self, width: int = 16, heads: int = 4, kernel: int = 1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Conv2d(width, width, 1)
+        self.pair = nn.Conv2d(width, 2 * width, 1, bias=False)
+        self.around = nn.Conv2d(2 * width, 2 * width, kernel, padding=kernel // 2, groups=2 * width)
+        self.router = nn.Linear(width, heads, bias=False)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        batch, width, rows, columns = image.shape
+        split = (batch, self.heads, width // self.heads, rows * columns)
+        key, value = self.around(self.pair(image)).chunk(2, dim=1)
+        q, k, v = (one.reshape(split).mT for one in (self.query(image), key, value))
+        logits = self.router(image.flatten(2).mT)
+        chosen = torch.zeros_like(logits).scatter(-1, logits.topk(2, dim=-1).indices, 1.0)
+        gates = logits.softmax(-1) * chosen  # [B, S, H]
+        heads = nn.functional.scaled_dot_product_attention(q, k, v) * gates.mT.unsqueeze(-1)
+        return self.out(heads.mT.reshape(batch, width, rows, columns))
+
+
+@nightly
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_channels_of_heads_that_go_are_cut(kernel: int, tmp_path: Path):
+    torch.manual_seed(0)
+    model = ConvolutionMoH(kernel=kernel).eval()
+    spec = "image:[batch=2,16,5,7]:float32"
+    export_package(ExportOptions(model, tmp_path / "package", input_specs=(spec,)))
+    (layer,) = OnnxPackage.open(tmp_path / "package").manifest.layers
+    assert layer.replaced, layer.reason
+    report = moh_deploy.prune(tmp_path / "package", tmp_path / "pruned", keep=2)
+    assert report.parity.equal
+    assert report.layers[0].fixed.is_cut
+    # Half of all channels of the four convolutions, and the router.
+    whole = sum(one.numel() for one in model.parameters())
+    out = model.out.bias
+    left = (whole - model.router.weight.numel() - out.numel()) / 2 + out.numel()
+    assert report.after.parameters == pytest.approx(left, abs=4)
+    moh_deploy.verify(tmp_path / "pruned").raise_if_unequal()
+    assert np.all(np.array(report.layers[0].fixed.gates) > 0)

@@ -93,7 +93,6 @@ def test_each_layer_gets_what_is_fastest_for_it(package: OnnxPackage):
 def test_what_was_measured_is_written_down(package: OnnxPackage):
     tuned(package, threads=1)
     tuning = OnnxPackage.open(package.root).manifest.tuning
-    assert tuning is not None
     assert (tuning.source, tuning.clock, tuning.threads) == ("measured", "CPU", 1)
     assert tuning.sizes == ({"batch": 2, "seq": 3},)
     assert tuning.layer_ms == (
@@ -152,7 +151,6 @@ def test_inputs_count_as_they_weigh(package: OnnxPackage, tmp_path: Path):
     report = tuned(package, ms, inputs=inputs, weights=[1.0, 20.0], one_choice=True)
     assert [layer.choice for layer in report.layers] == ["dense", "dense"]
     tuning = OnnxPackage.open(package.root).manifest.tuning
-    assert tuning is not None
     assert tuning.weights == (1.0, 20.0)
     assert [sizes["seq"] for sizes in tuning.sizes] == [9, 1]
     measured = report.to_json()["layers"][0]["measured_ms"]
@@ -215,7 +213,6 @@ def test_choices_may_be_given(package: OnnxPackage):
     report = moh_deploy.tune(package.root, choose={SECOND: "dense"})
     assert written_choices(package) == [None, "dense"]
     tuning = OnnxPackage.open(package.root).manifest.tuning
-    assert tuning is not None
     assert (tuning.source, tuning.layer_ms) == ("given", ())
     assert report.written
     assert "│ blocks.1.attn │ sparse │ dense" in text_of(report)
@@ -322,9 +319,7 @@ def test_interrupt_while_measuring_leaves_the_package(package: OnnxPackage, stop
 
 @sampled(2)
 @pytest.mark.parametrize("writes_before", [0, 1, 2, 3])
-def test_full_disk_leaves_the_package(
-    package: OnnxPackage, monkeypatch: pytest.MonkeyPatch, writes_before: int
-):
+def test_full_disk_leaves_the_package(package: OnnxPackage, monkeypatch, writes_before: int):
     """Whichever of the models does not fit: the two that are measured, the proof, the result."""
     save, done = writing.save_with_weights, []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from moh_deploy.package import OnnxPackage, SizeRange, choice_text
 from moh_deploy.perf.tune import job
 from moh_deploy.perf.tune.report import TuneReport
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
@@ -22,7 +24,7 @@ from tests.api.test_tune import Meter, tuned
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
 from tests.nightly import nightly, sampled
-from tests.projected_package import write_projected
+from tests.projected_package import ATTENTION, OUTPUT, QUERY, write_projected
 from tests.repaired_package import rewrite_manifest
 from tests.report.test_reports import text_of
 from tests.two_layers import write_two_layers
@@ -225,7 +227,6 @@ def test_layer_gets_ranges_where_one_choice_is_not_the_fastest(
     assert choices(package) == ["dense if seq<=4, else sparse", "sparse"]
     assert moh_deploy.verify(package.root).equal
     tuning = OnnxPackage.open(package.root).manifest.tuning
-    assert tuning is not None
     assert tuning.model_ms == (FASTER, FASTER)
     first, second = report.to_json()["layers"]
     assert first["measured_gain"] == pytest.approx(11 / 6)
@@ -298,9 +299,7 @@ def test_runs_of_one_size_have_one_choice(package: OnnxPackage, tmp_path: Path):
     assert choices(package) == ["sparse", "sparse"]
 
 
-def test_contestants_are_what_they_are_called(
-    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_contestants_are_what_they_are_called(package: OnnxPackage, tmp_path: Path, monkeypatch):
     seen: dict[str, list[str | None]] = {}
     time_model = job.timed.time_model
 
@@ -315,3 +314,68 @@ def test_contestants_are_what_they_are_called(
         "chosen": ["dense if seq<=4, else sparse", "sparse"],
         "one_choice": ["sparse", "sparse"],
     }
+
+
+# The choice with projections, from measuring to running.
+
+
+PATH = "blocks.0.attn"
+DOMAINS = {
+    "dense": ("moh.dense", "moh.dense", "moh.dense"),
+    "sparse": ("moh.dense", "moh", "moh.dense"),
+    "projected": ("moh", "moh", "moh"),
+}
+RUNS = {"dense": ("dense", "dense"), "sparse": ("kernel", "dense"), "projected": ("kernel",) * 2}
+
+
+@pytest.fixture
+def projected(tmp_path: Path) -> OnnxPackage:
+    return write_projected(tmp_path / "package")
+
+
+def domains(projected: OnnxPackage) -> tuple[str, ...]:
+    nodes = {node.name: node.domain for node in onnx.load(projected.model_path).graph.node}
+    return tuple(nodes[name] for name in (QUERY, ATTENTION, OUTPUT))
+
+
+def test_package_is_equal_before_anybody_chose(projected: OnnxPackage):
+    assert moh_deploy.verify(projected.root).equal
+
+
+@sampled(2)
+@pytest.mark.parametrize("choice", ["dense", "sparse", "projected"])
+def test_every_choice_can_be_measured_and_run(projected: OnnxPackage, choice: str):
+    required_library()
+
+    def measure(
+        what: str, contestants: Mapping[str, Callable[[], object]]
+    ) -> dict[str, tuple[float, ...]]:
+        for call in contestants.values():
+            call()
+        if what == PATH:
+            assert list(contestants) == ["nothing", "dense", "sparse", "projected"]
+        ms = {"nothing": 0.0, choice: 1.0, "chosen": 1.0}
+        return {name: (ms.get(name, 2.0),) * 7 for name in contestants}
+
+    report = moh_deploy.tune(projected.root, measure=measure)
+    assert [layer.choice for layer in report.layers] == [choice]
+    assert domains(projected) == DOMAINS[choice]
+    assert moh_deploy.verify(projected.root, kernels="require").equal
+    assert moh_deploy.verify(projected.root, kernels="off").equal
+    runs = moh_deploy.inspect(projected.root, kernels="require").layer_runs
+    assert runs == (LayerRun(PATH, RUNS[choice][0], None, RUNS[choice][1]),)
+
+
+def test_choices_come_back_to_where_they_began(projected: OnnxPackage):
+    moh_deploy.tune(projected.root, choose={"all": "projected"})
+    once = projected.model_path.read_bytes()
+    for choice in ("sparse", "dense", "projected"):
+        moh_deploy.tune(projected.root, choose={"all": choice})
+        assert domains(projected) == DOMAINS[choice]
+    assert projected.model_path.read_bytes() == once
+
+
+def test_projections_are_part_of_what_is_predicted(projected: OnnxPackage):
+    (prediction,) = moh_deploy.inspect(projected.root).predictions
+    assert list(prediction.ms) == ["dense", "sparse", "projected"]
+    assert list(prediction.break_even) == ["sparse", "projected"]

@@ -22,6 +22,7 @@ from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.frontend.export_package import export_package
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.tune import within
 from moh_deploy.perf.tune.contests import CONTEST, Differs
 from moh_deploy.perf.tune.quality import QualityCheck
 from moh_deploy.perf.tune.search_report import SearchReport, Tried
@@ -90,14 +91,14 @@ def samples(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> d
 def _only_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO may be there or not: here it is not."""
     required_library()
-    there = command.runtime_name_of
+    there = within.runtime_name_of
 
     def name_of(runtime: str) -> str:
         if runtime == "openvino":
             raise BackendError("OpenVINO cannot be loaded.", hint="Install it.")
         return there(runtime)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(command, "runtime_name_of", name_of)
+    monkeypatch.setattr(within, "runtime_name_of", name_of)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +115,11 @@ def asked(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What precisions a search asks for; an entry of `made` may be an error in their place."""
     names: list[str] = []
 
-    def precision(root: Path, *, to: str, **options: object) -> SimpleNamespace:
+    def precision(package: OnnxPackage, to: str, *where: object) -> SimpleNamespace:
         names.append(to)
         return SimpleNamespace(package=made[to])
 
-    monkeypatch.setattr(command, "precision", precision)
+    monkeypatch.setattr(command, "write_precision", precision)
     return names
 
 
@@ -151,11 +152,9 @@ def test_fastest_that_is_good_is_written_with_what_it_runs_in(
     assert (report.precision, report.runtime) == ("int8", "onnxruntime")
     written = OnnxPackage.open(tmp_path / "fast").manifest
     assert (written.precision, written.runtime) == ("int8", "onnxruntime")
-    assert written.tuning is not None
     assert written.tuning.within == ("top-1 >= 0.8 * reference", "flips <= 50 %")
     assert moh_deploy.verify(tmp_path / "fast").equal
     quality = of(report, INT8).quality
-    assert quality is not None
     assert (quality.samples, quality.flips.of) == (120, 120 * 7)
     assert quality.accuracy[0].package < quality.accuracy[0].reference == 1.0
     # What was beaten says by whom, and by how much.
@@ -259,15 +258,15 @@ def test_what_few_samples_cannot_tell_is_judged_on_all_of_them_before_it_wins(
 def test_what_precision_refuses_is_not_good_and_is_asked_for_once(
     package: OnnxPackage, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    make = command.precision
+    make = command.write_precision
 
-    def refusing(root: Path, *, to: str, **options: object) -> object:
-        found = make(root, to=to, **options)  # type: ignore[arg-type]
+    def refusing(package: OnnxPackage, to: str, *where: object) -> object:
+        found = make(package, to, *where)  # type: ignore[arg-type]
         if to == "int8":
             raise ValidationError("output 'y' is off.", hint="Bisect it.")
         return found
 
-    monkeypatch.setattr(command, "precision", refusing)
+    monkeypatch.setattr(command, "write_precision", refusing)
     report = searched(package, None, Meter({FLOAT32: 10.0, FLOAT16: 9.0}))
     refused = of(report, INT8)
     assert (refused.ending, refused.reason) == ("not good", "output 'y' is off. Bisect it.")

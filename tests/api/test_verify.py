@@ -76,9 +76,7 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path):
         moh_deploy.verify(tmp_path / "package", inputs=[tmp_path / "user.npz"])
 
 
-def test_required_kernels_that_are_not_there_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_required_kernels_that_are_not_there_are_refused(tmp_path: Path, monkeypatch):
     write_package(tmp_path / "package")
     without_library(tmp_path / "none", monkeypatch)
     with pytest.raises(BackendError, match="no kernel library"):

@@ -253,27 +253,17 @@ def test_comparison_without_data_fails_beside_one_with(tmp_path: Path):
         ("MODEL", r"model\.pt, a checkpoint, which needs PyTorch to run"),
         ("kernels", "itself runs with kernels where there are any"),
         ("PACKAGE", "which is itself what is verified: it is equal to itself"),
+        ("FOLDER", r"manifest\.json"),
+        ("functions functions", r"against names function bodies .* twice"),
     ],
 )
 def test_what_names_nothing_to_compare_with_is_refused(tmp_path: Path, named: str, message: str):
     write_package(tmp_path / "package")
     (tmp_path / "model.pt").write_bytes(b"")
-    named = {"PACKAGE": "package", "MODEL": "model.pt"}.get(named, named)
-    named = str(tmp_path / named) if (tmp_path / named).exists() else named
-    with pytest.raises(ConfigError, match=message):
-        moh_deploy.verify(tmp_path / "package", against=[named])
-
-
-def test_reference_that_is_named_twice_is_refused(tmp_path: Path):
-    write_package(tmp_path / "package")
-    with pytest.raises(ConfigError, match=r"against names function bodies .* twice"):
-        moh_deploy.verify(tmp_path / "package", against=["functions", "functions"])
-
-
-def test_folder_that_is_no_package_is_refused(tmp_path: Path):
-    write_package(tmp_path / "package")
-    with pytest.raises(PackageError, match=r"manifest\.json"):
-        moh_deploy.verify(tmp_path / "package", against=[tmp_path])
+    paths = {"PACKAGE": tmp_path / "package", "MODEL": tmp_path / "model.pt", "FOLDER": tmp_path}
+    against = [paths.get(name, name) for name in named.split()]
+    with pytest.raises((ConfigError, PackageError), match=message):
+        moh_deploy.verify(tmp_path / "package", against=against)
 
 
 def test_folder_of_inputs_is_taken_by_name_and_an_empty_one_refused(tmp_path: Path):
@@ -291,9 +281,7 @@ def test_folder_of_inputs_is_taken_by_name_and_an_empty_one_refused(tmp_path: Pa
     ]
 
 
-def test_command_says_which_comparison_failed_and_ends_with_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_command_says_which_comparison_failed_and_ends_with_1(tmp_path: Path, capsys):
     root, cli = write_package(tmp_path / "package", scale=1.5).root, Cli(capsys)
     done = cli("verify", root, "--against", "functions", "--against", "recorded")
     assert done.exit_code == 1

@@ -84,9 +84,7 @@ def test_model_is_traced_once_for_many_batches(folder: Path, monkeypatch: pytest
     np.testing.assert_equal(again.vectors[0].gates, first.vectors[0].gates)
 
 
-def test_stale_weights_are_refused_with_the_layer_and_the_checkpoint(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_stale_weights_are_refused_with_the_layer_and_the_checkpoint(folder: Path, capsys):
     done = Cli(capsys)(
         *("verify", folder / "package", "--inputs", folder / "mine.npz"),
         *("--against", folder / "newer.pt", "--factory", FACTORY, "--code-dir", "."),

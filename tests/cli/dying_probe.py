@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 
-from moh_deploy.cli.isolated_probe import ProbeTask, _probed
+from moh_deploy.cli.prove import _probed
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.report import ProbeReport
@@ -14,7 +14,7 @@ from moh_deploy.validate.edge_cases.report import ProbeReport
 _judge, _real_probe = InputJudge.judge, _probed
 
 
-def dying_probe(task: ProbeTask, *, progress: Progress) -> ProbeReport:
+def dying_probe(task, *, progress: Progress) -> ProbeReport:
     InputJudge.judge = _dying  # type: ignore[method-assign]
     return _real_probe(task, progress=progress)
 

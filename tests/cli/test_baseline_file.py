@@ -108,9 +108,7 @@ def test_missing_file_ends_with_2_before_anything_runs(cli: Cli, package: Path, 
 
 
 @nightly
-def test_paths_may_be_written_in_any_way(
-    cli: Cli, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_paths_may_be_written_in_any_way(cli: Cli, package: Path, tmp_path: Path, monkeypatch):
     other = write_package(tmp_path / "other").root
     write_npz(tmp_path / "in.npz", vectors().inputs)
     write_npz(tmp_path / "expected.npz", {**vectors().inputs, **vectors().outputs})

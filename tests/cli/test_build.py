@@ -47,7 +47,7 @@ def test_refusals_end_with_6_and_are_in_the_report(
     cli: Cli, tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # What draws at random never equals what was recorded.
-    monkeypatch.setattr("moh_deploy.api.build.require_equal", lambda package: None)
+    monkeypatch.setattr("moh_deploy.derive.engine.require_equal", lambda package: None)
     package = write_changed(tmp_path / "coins", unknown_operators).root
     refused = cli(*_rtx(package, library), "--dry-run", "--json")
     assert refused.exit_code == 6

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -7,10 +8,13 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 from moh_deploy.cli import main
 from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
+from tests.handmade_package import WIDTH, write_package
+from tests.locked import lock
 from tests.nightly import sampled
 
 COMMANDS = sorted(main.list_commands(click.Context(main)))
@@ -43,7 +47,6 @@ def test_every_command_takes_json():
 
 def _options(name: str) -> set[str]:
     command = main.get_command(click.Context(main), name)
-    assert command is not None
     return {option for parameter in command.params for option in parameter.opts}
 
 
@@ -122,8 +125,6 @@ def test_package_with_an_edited_manifest_is_refused(cli: Cli, package: Path):
 def test_reader_that_goes_away_is_no_error(package: Path, directory: str):
     root = package if directory == "package" else package / directory
     with start_python("-m", "moh_deploy", "inspect", str(root), "--json") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == 141
@@ -189,7 +190,6 @@ def test_interrupted_process_ends_with_130_and_no_traceback():
     code += "def wait(*_, **__): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
     code += "import sys; job.inspect = wait; main(['inspect', 'package'])"
     process = start_python("-c", code)
-    assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -199,3 +199,122 @@ def test_interrupted_process_ends_with_130_and_no_traceback():
 @pytest.mark.parametrize("command", ["bisect", "build", "export", "inline", "precision", "prune"])
 def test_output_has_a_short_form_wherever_something_is_written(cli: Cli, command: str):
     assert "-o, --output " in cli(command, "--help").out
+
+
+# Paths below a directory that may not be entered: each command says so, and none is to blame.
+
+_NO_PACKAGE = "locked/p cannot be opened as a package: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("bench locked/p", _NO_PACKAGE),
+        ("bench package --baseline locked/p", _NO_PACKAGE),
+        ("bundle locked/p -o out", _NO_PACKAGE),
+        ("inline locked/p -o out.onnx", _NO_PACKAGE),
+        ("inspect locked/p", _NO_PACKAGE),
+        ("profile locked/p --inputs x.npz -o r.json", _NO_PACKAGE),
+        ("run locked/p --inputs x.npz --outputs y.npz", _NO_PACKAGE),
+        ("tune locked/p", _NO_PACKAGE),
+        ("verify locked/p", _NO_PACKAGE),
+        ("bench package --inputs locked/x.npz", "cannot be read as an npz file: Permission denied"),
+        ("verify package --against locked/q", "against is locked/q, which is not found"),
+    ],
+)
+def test_path_that_may_not_be_looked_up_is_refused(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+):
+    write_package(tmp_path / "package")
+    (tmp_path / "locked").mkdir()
+    monkeypatch.chdir(tmp_path)
+    # Paths are looked up as they are given.
+    lock(Path("locked"), monkeypatch)
+    ended = cli(*command.split())
+    assert message in ended.err
+    assert ended.exit_code == 5 if message == _NO_PACKAGE else ended.exit_code in (2, 5)
+
+
+# Names of files that are no text, too long, or lead nowhere.
+
+
+NOT_TEXT = os.fsdecode(b"d\xff")
+
+
+@pytest.fixture(params=[False, True], ids=["weights inside", "weights beside"])
+def strange(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    made = write_package(tmp_path / "package", external_data=request.param).root
+    folder = tmp_path / NOT_TEXT
+    folder.mkdir()
+    np.savez(folder / "in.npz", x=np.zeros((2, 3, WIDTH), np.float32))
+    made.rename(folder / "package")
+    return folder
+
+
+def started(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in UTF-8, as on most machines: under the C locale every byte is text."""
+    return subprocess.run(
+        [sys.executable, "-m", "moh_deploy", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.usefixtures("warm_processes")
+@sampled(8)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "package"),
+        ("verify", "package", "--html", "a.html", "--markdown", "a.md", "--junit", "a.xml"),
+        ("run", "package", "--inputs", "in.npz", "--outputs", "out.npz"),
+        ("precision", "package", "--to", "float16", "--output", "half"),
+        ("inline", "package", "--output", "flat.onnx"),
+        ("tune", "package", "--choose", "all=dense"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_package_in_a_directory_whose_name_is_no_text_works(
+    strange: Path, arguments: tuple[str, ...]
+):
+    files = {"package", "in.npz", "out.npz", "half", "flat.onnx", "a.html", "a.md", "a.xml"}
+    named = [str(strange / one) if one in files else one for one in arguments]
+    ended = started(*named)
+    assert (ended.returncode, b"Traceback" in ended.stderr) == (0, False), ended.stderr
+    assert all((strange / one).exists() for one in files & set(arguments))
+
+
+@pytest.mark.usefixtures("warm_processes")
+def test_name_that_is_no_text_is_shown_by_its_numbers(tmp_path: Path):
+    ended = started("inspect", tmp_path / NOT_TEXT, "--json")
+    assert ended.returncode == 5
+    assert rb"d\udcff does not exist" in ended.stdout
+    assert rb"d\udcff does not exist" in ended.stderr
+
+
+@pytest.mark.usefixtures("warm_processes")
+@pytest.mark.parametrize("option", [[], ["--html"], ["--policy"], ["--against"], ["--labels"]])
+def test_name_that_no_file_can_have_is_wrong_usage(cli: Cli, package: Path, option: list[str]):
+    long = package / ("x" * 300 + ".npz")
+    failed = cli("verify", *([package] if option else []), *option, long)
+    assert failed.exit_code == 2
+    assert failed.err.startswith("error: ")
+    assert "File name too long" in failed.err
+
+
+@pytest.mark.usefixtures("warm_processes")
+def test_link_that_leads_to_itself_is_wrong_usage(cli: Cli, package: Path, tmp_path: Path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for arguments in (
+        ("inspect", loop),
+        ("precision", package, "--to", "float16", "--output", loop),
+        ("inline", package, "--output", loop),
+        ("run", package, "--inputs", loop, "--outputs", tmp_path / "o.npz"),
+        ("verify", package, "--html", loop / "a.html"),
+    ):
+        failed = cli(*arguments)
+        assert failed.exit_code == 2, arguments
+        assert "Too many levels of symbolic links" in failed.err

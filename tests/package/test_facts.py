@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 import moh_deploy
-from moh_deploy.derive.caches_in_place import write_caches_in_place
+from moh_deploy.derive.forms import write_caches_in_place
 from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage, TextGeneration
 from moh_deploy.package.facts import recorded_facts

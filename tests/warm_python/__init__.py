@@ -38,8 +38,6 @@ def warm_python() -> Iterator[Path]:
         with subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as server:
-            assert server.stdin is not None
-            assert server.stdout is not None
             assert server.stdout.readline() == b"ready\n"
             yield client
             server.stdin.close()

@@ -1,0 +1,144 @@
+"""`moh-deploy compare` and `cost`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
+
+import click
+
+from moh_deploy.cli import options, values
+from moh_deploy.cli.command import Argument, Before, command
+from moh_deploy.cli.failure import writing_stdout
+from moh_deploy.cli.output import print_answer, write_files
+from moh_deploy.system.bounded_json import to_json_text
+
+if TYPE_CHECKING:
+    from moh_deploy.api.export import ModelSettings
+    from moh_deploy.frontend.prove.eager import EagerModel
+
+
+class ToCompare(TypedDict):
+    paths: Annotated[tuple[Path, ...], Argument("[PATH]...", -1)]
+    plan: Annotated[
+        Path | None, "FILE.yaml", "The plan: arms, metrics, margins, written before the data."
+    ]
+    earlier: Annotated[
+        Path | None,
+        "FILE.json",
+        "The JSON report of the look before, where the plan allows several.",
+    ]
+    inputs: Annotated[tuple[Path, ...], "FILE.npz|DIR", "Without a plan: labelled samples."]
+    labels: Annotated[
+        str | None,
+        "FILE|MEMBER",
+        "Without a plan: their labels. Without these time alone decides.",
+        values.NAME_OR_PATH,
+    ]
+    metric: Annotated[str | None, "NAME", "Without a plan: what is scored.  [default: top-1]"]
+    may_lose: Annotated[
+        float | None,
+        "LOSS",
+        "Without a plan: how much of the metric an arm may lose, in its own units."
+        "  [default: 0.005]",
+    ]
+    at_least: Annotated[
+        float | None,
+        "SHARE",
+        "Without a plan: the share of the reference's median time that has to be saved."
+        "  [default: 0.1]",
+    ]
+    seconds: Annotated[
+        float | None, "N", "Without a plan: how long all arms run in turns.  [default: 10]"
+    ]
+    threads: Annotated[
+        int | None,
+        "N",
+        "Without a plan: threads within an operator.  [default: as the runtime chooses]",
+    ]
+    keep_scores: Annotated[
+        Path | None,
+        "DIR",
+        "Keep scores of samples, by blocks: an interrupted comparison goes on there.",
+    ]
+    ray: Annotated[
+        str | None, "ADDRESS|auto", "A Ray cluster that scores samples; times are of this machine."
+    ]
+    trust_pickle: options.TrustPickle
+    trust_code: options.TrustCode
+
+
+@command("compare")
+def compare_command(
+    new_plan: Annotated[
+        Path | None, "FILE.yaml", "Write a plan to fill in, and do nothing else.", Before("earlier")
+    ],
+    files: options.ReportPages,
+    as_json: options.Json,
+    **given: Unpack[ToCompare],
+) -> None:
+    """Decide by a plan which of several ways to serve a model is worth it: packages PATH, the first
+    is the reference, or the arms of the plan, made ones too."""
+    from moh_deploy.api.compare import compare
+    from moh_deploy.api.compare import new_plan as write_new_plan
+
+    if new_plan is not None:
+        written = write_new_plan(new_plan)
+        text = f"{written}: fill it in before you look at any data."
+        with writing_stdout():
+            click.echo(to_json_text({"plan": str(written)}) if as_json else text)
+        return
+    print_answer(
+        lambda progress: write_files(
+            files,
+            str(given["plan"] or ", ".join(map(str, given["paths"]))),
+            lambda: compare(load_original=_load_original, progress=progress, **given),
+        ),
+        as_json=as_json,
+    )
+
+
+def _load_original(model: Path, **settings: Unpack["ModelSettings"]) -> "EagerModel":
+    """Load a checkpoint; torch is imported only where a plan has one."""
+    from moh_deploy.api.export import load_original
+
+    return load_original(model, **settings)
+
+
+class ToPrice(TypedDict):
+    decision: Annotated[
+        Path, "--from FILE.json", "The decision: what `moh-deploy compare --json` printed."
+    ]
+    prices: Annotated[Path, "FILE.yaml", "What machines and people cost."]
+    traffic: Annotated[
+        Path,
+        "FILE.csv",
+        "A column for each dimension, and `count`, or `timestamp` where each line is a request.",
+    ]
+    days: Annotated[
+        float | None,
+        "N",
+        "How many days the traffic is of.  [default: a month for counts, what its timestamps"
+        " span for a log]",
+    ]
+    extrapolate: Annotated[
+        bool, "Take sizes that lie between two measured ones from their times, and mark them."
+    ]
+    package: Annotated[
+        Path | None,
+        "DIR",
+        "Predict for this package where skipping heads breaks even: by layer, in batch size and in"
+        " the share of open heads.",
+    ]
+
+
+@command("cost")
+def cost_command(
+    files: options.ReportPages, as_json: options.Json, **given: Unpack[ToPrice]
+) -> None:
+    """Price the arms of a decision for your traffic: what a month costs, what an arm saves, and
+    when it has paid for the engineering. Nothing is timed."""
+    from moh_deploy.api.cost import cost
+
+    print_answer(
+        lambda progress: write_files(files, str(given["decision"]), lambda: cost(**given)),
+        as_json=as_json,
+    )

@@ -1,0 +1,183 @@
+"""`moh-deploy export`, `precision`, `prune` and `inline`: commands that write models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack
+
+import click
+
+from moh_deploy.cli import options, values
+from moh_deploy.cli.command import Argument, Before, Default, command
+from moh_deploy.cli.output import print_answer
+
+if TYPE_CHECKING:
+    from moh_deploy.frontend.export_report import ExportReport
+    from moh_deploy.system.progress import SilentProgress
+
+
+class ToExport(TypedDict):
+    model: Annotated[Path, Argument()]
+    output: Annotated[Path, "--output -o DIR", "Package to write."]
+    inputs: Annotated[
+        Path | None,
+        "FILE.npz",
+        "Example inputs; members are called as the parameters of forward, with a path into what is"
+        " nested: past.0.key. Other names are the positional arguments, in file order.",
+    ]
+    dynamic: Annotated[
+        tuple[str, ...], "NAME:AXIS=DIM,...", "Dynamic axes of an input: x:0=batch,2=height."
+    ]
+    input_specs: Annotated[
+        tuple[str, ...],
+        "--input SPEC",
+        "An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
+        " dimension, a number a fixed one; 'ids:[seq=8]:int64=0..999' has a range. Or a constant"
+        " that the model is called with: use_cache=False.",
+    ]
+    output_names: Annotated[tuple[str, ...], "--output-name NAME", "Name of an output, in order."]
+    valid_tokens: Annotated[
+        str | None,
+        "NAME",
+        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens], or that is added"
+        " to scores, 0 for valid tokens; `not NAME`: 1 for padding, as PyTorch's key_padding_mask."
+        " Padding is not compared, here and wherever the package is. `all` compares all tokens."
+        "  [default: what the graph shows to be such an input]",
+    ]
+    opset: Annotated[int | None, "N", "ONNX operator set."]
+    compute_type: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        "What CPU kernels may round the operands of attention's matrix products to. bfloat16"
+        " is faster where the processor has it (amx_bf16, avx512_bf16), and less exact."
+        "  [default: float32]",
+    ]
+    cache: Annotated[
+        Literal["in-place", "concatenated"] | None,
+        "in-place: a decoder takes caches with room, and writes new keys and values into them;"
+        " concatenated: it returns a longer copy of each, as it was written."
+        "  [default: concatenated]",
+    ]
+    require_layers: Annotated[
+        int | Literal["all"] | None,
+        "N|all",
+        "Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, 1 or"
+        " more, and nothing else looks like one; 0: whatever was.",
+        values.number_or_word,
+    ]
+
+
+@command("export")
+def export_command(
+    loading: Annotated[options.Loading, Before("inputs")],
+    verbose: Annotated[bool, "Say on stderr where time went: each step and its seconds."],
+    as_json: options.Json,
+    **given: Unpack[ToExport],
+) -> None:
+    """Turn MODEL, of PyTorch (.pt, .pth, .safetensors, .pt2) or .onnx, into a verified package.
+
+    MODEL may be a directory with config.json and weights, as Hugging Face lays it out.
+
+    An ONNX file needs no code and no example inputs: docs/onnx-input.md.
+    """
+    from moh_deploy.config.options import ExportOptions
+    from moh_deploy.frontend.export_package import export_package
+    from moh_deploy.system.progress import seconds_text
+
+    job = ExportOptions(**given, **loading)
+
+    def export(progress: "SilentProgress") -> "ExportReport":
+        try:
+            return export_package(job, progress=progress)
+        finally:  # of an export that fails, too
+            if verbose:
+                click.echo(seconds_text(progress.seconds), err=True)
+
+    print_answer(export, as_json=as_json)
+
+
+class ToLower(TypedDict):
+    package_dir: options.PackagePath
+    to: Annotated[
+        str,
+        "float16|bfloat16|int8|int4",
+        "What products and activations become. int8 and int4 are for the CPU: products with"
+        " stored weights, by ONNX Runtime's own quantiser.",
+    ]
+    float32: Annotated[
+        tuple[str, ...],
+        "NODE",
+        "With --to int8 or int4: a product of model.onnx that stays in float32, by its name.",
+    ]
+    output: Annotated[Path, "--output -o DIR", "The package directory to write."]
+    within: options.Within
+    inputs: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Judge --within on these inputs instead of the recorded ones.",
+    ]
+    labels: options.LabelFile
+    code_dirs: options.MetricCode
+
+
+@command("precision")
+def precision_command(
+    scoring: Annotated[options.Scoring, Before("code_dirs")],
+    as_json: options.Json,
+    **given: Unpack[ToLower],
+) -> None:
+    """Write the package DIR again in lower precision, as a graph whose types say where: routers,
+    norms and what would overflow stay in float32."""
+    from moh_deploy.api.precision import precision
+
+    print_answer(lambda progress: precision(**given, **scoring, progress=progress), as_json=as_json)
+
+
+class ToPrune(TypedDict):
+    package_dir: options.PackagePath
+    keep: Annotated[
+        str,
+        "N|PERCENT%",
+        "Heads that each layer keeps: a number such as 12, or a share of each layer's heads"
+        " such as 75%.",
+    ]
+    by: Annotated[
+        Literal["load", "gate"],
+        "Keep the heads that are open for most tokens, or those with the largest mean gate.",
+        Default("load"),
+    ]
+    inputs: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Count heads on these inputs instead of the recorded ones.",
+    ]
+    allow_whole: Annotated[
+        bool,
+        "Let a layer whose weights cannot be cut stay whole, with gates of 0 for the heads that are"
+        " not kept.",
+    ]
+    output: Annotated[Path, "--output -o DIR", "The package directory to write."]
+
+
+@command("prune")
+def prune_command(as_json: options.Json, **given: Unpack[ToPrune]) -> None:
+    """Write the package DIR with the same heads for every token: those that are used most. The
+    weights of the others are cut, and there is no router. The plain rival of routing: another model
+    than the original, proven equal to it with these gates fed."""
+    from moh_deploy.api.prune import prune
+
+    print_answer(lambda progress: prune(**given, progress=progress), as_json=as_json)
+
+
+@command("inline")
+def inline_command(
+    package_dir: options.PackagePath,
+    output: Annotated[
+        Path, "--output -o FILE.onnx", "The ONNX file to write; an earlier one is replaced."
+    ],
+    as_json: options.Json,
+) -> None:
+    """Write the model of the package DIR to one ONNX file in standard operators only, proven equal:
+    for runtimes that know no functions. It computes every head."""
+    from moh_deploy.api.inline import inline
+
+    print_answer(
+        lambda progress: inline(package_dir, output=output, progress=progress), as_json=as_json
+    )

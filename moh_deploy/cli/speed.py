@@ -1,0 +1,194 @@
+"""`moh-deploy tune` and `bench`: commands that measure time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, TypedDict, Unpack
+
+import click
+
+from moh_deploy.cli import options, values
+from moh_deploy.cli.command import Argument, Before, Default, command
+from moh_deploy.cli.original import original_of
+from moh_deploy.cli.output import print_answer, write_files
+from moh_deploy.cli.values import ManyValues
+from moh_deploy.errors import ConfigError
+
+
+class ToTune(TypedDict):
+    package_dir: options.PackagePath
+    inputs: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
+        " sizes.",
+    ]
+    weights: Annotated[
+        tuple[float, ...],
+        "--weight N",
+        "How often a file of --inputs counts, in their order, in a directory that of names: 1"
+        " for a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
+    ]
+    runtime: options.RuntimeName
+    threads: Annotated[
+        int | None,
+        "N",
+        "Threads within an operator. One thread is measured by CPU time, several by wall time."
+        "  [default: as the runtime chooses]",
+    ]
+    min_time: Annotated[
+        float, "TIME", "How long each comparison takes at least.", values.seconds, Default("500ms")
+    ]
+    one_choice: Annotated[
+        bool,
+        "Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
+        " together.",
+    ]
+    dry_run: Annotated[bool, "Measure and report, but write nothing."]
+
+
+@command("tune")
+def tune_command(
+    choose: Annotated[
+        Mapping[str, str] | None,
+        "LAYER=CHOICE",
+        "Do not measure: let this layer, or all, be dense, sparse or projected;"
+        " 'LAYER[seq<=64]=dense' up to a size only.",
+        values.read_all(values.parse_choices),
+        Before("one_choice"),
+    ],
+    within: Annotated[
+        tuple[str, ...],
+        "CONDITION",
+        "Choose the runtime and the precision, too: the fastest of all that are there under this"
+        " condition, such as 'top-1 >= 0.98 * reference' (with --labels), 'flips <= 0.1 %' or"
+        " 'parity'. DIR is in float32 and stays as it is. --runtime tries one only.",
+        Before("dry_run"),
+    ],
+    output: Annotated[
+        Path | None, "--output -o DIR", "With --within: the package to write.", Before("dry_run")
+    ],
+    labels: Annotated[options.LabelFile, Before("dry_run")],
+    scoring: Annotated[options.Scoring, Before("dry_run")],
+    code_dirs: Annotated[options.MetricCode, Before("dry_run")],
+    as_json: options.Json,
+    **given: Unpack[ToTune],
+) -> None:
+    """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that
+    into the package: dense where skipping heads does not pay.
+
+    With --within, find the runtime and the precision as well that are fastest and still good."""
+    from moh_deploy.api.tune import tune
+    from moh_deploy.api.tune_within import tune_within
+
+    if within:
+        _refuse("choose", why="says how layers run, which --within measures")
+        print_answer(
+            lambda progress: tune_within(
+                within=within,
+                output=output,
+                labels=labels,
+                code_dirs=code_dirs,
+                progress=progress,
+                **scoring,
+                **given,
+            ),
+            as_json=as_json,
+        )
+    else:
+        _refuse("output", "labels", *scoring, "code_dirs", why="is of --within, which is not given")
+        print_answer(
+            lambda progress: tune(choose=choose, progress=progress, **given), as_json=as_json
+        )
+
+
+def _refuse(*names: str, why: str) -> None:
+    """Refuse options that would be ignored without a word."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not click.core.ParameterSource.DEFAULT:
+            raise ConfigError(f"{parameter.opts[0]} {why}: leave it out.")
+
+
+class ToBench(TypedDict):
+    package_dirs: Annotated[tuple[Path, *tuple[Path, ...]], Argument("DIR...", -1)]
+    baselines: Annotated[
+        tuple[str, ...],
+        "--baseline dense|functions|fixed-routing|plain-engine|eager|plain-onnx|DIR|FILE.onnx",
+        "Compare with the first package with every layer dense, with its function bodies,"
+        " without its routers (fixed-routing:LAYER: one of them); with the first engine without"
+        " kernels; with the original in PyTorch,"
+        " with its export by PyTorch alone; with another package, engine or model.",
+        values.NAME_OR_PATH,
+    ]
+    package: Annotated[
+        Path | None,
+        "DIR",
+        "The package that the first DIR was built from, if that is an engine: what to run it on.",
+    ]
+    threads: Annotated[
+        int | None, "N", "Threads within an operator.  [default: as the runtime chooses]"
+    ]
+    batch: Annotated[
+        tuple[int, ...],
+        "N ...",
+        "Batch sizes to run at. Inputs of sizes that were not recorded are random.",
+    ]
+    sizes: Annotated[
+        Mapping[str, Sequence[int]],
+        "--size NAME=N ...",
+        "Sizes of other dynamic dimensions to run at; all combinations are measured.",
+        values.read_all(values.parse_sizes),
+    ]
+    inputs: Annotated[
+        tuple[Path, ...], "FILE.npz|DIR", "Run on these inputs instead of the recorded ones."
+    ]
+    min_time: Annotated[
+        float,
+        "TIME",
+        "How long all contestants run in turn, on each set of inputs.",
+        values.seconds,
+        Default("5s"),
+    ]
+    warmup: Annotated[
+        float, "TIME", "How long they run before, untimed.", values.seconds, Default("500ms")
+    ]
+    gates: Annotated[
+        tuple[str, ...],
+        "--gate CONDITION",
+        "Fail unless this holds for every DIR: 'p50 <= 1.05 * baseline', 'p99 < 20 ms'.",
+    ]
+    baseline_file: options.BaselineFile
+    update_baseline: options.UpdateBaseline
+    runtime: options.RuntimeName
+    kernels: options.KernelChoice
+
+
+@command("bench", ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
+def bench_command(
+    checkpoint: Annotated[
+        Path | None,
+        "FILE",
+        "The original model, for --baseline eager and plain-onnx. The options from --config to"
+        " --dtype say how to load it, as for export.",
+        Before("threads"),
+    ],
+    loading: Annotated[options.Loading, Before("threads")],
+    files: options.ReportFiles,
+    as_json: options.Json,
+    **given: Unpack[ToBench],
+) -> None:
+    """Measure latency, throughput and memory of the packages or engines DIR, in turns with
+    baselines: exit 1 if a gate does not pass."""
+    from moh_deploy.api.bench import bench
+
+    print_answer(
+        lambda progress: write_files(
+            files,
+            ", ".join(map(str, given["package_dirs"])),
+            lambda: bench(
+                original=original_of(checkpoint, loading, progress), progress=progress, **given
+            ),
+        ),
+        as_json=as_json,
+    )

@@ -1,0 +1,307 @@
+"""The export command hands its options on, unread. A stand-in for the pipeline spares torch."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.export_report import ExportReport
+from moh_deploy.native import kernel_library
+from moh_deploy.system.npz import read_npz, write_npz
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.compare.fresh_process import ProvenRun
+from tests import small_moh
+from tests.cli.run_cli import Cli
+from tests.handmade_package import LAYER, MANIFEST
+from tests.kernel_library import NO_KERNELS
+from tests.nightly import nightly, one_in
+
+
+@dataclass
+class Pipeline:
+    """Records what `export` is called with; `act` runs inside of it."""
+
+    calls: list[ExportOptions] = field(default_factory=list)
+    act: Callable[[], object] = lambda: None
+
+    def export(self, options: ExportOptions, *, progress: Progress) -> ExportReport:
+        self.calls.append(options)
+        with progress.step("tracing"):
+            self.act()
+        return ExportReport(
+            package=options.output,
+            layers=(LAYER,),
+            inputs=MANIFEST.inputs,
+            outputs=MANIFEST.outputs,
+            max_abs_error=1e-6,
+            routing_agreement=1.0,
+            vector_sets=2,
+            runs=(ProvenRun(2, 1e-6, 1.0, 0, 1, (), NO_KERNELS, None),),
+        )
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    pipeline = Pipeline()
+    module = ModuleType("moh_deploy.frontend.export_package")
+    module.export_package = pipeline.export  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "moh_deploy.frontend.export_package", module)
+    return pipeline
+
+
+def test_every_option_reaches_the_pipeline(cli: Cli, pipeline: Pipeline):
+    arguments = (
+        "model.pt -o out --config c.yaml --set dims.batch=3 --set model.state_key=ema"
+        " --factory net:build --code-dir a --code-dir b --state-key model --trust-pickle"
+        " --inputs in.npz --dynamic x:0=batch,2=h --dynamic y:0=batch"
+        " --input x:[batch=2,3]:float32 --output-name logits --output-name aux --opset 21"
+        " --compute-type bfloat16 --require-layers 12"
+    )
+    assert cli("export", *arguments.split()).exit_code == 0
+    assert pipeline.calls == [
+        ExportOptions(
+            model=Path("model.pt"),
+            output=Path("out"),
+            config=Path("c.yaml"),
+            overrides=("dims.batch=3", "model.state_key=ema"),
+            factory="net:build",
+            code_dirs=(Path("a"), Path("b")),
+            state_key="model",
+            trust_pickle=True,
+            inputs=Path("in.npz"),
+            dynamic=("x:0=batch,2=h", "y:0=batch"),
+            input_specs=("x:[batch=2,3]:float32",),
+            output_names=("logits", "aux"),
+            opset=21,
+            compute_type="bfloat16",
+            require_layers=12,
+        )
+    ]
+
+
+def test_all_layers_may_be_required(cli: Cli, pipeline: Pipeline):
+    cli("export", "model.pt", "-o", "out", "--require-layers", "all")
+    assert [options.require_layers for options in pipeline.calls] == ["all"]
+
+
+def test_options_left_out_have_the_defaults_of_the_function(cli: Cli, pipeline: Pipeline):
+    cli("export", "model.pt", "--output", "out")
+    assert pipeline.calls == [ExportOptions(Path("model.pt"), Path("out"))]
+
+
+def test_report_is_shown(cli: Cli, pipeline: Pipeline):
+    shown = cli("export", "model.pt", "-o", "out")
+    assert "1 MoH layer" in shown.out
+    assert "EQUAL to the original on 2 runs: max abs error 1e-06" in shown.out
+
+
+def test_verbose_says_where_time_went(cli: Cli, pipeline: Pipeline):
+    quiet = cli("export", "model.pt", "-o", "out", "--json")
+    verbose = cli("export", "model.pt", "-o", "out", "--json", "--verbose")
+    assert quiet.err == ""
+    assert [line.split()[-1] for line in verbose.err.splitlines()] == ["tracing", "steps"]
+    assert verbose.json == quiet.json
+
+
+def test_verbose_says_it_of_an_export_that_fails(cli: Cli, pipeline: Pipeline):
+    def fail() -> None:
+        raise CheckpointError("model.pt does not exist.", hint="Look for it.")
+
+    pipeline.act = fail
+    assert "%  tracing\n" in cli("export", "model.pt", "-o", "out", "--verbose").err
+
+
+def test_what_the_users_code_prints_does_not_disturb_the_json(cli: Cli, pipeline: Pipeline):
+    pipeline.act = lambda: print("building the network")
+    shown = cli("export", "model.pt", "-o", "out", "--json")
+    assert shown.json["moh_layers"] == 1
+    assert shown.err == "building the network\n"
+
+
+def test_error_of_the_pipeline_is_one_line_and_its_exit_code(cli: Cli, pipeline: Pipeline):
+    def fail() -> None:
+        raise CheckpointError("model.pt does not exist.", hint="Look for it.")
+
+    pipeline.act = fail
+    failed = cli("export", "model.pt", "-o", "out", "--json")
+    assert failed.exit_code == 3
+    assert failed.err == "error: model.pt does not exist.\nhint: Look for it.\n"
+    assert failed.json == {
+        "error": {
+            "type": "CheckpointError",
+            "message": "model.pt does not exist.",
+            "hint": "Look for it.",
+            "exit_code": 3,
+        }
+    }
+
+
+def test_interrupt_ends_with_130(cli: Cli, pipeline: Pipeline):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    pipeline.act = interrupt
+    stopped = cli("export", "model.pt", "-o", "out")
+    assert stopped.exit_code == 130
+    assert stopped.err.strip() == "interrupted"
+
+
+def test_installation_without_pytorch_says_so(cli: Cli, pipeline: Pipeline):
+    def miss() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    pipeline.act = miss
+    failed = cli("export", "model.pt", "-o", "out")
+    assert failed.exit_code == 6
+    assert failed.err.startswith("error: PyTorch is not installed, and this command loads")
+
+
+def test_bug_keeps_its_traceback(cli: Cli, pipeline: Pipeline):
+    pipeline.act = lambda: [][0]
+    failed = cli("export", "model.pt", "-o", "out")
+    assert failed.exit_code == 70
+    assert "IndexError: list index out of range" in failed.err
+
+
+# The command on real files: one model in each form that a checkpoint may have.
+
+
+INPUT = ("--input", "x:[batch=2,seq=5,8]:float32")
+
+
+@pytest.fixture
+def code_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with the user's module `user_moh`; whatever is imported from it is forgotten."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    shutil.copy(small_moh.__file__, folder / "user_moh.py")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder
+    sys.modules.pop("user_moh", None)
+
+
+def user_module(code_dir: Path) -> ModuleType:
+    sys.path.insert(0, str(code_dir))
+    try:
+        return importlib.import_module("user_moh")
+    finally:
+        sys.path.remove(str(code_dir))
+        sys.modules.pop("user_moh")
+
+
+def module(model: nn.Module, path: Path) -> None:
+    user_moh = ModuleType("user_moh")
+    user_moh.SmallMoH = type(model)  # type: ignore[attr-defined]
+    sys.modules["user_moh"] = user_moh  # pickle checks that the name leads back to the class
+    torch.save(model.train(), path)
+    del sys.modules["user_moh"]
+
+
+def state_dict(model: nn.Module, path: Path) -> None:
+    torch.save(model.state_dict(), path)
+
+
+def training_checkpoint(model: nn.Module, path: Path) -> None:
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "model": weights, "optimizer": {"lr": 0.1}}, path)
+
+
+def safetensors(model: nn.Module, path: Path) -> None:
+    save_file(model.state_dict(), path)
+
+
+def exported_program(model: nn.Module, path: Path) -> None:
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
+    x = torch.zeros(2, 5, 8)
+    torch.export.save(torch.export.export(model.eval(), (x,), dynamic_shapes=(dims,)), path)
+
+
+FACTORY = ("--factory", "user_moh:build", *INPUT)
+
+FORMS: dict[str, tuple[Callable[[nn.Module, Path], None], str, tuple[str, ...]]] = {
+    "module": (module, "model.pt", ("--trust-pickle", *INPUT)),
+    "state_dict": (state_dict, "model.pt", FACTORY),
+    "training_checkpoint": (training_checkpoint, "last.pt", FACTORY),
+    "safetensors": (safetensors, "model.safetensors", FACTORY),
+    "pt2": (exported_program, "model.pt2", ()),
+}
+
+
+@nightly
+@pytest.mark.parametrize("form", one_in(5, FORMS))
+def test_checkpoint_of_every_form_becomes_an_equal_package(
+    cli: Cli, tmp_path: Path, code_dir: Path, form: str
+):
+    save, name, options = FORMS[form]
+    model = user_module(code_dir).build()
+    nn.init.constant_(model.out.bias, 0.25)  # what a factory alone would not give
+    save(model, tmp_path / name)
+    package = tmp_path / "package"
+    if form != "pt2":
+        options = (*options, "--code-dir", str(code_dir))
+    exported = cli("export", tmp_path / name, "--output", package, "--json", *options)
+    assert exported.exit_code == 0, exported.err
+    (layer,) = exported.json["layers"]
+    assert (layer["router"], layer["replaced"], layer["num_heads"]) == ("two_stage", True, 4)
+    projections = [layer["query_projection"], layer["output_projection"]]
+    projected = [name for name in projections if name] if layer["choice"] == "projected" else []
+    assert layer["choice"] in ("sparse", "projected")
+    assert exported.json["routing_agreement"] == 1.0
+    nodes = [(run["kernel_nodes"], run["function_nodes"]) for run in exported.json["runs"]]
+    count = 2 + len(projected)
+    assert nodes == ([(0, count), (count, 0)] if kernel_library() else [(0, count)])
+    ways = ["function", "kernel"] if kernel_library() else ["function"]
+    assert [run["layer_runs"] for run in exported.json["runs"]] == [
+        [
+            {
+                "path": layer["path"],
+                "runs_as": way,
+                "router_runs_as": way,
+                "projections_run_as": _projections_run_as(layer, way),
+                "by_size": None,
+            }
+        ]
+        for way in ways
+    ]
+    inspected = cli("inspect", package, "--json").json["layers"][0]
+    impl = ways[-1]
+    assert (inspected["runs_as"], inspected["router_runs_as"]) == (impl, impl)
+
+    x = torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(0))
+    write_npz(tmp_path / "in.npz", {"x": x.numpy()})
+    ran = cli("run", package, "--inputs", tmp_path / "in.npz", "--outputs", tmp_path / "out.npz")
+    assert ran.exit_code == 0, ran.err
+    (output,) = read_npz(tmp_path / "out.npz", error=ValueError).values()
+    with torch.no_grad():
+        np.testing.assert_allclose(output, model.eval()(x).numpy(), atol=1e-5)
+
+
+def _projections_run_as(layer: dict[str, Any], way: str) -> str | None:
+    if not (layer["query_projection"] or layer["output_projection"]):
+        return None
+    return way if layer["choice"] == "projected" else "dense"
+
+
+def test_pickle_that_is_not_trusted_leaves_nothing_behind(cli: Cli, tmp_path: Path, code_dir: Path):
+    module(user_module(code_dir).build(), tmp_path / "model.pt")
+    refused = cli(
+        "export", tmp_path / "model.pt", "-o", tmp_path / "package", "--code-dir", code_dir, *INPUT
+    )
+    assert refused.exit_code == 3
+    assert "--trust-pickle" in refused.err
+    assert "user_moh" not in sys.modules
+    assert not (tmp_path / "package").exists()
