@@ -124,58 +124,46 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """`model:` how the module is built for checkpoints that hold weights only.
+    """`model:` how the module is built for checkpoints that hold weights only."""
 
-    Attributes:
-        factory: `MODULE:CALLABLE`.
-        kwargs: Keyword arguments of the factory.
-        code_dirs: Directories of the user's code; relative ones are relative to the config file.
-        state_key: Key of the weights in a training checkpoint, dotted for nested ones.
-    """
-
-    factory: str | None = None
-    kwargs: dict[str, JsonValue] = {}
+    factory: str | None = None  # `MODULE:CALLABLE`
+    kwargs: dict[str, JsonValue] = {}  # keyword arguments of the factory
     # YAML has lists and text only: fields of tuples and paths are the ones that convert.
+    # Directories of the user's code; relative ones are relative to the config file.
     code_dirs: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)] = ()
+    # Key of the weights in a training checkpoint, dotted for nested ones.
     state_key: str | None = None
 
 
 class InputSection(_Section):
-    """A tensor of `inputs:`.
+    """A tensor of `inputs:`."""
 
-    Attributes:
-        name: Of the parameter that takes it, with a path into it: `past.0.key`.
-        shape: Fixed sizes, and dimension expressions such as `batch` or `past+1`.
-        range: First and last value that the example may hold; None for the dtype's own range.
-    """
-
+    # Of the parameter that takes it, with a path into it: `past.0.key`.
     name: Annotated[str, Field(min_length=1)]
+    # Fixed sizes, and dimension expressions such as `batch` or `past+1`.
     shape: Annotated[tuple[int | str, ...], Field(strict=False)]
     dtype: ModelDtype = "float32"
+    # First and last value that the example may hold; None for the dtype's own range.
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
 
 
 class ExportConfig(_Section):
-    """The content of an export configuration.
-
-    Attributes:
-        inputs: In the file also a mapping of parameters' names to nested values.
-        constants: Names to what the model is called with beside the inputs.
-        dims: Dimension name to its size in the example.
-        outputs: Names of the model's outputs, in order; empty to choose names.
-        compute_type: What kernels may round the operands of attention's matrix products to.
-        require_layers: How many MoH layers have to be replaced, or `all`; None and 0 require none.
-        valid_tokens: The input that is 1 for valid tokens and 0 for padding; `not NAME`: 1 for
-            padding; `all`: every token counts.
-    """
+    """The content of an export configuration."""
 
     model: ModelSection = ModelSection()
+    # In the file also a mapping of parameters' names to nested values.
     inputs: Annotated[tuple[InputSection, ...], Field(strict=False)] = ()
+    # Names to what the model is called with beside the inputs.
     constants: dict[str, ConstantValue] = {}
-    dims: dict[str, int] = {}
+    dims: dict[str, int] = {}  # dimension name to its size in the example
+    # Names of the model's outputs, in order; empty to choose names.
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    # What kernels may round the operands of attention's matrix products to.
     compute_type: Literal["float32", "bfloat16"] = "float32"
+    # How many MoH layers have to be replaced, or `all`; None and 0 require none.
     require_layers: RequiredLayers | None = None
+    # The input that is 1 for valid tokens and 0 for padding; `not NAME`: 1 for padding; `all`:
+    # every token counts.
     valid_tokens: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")

@@ -22,53 +22,35 @@ FamilyKind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True)
 class Exemplar:
-    """One observation of a histogram, and the request that it is of.
+    """One observation of a histogram, and the request that it is of."""
 
-    Attributes:
-        trace_id: Of the request, 32 hexadecimal digits.
-        value: What was observed.
-        seconds: When, in seconds since 1970.
-    """
-
-    trace_id: str
+    trace_id: str  # of the request, 32 hexadecimal digits
     value: float
-    seconds: float
+    seconds: float  # when, in seconds since 1970
 
 
 @dataclass(frozen=True)
 class Series:
-    """One series of a family.
+    """One series of a family."""
 
-    Attributes:
-        labels: Label to value: `{"layer": "blocks.0.attn"}`.
-        value: The count or the reading; of a histogram the sum of what was observed.
-        buckets: Of a histogram, upper edge to how many observations are at most that, with `inf`
-            last; empty for anything else.
-        exemplars: Of a histogram, upper edge to the last observation in that bucket whose request
-            had a trace id.
-    """
-
-    labels: Mapping[str, str]
-    value: float
+    labels: Mapping[str, str]  # label to value: `{"layer": "blocks.0.attn"}`
+    value: float  # the count or the reading; of a histogram the sum of what was observed
+    # Of a histogram, upper edge to how many observations are at most that, with `inf` last; empty
+    # for anything else.
     buckets: Mapping[float, int] = field(default_factory=dict)
+    # Of a histogram, upper edge to the last observation in that bucket whose request had a trace
+    # id.
     exemplars: Mapping[float, Exemplar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A metric: all series of one name.
+    """A metric: all series of one name."""
 
-    Attributes:
-        name: With `_total` for a counter: `moh_routed_tokens_total`.
-        help: What it counts, in a sentence.
-        kind: `counter`, `gauge` or `histogram`.
-        samples: Its series, each with other labels.
-    """
-
-    name: str
-    help: str
-    kind: FamilyKind
-    samples: tuple[Series, ...]
+    name: str  # with `_total` for a counter: `moh_routed_tokens_total`
+    help: str  # what it counts, in a sentence
+    kind: FamilyKind  # `counter`, `gauge` or `histogram`
+    samples: tuple[Series, ...]  # its series, each with other labels
 
     @property
     def unit(self) -> str:
@@ -109,15 +91,10 @@ _TRACEPARENT = re.compile(
 
 @dataclass(frozen=True)
 class Trace:
-    """The trace of a request.
+    """The trace of a request."""
 
-    Attributes:
-        trace_id: 32 hexadecimal digits.
-        is_sampled: The client records it; of others a tracing system knows nothing.
-    """
-
-    trace_id: str
-    is_sampled: bool
+    trace_id: str  # 32 hexadecimal digits
+    is_sampled: bool  # the client records it; of others a tracing system knows nothing
 
     @classmethod
     def of(cls, headers: Sequence[str]) -> Trace | None:

@@ -36,15 +36,10 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply to a batch, and which rung made it.
+    """The reply to a batch, and which rung made it."""
 
-    Attributes:
-        outputs: Name to array, for every output of the model.
-        rung: What computed it: `kernels`, or the rung of the ladder that took over.
-    """
-
-    outputs: Mapping[str, Array]
-    rung: str
+    outputs: Mapping[str, Array]  # name to array, for every output of the model
+    rung: str  # what computed it: `kernels`, or the rung of the ladder that took over
 
 
 class ServedModel:
@@ -298,15 +293,10 @@ def answer_batch(
 
 @dataclass(frozen=True)
 class Joining:
-    """Says whether requests may be joined into batches, and if not why.
+    """Says whether requests may be joined into batches, and if not why."""
 
-    Attributes:
-        axis: The axis that they are joined on; None where each runs alone.
-        reason: Why each runs alone; None if they are joined.
-    """
-
-    axis: BatchAxis | None
-    reason: str | None = None
+    axis: BatchAxis | None  # the axis that they are joined on; None where each runs alone
+    reason: str | None = None  # why each runs alone; None if they are joined
 
 
 def find_joining(served: ServedModel) -> Joining:

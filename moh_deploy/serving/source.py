@@ -133,16 +133,11 @@ def _without_noise(package: OnnxPackage) -> OnnxPackage:
 
 @dataclass(frozen=True)
 class ComputedResults(Runner):
-    """Results that were computed before, as a runner for `compare`.
+    """Results that were computed before, as a runner for `compare`."""
 
-    Attributes:
-        results: Outputs, gates, and as many other inner values as there are.
-        description: Of what computed them.
-    """
-
-    results: Mapping[str, Array]
+    results: Mapping[str, Array]  # outputs, gates, and as many other inner values as there are
     inputs: tuple[TensorInfo, ...]
-    description: Description
+    description: Description  # of what computed them
 
     @property
     def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -161,14 +156,9 @@ FIRST_RUNG = "kernels"
 
 @dataclass(frozen=True)
 class Ran:
-    """A batch that was run.
+    """A batch that was run."""
 
-    Attributes:
-        results: Outputs of the model, and those of the inner values that what ran has.
-        rung: What ran.
-        seconds: How long it took.
-    """
-
+    # Outputs of the model, and those of the inner values that what ran has.
     results: Mapping[str, Array]
     rung: str
     seconds: float
@@ -208,14 +198,10 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class OneModel:
-    """The model as it is: what it computes is the answer.
+    """The model as it is: what it computes is the answer."""
 
-    Attributes:
-        runner: Runs batches.
-        reading: Runs those of which inner values are wanted; None where `runner` does.
-    """
-
-    runner: Runner
+    runner: Runner  # runs batches
+    # Runs those of which inner values are wanted; None where `runner` does.
     reading: Runner | None = None
 
     def run(
@@ -286,24 +272,17 @@ def _bytes_of(model: Deployed) -> int:
 
 @dataclass(frozen=True)
 class ServedRun:
-    """A run that was made to answer a batch, for observers.
-
-    Attributes:
-        inputs: The batch.
-        dims: The sizes of its dynamic dimensions.
-        results: Its outputs, and the inner values that the observers wanted of this run, of what
-            the rung has: another package has none.
-        sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
-            one request.
-        seconds: How long the run took.
-        rung: What ran.
-    """
+    """A run that was made to answer a batch, for observers."""
 
     inputs: Mapping[str, Array]
-    dims: Mapping[str, int]
+    dims: Mapping[str, int]  # the sizes of its dynamic dimensions
+    # Its outputs, and the inner values that the observers wanted of this run, of what the rung has:
+    # another package has none.
     results: Mapping[str, Array]
+    # Samples of each request in the batch, in order; a batch that cannot be told apart is one
+    # request.
     sizes: tuple[int, ...]
-    seconds: float
+    seconds: float  # how long the run took
     rung: str
 
 

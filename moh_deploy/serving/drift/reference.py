@@ -83,75 +83,47 @@ _Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class LayerProfile(Strict):
-    """The routing of one layer.
-
-    Attributes:
-        layer: The layer.
-        tokens: That it routed.
-        on: For each head, tokens that it was on for.
-        mass: For each head, the sum of its gates' absolute values.
-        margins: How many choices were as clear as each bin of `MARGIN_EDGES` says.
-    """
+    """The routing of one layer."""
 
     layer: CountedLayer
-    tokens: _Count
-    on: tuple[_Count, ...]
-    mass: tuple[_Count, ...]
-    margins: tuple[_Count, ...]
+    tokens: _Count  # that it routed
+    on: tuple[_Count, ...]  # for each head, tokens that it was on for
+    mass: tuple[_Count, ...]  # for each head, the sum of its gates' absolute values
+    margins: tuple[_Count, ...]  # how many choices were as clear as each bin of `MARGIN_EDGES` says
 
 
 @dataclass(frozen=True)
 class LayerLimits(Strict):
-    """The largest distances of one layer that count as chance; see `distances`.
+    """The largest distances of one layer that count as chance; see `distances`."""
 
-    Attributes:
-        load: Of the layer, as all but `heads`.
-        heads: Of the share of tokens that each head is on for.
-        shared: None where the layer has no shared heads, or these only.
-        margin: None where margins cannot be read.
-    """
-
-    load: _Count
+    load: _Count  # of the layer, as all but `heads`
     active: _Count
     mass: _Count
-    heads: tuple[_Count, ...]
-    shared: _Count | None = None
-    margin: _Count | None = None
+    heads: tuple[_Count, ...]  # of the share of tokens that each head is on for
+    shared: _Count | None = None  # None where the layer has no shared heads, or these only
+    margin: _Count | None = None  # None where margins cannot be read
 
 
 @dataclass(frozen=True)
 class WindowLimits(Strict):
-    """The limits for windows of one size.
+    """The limits for windows of one size."""
 
-    Attributes:
-        requests: Of the window; they hold for larger ones, too, which chance moves less.
-        layers: Of each layer.
-    """
-
+    # Of the window; they hold for larger ones, too, which chance moves less.
     requests: Annotated[int, Field(ge=1)]
     layers: tuple[LayerLimits, ...]
 
 
 @dataclass(frozen=True)
 class RoutingReference(Strict):
-    """The profile of a package's routing.
+    """The profile of a package's routing."""
 
-    Attributes:
-        digest: Of the model.onnx that it is of.
-        requests: How many were recorded.
-        layers: What they were routed to.
-        false_alarms: The share of windows of unchanged traffic that may alarm.
-        confidence: In this share of references that is kept.
-        limits: For windows of several sizes, ascending.
-        format_version: Of the file.
-    """
-
-    digest: str
-    requests: Annotated[int, Field(ge=1)]
-    layers: tuple[LayerProfile, ...]
+    digest: str  # of the model.onnx that it is of
+    requests: Annotated[int, Field(ge=1)]  # how many were recorded
+    layers: tuple[LayerProfile, ...]  # what they were routed to
+    # The share of windows of unchanged traffic that may alarm.
     false_alarms: Annotated[float, Field(gt=0, lt=1)]
-    confidence: float
-    limits: tuple[WindowLimits, ...]
+    confidence: float  # in this share of references that is kept
+    limits: tuple[WindowLimits, ...]  # for windows of several sizes, ascending
     format_version: int = _FORMAT
 
     @property

@@ -48,18 +48,12 @@ def _one_in(rate: float) -> str:
 
 @dataclass(frozen=True)
 class ProfileReport(Report):
-    """A reference was made.
-
-    Attributes:
-        package: Of which package.
-        output: Where it was written.
-        reference: It.
-        kernels: What ran the package; None where the requests were recorded elsewhere.
-    """
+    """A reference was made."""
 
     package: Path
     output: Path
     reference: RoutingReference
+    # What ran the package; None where the requests were recorded elsewhere.
     kernels: KernelUse | None
 
     def document(self) -> Document:
@@ -88,16 +82,10 @@ class ProfileReport(Report):
 
 @dataclass(frozen=True)
 class WatchReport(Report):
-    """Live routing, compared with the reference.
+    """Live routing, compared with the reference."""
 
-    Attributes:
-        source: The dump or the address of metrics.
-        windows: Each window, in the order of time.
-        reference: The reference.
-    """
-
-    source: str
-    windows: tuple[WindowVerdict, ...]
+    source: str  # the dump or the address of metrics
+    windows: tuple[WindowVerdict, ...]  # each window, in the order of time
     reference: RoutingReference = field(metadata=HIDDEN)
 
     @property

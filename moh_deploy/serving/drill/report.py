@@ -93,29 +93,17 @@ class FaultDrill:
 
 @dataclass(frozen=True)
 class DrillReport(Report):
-    """The report of a drill: what clients saw while a server was broken on purpose.
+    """The report of a drill: what clients saw while a server was broken on purpose."""
 
-    Attributes:
-        schema_version: Of its JSON.
-        subject: The served package.
-        server: What served it.
-        policy: The guard's policy: a file, or the drill's own.
-        clients: How many sent requests at the same time.
-        seconds: How long each fault stayed.
-        before: The same figures of the load before any fault.
-        faults: One entry for each that was planted.
-        kernels: The kernel library of the package here.
-    """
-
-    schema_version: Literal[1] = field(default=1, init=False)
-    subject: str
-    server: str
-    policy: str
-    clients: int
-    seconds: float
-    before: FaultDrill
-    faults: tuple[FaultDrill, ...]
-    kernels: KernelUse = field(metadata=HIDDEN)
+    schema_version: Literal[1] = field(default=1, init=False)  # of its JSON
+    subject: str  # the served package
+    server: str  # what served it
+    policy: str  # the guard's policy: a file, or the drill's own
+    clients: int  # how many sent requests at the same time
+    seconds: float  # how long each fault stayed
+    before: FaultDrill  # the same figures of the load before any fault
+    faults: tuple[FaultDrill, ...]  # one entry for each that was planted
+    kernels: KernelUse = field(metadata=HIDDEN)  # the kernel library of the package here
 
     @property
     @in_json()

@@ -116,23 +116,14 @@ _GONE = 499
 
 @dataclass
 class Endpoint:
-    """A model to serve: its name, its queue, its limits.
+    """A model to serve: its name, its queue, its limits."""
 
-    Attributes:
-        name: The model's name, as clients have it.
-        version: Its version, as clients have it.
-        served: The model.
-        queue: Answers its requests.
-        limits: Sizes, times and numbers of requests.
-        restarts: How often its process was started again.
-    """
-
-    name: str
-    version: str
+    name: str  # the model's name, as clients have it
+    version: str  # its version, as clients have it
     served: ServedModel
-    queue: BatchingQueue
-    limits: HttpLimits
-    restarts: int = 0
+    queue: BatchingQueue  # answers its requests
+    limits: HttpLimits  # sizes, times and numbers of requests
+    restarts: int = 0  # how often its process was started again
     _counts: StatusCounts = field(default_factory=StatusCounts, init=False)
     _in_turn: InTurn = field(default_factory=InTurn, init=False)
     _is_ready: bool = field(default=False, init=False)

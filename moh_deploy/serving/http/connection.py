@@ -38,12 +38,10 @@ class TimedConnection(H11Protocol):
 
     uvicorn itself limits only how long a connection idles between two requests. When there are too
     many connections, the address with the most loses those that have waited for it the longest.
-
-    Attributes:
-        limit_s: How long a request may take to arrive, and how long a client may take to read
-            64 KiB of an answer.
     """
 
+    # How long a request may take to arrive, and how long a client may take to read 64 KiB of an
+    # answer.
     limit_s: ClassVar[float]
 
     _arrival: asyncio.TimerHandle | None = None

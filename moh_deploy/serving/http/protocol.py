@@ -52,32 +52,21 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request that fits the model's names and dtypes.
+    """A request that fits the model's names and dtypes."""
 
-    Attributes:
-        inputs: Name to array; arrays may be views of the body, and are not to be written to.
-        outputs: The outputs that are asked for, in this order.
-        id: The client's name for the request; the answer repeats it.
-        timeout_s: How long the client waits; None where it does not say.
-    """
-
+    # Name to array; arrays may be views of the body, and are not to be written to.
     inputs: Mapping[str, Array]
-    outputs: tuple[RequestedOutput, ...]
-    id: str | None = None
-    timeout_s: float | None = None
+    outputs: tuple[RequestedOutput, ...]  # the outputs that are asked for, in this order
+    id: str | None = None  # the client's name for the request; the answer repeats it
+    timeout_s: float | None = None  # how long the client waits; None where it does not say
 
 
 @dataclass(frozen=True)
 class Body:
-    """A body of the protocol.
+    """A body of the protocol."""
 
-    Attributes:
-        content: The JSON object, and raw values behind it.
-        json_bytes: Size of the object; None where nothing is behind it.
-    """
-
-    content: bytes
-    json_bytes: int | None
+    content: bytes  # the JSON object, and raw values behind it
+    json_bytes: int | None  # size of the object; None where nothing is behind it
 
     @property
     def headers(self) -> dict[str, str]:

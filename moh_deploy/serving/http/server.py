@@ -49,25 +49,15 @@ no request keeps it from that for as long."""
 
 @dataclass(frozen=True)
 class Listening:
-    """Where clients can connect, and to what.
-
-    Attributes:
-        host: The address.
-        port: Its port.
-        model: The model's name, as clients have it.
-        instances: How many batches run at the same time.
-        threads: Threads of each.
-        worker: The process that answers.
-        alone_because: Why requests are not joined into batches; None if they are.
-    """
+    """Where clients can connect, and to what."""
 
     host: str
     port: int
-    model: str
-    instances: int
-    threads: int
-    worker: int
-    alone_because: str | None
+    model: str  # the model's name, as clients have it
+    instances: int  # how many batches run at the same time
+    threads: int  # threads of each
+    worker: int  # the process that answers
+    alone_because: str | None  # why requests are not joined into batches; None if they are
 
     @property
     def url(self) -> str:

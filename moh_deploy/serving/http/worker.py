@@ -42,24 +42,16 @@ _FILES = 4096
 
 @dataclass(frozen=True)
 class WorkerTask(Strict):
-    """The task of a worker process: the model, and how it is served.
+    """The task of a worker process: the model, and how it is served."""
 
-    Attributes:
-        model: The package or engine.
-        settings: How it is served.
-        limits: Sizes, times and numbers of requests.
-        listener: Number of the open socket that clients connect to.
-        parent: Number of the open socket to the process that started it: it says there that it
-            is ready, and ends when the other end is closed.
-        restarts: How many workers have died before it.
-    """
-
-    model: str
-    settings: ServingSettings
-    limits: HttpLimits
-    listener: int
+    model: str  # the package or engine
+    settings: ServingSettings  # how it is served
+    limits: HttpLimits  # sizes, times and numbers of requests
+    listener: int  # number of the open socket that clients connect to
+    # Number of the open socket to the process that started it: it says there that it is ready, and
+    # ends when the other end is closed.
     parent: int
-    restarts: int = 0
+    restarts: int = 0  # how many workers have died before it
 
 
 TASK_JSON = TypeAdapter(WorkerTask)
@@ -219,19 +211,12 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class FirstWord(Strict):
-    """The first message of a worker to its parent: it is ready, or why it will not be.
+    """The first message of a worker to its parent: it is ready, or why it will not be."""
 
-    Attributes:
-        error: The reason why it does not start; None if it is ready.
-        hint: The next step for the user.
-        exit_code: Of the error.
-        alone_because: Why requests are not joined; None if they are.
-    """
-
-    error: str | None = None
-    hint: str | None = None
+    error: str | None = None  # the reason why it does not start; None if it is ready
+    hint: str | None = None  # the next step for the user
     exit_code: int = 0
-    alone_because: str | None = None
+    alone_because: str | None = None  # why requests are not joined; None if they are
 
 
 WORD_JSON = TypeAdapter(FirstWord)

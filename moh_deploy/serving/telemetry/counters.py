@@ -152,17 +152,11 @@ def _sizes(axes: Iterable[_Axis], dims: Dims) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts since the start, all taken at one moment.
+    """Counts since the start, all taken at one moment."""
 
-    Attributes:
-        tokens: Tokens of each layer in the runs that were answered, padding left out.
-        requests: Requests whose routing was read.
-        counts: Of these: the sum of their rows.
-    """
-
-    tokens: tuple[int, ...]
-    requests: int
-    counts: Counts
+    tokens: tuple[int, ...]  # tokens of each layer in the runs that were answered, padding left out
+    requests: int  # requests whose routing was read
+    counts: Counts  # of these: the sum of their rows
 
 
 class Telemetry:

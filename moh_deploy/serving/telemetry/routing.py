@@ -33,20 +33,14 @@ MARGIN_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10
 
 @dataclass(frozen=True)
 class CountedLayer(Strict):
-    """A layer whose routing is counted.
+    """A layer whose routing is counted."""
 
-    Attributes:
-        path: Of the layer, as in the manifest.
-        num_heads: All of its heads.
-        num_shared_heads: The first so many are meant to be on for every token; None where the
-            router's form does not tell.
-        has_margins: The scores that its router ranks can be read.
-    """
-
-    path: str
-    num_heads: Annotated[int, Field(ge=1, le=2**16)]
+    path: str  # of the layer, as in the manifest
+    num_heads: Annotated[int, Field(ge=1, le=2**16)]  # all of its heads
+    # The first so many are meant to be on for every token; None where the router's form does not
+    # tell.
     num_shared_heads: Annotated[int, Field(ge=0, le=2**16)] | None
-    has_margins: bool
+    has_margins: bool  # the scores that its router ranks can be read
 
 
 @dataclass(frozen=True)
@@ -99,17 +93,12 @@ Counts = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RoutingReader:
-    """Knows where a package's routers show what they do.
+    """Knows where a package's routers show what they do."""
 
-    Attributes:
-        layout: The layers that are counted. Gates that no input changes are not: there is nothing
-            to see.
-        values: Where each of them has its gates and logits.
-        valid_tokens: The mask of valid tokens, [batch, tokens], see `token_mask`; None for all.
-    """
-
+    # The layers that are counted. Gates that no input changes are not: there is nothing to see.
     layout: CountLayout
-    values: tuple[LayerValues, ...]
+    values: tuple[LayerValues, ...]  # where each of them has its gates and logits
+    # The mask of valid tokens, [batch, tokens], see `token_mask`; None for all.
     valid_tokens: str | None
 
     @classmethod

@@ -83,50 +83,33 @@ Backend = Literal["python", "tensorrt"]
 
 @dataclass(frozen=True)
 class LibraryInfo(Strict):
-    """A native library of the bundle, and what it needs.
+    """A native library of the bundle, and what it needs."""
 
-    Attributes:
-        file: Path in the bundle.
-        glibc: The oldest GNU C library that it runs with: `2.36`; None where that is not known.
-        machine: The processor that it is for: `x86_64`.
-        instruction_sets: Those that it could use where the bundle was written, best first.
-    """
-
-    file: str
+    file: str  # path in the bundle
+    # The oldest GNU C library that it runs with: `2.36`; None where that is not known.
     glibc: str | None
-    machine: str
+    machine: str  # the processor that it is for: `x86_64`
+    # Those that it could use where the bundle was written, best first.
     instruction_sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Bundle(Strict):
-    """`bundle.json`.
+    """`bundle.json`."""
 
-    Attributes:
-        backend: The backend of the server that runs the model.
-        settings: How it is served; paths in it are relative to the bundle.
-        inputs: Of the model.
-        outputs: Of the model.
-        versions: Of what it was made with: moh-deploy, the runtime, Python.
-        package_sha256: Digest of the manifest of the package or engine, which has those of its
-            files.
-        max_batch: The most samples in one batch; 0: requests cannot be joined.
-        library: The kernels; None: it has none, and function bodies run.
-        files: Path in the bundle to sha256, for each file but this one.
-        format_version: Of the directory.
-        embeds_plugins: The engine holds its plugins, as code that the server has to allow.
-    """
-
-    backend: Backend
-    settings: ServingSettings
+    backend: Backend  # the backend of the server that runs the model
+    settings: ServingSettings  # how it is served; paths in it are relative to the bundle
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    versions: dict[str, str]
+    versions: dict[str, str]  # of what it was made with: moh-deploy, the runtime, Python
+    # Digest of the manifest of the package or engine, which has those of its files.
     package_sha256: str
-    max_batch: int
-    library: LibraryInfo | None = None
+    max_batch: int  # the most samples in one batch; 0: requests cannot be joined
+    library: LibraryInfo | None = None  # the kernels; None: it has none, and function bodies run
+    # Path in the bundle to sha256, for each file but this one.
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = BUNDLE_FORMAT_VERSION
+    # The engine holds its plugins, as code that the server has to allow.
     embeds_plugins: bool = False
 
     @property
@@ -263,17 +246,11 @@ NEVER_RUN = "no server has run a bundle of this backend yet: try it before you r
 
 @dataclass(frozen=True)
 class BundleReport(Report):
-    """A bundle that was written.
-
-    Attributes:
-        root: Where.
-        bundle: What it holds.
-        start: The command that serves it, in a container where `tritonserver` is on PATH.
-    """
+    """A bundle that was written."""
 
     root: Path
     bundle: Bundle
-    start: str
+    start: str  # the command that serves it, in a container where `tritonserver` is on PATH
 
     @classmethod
     def of(cls, root: Path, bundle: Bundle) -> BundleReport:

@@ -88,36 +88,22 @@ _ENVIRONMENT = "EXECUTION_ENV_PATH"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        what: The thing.
-        found: What it is, or what is wrong with it.
-        is_good: False where a server would not load the bundle; None for a note.
-        fix: The next step where it is wrong.
-    """
+    """One thing that was looked at."""
 
     what: str
-    found: str
-    is_good: bool | None = True
-    fix: str | None = None
+    found: str  # what it is, or what is wrong with it
+    is_good: bool | None = True  # false where a server would not load the bundle; None for a note
+    fix: str | None = None  # the next step where it is wrong
 
 
 @dataclass(frozen=True)
 class BundleCheck(Report):
-    """Findings on a bundle: why a server on this machine would not load it.
-
-    Attributes:
-        root: The bundle.
-        backend: What runs the model in it.
-        findings: In the order in which a server meets them.
-        start: The command that starts the server that was found; None: none was.
-    """
+    """Findings on a bundle: why a server on this machine would not load it."""
 
     root: Path
-    backend: str
-    findings: tuple[Finding, ...]
-    start: str | None = None
+    backend: str  # what runs the model in it
+    findings: tuple[Finding, ...]  # in the order in which a server meets them
+    start: str | None = None  # the command that starts the server that was found; None: none was
 
     @property
     def failure(self) -> MoHDeployError | None:

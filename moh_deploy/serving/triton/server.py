@@ -129,17 +129,12 @@ class Ports:
 
 @dataclass
 class RunningServer:
-    """A server that was started.
+    """A server that was started."""
 
-    Attributes:
-        ports: Where it listens.
-        log: The file with its output.
-        process: Of the server, whose models run in children of it; or of its supervisor, whose
-            child the server is then.
-    """
-
-    ports: Ports
-    log: Path
+    ports: Ports  # where it listens
+    log: Path  # the file with its output
+    # Of the server, whose models run in children of it; or of its supervisor, whose child the
+    # server is then.
     process: subprocess.Popen[bytes]
 
     def metrics(self) -> str:
