@@ -72,6 +72,11 @@ class Family:
             yield f"{self.name}_sum", series.labels, series.value, None
 
 
+def single(name: str, kind: FamilyKind, value: float, help: str) -> Family:
+    """Return a family of one series without labels."""
+    return Family(name, help, kind, (Series({}, value),))
+
+
 def edge_text(edge: float) -> str:
     """Return the upper edge of a bucket as the label `le` has it; it reads back as it was."""
     return "+Inf" if edge == math.inf else repr(float(edge))

@@ -109,12 +109,14 @@ def read_request(
     for name, value in parameters.items():
         if not isinstance(value, (int, float, str)):
             raise Refusal(f"the parameter {name[:100]} is neither a number nor a text.")
-    arrays = read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars)
+    timeout = parameters.get("timeout") or None
+    if timeout is not None and (type(timeout) is not int or not 0 < timeout < 2**63):
+        raise Refusal("the parameter timeout is no number of microseconds.")
     return InferRequest(
-        arrays,
+        read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars),
         _requested(request, parameters, outputs),
         (text_in(request, "id", "the request") or None) if "id" in request else None,
-        _timeout(parameters),
+        None if timeout is None else timeout / 1e6,
     )
 
 
@@ -269,12 +271,3 @@ def _requested(
                 hint="Ask for it with the parameter binary_data.",
             )
     return tuple(RequestedOutput(name, is_binary) for name, is_binary in wanted.items())
-
-
-def _timeout(parameters: Mapping[str, object]) -> float | None:
-    timeout = parameters.get("timeout")
-    if not timeout:
-        return None
-    if type(timeout) is not int or not 0 < timeout < 2**63:
-        raise Refusal("the parameter timeout is no number of microseconds.")
-    return timeout / 1e6

@@ -11,14 +11,14 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
 
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.limits import Refusal
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Family, Series, single
 from moh_deploy.serving.process_health import RunsUnderWay
 from moh_deploy.serving.served_model import Answering, Reply, Tensors, answer_batch
 
@@ -153,30 +153,36 @@ class BatchingQueue:
         with self._changed:
             waiting, batches = self._num_waiting, dict(self._batches)
             waited_s = self._waited_s
+        edges = [2.0**power for power in range(max(0, self._max_batch - 1).bit_length() + 1)]
+        buckets = {
+            edge: sum(count for samples, count in batches.items() if samples <= edge)
+            for edge in (*edges, math.inf)
+        }
+        samples = sum(samples * count for samples, count in batches.items())
         return (
-            Family(
+            single(
                 "moh_queue_waiting_requests",
+                "gauge",
+                waiting,
                 "Requests that wait for an instance.",
-                "gauge",
-                (Series({}, waiting),),
             ),
-            Family(
+            single(
                 "moh_queue_limit_requests",
-                "The most requests that may wait: more are refused.",
                 "gauge",
-                (Series({}, self._max_waiting),),
+                self._max_waiting,
+                "The most requests that may wait: more are refused.",
             ),
-            Family(
+            single(
                 "moh_queue_seconds_total",
-                "How long requests have waited before they ran, all together.",
                 "counter",
-                (Series({}, waited_s),),
+                waited_s,
+                "How long requests have waited before they ran, all together.",
             ),
             Family(
                 "moh_batch_samples",
                 "Samples in the batches that were run.",
                 "histogram",
-                (_histogram(batches, self._max_batch),),
+                (Series({}, samples, buckets),),
             ),
             *self.runs.families(),
         )
@@ -263,12 +269,3 @@ class BatchingQueue:
 
 def _shutting_down() -> Refusal:
     return Refusal("the server is shutting down.", status=503, retry_after_s=1)
-
-
-def _histogram(batches: Mapping[int, int], largest: int) -> Series:
-    edges = [2.0**power for power in range(max(0, largest - 1).bit_length() + 1)]
-    buckets = {
-        edge: sum(count for samples, count in batches.items() if samples <= edge)
-        for edge in (*edges, math.inf)
-    }
-    return Series({}, sum(samples * count for samples, count in batches.items()), buckets)

@@ -29,7 +29,6 @@ from moh_deploy.serving.http.worker import (
     WorkerTask,
 )
 from moh_deploy.serving.served_model import threads_of
-from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.isolate import child_environment, how_it_ended
 
 _WORKER = "moh_deploy.serving.http.worker"
@@ -122,7 +121,10 @@ def serve_forever(
                     if restarts:
                         log(f"worker {worker.pid} answers, {began - died:.1f} s later")
                     else:
-                        on_ready(_listening(listener, task.settings, worker))
+                        host, port, *_ = listener.getsockname()
+                        settings, alone = task.settings, worker.word().alone_because
+                        of_model = settings.name, settings.instances, threads_of(settings)
+                        on_ready(Listening(host, port, *of_model, worker.pid, alone))
             died = time.monotonic()
             if began is None:
                 failed_starts += 1
@@ -130,7 +132,9 @@ def serve_forever(
                     raise worker.error()
                 log(f"worker {worker.pid} did not start: {worker.error()}")
             restarts += 1
-            pause_s = _next_pause(pause_s, 0.0 if began is None else died - began)
+            is_healthy = began is not None and died - began > _HEALTHY_S
+            longer_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            pause_s = 0.0 if is_healthy else longer_s
             log(
                 f"worker {worker.pid} ended with {worker.how()}; the next starts"
                 f" in {pause_s:g} s (restart {restarts})"
@@ -139,27 +143,8 @@ def serve_forever(
                 return
 
 
-def _next_pause(pause_s: float, lived_s: float) -> float:
-    """Return the pause after a worker that has lived so long; before it was another pause."""
-    longer_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-    return 0.0 if lived_s > _HEALTHY_S else longer_s
-
-
-def _listening(listener: socket.socket, settings: ServingSettings, worker: _Worker) -> Listening:
-    host, port, *_ = listener.getsockname()
-    threads, alone_because = threads_of(settings), worker.word().alone_because
-    return Listening(
-        host, port, settings.name, settings.instances, threads, worker.pid, alone_because
-    )
-
-
 class _Worker:
-    """A worker's process, and the socket to it.
-
-    Attributes:
-        pid: Number of the process.
-        has_ended: Whether it has ended.
-    """
+    """A worker's process, and the socket to it."""
 
     def __init__(self, task: WorkerTask, listener: socket.socket) -> None:
         self._socket, other = socket.socketpair()

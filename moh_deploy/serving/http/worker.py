@@ -185,20 +185,18 @@ class _Server(uvicorn.Server):
             with suppress(OSError):  # the parent may be gone, or stopped and not reading
                 self._parent.send(HEARTBEAT)
             if runs.hung(HUNG_TIMES) and not self.has_hung:
-                self._end_hung(HUNG_TIMES * runs.hung_s)
+                limit = f"{HUNG_TIMES * runs.hung_s:g} s"
+                print(
+                    f"error: a run has not ended within {limit}: this worker ends.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self.has_hung = True
+                # Other instances answer what has arrived before.
+                if runs.are_all_hung:
+                    self._queue.refuse_waiting()
+                self._end()
             await asyncio.sleep(min(1.0, runs.hung_s / 4))
-
-    def _end_hung(self, seconds: float) -> None:
-        """Let other instances answer what has arrived before, and end."""
-        print(
-            f"error: a run has not ended within {seconds:g} s: this worker ends.",
-            file=sys.stderr,
-            flush=True,
-        )
-        self.has_hung = True
-        if self._queue.runs.are_all_hung:
-            self._queue.refuse_waiting()
-        self._end()
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._parent.fileno())

@@ -21,9 +21,8 @@ import numpy as np
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.http.app import NO_REQUESTS, requests_family
 from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.process_health import LimitedLog, RunsUnderWay
+from moh_deploy.serving.process_health import NO_REQUESTS, LimitedLog, RunsUnderWay, requests_family
 from moh_deploy.serving.served_model import Reply, answer_batch, find_joining
 from moh_deploy.serving.triton.bundle_json import open_bundle
 from moh_deploy.system.npz import Array
