@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.api.drill import drill
-from moh_deploy.serving.guard.guard_io import FAULTS
+from moh_deploy.serving.guard.faults import FAULTS
 from tests.routed_package import write_routed
 from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
 

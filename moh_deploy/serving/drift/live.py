@@ -18,7 +18,7 @@ import numpy as np
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window
 from moh_deploy.serving.drift.reference import RoutingReference, read_reference
-from moh_deploy.serving.metrics import Family, Series, parse_text
+from moh_deploy.serving.metrics import Family, Series, parse_text, single
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.window import read_window
@@ -244,11 +244,11 @@ class LiveDrift:
                 "counter",
                 tuple(outcomes),
             ),
-            Family(
+            single(
                 "moh_drift_recent_alarms",
-                f"Alarms among the last {_RECENT} windows that were judged.",
                 "gauge",
-                (Series({}, alarms),),
+                alarms,
+                f"Alarms among the last {_RECENT} windows that were judged.",
             ),
         )
 

@@ -15,7 +15,8 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drill.load import Asked, Load
 from moh_deploy.serving.drill.report import NOTHING, FaultDrill
 from moh_deploy.serving.drill.targets import Target
-from moh_deploy.serving.guard.guard_io import Control, Fault, write_control
+from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.serving.guard.guard_io import Control, write_control
 
 KILL = "kill"
 _LOOK_S = 0.02

@@ -22,7 +22,7 @@ from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.serving.guard.guard_io import UNSEEN
+from moh_deploy.serving.guard.faults import UNSEEN
 
 DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
 

@@ -23,17 +23,11 @@ from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, Validat
 from moh_deploy.runtime.base import Deployed, Description
 from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.guard.answer_check import AnswerCheck, is_float
+from moh_deploy.serving.guard.answer_check import AnswerCheck, LatencyWindow, is_float
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.guard_io import (
-    AuditLog,
-    ControlFile,
-    GuardMetrics,
-    LatencyWindow,
-    RunningMarks,
-)
+from moh_deploy.serving.guard.guard_io import AuditLog, ControlFile, GuardMetrics, RunningMarks
 from moh_deploy.serving.guard.policy import GuardPolicy
-from moh_deploy.serving.guard.same_answers import Aside, Comparison
+from moh_deploy.serving.guard.same_answers import BackgroundJobs, Comparison
 from moh_deploy.serving.guard.state_machine import (
     Drifted,
     Event,
@@ -45,7 +39,6 @@ from moh_deploy.serving.guard.state_machine import (
     MoveReason,
     Pinned,
     TimePassed,
-    Transition,
 )
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
@@ -95,7 +88,7 @@ class Guard:
             () if self._package is None else self._package.vectors,
             has_samples=BatchAxis.of(model.manifest) is not None,
         )
-        self._aside = Aside("guard")
+        self._background = BackgroundJobs("guard")
         self._draw = random.Random(0)
         self._next_probe = float("-inf")  # infinity while a probe runs
 
@@ -199,7 +192,7 @@ class Guard:
         # The buffers may be a client's, gone when it has its answer.
         copied = {name: np.array(array) for name, array in inputs.items()}
         level, given = (index, ran) if probe is None else (probe, None)
-        is_taken = self._aside.submit(lambda: self._compare(level, copied, outputs, given))
+        is_taken = self._background.submit(lambda: self._compare(level, copied, outputs, given))
         if given is None and not is_taken:
             self._next_probe = now
 
@@ -281,21 +274,18 @@ class Guard:
             for event in events:
                 self._state, changes = self._chain.after(self._state, event, now)
                 for change in changes:
-                    self._follow(change)
-
-    def _follow(self, change: Transition) -> None:
-        self._io.audit.add(change, time.time())
-        self._metrics.changed(change)
-        if change.reason == "control file":
-            # The writer of the file may keep no log, and would wait for nothing.
-            warn(f"the control file is not obeyed: {change.evidence['error']}")
-        if change.state == "open":
-            index = self._chain.names.index(change.rung)
-            self._latency[index].clear()
-            self._levels[index].distrust()
-            if change.reason == "kernel error":
-                # A session that failed may fail for ever: a new one is probed.
-                self._levels[index].forget()
+                    self._io.audit.add(change, time.time())
+                    self._metrics.changed(change)
+                    if change.reason == "control file":
+                        # The writer of the file may keep no log, and would wait for nothing.
+                        warn(f"the control file is not obeyed: {change.evidence['error']}")
+                    if change.state == "open":
+                        index = self._chain.names.index(change.rung)
+                        self._latency[index].clear()
+                        self._levels[index].distrust()
+                        if change.reason == "kernel error":
+                            # A session that failed may fail for ever: a new one is probed.
+                            self._levels[index].forget()
 
     def _answered(self, index: int, seconds: float) -> None:
         """Take note of a right answer, and of its time. Called with the lock held."""
@@ -330,7 +320,7 @@ class Guard:
 
     def wait(self) -> None:
         """Wait until all probes and spot checks are done."""
-        self._aside.wait()
+        self._background.wait()
 
     def describe(self) -> Description:
         """Say what runs each layer of the level that serves, or of one that is open."""
@@ -340,13 +330,13 @@ class Guard:
     def families(self) -> tuple[Family, ...]:
         """Return the metrics."""
         with self._lock:
-            self._metrics.compared["aside", "dropped"] = self._aside.dropped
-            self._metrics.compared["aside", "failed"] = self._aside.failed
+            self._metrics.compared["aside", "dropped"] = self._background.dropped
+            self._metrics.compared["aside", "failed"] = self._background.failed
             return self._metrics.families(self.states, self.mode)
 
     def close(self) -> None:
         """Close all levels, the log and the marks."""
-        self._aside.close()
+        self._background.close()
         for level in self._levels:
             level.close()
         self._io.audit.close()

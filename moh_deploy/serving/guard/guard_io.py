@@ -1,46 +1,39 @@
-"""The audit log of a guard: one JSON object a line, each written whole."""
+"""What a guard writes and reads: audit log, marks of runs under way, control file, metrics."""
 
 from __future__ import annotations
 
 import fcntl
 import glob
 import json
-import math
 import mmap
 import os
 import sys
 import tempfile
 import threading
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from moh_deploy.config.checked_yaml import checked
-from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.runtime.base import Runner, RunnerAround
-from moh_deploy.serving.guard.answer_check import is_float
-from moh_deploy.serving.guard.policy import LatencySection
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard.faults import Fault, Faults
 from moh_deploy.serving.guard.state_machine import (
     ControlRefused,
     Drifted,
     Event,
-    Evidence,
     LevelState,
     Pinned,
     Transition,
 )
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Family, FamilyKind, Series
 from moh_deploy.system.bounded_file import read_bytes
 from moh_deploy.system.bounded_json import parse_json, to_json_text
-from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
 
@@ -125,10 +118,7 @@ def died_in(log: Path | None) -> tuple[str, ...]:
 
 
 class AuditLog:
-    """Appends transitions to a file; several processes may append to the same file.
-
-    Args:
-        path: The file; None keeps no log.
+    """Appends transitions to a file, one JSON object a line; several processes may do so.
 
     Raises:
         ConfigError: It cannot be written.
@@ -187,63 +177,6 @@ class AuditLog:
 # A file works for any server, on whatever protocol; who may write it may switch. It is written
 # whole and moved into place, as `write_control` does.
 
-# Faults that a drill plants in the first fallback level of a running server.
-#
-# They exist only in a server that was started with `drill` allowed.
-
-Fault = Literal["nan", "gates", "slow", "crash", "drift", "missing-library", "wrong"]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
-
-UNSEEN: frozenset[Fault] = frozenset(("wrong",))
-"""Faults whose answers look right when they are given."""
-
-
-@dataclass
-class Faults:
-    """The faults that are planted now, and the names of the tensors that they change."""
-
-    outputs: Sequence[str]
-    gates: Sequence[str]
-    slow_s: float = 0.25  # how much longer a slow run takes
-    planted: frozenset[Fault] = frozenset()
-
-
-@dataclass
-class FaultyRunner(RunnerAround):
-    """A runner with planted faults."""
-
-    runner: Runner
-    faults: Faults
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; see `Runner.run`."""
-        return self.run_returning(inputs, self.outputs)
-
-    def run_returning(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
-        """Run the model once; see `Runner.run_returning`."""
-        faults, planted = self.faults, self.faults.planted
-        if "slow" in planted:
-            time.sleep(faults.slow_s)
-        if "crash" in planted:
-            raise BackendError("a kernel failed, as a drill has planted it.")
-        results = dict(self.runner.run_returning(inputs, outputs))
-        for name, array in results.items() if planted else ():
-            if not is_float(array):
-                continue
-            is_output = name in faults.outputs
-            if "wrong" in planted and is_output:
-                # Finite, and far outside of every tolerance.
-                array = (array * np.asarray(1.05, array.dtype)).astype(array.dtype)
-            if ("nan" in planted and is_output) or ("gates" in planted and name in faults.gates):
-                array = np.array(array)
-                if array.size:  # the last element of each sample
-                    array.reshape(len(array) if array.ndim else 1, -1)[:, -1] = np.nan
-            results[name] = array
-        return results
-
-
 _MOST_BYTES = 2**16
 _EVERY_S = 0.1
 
@@ -274,9 +207,7 @@ class ControlFile:
     """
 
     def __init__(self, path: Path, names: Sequence[str], faults: Faults | None) -> None:
-        self._path = path
-        self._names = list(names)
-        self._faults = faults
+        self._path, self._names, self._faults = path, list(names), faults
         self._next_look = float("-inf")
         self._seen: bytes | str = b"{}"
         self._pin: str | None = None
@@ -340,49 +271,6 @@ class ControlFile:
 
 # The counters of a guard, and the metrics that show them.
 
-# Notice a fallback level whose runs take too long: the 99th percentile over a window of time.
-
-_MOST_RUNS = 10_000  # of a busy server the last runs are enough: they took about a second
-
-
-class LatencyWindow:
-    """The recent runs of one level.
-
-    Args:
-        limit_ms: Limit of the 99th percentile; None: no time is too long.
-        rule: The window, and the least number of runs.
-    """
-
-    def __init__(self, limit_ms: float | None, rule: LatencySection) -> None:
-        self._limit_ms = limit_ms
-        self._rule = rule
-        self._runs: deque[tuple[float, float]] = deque()  # end, milliseconds
-        self._slow = 0
-
-    def add(self, now: float, seconds: float) -> bool:
-        """Add a run, and tell whether the runs in the window are too slow."""
-        limit, runs = self._limit_ms, self._runs
-        if limit is None:
-            return False
-        runs.append((now, 1e3 * seconds))
-        self._slow += 1e3 * seconds > limit
-        while runs[0][0] < now - self._rule.window_s or len(runs) > _MOST_RUNS:
-            self._slow -= runs.popleft()[1] > limit
-        # The percentile is above the limit if more than 1 of 100 runs are: nothing is sorted.
-        return len(runs) >= self._rule.min_samples and self._slow > len(runs) // 100
-
-    def figures(self) -> Evidence:
-        """Return the 99th percentile of the runs in the window, its limit, and their number."""
-        times = sorted(milliseconds for _, milliseconds in self._runs)
-        p99_ms = times[math.ceil(0.99 * len(times)) - 1] if times else None
-        return {"p99_ms": p99_ms, "limit_ms": self._limit_ms, "runs": len(times)}
-
-    def clear(self) -> None:
-        """Forget all runs."""
-        self._runs.clear()
-        self._slow = 0
-
-
 _FAMILIES = (
     ("moh_mode", ("rung",), "1 for the fallback level that serves."),
     ("moh_rung_open", ("rung",), "1 for a fallback level that is open, 0.5 for a half-open one."),
@@ -421,11 +309,9 @@ class GuardMetrics:
             {(name,): _OPENNESS[state] for name, state in states.items()},
             *(self._transitions, self.fallbacks, self.refused, self.compared),
         ]
-        return tuple(_family(*head, n) for head, n in zip(_FAMILIES, counts, strict=True))
-
-
-def _family(
-    name: str, labels: tuple[str, ...], text: str, counts: Mapping[tuple[str, ...], float]
-) -> Family:
-    series = (Series(dict(zip(labels, key, strict=True)), n) for key, n in counts.items())
-    return Family(name, text, "counter" if name.endswith("_total") else "gauge", tuple(series))
+        families = []
+        for (name, labels, text), values in zip(_FAMILIES, counts, strict=True):
+            series = (Series(dict(zip(labels, key, strict=True)), n) for key, n in values.items())
+            kind: FamilyKind = "counter" if name.endswith("_total") else "gauge"
+            families.append(Family(name, text, kind, tuple(series)))
+        return tuple(families)

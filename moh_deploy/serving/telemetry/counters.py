@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -16,14 +16,11 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.serving.metrics import Family, FamilyKind, Series
+from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, Counts, LayerColumns, RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.reference.layer_values import LayerValues
-
-if TYPE_CHECKING:
-    from moh_deploy.serving.source import ServedRun
-
 
 # Count the tokens that each layer routes, from the sizes of the inputs alone.
 #

@@ -21,7 +21,7 @@ import numpy as np
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Family, single
 from moh_deploy.serving.process_health import NO_REQUESTS, LimitedLog, RunsUnderWay, requests_family
 from moh_deploy.serving.served_model import Reply, answer_batch, find_joining
 from moh_deploy.serving.triton.bundle_json import open_bundle
@@ -166,12 +166,8 @@ def heartbeat(now: float) -> Family:
     Args:
         now: Seconds since 1970; 0 where the instance ends in order.
     """
-    return Family(
-        "moh_heartbeat_seconds",
-        "When an instance was last alive, in seconds since 1970; 0: it has ended.",
-        "gauge",
-        (Series({}, now),),
-    )
+    text = "When an instance was last alive, in seconds since 1970; 0: it has ended."
+    return single("moh_heartbeat_seconds", "gauge", now, text)
 
 
 def _joinable(

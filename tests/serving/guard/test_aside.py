@@ -1,10 +1,10 @@
 import threading
 
-from moh_deploy.serving.guard.same_answers import Aside
+from moh_deploy.serving.guard.same_answers import BackgroundJobs
 
 
 def test_jobs_are_done_in_their_order():
-    aside, done = Aside("test", 10), []
+    aside, done = BackgroundJobs("test", 10), []
     for number in range(5):
         assert aside.submit(lambda number=number: done.append(number))
     aside.wait()
@@ -13,7 +13,7 @@ def test_jobs_are_done_in_their_order():
 
 
 def test_a_full_queue_drops_and_counts():
-    aside, go, done = Aside("test", 2), threading.Event(), []
+    aside, go, done = BackgroundJobs("test", 2), threading.Event(), []
     begun = threading.Event()
     aside.submit(lambda: (begun.set(), go.wait(10)))
     begun.wait(10)
@@ -27,7 +27,7 @@ def test_a_full_queue_drops_and_counts():
 
 
 def test_a_job_that_raises_is_counted_and_the_next_goes_on():
-    aside, done = Aside("test"), []
+    aside, done = BackgroundJobs("test"), []
     aside.submit(lambda: 1 / 0)
     aside.submit(lambda: done.append(1))
     aside.wait()
@@ -36,7 +36,7 @@ def test_a_job_that_raises_is_counted_and_the_next_goes_on():
 
 
 def test_close_ends_the_thread_and_takes_no_more():
-    aside, done = Aside("test"), []
+    aside, done = BackgroundJobs("test"), []
     aside.close()
     assert not aside.submit(lambda: done.append(1))
     assert not [one for one in threading.enumerate() if one.name == "test"]

@@ -12,7 +12,8 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.guard import fallback_level
 from moh_deploy.serving.guard import guard_io as guard_files
-from moh_deploy.serving.guard.guard_io import Control, Fault, write_control
+from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from moh_deploy.serving.guard.policy import CoolDownSection
 from tests.handmade_package import write_package
 from tests.nightly import nightly, sampled

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_deploy.serving.guard.guard_io import LatencyWindow
+from moh_deploy.serving.guard.answer_check import LatencyWindow
 from moh_deploy.serving.guard.policy import LatencySection
 
 
