@@ -7,25 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
-from moh_deploy.config.checked_yaml import (
-    Key,
-    document_path,
-    dotted,
-    explain,
-    read_mapping,
-    shown_value,
-)
+from moh_deploy.config import checked_yaml
+from moh_deploy.config.checked_yaml import Key
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml
@@ -166,7 +153,7 @@ class ExportConfig(_Section):
     # every token counts.
     valid_tokens: Annotated[str, Field(min_length=1)] | None = None
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _agrees_with_itself(self, info: ValidationInfo) -> ExportConfig:
         by_name = bool(info.context)
         places = [
@@ -194,7 +181,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     Raises:
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
-    document = {} if path is None else read_mapping(path, ExportConfig)
+    document = {} if path is None else checked_yaml.read_mapping(path, ExportConfig)
     # Overrides go into the document before it is checked, so both are held to the same schema;
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
@@ -209,7 +196,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
                 item["msg"] = "expected a tensor with a shape, null, true, false, a number or text"
             item["loc"] = in_document(item["loc"], places)
         lines = [
-            explain(
+            checked_yaml.explain(
                 item,
                 document,
                 _source_of(item, document, source, overridden),
@@ -240,9 +227,11 @@ def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ..
     value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
     target: object = document
     for index, key in enumerate(keys):
-        place = f"--set '{override}': {dotted(keys[:index]) or 'the top'}"
+        place = f"--set '{override}': {checked_yaml.dotted(keys[:index]) or 'the top'}"
         if not isinstance(target, (dict, list)):
-            raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
+            raise ConfigError(
+                f"{place} is {checked_yaml.shown_value(target)}, which has no '{key}' to set."
+            )
         if isinstance(target, list) and not (isinstance(key, int) and key < len(target)):
             raise ConfigError(
                 f"{place} has no entry '{key}'; it has {len(target)}, counted from 0."
@@ -268,7 +257,7 @@ def _source_of(
     """Return where a value comes from that is wrong: the file, or an override."""
     if item["type"] == "value_error":
         return source
-    path = document_path(item["loc"], document)
+    path = checked_yaml.document_path(item["loc"], document)
     return "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
 
 

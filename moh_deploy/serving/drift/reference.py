@@ -16,13 +16,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.base import Runner
 from moh_deploy.serving.drift.distances import KEPT_IN, by_layer, limits, statistics_of
-from moh_deploy.serving.telemetry.routing import (
-    MARGIN_EDGES,
-    CountedLayer,
-    CountLayout,
-    Counts,
-    RoutingReader,
-)
+from moh_deploy.serving.telemetry import routing
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.npz import Array
@@ -36,7 +30,7 @@ from moh_deploy.validate.reference.samples import Sample
 
 def record_requests(
     package: OnnxPackage,
-    reader: RoutingReader,
+    reader: routing.RoutingReader,
     runner: Runner,
     requests: Iterator[dict[str, Array]],
 ) -> RecordedWindow:
@@ -85,7 +79,7 @@ _Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class LayerProfile(Strict):
     """The routing of one layer."""
 
-    layer: CountedLayer
+    layer: routing.CountedLayer
     tokens: _Count  # that it routed
     on: tuple[_Count, ...]  # for each head, tokens that it was on for
     mass: tuple[_Count, ...]  # for each head, the sum of its gates' absolute values
@@ -127,12 +121,12 @@ class RoutingReference(Strict):
     format_version: int = _FORMAT
 
     @property
-    def layout(self) -> CountLayout:
+    def layout(self) -> routing.CountLayout:
         """The columns of its counts."""
-        return CountLayout(tuple(profile.layer for profile in self.layers))
+        return routing.CountLayout(tuple(profile.layer for profile in self.layers))
 
     @property
-    def totals(self) -> Counts:
+    def totals(self) -> routing.Counts:
         """Its counts as one row."""
         layout = self.layout
         row = np.zeros(layout.width)
@@ -258,7 +252,7 @@ def _contradiction(reference: RoutingReference) -> str | None:
     for profile in reference.layers:
         heads = profile.layer.num_heads
         counts = (len(profile.on), len(profile.mass), len(profile.margins))
-        if counts != (heads, heads, len(MARGIN_EDGES)):
+        if counts != (heads, heads, len(routing.MARGIN_EDGES)):
             return f"layer '{profile.layer.path}' contradicts itself"
     for window in reference.limits:
         if len(window.layers) != len(reference.layers):

@@ -7,17 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.document import (
-    NOT_TERMINAL,
-    CiCase,
-    CiSuite,
-    Column,
-    Document,
-    Fact,
-    Status,
-    Table,
-    Verdict,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
@@ -132,7 +122,7 @@ class DrillReport(Report):
             return None
         return ValidationError(f"the guard did not hold: {' '.join(self.reasons)}")
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return one page of it."""
         every = (self.before, *self.faults)
         judged = [drilled for drilled in self.faults if drilled.outcome != "cannot be seen"]
@@ -142,7 +132,7 @@ class DrillReport(Report):
             f"{count(len(judged), 'fault')} that can be seen, {count(requests, 'request')} by"
             f" {count(self.clients, 'client')}: {count(wrong, 'wrong answer')} got out."
         )
-        verdict = Verdict(
+        verdict = doc.Verdict(
             "HELD" if self.passed else "DID NOT HOLD",
             self.passed,
             sentence,
@@ -151,37 +141,39 @@ class DrillReport(Report):
             reasons=self.reasons,
         )
         facts = (
-            Fact("wrong answers", f"{wrong}", "that got out, of faults that can be seen"),
-            Fact("failed requests", f"{sum(d.failed for d in self.faults)}", f"of {requests}"),
-            Fact("to trip", _longest(d.seconds_to_trip for d in judged), "the longest"),
-            Fact("to return", _longest(d.seconds_to_return for d in judged), "the longest"),
+            doc.Fact("wrong answers", f"{wrong}", "that got out, of faults that can be seen"),
+            doc.Fact("failed requests", f"{sum(d.failed for d in self.faults)}", f"of {requests}"),
+            doc.Fact("to trip", _longest(d.seconds_to_trip for d in judged), "the longest"),
+            doc.Fact("to return", _longest(d.seconds_to_return for d in judged), "the longest"),
         )
-        cases = [CiCase("drill", "verdict", "passed" if self.passed else "failure", sentence)]
+        cases = [doc.CiCase("drill", "verdict", "passed" if self.passed else "failure", sentence)]
         for d in self.faults:
             is_good = d.outcome != "failed"
-            cases.append(CiCase("drill", d.fault, "passed" if is_good else "failure", d.sentence))
-        return Document(
+            cases.append(
+                doc.CiCase("drill", d.fault, "passed" if is_good else "failure", d.sentence)
+            )
+        return doc.Document(
             "drill",
-            (Table("what clients saw", _COLUMNS, list(map(_row, every)), id="faults"),),
+            (doc.Table("what clients saw", _COLUMNS, list(map(_row, every)), id="faults"),),
             verdict,
             facts=facts,
             findings=tuple(d.sentence for d in self.faults if d.outcome == "cannot be seen"),
             remarks=(f"Served by {self.server}; policy: {self.policy}.",),
-            suites=(CiSuite(tuple(cases)),),
+            suites=(doc.CiSuite(tuple(cases)),),
         )
 
 
 _COLUMNS = (
     *("fault", "outcome", "#requests", "#wrong", "#failed", "#trip s", "#return s"),
-    Column("why it tripped", NOT_TERMINAL, width="words"),
-    Column("answered by", width="words"),
+    doc.Column("why it tripped", doc.NOT_TERMINAL, width="words"),
+    doc.Column("answered by", width="words"),
 )
 
 
-def _row(drilled: FaultDrill) -> tuple[str | int | float | Status | None, ...]:
+def _row(drilled: FaultDrill) -> tuple[str | int | float | doc.Status | None, ...]:
     return (
         drilled.fault,
-        Status(drilled.outcome, {"held": True, "failed": False}.get(drilled.outcome)),
+        doc.Status(drilled.outcome, {"held": True, "failed": False}.get(drilled.outcome)),
         *(drilled.requests, drilled.wrong, drilled.failed),
         *(drilled.seconds_to_trip, drilled.seconds_to_return, drilled.reason),
         ", ".join(f"{name} {number}" for name, number in drilled.served.items()),

@@ -22,15 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moh_deploy.config.checked_yaml import checked
 from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard import state_machine as machine
 from moh_deploy.serving.guard.faults import Fault, Faults
-from moh_deploy.serving.guard.state_machine import (
-    ControlRefused,
-    Drifted,
-    Event,
-    LevelState,
-    Pinned,
-    Transition,
-)
 from moh_deploy.serving.metrics import Family, FamilyKind, Series
 from moh_deploy.system.bounded_file import read_bytes
 from moh_deploy.system.bounded_json import parse_json, to_json_text
@@ -137,7 +130,7 @@ class AuditLog:
                 f"the audit log {path} cannot be written: {error.strerror}."
             ) from None
 
-    def add(self, change: Transition, now: float) -> None:
+    def add(self, change: machine.Transition, now: float) -> None:
         """Write a transition of `now`, in seconds since 1970; to stderr if the disk is full."""
         if self._file is None:
             return
@@ -213,7 +206,7 @@ class ControlFile:
         self._pin: str | None = None
         self._alarm = ""
 
-    def events(self, now: float) -> Iterator[Event]:
+    def events(self, now: float) -> Iterator[machine.Event]:
         """Read the file if it has changed, and yield what it asks for."""
         if now < self._next_look:
             return
@@ -221,31 +214,33 @@ class ControlFile:
         try:
             control = self._changed()
         except ConfigError as error:
-            yield ControlRefused(error.message)
+            yield machine.ControlRefused(error.message)
         else:
             if control is not None:
                 yield from self._obey(control)
         # An alarm holds as long as the file has it, so it is repeated.
         if self._alarm:
-            yield Drifted({"alarm": self._alarm})
+            yield machine.Drifted({"alarm": self._alarm})
 
-    def _obey(self, control: Control) -> Iterator[Event]:
+    def _obey(self, control: Control) -> Iterator[machine.Event]:
         if self._faults is not None:
             self._faults.planted = frozenset(control.faults)
         elif control.faults:
-            yield ControlRefused("faults are named, and this server was not started for a drill.")
+            yield machine.ControlRefused(
+                "faults are named, and this server was not started for a drill."
+            )
         drills_drift = self._faults is not None and "drift" in control.faults
         self._alarm = control.drift or ("planted by a drill" if drills_drift else "")
         if control.pin is not None and control.pin not in self._names:
             known = ", ".join(self._names)
-            yield ControlRefused(
+            yield machine.ControlRefused(
                 f"pin is '{control.pin}', which is no fallback level; expected one of {known}."
             )
         elif control.pin != self._pin:
             # A file that changes elsewhere leaves a switch alone that was set over HTTP.
             self._pin = control.pin
             level = None if control.pin is None else self._names.index(control.pin)
-            yield Pinned(level, {"by": "control file"})
+            yield machine.Pinned(level, {"by": "control file"})
 
     def _changed(self) -> Control | None:
         """Return the content of the file, if it has changed.
@@ -294,7 +289,7 @@ class GuardMetrics:
         self.last_reason = ""  # why another level serves than before
         self._transitions: Counter[tuple[str, ...]] = Counter()
 
-    def changed(self, change: Transition) -> None:
+    def changed(self, change: machine.Transition) -> None:
         """Count a transition."""
         if change.reason == "wrong known answer":
             self.compared["known answer", "other"] += 1
@@ -302,7 +297,7 @@ class GuardMetrics:
             self._transitions[change.mode_from, change.mode_to, change.reason] += 1
             self.last_reason = change.reason
 
-    def families(self, states: Mapping[str, LevelState], mode: str) -> tuple[Family, ...]:
+    def families(self, states: Mapping[str, machine.LevelState], mode: str) -> tuple[Family, ...]:
         """Return the metrics, with the state of each level and the level that serves."""
         counts: list[Mapping[tuple[str, ...], float]] = [
             {(name,): float(name == mode) for name in states},

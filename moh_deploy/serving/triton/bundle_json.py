@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from moh_deploy import __version__
-from moh_deploy.config.strict_json import Strict
+from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.package.manifest_json import MANIFEST_NAME
@@ -24,8 +23,6 @@ from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.bounded_file import sha256_of, sha256_of_json
 from moh_deploy.system.bounded_json import has_keys, read_json
-
-# Open the package or engine of a bundle to be served.
 
 
 def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
@@ -182,12 +179,7 @@ def read_bundle(root: Path) -> Bundle:
             f"{root} is for Triton's ONNX Runtime backend, which moh-deploy no longer serves.",
             hint="Bundle the package again: moh-deploy bundle PACKAGE -o DIR --backend python.",
         )
-    try:
-        bundle = _adapter().validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
+    bundle = decode_strict(Bundle, content, str(path), error=PackageError)
     library = None if bundle.library is None else bundle.library.file
     beside = (getattr(bundle.settings, name) for name in PATHS)
     for place in (*bundle.files, *filter(None, (library, *beside)), bundle.version.as_posix()):
@@ -230,23 +222,16 @@ def require_unchanged(root: Path, bundle: Bundle) -> None:
 
 def bundle_text(bundle: Bundle) -> str:
     """Encode a bundle; `read_bundle` gives an equal one back."""
-    content = json.loads(_adapter().dump_json(bundle))
+    content = json.loads(TypeAdapter(Bundle).dump_json(bundle))
     return json.dumps({**content, _DIGEST: sha256_of_json(content)}, indent=2) + "\n"
 
-
-@functools.cache
-def _adapter() -> TypeAdapter[Bundle]:
-    return TypeAdapter(Bundle)
-
-
-# The report of `bundle`: what was written, and how a server is started with it.
 
 NEVER_RUN = "no server has run a bundle of this backend yet: try it before you rely on it"
 
 
 @dataclass(frozen=True)
 class BundleReport(Report):
-    """A bundle that was written."""
+    """A bundle that was written, and how a server is started with it."""
 
     root: Path
     bundle: Bundle

@@ -22,18 +22,8 @@ from moh_deploy.runtime.onnxruntime.session import runtime_name
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.source import require_own_code
-from moh_deploy.serving.triton.bundle_json import (
-    CHANGED,
-    COPY_AGAIN,
-    LIBRARIES,
-    NEVER_RUN,
-    REGISTERED_NAME,
-    REPOSITORY,
-    WARMUP,
-    Bundle,
-    file_problem,
-    read_bundle,
-)
+from moh_deploy.serving.triton import bundle_json
+from moh_deploy.serving.triton.bundle_json import Bundle
 from moh_deploy.serving.triton.config_pbtxt import (
     ConfigMessage,
     parse_config,
@@ -149,7 +139,7 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     Raises:
         PackageError: It is no bundle, or `bundle.json` cannot be read.
     """
-    bundle = read_bundle(root)
+    bundle = bundle_json.read_bundle(root)
     is_engine = bundle.backend == "tensorrt"
     findings = list(_check_files(root, bundle))
     findings += _check_engine(bundle) if is_engine else _check_versions(bundle)
@@ -164,7 +154,9 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     except PackageError as error:
         findings.append(Finding(name, error.message, False, "Put it right, or copy it again."))
     found = find_server(server)
-    environment = None if config is None else _parameter(config, _ENVIRONMENT)
+    parameters = () if config is None else config.parameters
+    values = [entry.value.string_value for entry in parameters if entry.key == _ENVIRONMENT]
+    environment = values[-1] if values else None
     findings += _check_server(bundle, found, server, environment)
     start = None
     if found is not None and all(finding.is_good is not False for finding in findings):
@@ -175,15 +167,15 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
 def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
     wrong = 0
     for name in bundle.files:
-        problem = file_problem(root, bundle, name)
+        problem = bundle_json.file_problem(root, bundle, name)
         # People are meant to tune how a model is served; its content is compared below.
-        if problem == CHANGED and name == bundle.config.as_posix():
+        if problem == bundle_json.CHANGED and name == bundle.config.as_posix():
             yield Finding(name, "has been edited since it was written", None)
         elif problem is not None:
             wrong += 1
-            yield Finding(name, problem, False, COPY_AGAIN)
+            yield Finding(name, problem, False, bundle_json.COPY_AGAIN)
     # Another model or version in the repository would be loaded, too.
-    for path in sorted((root / REPOSITORY).rglob("*")):
+    for path in sorted((root / bundle_json.REPOSITORY).rglob("*")):
         name = path.relative_to(root).as_posix()
         # Python leaves what it has compiled.
         if path.is_file() and name not in bundle.files and "__pycache__" not in path.parts:
@@ -208,11 +200,11 @@ def _check_versions(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _check_engine(bundle: Bundle) -> Iterator[Finding]:
-    yield Finding("tensorrt", NEVER_RUN, None)
+    yield Finding("tensorrt", bundle_json.NEVER_RUN, None)
     if "TensorRT-RTX" in bundle.versions:
         text = "is of TensorRT-RTX, and Triton's backend loads engines of TensorRT only"
         yield Finding("engine", text, False, "Bundle an engine of --backend tensorrt.")
-    library, registered = bundle.library, f"{LIBRARIES}/{REGISTERED_NAME}"
+    library, registered = bundle.library, f"{bundle_json.LIBRARIES}/{bundle_json.REGISTERED_NAME}"
     if library is not None and library.file != registered:
         text = "is not in the bundle, so the server would know none of the engine's plugins"
         yield Finding(registered, text, False, "Write the bundle again: moh-deploy bundle.")
@@ -225,8 +217,10 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
         yield Finding("kernels", found, None)
         return
     # Loading a library runs its code.
-    if (problem := file_problem(root, bundle, info.file)) is not None:
-        yield Finding("kernels", f"not loaded: {info.file} {problem}", False, COPY_AGAIN)
+    if (problem := bundle_json.file_problem(root, bundle, info.file)) is not None:
+        yield Finding(
+            "kernels", f"not loaded: {info.file} {problem}", False, bundle_json.COPY_AGAIN
+        )
         return
     if info.machine != platform.machine():
         fix = "Write the bundle on a machine of that kind."
@@ -250,7 +244,7 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     try:
         usable = instruction_sets(root / info.file)
     except MoHDeployError as error:
-        yield Finding("instruction sets", error.message, False, COPY_AGAIN)
+        yield Finding("instruction sets", error.message, False, bundle_json.COPY_AGAIN)
         return
     lost = [name for name in info.instruction_sets if name not in usable]
     text = f"{usable[0]} here"
@@ -313,18 +307,13 @@ def _warmup_problems(config: ConfigMessage, root: Path, bundle: Bundle) -> Itera
         file, dims = entry.value.input_data_file, entry.value.dims
         if not file:
             continue
-        path = root / bundle.model / WARMUP / file
+        path = root / bundle.model / bundle_json.WARMUP / file
         found = path.stat().st_size if path.is_file() else None
         expected = math.prod(dims) * sizes.get(entry.key, 0)
         if found is None:
             yield f"warm-up file '{file}' is missing"
         elif found != expected:
             yield f"warm-up file '{file}' has {found} bytes, its dims make {expected}"
-
-
-def _parameter(config: ConfigMessage, key: str) -> str | None:
-    values = [entry.value.string_value for entry in config.parameters if entry.key == key]
-    return values[-1] if values else None
 
 
 def _check_server(

@@ -110,9 +110,14 @@ def kserve_text(
         ConfigError: The name has no letter or digit, which Kubernetes needs.
     """
     settings = bundle.settings
+    name = re.sub(r"[^a-z0-9]+", "-", settings.name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
+    if not name:
+        raise ConfigError(
+            f"name is '{settings.name}', expected a letter or a digit, for Kubernetes."
+        )
     return filled(
         "kserve.yaml",
-        name=_kubernetes_name(settings.name),
+        name=name if name[0].isalpha() else f"moh-{name}",
         image=image or f"triton-with-moh-deploy:{__version__}",
         storage=storage or f"pvc://models/{settings.name}",
         cores=settings.instances * (settings.threads or 1),
@@ -120,13 +125,6 @@ def kserve_text(
         has_probe=has_probe,
         is_written=settings.guard,
     )
-
-
-def _kubernetes_name(name: str) -> str:
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
-    if not plain:
-        raise ConfigError(f"name is '{name}', expected a letter or a digit, for Kubernetes.")
-    return plain if plain[0].isalpha() else f"moh-{plain}"
 
 
 MOST_WAITING = 1024
