@@ -38,10 +38,6 @@ def flat_document(
 ) -> tuple[Mapping[str, object], Places]:
     """Return a document whose inputs are a list of tensors, and where they are in the given one.
 
-    Args:
-        document: As it was read.
-        source: What messages call it.
-
     Raises:
         ConfigError: A constant is among the inputs and in `constants`, too.
     """
@@ -52,10 +48,7 @@ def flat_document(
     tensors = [(path, value) for path, value in leaves if isinstance(value, dict)]
     others = [(path, value) for path, value in leaves if not isinstance(value, dict)]
     constants = {_dotted(path): value for path, value in others}
-    flat = {
-        **document,
-        "inputs": [{**value, "name": _dotted(path)} for path, value in tensors],
-    }
+    flat = {**document, "inputs": [{**value, "name": _dotted(path)} for path, value in tensors]}
     given = document.get("constants", {})
     if constants and isinstance(given, dict):
         if both := sorted(given.keys() & constants.keys()):

@@ -56,7 +56,6 @@ class BatchAxis:
         """Return each request's part of the outputs of a batch.
 
         Args:
-            outputs: Of the batch.
             sizes: Samples of each request, in the order in which they were joined.
 
         Raises:

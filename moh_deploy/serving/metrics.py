@@ -90,7 +90,7 @@ def edge_text(edge: float) -> str:
 
 _TRACEPARENT = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<id>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
-    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?",
+    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
 
 
@@ -124,7 +124,6 @@ def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:
     """Return what `/metrics` answers: text and content type.
 
     Args:
-        families: The metrics.
         accept: Header of the scraper. OpenMetrics, which alone has exemplars, is for those that
             ask for it.
     """

@@ -115,9 +115,7 @@ class RunsUnderWay:
     Nothing can stop a run that hangs, and its instance answers nobody meanwhile.
 
     Args:
-        instances: How many there are.
         hung_s: A run that lasts longer is taken for hung.
-        clock: Seconds that only go forward.
     """
 
     def __init__(

@@ -30,8 +30,6 @@ from moh_deploy.validate.compare.noise_floor import NOISE, STEPS
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.reference.reference import recorded_words
 
-# Refuse bundles with native code of others, unless the user trusts it.
-
 
 def require_own_code(root: Path, *, trust_code: bool) -> None:
     """Refuse a bundle whose native code is not this installation's: opening it runs that code.
@@ -39,22 +37,20 @@ def require_own_code(root: Path, *, trust_code: bool) -> None:
     Raises:
         ConfigError: It holds other libraries, and they are not trusted.
     """
+
+    def is_native(file: Path) -> bool:
+        with file.open("rb") as opened:
+            return opened.read(4) == b"\x7fELF"
+
     own = {sha256_of(library) for library in native.FOLDER.glob("*.so")}
     named: dict[str, object] = {
         str(entry.relative_to(root)): "native code of another installation"
         for entry in sorted(root.rglob("*"))
         if (entry.is_dir() and entry.is_symlink())  # what it leads to is not looked through
-        or (entry.is_file() and _is_native(entry) and sha256_of(entry) not in own)
+        or (entry.is_file() and is_native(entry) and sha256_of(entry) not in own)
     }
     require_trust(str(root), named, "--trust-code", is_given=trust_code)
 
-
-def _is_native(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(4) == b"\x7fELF"
-
-
-# Try a model that was opened on a recorded run, before it serves: the known answer.
 
 MOST_MEASURED = 256 * 2**20
 """Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held
@@ -69,10 +65,8 @@ def require_known_answer(
     An engine holds no recorded runs, so it is not tried.
 
     Args:
-        model: What was opened.
         variant: In which way. Where a router chose other heads, the model is opened once more, with
             the recorded gates fed to it.
-        answering: Computes the answers.
         reading: Returns the gates of all layers, where `answering` does not.
 
     Raises:
@@ -177,8 +171,6 @@ class BatchSource(Protocol):
         """Run a batch whose inputs were checked.
 
         Args:
-            inputs: Name to array, for every input.
-            outputs: The outputs of the model.
             inner: Inner values that are wanted besides.
             requests: How many requests it was made of.
 
@@ -242,18 +234,15 @@ def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
     An output that is declared costs a run some 2 500 instructions, fetched or not: more than a
     hundredth of a model so small that it is hardly more memory to hold it twice.
 
-    Args:
-        model: What is served.
-        inner: The inner values.
-        way: How it is opened.
-
     Raises:
         BackendError: The runtime is not there, or refuses the model.
         ValidationError: It answers a recorded run wrongly.
     """
     gates = () if model.is_compiled else model.made_from(None).gate_names
     returned = tuple(dict.fromkeys((*inner, *gates)))
-    if not returned or _bytes_of(model) > MOST_BYTES_TWICE:
+    files = (model.root / name for name in (MODEL_NAME, MODEL_DATA_NAME))
+    num_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    if not returned or num_bytes > MOST_BYTES_TWICE:
         runner = model.open(way.returning(returned))
         require_known_answer(model, way, runner)
         return OneModel(runner)
@@ -263,11 +252,6 @@ def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
         return OneModel(runner, reading)
     reading.close()
     return OneModel(runner)
-
-
-def _bytes_of(model: Deployed) -> int:
-    files = (model.root / name for name in (MODEL_NAME, MODEL_DATA_NAME))
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @dataclass(frozen=True)

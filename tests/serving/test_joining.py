@@ -7,7 +7,7 @@ import pytest
 
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import BatchAxis, ServedModel, ServingSettings, open_served
-from moh_deploy.serving.served_model import Joining, find_joining
+from moh_deploy.serving.served_model import find_joining
 from tests.handmade_package import vectors, write_package
 from tests.serving.mixing_package import write_mixing
 
@@ -23,12 +23,12 @@ SETTINGS = ServingSettings("m")
 
 
 def test_independent_samples_are_joined(served: ServedModel):
-    assert find_joining(served) == Joining(BatchAxis("batch"))
+    assert find_joining(served) == (BatchAxis("batch"), None)
 
 
 def test_trial_is_seen_by_no_observer(served: ServedModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(served, "answer", None)
-    assert find_joining(served).axis == BatchAxis("batch")
+    assert find_joining(served)[0] == BatchAxis("batch")
     sampled = {
         family.name: [one.value for one in family.samples]
         for family in served.families()
@@ -40,7 +40,7 @@ def test_trial_is_seen_by_no_observer(served: ServedModel, monkeypatch: pytest.M
 def test_one_sample_proves_nothing(tmp_path: Path):
     package = write_package(tmp_path / "p", sets=(vectors(batch=1),))
     served = open_served(find_deployed(package.root), SETTINGS)
-    assert find_joining(served).reason is not None
+    assert find_joining(served)[1] is not None
     served.close()
 
 
@@ -48,9 +48,7 @@ def test_one_sample_proves_nothing(tmp_path: Path):
 def test_model_that_mixes_samples_answers_them_alone(tmp_path: Path, operator: str):
     root = write_mixing(tmp_path / "mixing", operator, ["batch", 2])
     served = open_served(find_deployed(root), SETTINGS)
-    found = find_joining(served)
-    assert found.axis is None
-    assert found.reason == "output 'y' of a sample depends on the other samples"
+    assert find_joining(served) == (None, "output 'y' of a sample depends on the other samples")
     served.close()
 
 
@@ -58,5 +56,5 @@ def test_model_of_one_size_answers_requests_alone(tmp_path: Path):
     served = open_served(
         find_deployed(write_mixing(tmp_path / "fixed", "ReduceMean", [3, 2])), SETTINGS
     )
-    assert find_joining(served).axis is None
+    assert find_joining(served)[0] is None
     served.close()

@@ -60,7 +60,6 @@ def limits(
         rows: Counts of the recorded requests, [rows, columns].
         window: Rows of a window.
         rate: Of false alarms among windows.
-        seed: Of the drawing.
     """
     rng = np.random.default_rng(seed)
     count = len(rows)

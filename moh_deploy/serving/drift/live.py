@@ -73,7 +73,6 @@ def windows_of_metrics(
     server that does not answer gives a window without data.
 
     Args:
-        url: Of the metrics.
         every: Seconds between two looks.
         windows: How often to look after the first time.
 
@@ -102,19 +101,6 @@ def windows_of_metrics(
 
 def _looked(url: str, reference: RoutingReference, now: float) -> LiveCounts:
     """Return what a server has counted since its start, or why it does not answer."""
-    try:
-        text = _fetched(url)
-    except (OSError, http.client.HTTPException) as error:
-        elsewhere = ""
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-            elsewhere = " (a server's metrics are at /metrics)" if error.code == 404 else ""
-        why = f"{url} does not answer: {error}{elsewhere}"
-        return LiveCounts(np.zeros(0), 0, now, now, no_data=why)
-    return _read(parse_text(text, url), url, reference, now)
-
-
-def _fetched(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"'{url}' is no address of metrics, expected http:// or https://.")
     try:
@@ -122,9 +108,16 @@ def _fetched(url: str) -> str:
             content: bytes = answer.read(_MOST_BYTES + 1)
     except ValueError as error:
         raise ConfigError(f"'{url}' is no address: {error}.") from error
+    except (OSError, http.client.HTTPException) as error:
+        elsewhere = ""
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            elsewhere = " (a server's metrics are at /metrics)" if error.code == 404 else ""
+        why = f"{url} does not answer: {error}{elsewhere}"
+        return LiveCounts(np.zeros(0), 0, now, now, no_data=why)
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"{url} answers with more than {_MOST_BYTES} bytes.")
-    return content.decode("utf-8", "replace")
+    return _read(parse_text(content.decode("utf-8", "replace"), url), url, reference, now)
 
 
 def _read(scraped: _Scraped, url: str, reference: RoutingReference, now: float) -> LiveCounts:
@@ -196,13 +189,7 @@ _RECENT = 3
 
 
 class LiveDrift:
-    """Judges the traffic of a served model window by window. Several threads may ask.
-
-    Args:
-        reference: The routing of traffic that is known to be good.
-        digest: Of the file that it was read from.
-        telemetry: What counts.
-    """
+    """Judges the traffic of a served model window by window. Several threads may ask."""
 
     def __init__(self, reference: RoutingReference, digest: str, telemetry: Telemetry) -> None:
         self._reference, self._digest, self._telemetry = reference, digest, telemetry

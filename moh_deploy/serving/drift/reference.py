@@ -25,8 +25,6 @@ from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.reference.input_sets import batch_dim, picked
 from moh_deploy.validate.reference.samples import Sample
 
-# Record what the routers do with inputs from files, request by request.
-
 
 def record_requests(
     package: OnnxPackage,
@@ -165,12 +163,9 @@ def profile_of(
     """Make a reference of recorded requests.
 
     Args:
-        recorded: The counts of each.
         window: Requests of the smallest window that will be judged. Larger ones have limits of
             their own, up to four times what was recorded: from there on it is the reference that
             is not known better.
-        rate: Of false alarms.
-        seed: Of the drawing.
 
     Raises:
         ConfigError: There are too few requests, no layers, or gates that are no numbers.

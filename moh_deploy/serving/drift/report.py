@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +16,11 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.serving.drift.distances import Statistic
 from moh_deploy.serving.drift.judge import LayerVerdict, WindowVerdict
-from moh_deploy.serving.drift.reference import LayerProfile, RoutingReference, WindowLimits
+from moh_deploy.serving.drift.reference import RoutingReference
 
 _MOST_REASONS = 10
 _MOST_WINDOWS = 40
-_STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+_STATISTICS: tuple[Statistic, ...] = get_args(Statistic)  # the last is that of single heads
 
 
 def _one_in(rate: float) -> str:
@@ -40,13 +40,23 @@ class ProfileReport(Report):
     def document(self) -> doc.Document:
         """Return what it says."""
         reference = self.reference
-        rows = [_profile_row(profile) for profile in reference.layers]
+        rows: list[tuple[doc.Cell, ...]] = []
+        for profile in reference.layers:
+            tokens, first = profile.tokens or 1.0, profile.layer.num_shared_heads or 0
+            routed = [on / tokens for on in profile.on[first:]] or [1.0]
+            of_layer = profile.layer.path, profile.layer.num_heads, round(profile.tokens)
+            shares = doc.Share(min(routed)), doc.Share(max(routed))
+            rows.append((*of_layer, *shares, figure(sum(profile.on) / tokens)))
         columns = ("layer", "#heads", "#tokens", "#least used head", "#most used head", "#heads on")
         names = ("#requests", *(f"#{name}" for name in _STATISTICS))
-        sizes = [
-            (window.requests, *(figure(_largest(window, name)) for name in _STATISTICS))
-            for window in reference.limits
-        ]
+        sizes: list[tuple[doc.Cell, ...]] = []
+        for window in reference.limits:
+            head = max(limit for layer in window.layers for limit in layer.heads)
+            largest = (
+                max(getattr(layer, name) or 0.0 for layer in window.layers)
+                for name in _STATISTICS[:-1]
+            )
+            sizes.append((window.requests, *map(figure, (*largest, head))))
         rate = _one_in(reference.false_alarms)
         findings = (
             f"{count(reference.requests, 'request')}, written to {self.output}.",
@@ -179,28 +189,6 @@ class WatchReport(Report):
         return doc.CiSuite((verdict, *cases), facts=(("source", self.source),))
 
 
-def _profile_row(profile: LayerProfile) -> tuple[doc.Cell, ...]:
-    first = profile.layer.num_shared_heads or 0
-    tokens = profile.tokens or 1.0
-    routed = [on / tokens for on in profile.on[first:]] or [1.0]
-    on = sum(profile.on) / tokens
-    heads, path = profile.layer.num_heads, profile.layer.path
-    return (
-        path,
-        heads,
-        round(profile.tokens),
-        doc.Share(min(routed)),
-        doc.Share(max(routed)),
-        figure(on),
-    )
-
-
-def _largest(window: WindowLimits, name: Statistic) -> float:
-    if name == "head":
-        return max(limit for layer in window.layers for limit in layer.heads)
-    return max(getattr(layer, name) or 0.0 for layer in window.layers)
-
-
 def _window_table(windows: Sequence[WindowVerdict]) -> doc.Table:
     rows: list[tuple[doc.Cell, ...]] = []
     for number, window in enumerate(windows, 1):
@@ -258,7 +246,7 @@ def _now(window: WindowVerdict, number: int) -> doc.Section:
     )
     rows: list[doc.LoadRow] = []
     for layer in window.layers:
-        rows += [_row(layer.path, layer, "live"), _reference_row("", layer, "reference")]
+        rows += [_row(layer.path, layer, "live"), _row("", layer, "reference", is_reference=True)]
     heat = doc.HeatMap("share of tokens, in percent", "layer", tuple(rows), "loads-now")
     return doc.Section("Load by layer and head", (about, doc.HeatMaps((heat,))), shown=doc.PAGE)
 
@@ -267,7 +255,7 @@ def _over_time(windows: Sequence[WindowVerdict]) -> doc.Section:
     shown = windows[-_MOST_WINDOWS:]
     maps = []
     for number, first in enumerate(shown[0].layers):
-        rows = [_reference_row("reference", first, "")]
+        rows = [_row("reference", first, "", is_reference=True)]
         for window in shown:
             note = count(window.requests, "request")
             rows.append(_row(_clock(window.since), window.layers[number], note))
@@ -277,19 +265,20 @@ def _over_time(windows: Sequence[WindowVerdict]) -> doc.Section:
     return doc.Section("Load over time", (about, doc.HeatMaps(tuple(maps))), shown=doc.PAGE)
 
 
-def _reference_row(name: str, layer: LayerVerdict, note: str) -> doc.LoadRow:
-    then = tuple(round(head.reference * layer.tokens) for head in layer.heads)
-    return doc.LoadRow(name, layer.tokens, then, then, layer.num_shared_heads, note)
+def _row(name: str, layer: LayerVerdict, note: str, *, is_reference: bool = False) -> doc.LoadRow:
+    def counts(shares: Iterable[float]) -> tuple[int, ...]:
+        return tuple(round(part * layer.tokens) for part in shares)
 
-
-def _row(name: str, layer: LayerVerdict, note: str) -> doc.LoadRow:
-    tokens, heads = layer.tokens, layer.heads
-    live = tuple(round(head.live * tokens) for head in heads)
+    then = counts(head.reference for head in layer.heads)
+    if is_reference:
+        return doc.LoadRow(name, layer.tokens, then, then, layer.num_shared_heads, note)
+    live = counts(head.live for head in layer.heads)
     # Both numbers are shown where they differ: of what chance explains the live one alone.
-    then = tuple(
-        round((head.reference if head.has_moved else head.live) * tokens) for head in heads
+    shown = tuple(
+        before if head.has_moved else now
+        for head, now, before in zip(layer.heads, live, then, strict=True)
     )
-    return doc.LoadRow(name, tokens, live, then, layer.num_shared_heads, note)
+    return doc.LoadRow(name, layer.tokens, live, shown, layer.num_shared_heads, note)
 
 
 def _clock(seconds: float) -> str:

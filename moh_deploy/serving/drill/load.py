@@ -25,20 +25,11 @@ from moh_deploy.validate.compare.output_parity import compare_output
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from moh_deploy.validate.compare.tolerances import Tolerance
 
-# Ask a server by the Open Inference Protocol v2 over HTTP, with raw tensors.
-
 _TIMEOUT_S = 15.0
 
 
 class V2Client:
-    """A connection to a model on a server, of one thread; it connects again after an error.
-
-    Args:
-        host: Of the server.
-        port: Of its HTTP.
-        model: Name of the model on the server.
-        manifest: Of the model.
-    """
+    """A connection to a model on a server, of one thread; it connects again after an error."""
 
     def __init__(self, host: str, port: int, model: str, manifest: ModelInterface) -> None:
         self._address = host, port
@@ -146,7 +137,6 @@ class Load:
     Args:
         connections: One for each client.
         cases: Their requests, in turns.
-        rule: Decides which answers are right.
     """
 
     def __init__(

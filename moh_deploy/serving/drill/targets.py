@@ -87,10 +87,6 @@ class ServerAt(Target):
 
     Args:
         url: Its address, by the Open Inference Protocol v2: `http://HOST:PORT`.
-        model: The model's name there.
-        manifest: Of the model.
-        control: Its control file.
-        audit_log: The file that its guard appends transitions to.
 
     Raises:
         ConfigError: The address is of another form.

@@ -60,8 +60,6 @@ def genai_config_text(
     """Return the text of a `genai_config.json`.
 
     Args:
-        manifest: Of the package.
-        interface: Its inputs and outputs.
         model: Path of the ONNX file in the bundle.
         library: Path of the kernels in the bundle; None: function bodies run.
         threads: Threads within an operator; None for the runtime's own choice.

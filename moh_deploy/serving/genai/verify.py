@@ -33,8 +33,6 @@ from moh_deploy.validate.compare.generate_report import (
 )
 from moh_deploy.validate.compare.parity import compare_recorded
 
-# Generate tokens by onnxruntime-genai itself, for prompts of several lengths in one batch.
-
 _INSTALL = "pip install 'moh-deploy[genai]'."
 
 

@@ -32,9 +32,7 @@ def open_guard(
     level whose known answer is wrong stops the first start.
 
     Args:
-        model: The served model.
         settings: Policy, audit log and control file; whether a drill is allowed.
-        inner: Inner values that observers may want.
         way: How levels are opened: threads, kernels.
         is_restart: A process before this one has served: a wrong known answer opens its level.
 

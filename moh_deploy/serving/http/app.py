@@ -31,12 +31,7 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.http.connection import HeldBytes, InTurn, address_of, received_body
 from moh_deploy.serving.http.limits import HttpLimits, Refusal
-from moh_deploy.serving.http.protocol import (
-    HEADER_LENGTH,
-    InferRequest,
-    read_request,
-    write_answer,
-)
+from moh_deploy.serving.http.protocol import HEADER_LENGTH, InferRequest, read_request, write_answer
 from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.metrics import Family, Trace, exposition, single
@@ -278,10 +273,7 @@ def make_app(endpoint: Endpoint) -> Starlette:
             *telemetry_routes(endpoint.served.telemetry),
             *guard_routes(endpoint.served.guard, endpoint.limits),
         ],
-        exception_handlers={
-            MoHDeployError: endpoint.failed,
-            HTTPException: _no_route,
-        },
+        exception_handlers={MoHDeployError: endpoint.failed, HTTPException: _no_route},
         lifespan=endpoint.lifespan,
     )
 

@@ -160,8 +160,6 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
     return paced
 
 
-# Receive the body of a request, within limits of size, time and memory.
-
 # Read and write large JSON beside the event loop, where it holds up other clients the least.
 
 _Made = TypeVar("_Made")

@@ -18,7 +18,6 @@ class Refusal(MoHDeployError):
         status: Of HTTP; 400 says that the request itself is at fault.
         retry_after_s: When it may be sent again; None where that would change nothing.
         closes_connection: More of the request may come, and is not read.
-        hint: The next step for the client.
     """
 
     def __init__(

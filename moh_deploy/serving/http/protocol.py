@@ -88,12 +88,8 @@ def read_request(
     """Read the body of a request.
 
     Args:
-        content: The body.
         json_bytes: The header that says how long its JSON is, where there is one.
-        inputs: Of the model.
-        outputs: Of the model.
         scalars: Inputs that may come with one more axis: see `scalars_of`.
-        most_json: The most bytes of JSON.
 
     Raises:
         Refusal: It is no request, or is for another model. Here shapes are compared with the
@@ -152,7 +148,6 @@ def write_request(
     """Write a request, as a client does.
 
     Args:
-        inputs: Name to array.
         outputs: The outputs that are asked for; None for all, in the form of the inputs.
         is_binary: Send raw values, not numbers in JSON.
     """
@@ -243,9 +238,7 @@ def _split(
 
 
 def _requested(
-    request: Mapping[str, object],
-    parameters: Mapping[str, object],
-    outputs: Sequence[TensorInfo],
+    request: Mapping[str, object], parameters: Mapping[str, object], outputs: Sequence[TensorInfo]
 ) -> tuple[RequestedOutput, ...]:
     datatypes = {info.name: DATATYPES.get(info.dtype, info.dtype) for info in outputs}
     by_default = flag_in(parameters, "binary_data_output", "the request")

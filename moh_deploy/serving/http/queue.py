@@ -39,11 +39,9 @@ class BatchingQueue:
     Args:
         answer: Answers one batch; is called from several threads.
         axis: How requests are joined; None where each runs alone.
-        instances: How many batches run at the same time.
         max_batch: The most samples that are joined; a request of more runs alone.
         max_delay_s: How long the oldest request of a batch waits for others.
         max_waiting: The most requests that wait; one more is refused.
-        hung_s: A run that lasts longer is taken for hung.
 
     Attributes:
         runs: Those that are under way.
@@ -84,9 +82,6 @@ class BatchingQueue:
 
     def submit(self, inputs: Tensors) -> Future[Reply]:
         """Take a request, to answer it later.
-
-        Args:
-            inputs: Name to array; they were checked.
 
         Returns:
             The answer to come. Cancelling it takes the request out and gives back its arrays,

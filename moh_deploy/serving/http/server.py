@@ -94,8 +94,6 @@ def serve_forever(
 
     Args:
         task: The task of each worker; its sockets are replaced.
-        host: Address to listen at.
-        port: Port; 0 for any that is free.
         on_ready: Called once, when requests are answered.
         log: Takes lines about the ends and starts of workers.
 

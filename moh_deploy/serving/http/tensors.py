@@ -120,7 +120,6 @@ def read_tensors(
         found: The JSON object of the body.
         raw: The bytes behind it.
         expected: Name to input of the model; None for an answer, whose tensors may be any.
-        key: The list of tensors in `found`.
         scalars: Tensors that may come with one more axis, of size 1: see `scalars_of`.
 
     Raises:

@@ -75,13 +75,13 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     settings_here = replace(settings, threads=session_threads(settings))
     served = open_served(model, settings_here, is_restart=task.restarts > 0)
     _check_dims(limits.longest, model.manifest)
-    axis = served.batch_axis
-    if axis is not None:  # A request of more samples would hold up all others.
-        limits = replace(limits, longest={axis.dim: settings.max_batch, **limits.longest})
-    joining = find_joining(served)
+    samples = served.batch_axis
+    if samples is not None:  # A request of more of them would hold up all others.
+        limits = replace(limits, longest={samples.dim: settings.max_batch, **limits.longest})
+    axis, alone_because = find_joining(served)
     queue = BatchingQueue(
         served.answer,
-        joining.axis,
+        axis,
         instances=settings.instances,
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
@@ -102,7 +102,7 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
         timeout_graceful_shutdown=max(1, round(limits.shutdown_timeout_s)),
     )
     gc.freeze()  # the collector skips all that is loaded
-    server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
+    server = _Server(config, queue, parent, FirstWord(alone_because=alone_because))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
     code = _code_at_end(server, queue, limits.shutdown_timeout_s)
     # Nothing is closed that is still in use.

@@ -44,7 +44,6 @@ class OtlpExport:
     Args:
         endpoint: Of the collector: `http://collector:4318`.
         model: What clients call the model: the service's name, and a label of all metrics.
-        version: Its version, in the same places.
 
     Raises:
         ConfigError: The exporter is not installed, or the endpoint is no address.

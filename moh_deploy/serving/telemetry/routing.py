@@ -19,14 +19,14 @@ from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 
-# Lay out what is counted of a request as one row of numbers.
-#
-# Rows add up: those of requests to a window, those of windows to a day. Each layer has
-#
-# tokens that went through its router, padding left out nonfinite gates that are NaN or infinite on
-# for each head, tokens whose gate is not 0 mass for each head, the sum of the gates' absolute
-# values margins for each bin, tokens whose choice of heads is that clear margin_sum of all margins
-
+# What is counted of a request is one row of numbers, and rows add up: those of requests to a window,
+# those of windows to a day. Each layer has the columns of
+#   tokens      that went through its router, padding left out
+#   nonfinite   gates that are NaN or infinite
+#   on          for each head, tokens whose gate is not 0
+#   mass        for each head, the sum of the gates' absolute values
+#   margins     for each bin, tokens whose choice of heads is that clear
+#   margin_sum  the sum of all margins
 MARGIN_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
 """Upper edges of the bins of margins: a margin is at most the edge of its bin."""
 
@@ -138,7 +138,6 @@ class RoutingReader:
         """Count what the routers did in a run.
 
         Args:
-            inputs: Of the run.
             results: Name to array, for all `names`.
             sizes: Samples of each request in the run, in order.
 

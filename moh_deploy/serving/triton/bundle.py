@@ -36,11 +36,7 @@ from moh_deploy.package import MODEL_NAME, OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.kernel_use import instruction_sets
-from moh_deploy.runtime.tensorrt.engine_dir import (
-    ENGINE_MANIFEST_NAME,
-    ENGINE_NAME,
-    EngineManifest,
-)
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME, EngineManifest
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
@@ -157,13 +153,11 @@ def write_bundle(
     """Write the bundle of a package or engine; it appears whole or not at all.
 
     Args:
-        served: The package or engine.
         output: The directory to write; an earlier bundle is replaced.
         settings: How the model is served; policy, shadow and reference are paths on this machine.
         backend: The backend of the server; None: `tensorrt` for an engine, `python` for a package.
         fallback: The package of the policy's rung of kind `package`, in place of its `path`.
         image: The container for KServe; None: a name that says what has to be in it.
-        storage: Where the cluster finds the bundle.
 
     Raises:
         ConfigError: Triton does not take the name, the backend does not run this model, or Triton

@@ -29,7 +29,6 @@ def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
     """Open the model of a bundle with the bundle's settings.
 
     Args:
-        root: The bundle.
         instances: How many of it share the machine's cores; None for the bundle's own number.
 
     Raises:

@@ -24,15 +24,9 @@ from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.source import require_own_code
 from moh_deploy.serving.triton import bundle_json
 from moh_deploy.serving.triton.bundle_json import Bundle
-from moh_deploy.serving.triton.config_pbtxt import (
-    ConfigMessage,
-    parse_config,
-    tensor_config,
-)
+from moh_deploy.serving.triton.config_pbtxt import ConfigMessage, parse_config, tensor_config
 from moh_deploy.serving.triton.server import PYTHON, TritonServer, find_server, python_of_stub
 from moh_deploy.system.bounded_file import read_bytes, read_text
-
-# Tell what a native library needs of a machine, without loading it.
 
 Version = tuple[int, ...]
 
@@ -133,7 +127,6 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     """Look at a bundle as a server on this machine would, without starting one.
 
     Args:
-        root: The bundle.
         server: Where the server is; None: looked for (`find_server`).
 
     Raises:

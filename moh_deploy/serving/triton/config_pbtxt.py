@@ -141,7 +141,6 @@ def config_text(
     """Return the text of `config.pbtxt`.
 
     Args:
-        bundle: The model, its tensors and settings.
         warmups: Name, batch size and inputs of each warm-up.
         engine: File name of the engine; None for a package.
         profiles: Number of the engine's optimisation profiles.

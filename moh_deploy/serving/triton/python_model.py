@@ -51,10 +51,9 @@ class TritonPythonModel:
         # repository/NAME/ is two levels below the bundle.
         root = Path(args["model_repository"]).parents[1]
         self._served = open_bundle(root, instances=instances)
-        joining = find_joining(self._served)
-        self._axis = joining.axis
-        if joining.reason is not None:
-            self._pb.Logger.log_info(f"requests run one by one: {joining.reason}.")
+        self._axis, alone_because = find_joining(self._served)
+        if alone_because is not None:
+            self._pb.Logger.log_info(f"requests run one by one: {alone_because}.")
         logs = config.get("parameters", {}).get("log_batches", {})
         self._logs_batches = logs.get("string_value") == "1"
         labels = {"model": args["model_name"], "version": args["model_version"]}

@@ -62,10 +62,6 @@ class TritonServer:
         """Return the line for a shell that serves a bundle by this Python's moh-deploy.
 
         Triton takes the packages of the `python3` that is first on PATH, and ignores PYTHONPATH.
-
-        Args:
-            bundle: The bundle.
-            option: One more of the server's own.
         """
         python = quote(str(Path(sys.executable).parent))
         libpython = quote(str(sysconfig.get_config_var("LIBDIR")))
@@ -169,9 +165,6 @@ def running_server(
     """Run a server for a bundle, with this Python's moh-deploy, until the block ends.
 
     Args:
-        server: The installation.
-        bundle: The bundle.
-        log: The file for its output.
         options: More of its own command line.
         is_supervised: The bundle's supervise.py starts it, and starts it again; asking often.
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.serving.drill.report import NOTHING, DrillReport, FaultDrill
+from moh_deploy.serving.drill.drill import NOTHING, DrillReport, FaultDrill
 from tests.kernel_library import NO_KERNELS
 
 BEFORE = FaultDrill(NOTHING, 100, 0, 0, (), None, None, None, False, {"kernels": 100})
