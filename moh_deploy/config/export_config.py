@@ -27,8 +27,8 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 
 ConstantValue = bool | int | float | str | None
 _Key = str | int
+# Place of each tensor, and of each constant that was among the inputs, to that in the document.
 Places = Mapping[tuple[_Key, ...], tuple[_Key, ...]]
-"""Place of each tensor, and of each constant that was among the inputs, to that in the document."""
 
 _OF_A_TENSOR = {"shape", "dtype", "range"}
 

@@ -116,8 +116,8 @@ class Trace:
 
 
 OPENMETRICS = "application/openmetrics-text"
+# Of the text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of the text format."""
 
 
 def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:

@@ -30,16 +30,16 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
 from moh_deploy.validate.reference.user_vectors import check_ranges
 
+# What a container sees of its limit: microseconds of CPU in a period, and the period.
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-"""What a container sees of its limit: microseconds of CPU in a period, and the period."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply to a batch, and which rung made it."""
+    """The reply to a batch, and which fallback level made it."""
 
     outputs: Mapping[str, Array]  # name to array, for every output of the model
-    rung: str  # what computed it: `kernels`, or the rung of the ladder that took over
+    rung: str  # what computed it: `kernels`, or the fallback level that took over
 
 
 class ServedModel:
@@ -247,8 +247,8 @@ def cores() -> int:
 
 
 Tensors: TypeAlias = Mapping[str, Array]
+# Answers a batch, as `ServedModel.answer` does.
 Answering: TypeAlias = Callable[[Tensors, Sequence[int]], Reply]
-"""Answers a batch, as `ServedModel.answer` does."""
 
 
 def answer_batch(

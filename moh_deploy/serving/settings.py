@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from moh_deploy.config.strict_json import Strict
 
+# Of a server's numbers: clocks and configurations overflow at larger ones.
 LARGEST_OPTION = 1e9
-"""Of a server's numbers: clocks and configurations overflow at larger ones."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ServingSettings(Strict):
     max_delay_ms: float = 1.0
     sample_every: int = 128  # routing is read of one batch in so many; 0 reads none
     per_head: bool = False  # count head by head, not by layer alone
-    guard: bool = False  # answers are judged, and a rung below answers where the first fails
-    # YAML file of the ladder and its limits; None for kernels, then function bodies.
+    guard: bool = False  # answers are judged, and a fallback answers where the first fails
+    # YAML file of the fallback chain and its limits; None: kernels, then function bodies.
     policy: str | None = None
     audit_log: str | None = None  # file that the guard's transitions are appended to; None for none
     # Control file of the guard: manual switch, alarms of drift; None for none.

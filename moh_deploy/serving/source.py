@@ -52,9 +52,9 @@ def require_own_code(root: Path, *, trust_code: bool) -> None:
     require_trust(str(root), named, "--trust-code", is_given=trust_code)
 
 
+# Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held to
+# the most that its rule allows.
 MOST_MEASURED = 256 * 2**20
-"""Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held
-to the most that its rule allows."""
 
 
 def require_known_answer(
@@ -144,8 +144,8 @@ class ComputedResults(Runner):
         return self.description
 
 
+# The name of the model as it is, on whatever kernels there are, as a fallback level.
 FIRST_RUNG = "kernels"
-"""How the model as it is, on whatever kernels there are, is called as a rung of the ladder."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ class OneModel:
             self.reading.close()
 
 
+# A model of at most so many bytes is opened twice where inner values are wanted of some runs.
 MOST_BYTES_TWICE = 32 * 2**20
-"""A model of at most so many bytes is opened twice where inner values are wanted of some runs."""
 
 
 def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
@@ -260,8 +260,8 @@ class ServedRun:
 
     inputs: Mapping[str, Array]
     dims: Mapping[str, int]  # the sizes of its dynamic dimensions
-    # Its outputs, and the inner values that the observers wanted of this run, of what the rung has:
-    # another package has none.
+    # Its outputs, and the inner values that the observers wanted of this run, of what the fallback
+    # level has: another package has none.
     results: Mapping[str, Array]
     # Samples of each request in the batch, in order; a batch that cannot be told apart is one
     # request.
@@ -273,8 +273,8 @@ class ServedRun:
 class Observer(Protocol):
     """Sees the runs of a served model, from several threads. What it raises is a bug."""
 
+    # Names of the inner values that it may want.
     inner: tuple[str, ...]
-    """Names of the inner values that it may want."""
 
     def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
         """Return the inner values that it wants of the run that begins, of these sizes."""

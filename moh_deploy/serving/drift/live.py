@@ -184,8 +184,8 @@ def _column(
 # A window is what was counted since the one before, as soon as it has the requests that the
 # smallest limits are for. It is judged when metrics are asked for: no thread waits for that.
 
+# An alert wants two alarms among so many windows: a single one may be chance.
 _RECENT = 3
-"""An alert wants two alarms among so many windows: a single one may be chance."""
 
 
 class LiveDrift:
@@ -211,32 +211,19 @@ class LiveDrift:
             for layer in layers
             for drift in layer.drifts
         ]
+        info = (Series({"digest": self._digest}, 1),)
+        far = (
+            "Distance of the last window from the reference by what chance explains: above 1 it is"
+            " drift."
+        )
+        judged = "Windows of requests whose routing was judged by the reference."
+        recent = f"Alarms among the last {_RECENT} windows that were judged."
+        reference = "The reference of routing: digest of its file."
         return (
-            Family(
-                "moh_reference_info",
-                "The reference of routing: digest of its file.",
-                "gauge",
-                (Series({"digest": self._digest}, 1),),
-            ),
-            Family(
-                "moh_drift_ratio",
-                "Distance of the last window from the reference by what chance explains: above 1"
-                " it is drift.",
-                "gauge",
-                tuple(ratios),
-            ),
-            Family(
-                "moh_drift_windows_total",
-                "Windows of requests whose routing was judged by the reference.",
-                "counter",
-                tuple(outcomes),
-            ),
-            single(
-                "moh_drift_recent_alarms",
-                "gauge",
-                alarms,
-                f"Alarms among the last {_RECENT} windows that were judged.",
-            ),
+            Family("moh_reference_info", reference, "gauge", info),
+            Family("moh_drift_ratio", far, "gauge", tuple(ratios)),
+            Family("moh_drift_windows_total", judged, "counter", tuple(outcomes)),
+            single("moh_drift_recent_alarms", "gauge", alarms, recent),
         )
 
     def _judge(self) -> None:

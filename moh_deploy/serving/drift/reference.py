@@ -66,8 +66,8 @@ def requests_of(
             yield picked(manifest.inputs, inputs, dim, range(start, start + size))
 
 
+# A limit that one window in a thousand exceeds cannot be told from fewer requests.
 FEWEST_REQUESTS = 100
-"""A limit that one window in a thousand exceeds cannot be told from fewer requests."""
 
 _FORMAT = 1
 _Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -25,8 +25,8 @@ from moh_deploy.serving.guard.guard_io import Control, write_control
 
 DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
 
+# The name of the load before any fault.
 NOTHING = "none, before"
-"""The name of the load before any fault."""
 
 
 @dataclass(frozen=True)

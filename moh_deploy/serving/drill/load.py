@@ -51,7 +51,10 @@ class V2Client:
         }
         body = write_request(sent, outputs=self._outputs)
         try:
-            connection = self._connected()
+            if self._connection is None:
+                address = self._address
+                self._connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT_S)
+            connection = self._connection
             connection.request("POST", self._path, body.content, body.headers)
             response = connection.getresponse()
             content, json_bytes = response.read(), response.getheader(HEADER_LENGTH)
@@ -76,14 +79,9 @@ class V2Client:
             self._connection.close()
         self._connection = None
 
-    def _connected(self) -> http.client.HTTPConnection:
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
-        return self._connection
 
-
+# After a request that failed: a server that starts again is not to be flooded.
 _PAUSE_S = 0.02
-"""After a request that failed: a server that starts again is not to be flooded."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ class ServerAnswer:
     rung: str
 
 
+# A connection to a server, of one thread. It raises MoHDeployError where a request fails.
 Ask = Callable[[Mapping[str, Array]], ServerAnswer]
-"""A connection to a server, of one thread. It raises MoHDeployError where a request fails."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
 
+# The model's name on servers that a drill starts.
 DRILLED_NAME = "drilled"
-"""The model's name on servers that a drill starts."""
 _STOP_S = 60.0
 
 

@@ -20,8 +20,8 @@ from moh_deploy.system.npz import Array
 Fault = Literal["nan", "gates", "slow", "crash", "drift", "missing-library", "wrong"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
+# Faults whose answers look right when they are given.
 UNSEEN: frozenset[Fault] = frozenset(("wrong",))
-"""Faults whose answers look right when they are given."""
 
 
 @dataclass

@@ -45,8 +45,8 @@ OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one b
 
 _TICK_S = 0.25
 
+# The status that is counted, as by nginx, for a client that did not wait for its answer.
 _GONE = 499
-"""The status that is counted, as by nginx, for a client that did not wait for its answer."""
 
 
 @dataclass

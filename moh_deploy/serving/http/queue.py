@@ -22,6 +22,13 @@ from moh_deploy.serving.metrics import Family, Series, single
 from moh_deploy.serving.process_health import RunsUnderWay
 from moh_deploy.serving.served_model import Answering, Reply, Tensors, answer_batch
 
+_HELP = {
+    "waiting": "Requests that wait for an instance.",
+    "limit": "The most requests that may wait: more are refused.",
+    "seconds": "How long requests have waited before they ran, all together.",
+    "samples": "Samples in the batches that were run.",
+}
+
 
 @dataclass(frozen=True)
 class _Waiting:
@@ -153,32 +160,13 @@ class BatchingQueue:
             edge: sum(count for samples, count in batches.items() if samples <= edge)
             for edge in (*edges, math.inf)
         }
-        samples = sum(samples * count for samples, count in batches.items())
+        total = sum(samples * count for samples, count in batches.items())
+        histogram = Series({}, total, buckets)
         return (
-            single(
-                "moh_queue_waiting_requests",
-                "gauge",
-                waiting,
-                "Requests that wait for an instance.",
-            ),
-            single(
-                "moh_queue_limit_requests",
-                "gauge",
-                self._max_waiting,
-                "The most requests that may wait: more are refused.",
-            ),
-            single(
-                "moh_queue_seconds_total",
-                "counter",
-                waited_s,
-                "How long requests have waited before they ran, all together.",
-            ),
-            Family(
-                "moh_batch_samples",
-                "Samples in the batches that were run.",
-                "histogram",
-                (Series({}, samples, buckets),),
-            ),
+            single("moh_queue_waiting_requests", "gauge", waiting, _HELP["waiting"]),
+            single("moh_queue_limit_requests", "gauge", self._max_waiting, _HELP["limit"]),
+            single("moh_queue_seconds_total", "counter", waited_s, _HELP["seconds"]),
+            Family("moh_batch_samples", _HELP["samples"], "histogram", (histogram,)),
             *self.runs.families(),
         )
 

@@ -34,16 +34,16 @@ from moh_deploy.system.isolate import child_environment, how_it_ended
 _WORKER = "moh_deploy.serving.http.worker"
 _BACKLOG = 1024
 
+# A worker that has lived as long is followed by the next at once; else there is a pause, which
+# doubles each time.
 _HEALTHY_S = 10.0
-"""A worker that has lived as long is followed by the next at once; else there is a pause, which
-doubles each time."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _MOST_FAILED_STARTS = 5
+# How much later than it should have ended a worker is killed.
 _KILLED_AFTER_S = 5.0
-"""How much later than it should have ended a worker is killed."""
+# A worker whose event loop says nothing for so long is killed: it says something every second, and
+# no request keeps it from that for as long.
 STUCK_S = 5.0
-"""A worker whose event loop says nothing for so long is killed: it says something every second, and
-no request keeps it from that for as long."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ def flag_in(found: Mapping[str, object], key: str, what: str, default: bool = Fa
     return value
 
 
+# Name of a dtype to its name in the protocol.
 DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -75,10 +76,9 @@ DATATYPES = {
     "float64": "FP64",
     "bfloat16": "BF16",
 }
-"""Name of a dtype to its name in the protocol."""
 
+# Datatypes that are sent as raw values alone.
 WITHOUT_JSON = ("FP16", "BF16")
-"""Datatypes that are sent as raw values alone."""
 
 _MOST_AXES = 32
 _LARGEST_SIZE, _LARGEST_SIZE_OF_EMPTY = 2**31 - 1, 2**12

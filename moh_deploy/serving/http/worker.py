@@ -34,8 +34,8 @@ from moh_deploy.system.suggest import did_you_mean
 UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
 HEARTBEAT = b"\n"  # ends the first word, too
 HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
+# A run that lasts so many times as long as clients wait is ended, with the process.
 HUNG_TIMES = 2
-"""A run that lasts so many times as long as clients wait is ended, with the process."""
 _KEEP_ALIVE_S = 30
 _FILES = 4096
 
@@ -54,8 +54,8 @@ class WorkerTask(Strict):
     restarts: int = 0  # how many workers have died before it
 
 
+# Writes a task as the argument of a process, and reads it.
 TASK_JSON = TypeAdapter(WorkerTask)
-"""Writes a task as the argument of a process, and reads it."""
 
 
 def work(task: WorkerTask, parent: socket.socket) -> int:
@@ -217,8 +217,8 @@ class FirstWord(Strict):
     alone_because: str | None = None  # why requests are not joined; None if they are
 
 
+# Writes a first word, which is one line, and reads it.
 WORD_JSON = TypeAdapter(FirstWord)
-"""Writes a first word, which is one line, and reads it."""
 
 
 def main(argument: str) -> int:

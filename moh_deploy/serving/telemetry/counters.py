@@ -21,8 +21,8 @@ from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, Counts, LayerColu
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.system.npz import Array
 
+# The size of each dynamic dimension of a run, always in the same order.
 Dims: TypeAlias = Mapping[str, int]
-"""The size of each dynamic dimension of a run, always in the same order."""
 
 _Axis: TypeAlias = int | DimExpr
 _MOST_SIZES = 4096

@@ -25,8 +25,8 @@ from moh_deploy.serving.metrics import Family, Series
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric
 
+# The environment variable of OpenTelemetry for the milliseconds between two exports.
 INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
-"""The environment variable of OpenTelemetry for the milliseconds between two exports."""
 
 # Without a name and password, which stand in OTEL_EXPORTER_OTLP_HEADERS: this goes to logs.
 _ENDPOINT = re.compile(

@@ -27,8 +27,8 @@ from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 #   mass        for each head, the sum of the gates' absolute values
 #   margins     for each bin, tokens whose choice of heads is that clear
 #   margin_sum  the sum of all margins
+# Upper edges of the bins of margins: a margin is at most the edge of its bin.
 MARGIN_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
-"""Upper edges of the bins of margins: a margin is at most the edge of its bin."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class CountLayout:
         return self.columns[-1].all.stop if self.columns else 0
 
 
+# Rows of a `CountLayout`: [requests, columns]. Sums of whole numbers are exact up to 2**53.
 Counts = NDArray[np.float64]
-"""Rows of a `CountLayout`: [requests, columns]. Sums of whole numbers are exact up to 2**53."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import Array, read_npz, write_npz
 from moh_deploy.system.staging import staged_file
 
+# What a window may hold in memory; it stops by itself when it is full.
 MOST_BYTES = 256 * 2**20
-"""What a window may hold in memory; it stops by itself when it is full."""
 
 _FORMAT = 1
 _MEMBERS = ("rows", "requests", "seconds")

@@ -100,7 +100,7 @@ def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
     document: Any = read_yaml(policy, error=ConfigError)
     for index in packages:
         path, loss = rungs[index].path, rungs[index].measured_loss
-        assert path is not None, "read_guard_policy refuses a rung without its package"
+        assert path is not None, "read_guard_policy refuses a level without its package"
         assert loss is not None, "read_guard_policy refuses a package without its loss"
         section = document["rungs"][index]
         _copy_package(fallback or path, folder / f"package-{index}")
@@ -156,7 +156,7 @@ def write_bundle(
         output: The directory to write; an earlier bundle is replaced.
         settings: How the model is served; policy, shadow and reference are paths on this machine.
         backend: The backend of the server; None: `tensorrt` for an engine, `python` for a package.
-        fallback: The package of the policy's rung of kind `package`, in place of its `path`.
+        fallback: The package of the policy's level of kind `package`, in place of its `path`.
         image: The container for KServe; None: a name that says what has to be in it.
 
     Raises:

@@ -65,16 +65,16 @@ BUNDLE_NAME = "bundle.json"
 BUNDLE_FORMAT_VERSION = 1
 REPOSITORY = "repository"
 LIBRARIES = "lib"
+# The library that registers an engine's plugins when the server loads it.
 REGISTERED_NAME = "libmoh_plugin_registered.so"
-"""The library that registers an engine's plugins when the server loads it."""
 WARMUP, CONFIG_NAME = "warmup", "config.pbtxt"  # Triton's own names
 SERVED = "package"
+# Settings that are paths in the bundle.
 PATHS = ("policy", "audit_log", "control", "shadow", "reference", "library")
-"""Settings that are paths in the bundle."""
 _DIGEST = "sha256"
 
+# The backend of the server that runs a model: Python with moh-deploy, or TensorRT.
 Backend = Literal["python", "tensorrt"]
-"""The backend of the server that runs a model: Python with moh-deploy, or TensorRT."""
 
 
 @dataclass(frozen=True)

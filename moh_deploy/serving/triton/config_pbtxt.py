@@ -38,8 +38,8 @@ def filled(name: str, /, **values: object) -> str:
 
 # Read `config.pbtxt`: Triton's ModelConfig in the text format of protocol buffers.
 
+# A protobuf message: classes that are made of a table have no types for mypy.
 ConfigMessage: TypeAlias = Any
-"""A protobuf message: classes that are made of a table have no types for mypy."""
 
 
 @functools.cache
@@ -127,8 +127,8 @@ def kserve_text(
     )
 
 
+# Requests that wait for an instance; the server refuses more.
 MOST_WAITING = 1024
-"""Requests that wait for an instance; the server refuses more."""
 
 
 def config_text(

@@ -30,11 +30,11 @@ from moh_deploy.system.npz import Array
 Request: TypeAlias = Any
 Response: TypeAlias = Any
 
+# How old counts may be when Prometheus asks: each goes to the server by a message of its own.
 PUSH_SECONDS = 0.5
-"""How old counts may be when Prometheus asks: each goes to the server by a message of its own."""
 
+# A batch that takes longer is taken for hung. Nothing here can end it: the liveness probe can.
 HUNG_SECONDS = 60.0
-"""A batch that takes longer is taken for hung. Nothing here can end it: the liveness probe can."""
 
 
 class TritonPythonModel:
@@ -194,7 +194,11 @@ class _Metrics:
     def _send(self, family: Family, name: str, labels: Mapping[str, str], value: float) -> None:
         key = name, tuple(sorted(labels.items()))
         if key not in self._metrics:
-            self._metrics[key] = self._family(name, family).Metric(labels=dict(labels))
+            kinds = self._pb.MetricFamily
+            if name not in self._families:
+                kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
+                self._families[name] = kinds(name=name, description=family.help, kind=kind)
+            self._metrics[key] = self._families[name].Metric(labels=dict(labels))
         elif self._sent[key] == value:
             return
         if family.kind == "gauge":
@@ -202,10 +206,3 @@ class _Metrics:
         else:
             self._metrics[key].increment(value - self._sent.get(key, 0.0))
         self._sent[key] = value
-
-    def _family(self, name: str, family: Family) -> Any:
-        kinds = self._pb.MetricFamily
-        if name not in self._families:
-            kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
-            self._families[name] = kinds(name=name, description=family.help, kind=kind)
-        return self._families[name]

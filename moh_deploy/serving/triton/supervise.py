@@ -22,8 +22,8 @@ from types import FrameType
 
 _FOLDER = Path(__file__).resolve().parent
 _LONGEST_PAUSE_S, _HEALTHY_S = 30.0, 60.0
+# So many servers in a row that give no answer at all, and the next one would not either.
 MOST_FAILED_STARTS = 5
-"""So many servers in a row that give no answer at all, and the next one would not either."""
 
 
 @dataclass
