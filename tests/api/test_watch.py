@@ -11,8 +11,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drift.reference import profile_of, write_reference
 from tests.nightly import sampled
-from tests.serving.drift.servers import metrics_at
-from tests.serving.drift.traffic import requests, window
+from tests.serving.drift.traffic import metrics_at, requests, window
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 
-# What is counted of a request is one row of numbers, and rows add up: those of requests to a window,
+# What is counted of a request is one row of numbers. Rows add up: those of requests to a window,
 # those of windows to a day. Each layer has the columns of
 #   tokens      that went through its router, padding left out
 #   nonfinite   gates that are NaN or infinite
