@@ -12,11 +12,11 @@ from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Description, Variant
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving.drill.drill import KILL, Drill
+from moh_deploy.serving.drill.drill import KILL, Drill, DrillReport
 from moh_deploy.serving.drill.load import Load, LoadCase
-from moh_deploy.serving.drill.report import DrillReport
 from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
-from moh_deploy.serving.guard.guard_io import CONTROL_FILE, FAULTS
+from moh_deploy.serving.guard.faults import FAULTS
+from moh_deploy.serving.guard.guard_io import CONTROL_FILE
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle

@@ -30,10 +30,7 @@ def explain(
     """Return a sentence on one problem, or several lines of those that our own checks found.
 
     Args:
-        item: As pydantic has it.
-        document: What was validated.
         source: Where it comes from; it opens the sentence.
-        model: What the document is of.
         expectation: From a path to what is expected there; None for pydantic's words.
     """
     if item["type"] == "value_error":

@@ -99,13 +99,9 @@ def limits_text(limits: tuple[int, int | None]) -> str:
 
 @dataclass(frozen=True)
 class DynamicAxis:
-    """An axis that is dynamic, with its size in the example.
+    """An axis that is dynamic, with its size in the example."""
 
-    Attributes:
-        place: Where the axis is, for messages: `axis 0 of input 'x'`.
-    """
-
-    place: str
+    place: str  # where the axis is, for messages: `axis 0 of input 'x'`
     expr: DimExpr
     size: int
 

@@ -9,24 +9,24 @@ from moh_deploy.errors import ConfigError
 
 # The runtimes that packages and ONNX models run in, on the CPU. An engine has its own.
 
+# What options, plans and manifests call it.
 Runtime = Literal["onnxruntime", "openvino"]
-"""What options, plans and manifests call it."""
 
+# Each to what reports call it; the first runs what was tuned for none.
 RUNTIMES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-"""Each to what reports call it; the first runs what was tuned for none."""
 
 
+# What the weights of products may be rounded to.
 IntegerPrecision = Literal["int8", "int4"]
-"""What the weights of products may be rounded to."""
 
+# What kernels for the CPU multiply attention in.
 ComputeType = Literal["float32", "bfloat16"]
-"""What kernels for the CPU multiply attention in."""
 
+# What `precision --to` makes of a float32 package.
 LowerPrecision = Literal["float16", "bfloat16", "int8", "int4"]
-"""What `precision --to` makes of a float32 package."""
 
+# Spellings of release 0.1, understood for one more.
 _OLD_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Spellings of release 0.1, understood for one more."""
 
 
 def dtype_named(text: str, allowed: Collection[str], *, option: str) -> str:

@@ -7,25 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
-from moh_deploy.config.checked_yaml import (
-    Key,
-    document_path,
-    dotted,
-    explain,
-    read_mapping,
-    shown_value,
-)
+from moh_deploy.config import checked_yaml
+from moh_deploy.config.checked_yaml import Key
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml
@@ -40,8 +27,8 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 
 ConstantValue = bool | int | float | str | None
 _Key = str | int
+# Place of each tensor, and of each constant that was among the inputs, to that in the document.
 Places = Mapping[tuple[_Key, ...], tuple[_Key, ...]]
-"""Place of each tensor, and of each constant that was among the inputs, to that in the document."""
 
 _OF_A_TENSOR = {"shape", "dtype", "range"}
 
@@ -50,10 +37,6 @@ def flat_document(
     document: Mapping[str, object], source: str
 ) -> tuple[Mapping[str, object], Places]:
     """Return a document whose inputs are a list of tensors, and where they are in the given one.
-
-    Args:
-        document: As it was read.
-        source: What messages call it.
 
     Raises:
         ConfigError: A constant is among the inputs and in `constants`, too.
@@ -65,10 +48,7 @@ def flat_document(
     tensors = [(path, value) for path, value in leaves if isinstance(value, dict)]
     others = [(path, value) for path, value in leaves if not isinstance(value, dict)]
     constants = {_dotted(path): value for path, value in others}
-    flat = {
-        **document,
-        "inputs": [{**value, "name": _dotted(path)} for path, value in tensors],
-    }
+    flat = {**document, "inputs": [{**value, "name": _dotted(path)} for path, value in tensors]}
     given = document.get("constants", {})
     if constants and isinstance(given, dict):
         if both := sorted(given.keys() & constants.keys()):
@@ -124,61 +104,49 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """`model:` how the module is built for checkpoints that hold weights only.
+    """`model:` how the module is built for checkpoints that hold weights only."""
 
-    Attributes:
-        factory: `MODULE:CALLABLE`.
-        kwargs: Keyword arguments of the factory.
-        code_dirs: Directories of the user's code; relative ones are relative to the config file.
-        state_key: Key of the weights in a training checkpoint, dotted for nested ones.
-    """
-
-    factory: str | None = None
-    kwargs: dict[str, JsonValue] = {}
+    factory: str | None = None  # `MODULE:CALLABLE`
+    kwargs: dict[str, JsonValue] = {}  # keyword arguments of the factory
     # YAML has lists and text only: fields of tuples and paths are the ones that convert.
+    # Directories of the user's code; relative ones are relative to the config file.
     code_dirs: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)] = ()
+    # Key of the weights in a training checkpoint, dotted for nested ones.
     state_key: str | None = None
 
 
 class InputSection(_Section):
-    """A tensor of `inputs:`.
+    """A tensor of `inputs:`."""
 
-    Attributes:
-        name: Of the parameter that takes it, with a path into it: `past.0.key`.
-        shape: Fixed sizes, and dimension expressions such as `batch` or `past+1`.
-        range: First and last value that the example may hold; None for the dtype's own range.
-    """
-
+    # Of the parameter that takes it, with a path into it: `past.0.key`.
     name: Annotated[str, Field(min_length=1)]
+    # Fixed sizes, and dimension expressions such as `batch` or `past+1`.
     shape: Annotated[tuple[int | str, ...], Field(strict=False)]
     dtype: ModelDtype = "float32"
+    # First and last value that the example may hold; None for the dtype's own range.
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
 
 
 class ExportConfig(_Section):
-    """The content of an export configuration.
-
-    Attributes:
-        inputs: In the file also a mapping of parameters' names to nested values.
-        constants: Names to what the model is called with beside the inputs.
-        dims: Dimension name to its size in the example.
-        outputs: Names of the model's outputs, in order; empty to choose names.
-        compute_type: What kernels may round the operands of attention's matrix products to.
-        require_layers: How many MoH layers have to be replaced, or `all`; None and 0 require none.
-        valid_tokens: The input that is 1 for valid tokens and 0 for padding; `not NAME`: 1 for
-            padding; `all`: every token counts.
-    """
+    """The content of an export configuration."""
 
     model: ModelSection = ModelSection()
+    # In the file also a mapping of parameters' names to nested values.
     inputs: Annotated[tuple[InputSection, ...], Field(strict=False)] = ()
+    # Names to what the model is called with beside the inputs.
     constants: dict[str, ConstantValue] = {}
-    dims: dict[str, int] = {}
+    dims: dict[str, int] = {}  # dimension name to its size in the example
+    # Names of the model's outputs, in order; empty to choose names.
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    # What kernels may round the operands of attention's matrix products to.
     compute_type: Literal["float32", "bfloat16"] = "float32"
+    # How many MoH layers have to be replaced, or `all`; None and 0 require none.
     require_layers: RequiredLayers | None = None
+    # The input that is 1 for valid tokens and 0 for padding; `not NAME`: 1 for padding; `all`:
+    # every token counts.
     valid_tokens: Annotated[str, Field(min_length=1)] | None = None
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _agrees_with_itself(self, info: ValidationInfo) -> ExportConfig:
         by_name = bool(info.context)
         places = [
@@ -206,7 +174,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     Raises:
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
-    document = {} if path is None else read_mapping(path, ExportConfig)
+    document = {} if path is None else checked_yaml.read_mapping(path, ExportConfig)
     # Overrides go into the document before it is checked, so both are held to the same schema;
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
@@ -221,7 +189,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
                 item["msg"] = "expected a tensor with a shape, null, true, false, a number or text"
             item["loc"] = in_document(item["loc"], places)
         lines = [
-            explain(
+            checked_yaml.explain(
                 item,
                 document,
                 _source_of(item, document, source, overridden),
@@ -252,9 +220,11 @@ def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ..
     value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
     target: object = document
     for index, key in enumerate(keys):
-        place = f"--set '{override}': {dotted(keys[:index]) or 'the top'}"
+        place = f"--set '{override}': {checked_yaml.dotted(keys[:index]) or 'the top'}"
         if not isinstance(target, (dict, list)):
-            raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
+            raise ConfigError(
+                f"{place} is {checked_yaml.shown_value(target)}, which has no '{key}' to set."
+            )
         if isinstance(target, list) and not (isinstance(key, int) and key < len(target)):
             raise ConfigError(
                 f"{place} has no entry '{key}'; it has {len(target)}, counted from 0."
@@ -280,7 +250,7 @@ def _source_of(
     """Return where a value comes from that is wrong: the file, or an override."""
     if item["type"] == "value_error":
         return source
-    path = document_path(item["loc"], document)
+    path = checked_yaml.document_path(item["loc"], document)
     return "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+# How a decoder keeps keys and values: in buffers with room, or each time joined with new ones.
 CacheForm = Literal["in-place", "concatenated"]
-"""How a decoder keeps keys and values: in buffers with room, or each time joined with new ones."""
 
 if TYPE_CHECKING:
     from moh_deploy.config.dtypes import ComputeType

@@ -34,7 +34,6 @@ def decode_strict(
     Args:
         source: Where the content is from; it opens the error message.
         error: What to raise if a key is missing, unknown or of another type.
-        hint: Of that error.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(content))

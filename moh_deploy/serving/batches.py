@@ -16,16 +16,10 @@ from moh_deploy.system.npz import Array
 
 @dataclass(frozen=True)
 class BatchAxis:
-    """The first axis of all inputs and outputs, where it is one dynamic dimension: the samples.
+    """The first axis of all inputs and outputs, where it is one dynamic dimension: the samples."""
 
-    Attributes:
-        dim: Name of the dimension: `batch`.
-        most: The most samples that the model takes; None for any number.
-        least: The fewest.
-    """
-
-    dim: str
-    most: int | None = None
+    dim: str  # name of the dimension: `batch`
+    most: int | None = None  # the most samples that the model takes; None for any number
     least: int = 1
 
     @classmethod
@@ -62,7 +56,6 @@ class BatchAxis:
         """Return each request's part of the outputs of a batch.
 
         Args:
-            outputs: Of the batch.
             sizes: Samples of each request, in the order in which they were joined.
 
         Raises:

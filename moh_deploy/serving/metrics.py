@@ -22,53 +22,35 @@ FamilyKind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True)
 class Exemplar:
-    """One observation of a histogram, and the request that it is of.
+    """One observation of a histogram, and the request that it is of."""
 
-    Attributes:
-        trace_id: Of the request, 32 hexadecimal digits.
-        value: What was observed.
-        seconds: When, in seconds since 1970.
-    """
-
-    trace_id: str
+    trace_id: str  # of the request, 32 hexadecimal digits
     value: float
-    seconds: float
+    seconds: float  # when, in seconds since 1970
 
 
 @dataclass(frozen=True)
 class Series:
-    """One series of a family.
+    """One series of a family."""
 
-    Attributes:
-        labels: Label to value: `{"layer": "blocks.0.attn"}`.
-        value: The count or the reading; of a histogram the sum of what was observed.
-        buckets: Of a histogram, upper edge to how many observations are at most that, with `inf`
-            last; empty for anything else.
-        exemplars: Of a histogram, upper edge to the last observation in that bucket whose request
-            had a trace id.
-    """
-
-    labels: Mapping[str, str]
-    value: float
+    labels: Mapping[str, str]  # label to value: `{"layer": "blocks.0.attn"}`
+    value: float  # the count or the reading; of a histogram the sum of what was observed
+    # Of a histogram, upper edge to how many observations are at most that, with `inf` last; empty
+    # for anything else.
     buckets: Mapping[float, int] = field(default_factory=dict)
+    # Of a histogram, upper edge to the last observation in that bucket whose request had a trace
+    # id.
     exemplars: Mapping[float, Exemplar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A metric: all series of one name.
+    """A metric: all series of one name."""
 
-    Attributes:
-        name: With `_total` for a counter: `moh_routed_tokens_total`.
-        help: What it counts, in a sentence.
-        kind: `counter`, `gauge` or `histogram`.
-        samples: Its series, each with other labels.
-    """
-
-    name: str
-    help: str
-    kind: FamilyKind
-    samples: tuple[Series, ...]
+    name: str  # with `_total` for a counter: `moh_routed_tokens_total`
+    help: str  # what it counts, in a sentence
+    kind: FamilyKind  # `counter`, `gauge` or `histogram`
+    samples: tuple[Series, ...]  # its series, each with other labels
 
     @property
     def unit(self) -> str:
@@ -90,6 +72,11 @@ class Family:
             yield f"{self.name}_sum", series.labels, series.value, None
 
 
+def single(name: str, kind: FamilyKind, value: float, help: str) -> Family:
+    """Return a family of one series without labels."""
+    return Family(name, help, kind, (Series({}, value),))
+
+
 def edge_text(edge: float) -> str:
     """Return the upper edge of a bucket as the label `le` has it; it reads back as it was."""
     return "+Inf" if edge == math.inf else repr(float(edge))
@@ -103,21 +90,16 @@ def edge_text(edge: float) -> str:
 
 _TRACEPARENT = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<id>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
-    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?",
+    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The trace of a request.
+    """The trace of a request."""
 
-    Attributes:
-        trace_id: 32 hexadecimal digits.
-        is_sampled: The client records it; of others a tracing system knows nothing.
-    """
-
-    trace_id: str
-    is_sampled: bool
+    trace_id: str  # 32 hexadecimal digits
+    is_sampled: bool  # the client records it; of others a tracing system knows nothing
 
     @classmethod
     def of(cls, headers: Sequence[str]) -> Trace | None:
@@ -134,15 +116,14 @@ class Trace:
 
 
 OPENMETRICS = "application/openmetrics-text"
+# Of the text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of the text format."""
 
 
 def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:
     """Return what `/metrics` answers: text and content type.
 
     Args:
-        families: The metrics.
         accept: Header of the scraper. OpenMetrics, which alone has exemplars, is for those that
             ask for it.
     """

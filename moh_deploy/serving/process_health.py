@@ -1,21 +1,75 @@
-"""Notice runs that do not end: nobody can stop one, and its instance answers nobody meanwhile."""
+"""What the process of every server tells of itself: requests by status, errors, runs that hang."""
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Exemplar, Family, Series, Trace, single
 
-# Limit what one client's bad requests can write into a log.
+_EDGES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, math.inf)
+
+# Shown as 0 from the beginning: an alert sees what grows, and would miss the first.
+NO_REQUESTS = Counter({200: 0, 400: 0, 500: 0})
+
+
+def requests_family(codes: Mapping[int, int]) -> Family:
+    """Return the metric of requests by status, the same in every server."""
+    return Family(
+        "moh_requests_total",
+        "Inference requests, by the HTTP status of their answer; 499: gone before.",
+        "counter",
+        tuple(Series({"code": str(code)}, count) for code, count in sorted(codes.items())),
+    )
+
+
+class StatusCounts:
+    """Counts inference requests. Several threads may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._codes = NO_REQUESTS.copy()
+        self._slots = [0] * len(_EDGES_S)
+        self._seconds = 0.0
+        self._exemplars: dict[float, Exemplar] = {}
+
+    def note(self, status: int, seconds: float, trace: Trace | None = None) -> None:
+        """Count a request that was answered with a status after so many seconds."""
+        slot = bisect_left(_EDGES_S, seconds)
+        with self._lock:
+            self._codes[status] += 1
+            self._slots[slot] += 1
+            self._seconds += seconds
+            if trace is not None and trace.is_sampled:
+                self._exemplars[_EDGES_S[slot]] = Exemplar(trace.trace_id, seconds, time.time())
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what was counted so far."""
+        with self._lock:
+            buckets = dict(zip(_EDGES_S, accumulate(self._slots), strict=True))
+            codes, exemplars = dict(self._codes), dict(self._exemplars)
+            taken = Series({}, self._seconds, buckets, exemplars)
+        return (
+            requests_family(codes),
+            Family(
+                "moh_request_seconds",
+                "From the headers of an inference request to its answer.",
+                "histogram",
+                (taken,),
+            ),
+        )
 
 
 class LimitedLog:
     """Writes to stderr, at most so many entries in a while, and then how many it left out.
 
-    Several threads may write at the same time.
+    So one client's bad requests fill no log. Several threads may write at the same time.
 
     Args:
         most: Entries that are written in each period; further ones are counted.
@@ -58,10 +112,10 @@ class LimitedLog:
 class RunsUnderWay:
     """The runs that have begun and not ended. Each instance notes its own, on its own thread.
 
+    Nothing can stop a run that hangs, and its instance answers nobody meanwhile.
+
     Args:
-        instances: How many there are.
         hung_s: A run that lasts longer is taken for hung.
-        clock: Seconds that only go forward.
     """
 
     def __init__(
@@ -91,11 +145,5 @@ class RunsUnderWay:
 
     def families(self) -> tuple[Family, ...]:
         """Return how many hang, as a metric."""
-        return (
-            Family(
-                "moh_hung_runs",
-                "Runs that have lasted longer than anybody waits: their instances answer nobody.",
-                "gauge",
-                (Series({}, self.hung()),),
-            ),
-        )
+        text = "Runs that have lasted longer than anybody waits: their instances answer nobody."
+        return (single("moh_hung_runs", "gauge", self.hung(), text),)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
-from moh_deploy.package import Manifest, Runtime, TensorInfo, VectorSet
+from moh_deploy.package import Manifest, Runtime, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.models import runtime_for
@@ -30,36 +30,26 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
 from moh_deploy.validate.reference.user_vectors import check_ranges
 
+# What a container sees of its limit: microseconds of CPU in a period, and the period.
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-"""What a container sees of its limit: microseconds of CPU in a period, and the period."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply to a batch, and which rung made it.
+    """The reply to a batch, and which fallback level made it."""
 
-    Attributes:
-        outputs: Name to array, for every output of the model.
-        rung: What computed it: `kernels`, or the rung of the ladder that took over.
-    """
-
-    outputs: Mapping[str, Array]
-    rung: str
+    outputs: Mapping[str, Array]  # name to array, for every output of the model
+    rung: str  # what computed it: `kernels`, or the fallback level that took over
 
 
 class ServedModel:
     """A model that answers batches. Several threads may ask at the same time.
 
     Args:
-        model: The package or engine.
         source: Runs it; opened with the inner values that observers may want.
-        observers: Who sees the runs.
         telemetry: The one of them that counts what routers do; None where none does.
         drift: What compares that with a reference; None without one.
         export: What sends metrics to a collector, once its server starts it; None without one.
-
-    Attributes:
-        scalars: See `scalars_of`.
     """
 
     def __init__(
@@ -106,7 +96,6 @@ class ServedModel:
         """Answer a batch.
 
         Args:
-            inputs: Name to array, for every input.
             sizes: Samples of each request in it; empty for a single request.
 
         Raises:
@@ -115,7 +104,8 @@ class ServedModel:
         """
         dims = self.check(inputs)
         wanted = tuple({name: None for each in self._observers for name in each.wanted(dims)})
-        parts = tuple(sizes) or (self._samples(inputs),)
+        samples = 1 if self.batch_axis is None else self.batch_axis.size(inputs)
+        parts = tuple(sizes) or (samples,)
         try:
             ran = self._source.run(inputs, self._names, wanted, len(parts))
         except BackendError as error:
@@ -155,9 +145,6 @@ class ServedModel:
             observer.close()
         self._source.close()
 
-    def _samples(self, inputs: Mapping[str, Array]) -> int:
-        return 1 if self.batch_axis is None else self.batch_axis.size(inputs)
-
 
 def open_served(
     model: Deployed, settings: ServingSettings, *, is_restart: bool = False
@@ -165,8 +152,6 @@ def open_served(
     """Open a package or engine to be served; of a package a known answer is tried.
 
     Args:
-        model: The package or engine.
-        settings: How it is served.
         is_restart: A process before this one has served it.
 
     Raises:
@@ -180,17 +165,33 @@ def open_served(
     if settings.otlp is not None:  # First: it may not be installed, and a model takes long.
         export = OtlpExport(settings.otlp, model=settings.name, version=settings.version)
     way = served_variant(settings, runtime_for(None, model.preferred_runtime))
-    telemetry = _telemetry(model, settings)
-    drift = _drift(model, settings, telemetry)
+    telemetry = drift = None
+    # An engine was compiled without its gates: nothing of its routing can be read.
+    if not model.is_compiled:
+        telemetry = Telemetry(
+            model.made_from(None),
+            model=settings.name,
+            version=settings.version,
+            sample_every=settings.sample_every,
+            per_head=settings.per_head,
+        )
+    if settings.reference is not None:
+        if telemetry is None:
+            raise ConfigError(
+                f"{model.name} is an engine, whose routing cannot be read: there is nothing to"
+                " compare with a reference.",
+                hint="Serve the package, or leave the reference out.",
+            )
+        drift = open_live_drift(Path(settings.reference), telemetry)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
         observers += (Shadow(model, Path(settings.shadow), settings.shadow_share, way),)
     inner = tuple({name: None for observer in observers for name in observer.inner})
-    source: BatchSource
-    if settings.guard:
-        source = open_guard(model, settings, inner, way, is_restart=is_restart)
-    else:
-        source = open_model(model, inner, way)
+    source: BatchSource = (
+        open_guard(model, settings, inner, way, is_restart=is_restart)
+        if settings.guard
+        else open_model(model, inner, way)
+    )
     return ServedModel(model, source, observers, telemetry=telemetry, drift=drift, export=export)
 
 
@@ -238,32 +239,16 @@ def cores() -> int:
     """Return the number of cores that this process may use, within a container's limit."""
     has_affinity = hasattr(os, "sched_getaffinity")
     allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return min(allowed, _quota() or allowed)
-
-
-def _quota() -> int | None:
-    """Return the number of cores that a container's limit of CPU time allows; None without one."""
     try:
         quota, period = map(int, _CPU_MAX.read_text().split())
     except (OSError, ValueError):  # not in a container, or "max 100000"
-        return None
-    return max(1, math.ceil(quota / period)) if period else None
+        return allowed
+    return min(allowed, max(1, math.ceil(quota / period))) if period else allowed
 
-
-# Answer joined requests, and tell by trying whether requests may be joined.
-#
-# A first axis that is dynamic everywhere may count samples that depend on each other. A model that
-# norms over it would answer a request with numbers that come of the values in another.
-
-# Answer the requests of a batch: joined, and each alone where that fails.
 
 Tensors: TypeAlias = Mapping[str, Array]
-
-
-class Answering(Protocol):
-    """Answers a batch, as `ServedModel.answer` does."""
-
-    def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply: ...
+# Answers a batch, as `ServedModel.answer` does.
+Answering: TypeAlias = Callable[[Tensors, Sequence[int]], Reply]
 
 
 def answer_batch(
@@ -275,13 +260,12 @@ def answer_batch(
     fails, each of several is run again alone, and yielded as soon as it is known.
 
     Args:
-        answer: Answers one batch.
         axis: The axis that requests are joined on; None where each runs alone.
         requests: Name to array; they were checked, and have equal keys of the axis.
     """
     try:
         if axis is None:
-            replies = [answer(inputs) for inputs in requests]
+            replies = [answer(inputs, ()) for inputs in requests]
         else:
             sizes = [axis.size(inputs) for inputs in requests]
             reply = answer(axis.joined(requests), sizes)
@@ -296,40 +280,32 @@ def answer_batch(
     yield from replies
 
 
-@dataclass(frozen=True)
-class Joining:
-    """Says whether requests may be joined into batches, and if not why.
+def find_joining(served: ServedModel) -> tuple[BatchAxis | None, str | None]:
+    """Return the axis that requests of a model are joined on, or why each has to run alone.
 
-    Attributes:
-        axis: The axis that they are joined on; None where each runs alone.
-        reason: Why each runs alone; None if they are joined.
-    """
-
-    axis: BatchAxis | None
-    reason: str | None = None
-
-
-def find_joining(served: ServedModel) -> Joining:
-    """Return how requests of a model may be joined.
-
-    A recorded run of several samples is repeated with all of them replaced by the first, and by
-    the last: where that is answered as before, the others have no part in its answer.
+    A first axis that is dynamic everywhere may count samples that depend on each other: a model
+    that norms over it would answer a request with numbers that come of the values in another. So a
+    recorded run of several samples is repeated with all of them replaced by the first, and by the
+    last: where that is answered as before, the others have no part in its answer.
 
     Raises:
         BackendError: The model does not run.
     """
     axis = served.batch_axis
     if axis is None:
-        return Joining(None, "its inputs and outputs have no first axis in common that is dynamic")
+        return None, "its inputs and outputs have no first axis in common that is dynamic"
     try:
         vectors = served.model.made_from(None).vectors
     except MoHDeployError:  # an engine has none
         vectors = ()
-    recorded = next(filter(_has_unequal_samples, vectors), None)
+    unequal = (
+        run
+        for run in vectors
+        if any((array != array[:1]).any() for array in run.inputs.values() if len(array) > 1)
+    )
+    recorded = next(unequal, None)
     if recorded is None:
-        return Joining(
-            None, "no recorded run has several samples, to try whether they are independent"
-        )
+        return None, "no recorded run has several samples, to try whether they are independent"
     whole = served.run(recorded.inputs)
     samples = axis.size(recorded.inputs)
     allowed = tolerance_for(rule_name(served.model.manifest.precision)).relative
@@ -343,13 +319,8 @@ def find_joining(served: ServedModel) -> Joining:
             if len(before) != samples or not _is_close(
                 got[index : index + 1], before[index : index + 1], allowed
             ):
-                return Joining(None, f"output '{name}' of a sample depends on the other samples")
-    return Joining(axis)
-
-
-def _has_unequal_samples(recorded: VectorSet) -> bool:
-    arrays = recorded.inputs.values()
-    return any((array != array[:1]).any() for array in arrays if len(array) > 1)
+                return None, f"output '{name}' of a sample depends on the other samples"
+    return axis, None
 
 
 def _is_close(got: Array, expected: Array, relative: float) -> bool:

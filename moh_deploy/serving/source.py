@@ -30,8 +30,6 @@ from moh_deploy.validate.compare.noise_floor import NOISE, STEPS
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.reference.reference import recorded_words
 
-# Refuse bundles with native code of others, unless the user trusts it.
-
 
 def require_own_code(root: Path, *, trust_code: bool) -> None:
     """Refuse a bundle whose native code is not this installation's: opening it runs that code.
@@ -39,26 +37,24 @@ def require_own_code(root: Path, *, trust_code: bool) -> None:
     Raises:
         ConfigError: It holds other libraries, and they are not trusted.
     """
+
+    def is_native(file: Path) -> bool:
+        with file.open("rb") as opened:
+            return opened.read(4) == b"\x7fELF"
+
     own = {sha256_of(library) for library in native.FOLDER.glob("*.so")}
     named: dict[str, object] = {
         str(entry.relative_to(root)): "native code of another installation"
         for entry in sorted(root.rglob("*"))
         if (entry.is_dir() and entry.is_symlink())  # what it leads to is not looked through
-        or (entry.is_file() and _is_native(entry) and sha256_of(entry) not in own)
+        or (entry.is_file() and is_native(entry) and sha256_of(entry) not in own)
     }
     require_trust(str(root), named, "--trust-code", is_given=trust_code)
 
 
-def _is_native(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(4) == b"\x7fELF"
-
-
-# Try a model that was opened on a recorded run, before it serves: the known answer.
-
+# Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held to
+# the most that its rule allows.
 MOST_MEASURED = 256 * 2**20
-"""Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held
-to the most that its rule allows."""
 
 
 def require_known_answer(
@@ -69,10 +65,8 @@ def require_known_answer(
     An engine holds no recorded runs, so it is not tried.
 
     Args:
-        model: What was opened.
         variant: In which way. Where a router chose other heads, the model is opened once more, with
             the recorded gates fed to it.
-        answering: Computes the answers.
         reading: Returns the gates of all layers, where `answering` does not.
 
     Raises:
@@ -133,16 +127,11 @@ def _without_noise(package: OnnxPackage) -> OnnxPackage:
 
 @dataclass(frozen=True)
 class ComputedResults(Runner):
-    """Results that were computed before, as a runner for `compare`.
+    """Results that were computed before, as a runner for `compare`."""
 
-    Attributes:
-        results: Outputs, gates, and as many other inner values as there are.
-        description: Of what computed them.
-    """
-
-    results: Mapping[str, Array]
+    results: Mapping[str, Array]  # outputs, gates, and as many other inner values as there are
     inputs: tuple[TensorInfo, ...]
-    description: Description
+    description: Description  # of what computed them
 
     @property
     def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -155,20 +144,15 @@ class ComputedResults(Runner):
         return self.description
 
 
+# The name of the model as it is, on whatever kernels there are, as a fallback level.
 FIRST_RUNG = "kernels"
-"""How the model as it is, on whatever kernels there are, is called as a rung of the ladder."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A batch that was run.
+    """A batch that was run."""
 
-    Attributes:
-        results: Outputs of the model, and those of the inner values that what ran has.
-        rung: What ran.
-        seconds: How long it took.
-    """
-
+    # Outputs of the model, and those of the inner values that what ran has.
     results: Mapping[str, Array]
     rung: str
     seconds: float
@@ -187,8 +171,6 @@ class BatchSource(Protocol):
         """Run a batch whose inputs were checked.
 
         Args:
-            inputs: Name to array, for every input.
-            outputs: The outputs of the model.
             inner: Inner values that are wanted besides.
             requests: How many requests it was made of.
 
@@ -208,14 +190,10 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class OneModel:
-    """The model as it is: what it computes is the answer.
+    """The model as it is: what it computes is the answer."""
 
-    Attributes:
-        runner: Runs batches.
-        reading: Runs those of which inner values are wanted; None where `runner` does.
-    """
-
-    runner: Runner
+    runner: Runner  # runs batches
+    # Runs those of which inner values are wanted; None where `runner` does.
     reading: Runner | None = None
 
     def run(
@@ -246,8 +224,8 @@ class OneModel:
             self.reading.close()
 
 
+# A model of at most so many bytes is opened twice where inner values are wanted of some runs.
 MOST_BYTES_TWICE = 32 * 2**20
-"""A model of at most so many bytes is opened twice where inner values are wanted of some runs."""
 
 
 def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
@@ -256,18 +234,15 @@ def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
     An output that is declared costs a run some 2 500 instructions, fetched or not: more than a
     hundredth of a model so small that it is hardly more memory to hold it twice.
 
-    Args:
-        model: What is served.
-        inner: The inner values.
-        way: How it is opened.
-
     Raises:
         BackendError: The runtime is not there, or refuses the model.
         ValidationError: It answers a recorded run wrongly.
     """
     gates = () if model.is_compiled else model.made_from(None).gate_names
     returned = tuple(dict.fromkeys((*inner, *gates)))
-    if not returned or _bytes_of(model) > MOST_BYTES_TWICE:
+    files = (model.root / name for name in (MODEL_NAME, MODEL_DATA_NAME))
+    num_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    if not returned or num_bytes > MOST_BYTES_TWICE:
         runner = model.open(way.returning(returned))
         require_known_answer(model, way, runner)
         return OneModel(runner)
@@ -279,39 +254,27 @@ def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
     return OneModel(runner)
 
 
-def _bytes_of(model: Deployed) -> int:
-    files = (model.root / name for name in (MODEL_NAME, MODEL_DATA_NAME))
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
 @dataclass(frozen=True)
 class ServedRun:
-    """A run that was made to answer a batch, for observers.
-
-    Attributes:
-        inputs: The batch.
-        dims: The sizes of its dynamic dimensions.
-        results: Its outputs, and the inner values that the observers wanted of this run, of what
-            the rung has: another package has none.
-        sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
-            one request.
-        seconds: How long the run took.
-        rung: What ran.
-    """
+    """A run that was made to answer a batch, for observers."""
 
     inputs: Mapping[str, Array]
-    dims: Mapping[str, int]
+    dims: Mapping[str, int]  # the sizes of its dynamic dimensions
+    # Its outputs, and the inner values that the observers wanted of this run, of what the fallback
+    # level has: another package has none.
     results: Mapping[str, Array]
+    # Samples of each request in the batch, in order; a batch that cannot be told apart is one
+    # request.
     sizes: tuple[int, ...]
-    seconds: float
+    seconds: float  # how long the run took
     rung: str
 
 
 class Observer(Protocol):
     """Sees the runs of a served model, from several threads. What it raises is a bug."""
 
+    # Names of the inner values that it may want.
     inner: tuple[str, ...]
-    """Names of the inner values that it may want."""
 
     def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
         """Return the inner values that it wants of the run that begins, of these sizes."""

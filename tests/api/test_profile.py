@@ -26,8 +26,7 @@ from moh_deploy.system.replaceable import check_file_output
 from tests.edge_case_package import inputs, write_edge_package
 from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import write_engine
-from tests.serving.drift.servers import metrics_at
-from tests.serving.drift.traffic import requests, window
+from tests.serving.drift.traffic import metrics_at, requests, window
 
 
 @pytest.fixture(scope="module")

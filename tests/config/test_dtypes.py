@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from moh_deploy.config.dtypes import dtype_named
+from moh_deploy.config.dtypes import RUNTIMES, Runtime, dtype_named
 from moh_deploy.errors import ConfigError
 
 
 def test_old_spelling_means_the_dtype():
-    assert [dtype_named(one, ("float16", "bfloat16"), option="to") for one in ("fp16", "bf16")] == [
+    assert [
+        dtype_named(item, ("float16", "bfloat16"), option="to") for item in ("fp16", "bf16")
+    ] == [
         "float16",
         "bfloat16",
     ]
@@ -17,3 +21,7 @@ def test_dtype_that_is_not_allowed_is_refused_however_it_is_spelled():
     for text in ("fp32", "float32", "half"):
         with pytest.raises(ConfigError, match=rf"to is '{text}', expected float16 or bfloat16"):
             dtype_named(text, ("float16", "bfloat16"), option="to")
+
+
+def test_every_runtime_has_a_title():
+    assert tuple(RUNTIMES) == get_args(Runtime)

@@ -6,37 +6,156 @@ servers differ it has a `Difference`: docs/production.md lists these, and no oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.tensors import DATATYPES
+from moh_deploy.serving.http.protocol import HEADER_LENGTH
+from moh_deploy.serving.http.tensors import DATATYPES, raw_bytes
 from moh_deploy.system.npz import Array
-from tests.serving.draft import (
-    OUTPUT,
-    Change,
-    Draft,
-    batch,
-    dimension,
-    fields,
-    filled,
-    first,
-    header,
-    key_twice,
-    output,
-    parameters,
-    sent,
-    shape,
-    size,
-    tensor,
-    values,
-    without,
-    zipped,
-)
+
+OUTPUT = "output"
+"""An output that each model of the tests has."""
+
+Tensor: TypeAlias = dict[str, Any]
+"""An input in a request: its JSON, and its array as `values`."""
+
+
+@dataclass
+class Draft:
+    """A request that is right, until a row of a table changes it."""
+
+    tensors: list[Tensor]  # the inputs
+    is_binary: bool  # values are sent as bytes behind the JSON
+    # What stands beside the inputs: `id`, `outputs`, `parameters`.
+    fields: dict[str, Any] = field(default_factory=dict)
+    tail: bytes = b""  # bytes behind all values
+    body: bytes | None = None  # the whole body, in place of one made of the above
+    headers: dict[str, str] = field(default_factory=dict)  # of HTTP
+    method: str = "POST"  # of HTTP
+    path: str = "models/m/infer"  # behind `/v2/`
+
+    def content(self) -> bytes:
+        """Return the body, and set the header that its form needs."""
+        if self.body is not None:
+            return self.body
+        described, raw = [], b""
+        for tensor in self.tensors:
+            entry = {key: value for key, value in tensor.items() if key != "values"}
+            if self.is_binary:
+                own = raw_bytes(tensor["values"])
+                raw += own
+                size = {"binary_data_size": len(own)}
+                entry["parameters"] = {**size, **entry.get("parameters", {})}
+            else:
+                entry.setdefault("data", tensor["values"].ravel().tolist())
+            described.append(entry)
+        head = json.dumps({"inputs": described, **self.fields}).encode()
+        if self.is_binary or self.tail:
+            self.headers.setdefault(HEADER_LENGTH, str(len(head)))
+        return head + raw + self.tail
+
+
+Change: TypeAlias = Callable[[Draft, Tensor], object]
+"""Changes a request, or an input in it."""
+
+
+def fields(**changed: object) -> Change:
+    return lambda draft, _: draft.fields.update(changed)
+
+
+def parameters(**given: object) -> Change:
+    return fields(parameters=given)
+
+
+def output(**given: object) -> Change:
+    return fields(outputs=[{"name": OUTPUT, "parameters": given}])
+
+
+def sent(**changed: object) -> Change:
+    """Change attributes of the draft."""
+    return lambda draft, _: vars(draft).update(changed)
+
+
+def header(text: str, name: str = HEADER_LENGTH) -> Change:
+    return lambda draft, _: draft.headers.update({name: text})
+
+
+def key_twice(draft: Draft, _: Tensor) -> None:
+    begin = b'{"colour": 1, "colour": 2, '
+    draft.body = begin + draft.content()[1:]
+    if draft.is_binary:
+        draft.headers[HEADER_LENGTH] = str(int(draft.headers[HEADER_LENGTH]) + len(begin) - 1)
+
+
+def zipped(draft: Draft, _: Tensor) -> None:
+    draft.body = gzip.compress(draft.content())
+    draft.headers["content-encoding"] = "gzip"
+
+
+def tensor(**changed: object) -> Change:
+    return lambda _, given: given.update(changed)
+
+
+def without(key: str) -> Change:
+    return lambda _, given: given.pop(key)
+
+
+def shape(change: Callable[[list[int]], object]) -> Change:
+    return lambda _, given: given.update(shape=change(given["shape"]))
+
+
+def values(change: Callable[[Array], Array]) -> Change:
+    return lambda _, given: given.update(values=change(given["values"]))
+
+
+def first(value: object) -> Change:
+    """Put another value into JSON in the place of the first."""
+    return lambda _, given: given.update(data=[value, *given["values"].ravel().tolist()[1:]])
+
+
+def filled(value: object) -> Change:
+    return lambda _, given: given["values"].fill(value)
+
+
+def size(axis: int, change: Callable[[int], int]) -> Change:
+    """Change the size of an axis, and the values with it."""
+
+    def changed(_: Draft, given: Tensor) -> None:
+        sizes = list(given["shape"])
+        sizes[axis] = change(sizes[axis])
+        given.update(shape=sizes, values=np.resize(given["values"], sizes))
+
+    return changed
+
+
+def batch(samples: int) -> Change:
+    """Change the number of samples in all inputs."""
+
+    def changed(draft: Draft, _: Tensor) -> None:
+        for given in draft.tensors:
+            size(0, lambda _: samples)(draft, given)
+
+    return changed
+
+
+def dimension(name: str, length: int, shapes: Mapping[str, Sequence[int | str]]) -> Change:
+    """Change a dynamic dimension in all inputs, which have these shapes."""
+
+    def changed(draft: Draft, _: Tensor) -> None:
+        for given in draft.tensors:
+            for axis, dim in enumerate(shapes[given["name"]]):
+                if dim == name:
+                    size(axis, lambda _: length)(draft, given)
+
+    return changed
+
 
 MAX_BATCH = 8
 
@@ -46,17 +165,11 @@ FORMS: tuple[Form, ...] = ("JSON", "bytes")
 
 @dataclass(frozen=True)
 class Difference:
-    """A kind of request that the servers answer with different statuses.
+    """A kind of request that the servers answer with different statuses."""
 
-    Attributes:
-        kind: As docs/production.md has it.
-        serve: Status of `serve`.
-        triton: Status of Triton; None where it is not asked, because it would end.
-    """
-
-    kind: str
-    serve: int
-    triton: int | None
+    kind: str  # as docs/production.md has it
+    serve: int  # status of `serve`
+    triton: int | None  # status of Triton; None where it is not asked, because it would end
 
 
 UNREADABLE = Difference("JSON that Triton cannot parse", 400, 500)
@@ -153,7 +266,7 @@ BODY: Mapping[str, Row] = {
 INPUT: Mapping[str, Row] = {
     "is missing": (400, lambda draft, given: draft.tensors.remove(given)),
     "is there twice": (400, lambda draft, given: draft.tensors.append(dict(given))),
-    "comes last": (200, lambda draft, given: draft.tensors.sort(key=lambda one: one is given)),
+    "comes last": (200, lambda draft, given: draft.tensors.sort(key=lambda item: item is given)),
     "is misspelt": (400, lambda _, given: given.update(name=given["name"] + "s")),
     "has no name": (UNREADABLE, without("name")),
     "has a number as name": (UNREADABLE, tensor(name=1)),
@@ -225,19 +338,12 @@ JSON_OF_KIND: Mapping[str, Mapping[str, Row]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is asked.
+    """A model that is asked."""
 
-    Attributes:
-        specs: Its inputs.
-        inputs: A batch of 2 that it answers.
-        rows: Input to the rows of the table that its values are looked up in.
-        longest: Dynamic dimension to the largest size of it.
-    """
-
-    specs: tuple[TensorInfo, ...]
-    inputs: Mapping[str, Array]
-    rows: Mapping[str, int]
-    longest: Mapping[str, int]
+    specs: tuple[TensorInfo, ...]  # its inputs
+    inputs: Mapping[str, Array]  # a batch of 2 that it answers
+    rows: Mapping[str, int]  # input to the rows of the table that its values are looked up in
+    longest: Mapping[str, int]  # dynamic dimension to the largest size of it
 
     def draft(self, *, is_binary: bool) -> Draft:
         """Return a request that is right, for both servers."""
@@ -279,17 +385,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and the status that it gets.
+    """A request, and the status that it gets."""
 
-    Attributes:
-        name: What is changed.
-        draft: The request.
-        expected: Its status.
-    """
-
-    name: str
-    draft: Draft
-    expected: int | Difference
+    name: str  # what is changed
+    draft: Draft  # the request
+    expected: int | Difference  # its status
 
     @property
     def statuses(self) -> tuple[int, int | None]:

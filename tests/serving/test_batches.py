@@ -37,7 +37,7 @@ def test_limit_of_the_trace_is_the_most_samples():
         TensorInfo("scalar", "float32", ()),
         TensorInfo("more", "float32", ("2*batch",)),
     ],
-    ids=lambda one: one.name,
+    ids=lambda item: item.name,
 )
 def test_requests_are_not_joined_where_an_axis_is_another(extra: TensorInfo):
     assert BatchAxis.of(replace(MANIFEST, inputs=(*MANIFEST.inputs, extra))) is None

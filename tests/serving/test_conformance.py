@@ -6,18 +6,15 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper, parser
 
 from moh_deploy.errors import BackendError
-from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving import ServingSettings, open_served
@@ -29,23 +26,20 @@ from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.server import running_server
 from moh_deploy.validate.compare.tolerances import tolerance_for
-from tests.handmade_package import without_layers
 from tests.kept_builds import ROOT
 from tests.nightly import nightly
 from tests.serving.conformance import FORMS, MAX_BATCH, Case, Difference, Form, Subject, cases
+from tests.serving.graphs import write_graph, write_scaled
 from tests.serving.http.running import LONG_S, running
-from tests.serving.scaled_package import write_scaled
 from tests.serving.triton.triton_environment import server_or_skip
-from tests.true_manifest import finish_true
 
 LABELS, WORDS, PLACES = (
     np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
     for rows in (5, 30, 12)
 )
 GRAPH = """
-<ir_version: 10, opset_import: ["" : 20]> asked (
-  float[batch, 3] x, int64[batch] label, int64[batch, seq] ids, bool[batch, seq] valid
-) => (float[batch, 3] output, float[batch] score)
+asked (float[batch, 3] x, int64[batch] label, int64[batch, seq] ids, bool[batch, seq] valid)
+=> (float[batch, 3] output, float[batch] score)
 <int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}, int64[1] last = {2}, float none = {0}> {
   of_label = Gather (labels, label)
   of_ids = Gather (words, ids)
@@ -66,80 +60,14 @@ GRAPH = """
 
 def write_asked(root: Path) -> Subject:
     """Write a package with an input of each kind: numbers, a label, tokens and their mask."""
-    model = parser.parse_model(GRAPH)
-    for name, table in (("labels", LABELS), ("words", WORDS), ("places", PLACES)):
-        model.graph.initializer.append(numpy_helper.from_array(table, name))
     x, label = np.array([[0.5, 1, -2], [2, -3, 4]], np.float32), np.array([4, 1])
     ids, valid = np.arange(10).reshape(2, 5) * 3, np.arange(10).reshape(2, 5) % 5 < [[3], [5]]
     output = x + LABELS[label] + ((WORDS[ids] + PLACES[:5]) * valid[..., None]).sum(1)
-    sizes = {"batch": 2, "seq": 5}
-    manifest = replace(
-        without_layers(),
-        inputs=(
-            TensorInfo("x", "float32", ("batch", 3)),
-            TensorInfo("label", "int64", ("batch",)),
-            TensorInfo("ids", "int64", ("batch", "seq")),
-            TensorInfo("valid", "bool", ("batch", "seq")),
-        ),
-        outputs=(
-            TensorInfo("output", "float32", ("batch", 3)),
-            TensorInfo("score", "float32", ("batch",)),
-        ),
-        dims=sizes,
-        proof=None,
-    )
     inputs = {"x": x, "label": label, "ids": ids, "valid": valid}
-    recorded = VectorSet(sizes, inputs, {"output": output, "score": output.sum(1)}, (), ())
-    with PackageWriter(root) as writer:
-        onnx.save(model, writer.path("model.onnx"))
-        finish_true(writer, manifest, (recorded,))
-    return Subject(manifest.inputs, inputs, {"label": 5, "ids": 30}, {"seq": 12})
-
-
-def export_denoiser(root: Path) -> Subject:
-    """Export a diffusion transformer, whose timestep and label are [batch]."""
-    from tests.zoo.model import seeded
-    from tests.zoo.published import Denoiser, noisy_latents_in
-
-    return exported(root, seeded(Denoiser)(), noisy_latents_in(), rows={"y": 5}, longest={})
-
-
-def export_encoder(root: Path) -> Subject:
-    """Export an encoder of padded texts of up to 12 tokens, of which there are 30."""
-    import torch
-    from torch import nn
-
-    from moh_deploy.frontend.load.model import ModelInput
-    from tests.zoo.model import seeded
-    from tests.zoo.sdpa import PaddedSDPA, padded_in
-
-    class PaddedEncoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.places = nn.Embedding(30, 32), nn.Embedding(12, 32)
-            self.attention, self.head = PaddedSDPA(), nn.Linear(32, 3)
-
-        def forward(self, ids: torch.Tensor, valid: torch.Tensor) -> dict[str, torch.Tensor]:
-            x = self.words(ids) + self.places.weight[: ids.shape[1]]
-            x, keep = x + self.attention(x, valid), valid.unsqueeze(-1)
-            mean = (x * keep).sum(1) / keep.sum(1)
-            return {"output": self.head(mean), "score": mean.mean(-1)}
-
-    valid = padded_in(2, 5)[1]
-    ids = ModelInput("ids", torch.arange(10).reshape(2, 5) * 7 % 30, valid.dims)
-    longest, rows = {"seq": 12}, {"ids": 30}
-    return exported(root, seeded(PaddedEncoder)(), (ids, valid), rows=rows, longest=longest)
-
-
-def exported(
-    root: Path, model: Any, inputs: Any, *, rows: dict[str, int], longest: dict[str, int]
-) -> Subject:
-    import moh_deploy
-
-    axes = [f"{i.name}:" + ",".join(f"{a}={dim}" for a, dim in i.dims.items()) for i in inputs]
-    moh_deploy.export(model.eval(), root, inputs={i.name: i.value for i in inputs}, dynamic=axes)
-    specs = OnnxPackage.open(root).manifest.inputs
-    return Subject(specs, {i.name: i.value.numpy() for i in inputs}, rows, longest)
+    outputs = {"output": output, "score": output.sum(1)}
+    tables = {"labels": LABELS, "words": WORDS, "places": PLACES}
+    package = write_graph(root, GRAPH, inputs, outputs, tables)
+    return Subject(package.manifest.inputs, inputs, {"label": 5, "ids": 30}, {"seq": 12})
 
 
 def request_of(case: Case, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
@@ -185,9 +113,9 @@ def test_serve_answers_with_the_recorded_status(asked: tuple[Path, Subject], for
 
 def test_docs_list_every_difference(asked: tuple[Path, Subject]):
     found = {
-        f"| {one.kind} | {one.serve} | {one.triton or 'may end'} |"
-        for one in (case.expected for form in FORMS for case in cases(asked[1], form))
-        if isinstance(one, Difference)
+        f"| {item.kind} | {item.serve} | {item.triton or 'may end'} |"
+        for item in (case.expected for form in FORMS for case in cases(asked[1], form))
+        if isinstance(item, Difference)
     }
     text = (ROOT / "docs" / "production.md").read_text()
     table = text.partition("| request | `serve` | Triton |\n")[2].partition("\n\n")[0]
@@ -195,10 +123,8 @@ def test_docs_list_every_difference(asked: tuple[Path, Subject]):
 
 
 @nightly
-@pytest.mark.parametrize("export", [export_denoiser, export_encoder])
-def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
-    server = server_or_skip()
-    subject, package = export(tmp_path / "package"), tmp_path / "package"
+def test_serve_and_triton_answer_alike(asked: tuple[Path, Subject], tmp_path: Path):
+    server, (package, subject) = server_or_skip(), asked
     with open_runner(package, Variant(threads=1)) as runner:
         right = runner.run(subject.inputs)
     settings = ServingSettings("m", threads=1, max_batch=MAX_BATCH)
@@ -222,7 +148,7 @@ def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
         every = [case for form in FORMS for case in cases(subject, form)]
         asked_of_both = [case for case in every if case.statuses[1] is not None]
         found = [
-            f"{case.name}: {one}" for case in asked_of_both for one in unlike(case, serve, other)
+            f"{case.name}: {item}" for case in asked_of_both for item in unlike(case, serve, other)
         ]
     print(f"{len(asked_of_both)} requests, {len(found)} answered otherwise than recorded")
     assert len(asked_of_both) > 200

@@ -38,17 +38,17 @@ from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Coun
 # days that differ as two recordings of this size do. And as a limit may be lucky with its draw, of
 # those that hold for each drawn reference one is taken that nearly all of them keep (`KEPT_IN`).
 
+# In this share of references the rate of false alarms is at most the stated one.
 KEPT_IN = 0.95
-"""In this share of references the rate of false alarms is at most the stated one."""
 
+# How many references are drawn.
 REFERENCES = 40
-"""How many references are drawn."""
 
+# How many drawn windows lie behind the limit of each reference: so many are drawn in all.
 EXCEEDED = 10
-"""How many drawn windows lie behind the limit of each reference: so many are drawn in all."""
 
+# How many numbers are worked on at once.
 _MOST_NUMBERS = 1 << 22
-"""How many numbers are worked on at once."""
 
 
 def limits(
@@ -60,7 +60,6 @@ def limits(
         rows: Counts of the recorded requests, [rows, columns].
         window: Rows of a window.
         rate: Of false alarms among windows.
-        seed: Of the drawing.
     """
     rng = np.random.default_rng(seed)
     count = len(rows)
@@ -101,8 +100,8 @@ def _drawn(rng: np.random.Generator, rows: Counts, size: int, times: int) -> Ite
 
 Statistic = Literal["load", "active", "mass", "shared", "margin", "head"]
 
+# Those that need no counts of single heads.
 OF_LAYERS: frozenset[Statistic] = frozenset({"active", "shared", "margin"})
-"""Those that need no counts of single heads."""
 
 
 def statistics_of(layer: CountedLayer) -> tuple[Statistic, ...]:

@@ -13,17 +13,11 @@ from moh_deploy.serving.telemetry.routing import Counts
 
 @dataclass(frozen=True)
 class Drift:
-    """The distance of one number of a layer from the reference, beside its limit.
+    """The distance of one number of a layer from the reference, beside its limit."""
 
-    Attributes:
-        statistic: Which, see `distances`.
-        distance: How far.
-        limit: What chance explains.
-    """
-
-    statistic: Statistic
+    statistic: Statistic  # which, see `distances`
     distance: float
-    limit: float
+    limit: float  # what chance explains
 
     @property
     @in_json()
@@ -36,19 +30,12 @@ class Drift:
 
 @dataclass(frozen=True)
 class LiveHead:
-    """One head of a layer.
-
-    Attributes:
-        head: Its number.
-        live: The share of tokens that it is on for.
-        reference: The same in the reference.
-        limit: How far the two may be apart by chance.
-    """
+    """One head of a layer."""
 
     head: int
-    live: float
-    reference: float
-    limit: float
+    live: float  # the share of tokens that it is on for
+    reference: float  # the same in the reference
+    limit: float  # how far the two may be apart by chance
 
     @property
     @in_json()
@@ -70,23 +57,15 @@ class LiveHead:
 
 @dataclass(frozen=True)
 class LayerVerdict:
-    """One layer in one window.
-
-    Attributes:
-        path: The layer.
-        num_shared_heads: As in `CountedLayer`.
-        tokens: That were read.
-        nonfinite: Gates that are NaN or infinite.
-        drifts: Each distance that is known; `head` is that of the head that moved most.
-        heads: Every head; empty where counts of heads are not known.
-    """
+    """One layer in one window."""
 
     path: str
-    num_shared_heads: int | None
-    tokens: int
-    nonfinite: int
+    num_shared_heads: int | None  # as in `CountedLayer`
+    tokens: int  # that were read
+    nonfinite: int  # gates that are NaN or infinite
+    # Each distance that is known; `head` is that of the head that moved most.
     drifts: tuple[Drift, ...]
-    heads: tuple[LiveHead, ...]
+    heads: tuple[LiveHead, ...]  # every head; empty where counts of heads are not known
 
     @property
     @in_json()
@@ -127,23 +106,15 @@ _WORDS: dict[Statistic, str] = {
 
 @dataclass(frozen=True)
 class WindowVerdict:
-    """One window of live traffic.
+    """One window of live traffic."""
 
-    Attributes:
-        since: When it begins, in seconds since 1970.
-        until: When it ends.
-        requests: Whose routing was read.
-        limits_of: The size of windows that its limits are of; None where nothing was judged.
-        layers: Every layer; empty without data.
-        no_data: Why there is nothing to judge; None where there is.
-    """
-
-    since: float
+    since: float  # when it begins, in seconds since 1970
     until: float
-    requests: int
+    requests: int  # whose routing was read
+    # The size of windows that its limits are of; None where nothing was judged.
     limits_of: int | None
-    layers: tuple[LayerVerdict, ...]
-    no_data: str | None = None
+    layers: tuple[LayerVerdict, ...]  # every layer; empty without data
+    no_data: str | None = None  # why there is nothing to judge; None where there is
 
     @property
     @in_json()
@@ -162,23 +133,15 @@ class WindowVerdict:
 
 @dataclass(frozen=True)
 class LiveCounts:
-    """The counts of a window.
+    """The counts of a window."""
 
-    Attributes:
-        totals: Summed rows, in the reference's layout.
-        requests: Of how many requests.
-        since: When it begins, in seconds since 1970.
-        until: When it ends.
-        per_head: Heads were counted one by one; else what is of single heads is not looked at.
-        no_data: Why nothing was counted; None where something was.
-    """
-
-    totals: Counts
-    requests: int
-    since: float
+    totals: Counts  # summed rows, in the reference's layout
+    requests: int  # of how many requests
+    since: float  # when it begins, in seconds since 1970
     until: float
+    # Heads were counted one by one; else what is of single heads is not looked at.
     per_head: bool = True
-    no_data: str | None = None
+    no_data: str | None = None  # why nothing was counted; None where something was
 
 
 def judge_window(reference: RoutingReference, live: LiveCounts) -> WindowVerdict:

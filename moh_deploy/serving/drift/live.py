@@ -18,7 +18,7 @@ import numpy as np
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window
 from moh_deploy.serving.drift.reference import RoutingReference, read_reference
-from moh_deploy.serving.metrics import Family, Series, parse_text
+from moh_deploy.serving.metrics import Family, Series, parse_text, single
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.window import read_window
@@ -73,7 +73,6 @@ def windows_of_metrics(
     server that does not answer gives a window without data.
 
     Args:
-        url: Of the metrics.
         every: Seconds between two looks.
         windows: How often to look after the first time.
 
@@ -102,19 +101,6 @@ def windows_of_metrics(
 
 def _looked(url: str, reference: RoutingReference, now: float) -> LiveCounts:
     """Return what a server has counted since its start, or why it does not answer."""
-    try:
-        text = _fetched(url)
-    except (OSError, http.client.HTTPException) as error:
-        elsewhere = ""
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-            elsewhere = " (a server's metrics are at /metrics)" if error.code == 404 else ""
-        why = f"{url} does not answer: {error}{elsewhere}"
-        return LiveCounts(np.zeros(0), 0, now, now, no_data=why)
-    return _read(parse_text(text, url), url, reference, now)
-
-
-def _fetched(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"'{url}' is no address of metrics, expected http:// or https://.")
     try:
@@ -122,9 +108,16 @@ def _fetched(url: str) -> str:
             content: bytes = answer.read(_MOST_BYTES + 1)
     except ValueError as error:
         raise ConfigError(f"'{url}' is no address: {error}.") from error
+    except (OSError, http.client.HTTPException) as error:
+        elsewhere = ""
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            elsewhere = " (a server's metrics are at /metrics)" if error.code == 404 else ""
+        why = f"{url} does not answer: {error}{elsewhere}"
+        return LiveCounts(np.zeros(0), 0, now, now, no_data=why)
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"{url} answers with more than {_MOST_BYTES} bytes.")
-    return content.decode("utf-8", "replace")
+    return _read(parse_text(content.decode("utf-8", "replace"), url), url, reference, now)
 
 
 def _read(scraped: _Scraped, url: str, reference: RoutingReference, now: float) -> LiveCounts:
@@ -191,18 +184,12 @@ def _column(
 # A window is what was counted since the one before, as soon as it has the requests that the
 # smallest limits are for. It is judged when metrics are asked for: no thread waits for that.
 
+# An alert wants two alarms among so many windows: a single one may be chance.
 _RECENT = 3
-"""An alert wants two alarms among so many windows: a single one may be chance."""
 
 
 class LiveDrift:
-    """Judges the traffic of a served model window by window. Several threads may ask.
-
-    Args:
-        reference: The routing of traffic that is known to be good.
-        digest: Of the file that it was read from.
-        telemetry: What counts.
-    """
+    """Judges the traffic of a served model window by window. Several threads may ask."""
 
     def __init__(self, reference: RoutingReference, digest: str, telemetry: Telemetry) -> None:
         self._reference, self._digest, self._telemetry = reference, digest, telemetry
@@ -224,32 +211,19 @@ class LiveDrift:
             for layer in layers
             for drift in layer.drifts
         ]
+        info = (Series({"digest": self._digest}, 1),)
+        far = (
+            "Distance of the last window from the reference by what chance explains: above 1 it is"
+            " drift."
+        )
+        judged = "Windows of requests whose routing was judged by the reference."
+        recent = f"Alarms among the last {_RECENT} windows that were judged."
+        reference = "The reference of routing: digest of its file."
         return (
-            Family(
-                "moh_reference_info",
-                "The reference of routing: digest of its file.",
-                "gauge",
-                (Series({"digest": self._digest}, 1),),
-            ),
-            Family(
-                "moh_drift_ratio",
-                "Distance of the last window from the reference by what chance explains: above 1"
-                " it is drift.",
-                "gauge",
-                tuple(ratios),
-            ),
-            Family(
-                "moh_drift_windows_total",
-                "Windows of requests whose routing was judged by the reference.",
-                "counter",
-                tuple(outcomes),
-            ),
-            Family(
-                "moh_drift_recent_alarms",
-                f"Alarms among the last {_RECENT} windows that were judged.",
-                "gauge",
-                (Series({}, alarms),),
-            ),
+            Family("moh_reference_info", reference, "gauge", info),
+            Family("moh_drift_ratio", far, "gauge", tuple(ratios)),
+            Family("moh_drift_windows_total", judged, "counter", tuple(outcomes)),
+            single("moh_drift_recent_alarms", "gauge", alarms, recent),
         )
 
     def _judge(self) -> None:

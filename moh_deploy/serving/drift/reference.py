@@ -16,13 +16,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.base import Runner
 from moh_deploy.serving.drift.distances import KEPT_IN, by_layer, limits, statistics_of
-from moh_deploy.serving.telemetry.routing import (
-    MARGIN_EDGES,
-    CountedLayer,
-    CountLayout,
-    Counts,
-    RoutingReader,
-)
+from moh_deploy.serving.telemetry import routing
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.npz import Array
@@ -31,12 +25,10 @@ from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.reference.input_sets import batch_dim, picked
 from moh_deploy.validate.reference.samples import Sample
 
-# Record what the routers do with inputs from files, request by request.
-
 
 def record_requests(
     package: OnnxPackage,
-    reader: RoutingReader,
+    reader: routing.RoutingReader,
     runner: Runner,
     requests: Iterator[dict[str, Array]],
 ) -> RecordedWindow:
@@ -74,8 +66,8 @@ def requests_of(
             yield picked(manifest.inputs, inputs, dim, range(start, start + size))
 
 
+# A limit that one window in a thousand exceeds cannot be told from fewer requests.
 FEWEST_REQUESTS = 100
-"""A limit that one window in a thousand exceeds cannot be told from fewer requests."""
 
 _FORMAT = 1
 _Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -83,84 +75,56 @@ _Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class LayerProfile(Strict):
-    """The routing of one layer.
+    """The routing of one layer."""
 
-    Attributes:
-        layer: The layer.
-        tokens: That it routed.
-        on: For each head, tokens that it was on for.
-        mass: For each head, the sum of its gates' absolute values.
-        margins: How many choices were as clear as each bin of `MARGIN_EDGES` says.
-    """
-
-    layer: CountedLayer
-    tokens: _Count
-    on: tuple[_Count, ...]
-    mass: tuple[_Count, ...]
-    margins: tuple[_Count, ...]
+    layer: routing.CountedLayer
+    tokens: _Count  # that it routed
+    on: tuple[_Count, ...]  # for each head, tokens that it was on for
+    mass: tuple[_Count, ...]  # for each head, the sum of its gates' absolute values
+    margins: tuple[_Count, ...]  # how many choices were as clear as each bin of `MARGIN_EDGES` says
 
 
 @dataclass(frozen=True)
 class LayerLimits(Strict):
-    """The largest distances of one layer that count as chance; see `distances`.
+    """The largest distances of one layer that count as chance; see `distances`."""
 
-    Attributes:
-        load: Of the layer, as all but `heads`.
-        heads: Of the share of tokens that each head is on for.
-        shared: None where the layer has no shared heads, or these only.
-        margin: None where margins cannot be read.
-    """
-
-    load: _Count
+    load: _Count  # of the layer, as all but `heads`
     active: _Count
     mass: _Count
-    heads: tuple[_Count, ...]
-    shared: _Count | None = None
-    margin: _Count | None = None
+    heads: tuple[_Count, ...]  # of the share of tokens that each head is on for
+    shared: _Count | None = None  # None where the layer has no shared heads, or these only
+    margin: _Count | None = None  # None where margins cannot be read
 
 
 @dataclass(frozen=True)
 class WindowLimits(Strict):
-    """The limits for windows of one size.
+    """The limits for windows of one size."""
 
-    Attributes:
-        requests: Of the window; they hold for larger ones, too, which chance moves less.
-        layers: Of each layer.
-    """
-
+    # Of the window; they hold for larger ones, too, which chance moves less.
     requests: Annotated[int, Field(ge=1)]
     layers: tuple[LayerLimits, ...]
 
 
 @dataclass(frozen=True)
 class RoutingReference(Strict):
-    """The profile of a package's routing.
+    """The profile of a package's routing."""
 
-    Attributes:
-        digest: Of the model.onnx that it is of.
-        requests: How many were recorded.
-        layers: What they were routed to.
-        false_alarms: The share of windows of unchanged traffic that may alarm.
-        confidence: In this share of references that is kept.
-        limits: For windows of several sizes, ascending.
-        format_version: Of the file.
-    """
-
-    digest: str
-    requests: Annotated[int, Field(ge=1)]
-    layers: tuple[LayerProfile, ...]
+    digest: str  # of the model.onnx that it is of
+    requests: Annotated[int, Field(ge=1)]  # how many were recorded
+    layers: tuple[LayerProfile, ...]  # what they were routed to
+    # The share of windows of unchanged traffic that may alarm.
     false_alarms: Annotated[float, Field(gt=0, lt=1)]
-    confidence: float
-    limits: tuple[WindowLimits, ...]
+    confidence: float  # in this share of references that is kept
+    limits: tuple[WindowLimits, ...]  # for windows of several sizes, ascending
     format_version: int = _FORMAT
 
     @property
-    def layout(self) -> CountLayout:
+    def layout(self) -> routing.CountLayout:
         """The columns of its counts."""
-        return CountLayout(tuple(profile.layer for profile in self.layers))
+        return routing.CountLayout(tuple(profile.layer for profile in self.layers))
 
     @property
-    def totals(self) -> Counts:
+    def totals(self) -> routing.Counts:
         """Its counts as one row."""
         layout = self.layout
         row = np.zeros(layout.width)
@@ -199,12 +163,9 @@ def profile_of(
     """Make a reference of recorded requests.
 
     Args:
-        recorded: The counts of each.
         window: Requests of the smallest window that will be judged. Larger ones have limits of
             their own, up to four times what was recorded: from there on it is the reference that
             is not known better.
-        rate: Of false alarms.
-        seed: Of the drawing.
 
     Raises:
         ConfigError: There are too few requests, no layers, or gates that are no numbers.
@@ -286,7 +247,7 @@ def _contradiction(reference: RoutingReference) -> str | None:
     for profile in reference.layers:
         heads = profile.layer.num_heads
         counts = (len(profile.on), len(profile.mass), len(profile.margins))
-        if counts != (heads, heads, len(MARGIN_EDGES)):
+        if counts != (heads, heads, len(routing.MARGIN_EDGES)):
             return f"layer '{profile.layer.path}' contradicts itself"
     for window in reference.limits:
         if len(window.layers) != len(reference.layers):

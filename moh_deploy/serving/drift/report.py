@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.document import (
-    PAGE,
-    Block,
-    Cell,
-    CiCase,
-    CiSuite,
-    Column,
-    Document,
-    Drawn,
-    Fact,
-    HeatMap,
-    HeatMaps,
-    LoadRow,
-    Section,
-    Share,
-    Status,
-    Table,
-    Text,
-    Verdict,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count, figure, share
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.serving.drift.distances import Statistic
 from moh_deploy.serving.drift.judge import LayerVerdict, WindowVerdict
-from moh_deploy.serving.drift.reference import LayerProfile, RoutingReference, WindowLimits
+from moh_deploy.serving.drift.reference import RoutingReference
 
 _MOST_REASONS = 10
 _MOST_WINDOWS = 40
-_STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+_STATISTICS: tuple[Statistic, ...] = get_args(Statistic)  # the last is that of single heads
 
 
 def _one_in(rate: float) -> str:
@@ -48,30 +29,34 @@ def _one_in(rate: float) -> str:
 
 @dataclass(frozen=True)
 class ProfileReport(Report):
-    """A reference was made.
-
-    Attributes:
-        package: Of which package.
-        output: Where it was written.
-        reference: It.
-        kernels: What ran the package; None where the requests were recorded elsewhere.
-    """
+    """A reference was made."""
 
     package: Path
     output: Path
     reference: RoutingReference
+    # What ran the package; None where the requests were recorded elsewhere.
     kernels: KernelUse | None
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return what it says."""
         reference = self.reference
-        rows = [_profile_row(profile) for profile in reference.layers]
+        rows: list[tuple[doc.Cell, ...]] = []
+        for profile in reference.layers:
+            tokens, first = profile.tokens or 1.0, profile.layer.num_shared_heads or 0
+            routed = [on / tokens for on in profile.on[first:]] or [1.0]
+            of_layer = profile.layer.path, profile.layer.num_heads, round(profile.tokens)
+            shares = doc.Share(min(routed)), doc.Share(max(routed))
+            rows.append((*of_layer, *shares, figure(sum(profile.on) / tokens)))
         columns = ("layer", "#heads", "#tokens", "#least used head", "#most used head", "#heads on")
         names = ("#requests", *(f"#{name}" for name in _STATISTICS))
-        sizes = [
-            (window.requests, *(figure(_largest(window, name)) for name in _STATISTICS))
-            for window in reference.limits
-        ]
+        sizes: list[tuple[doc.Cell, ...]] = []
+        for window in reference.limits:
+            head = max(limit for layer in window.layers for limit in layer.heads)
+            largest = (
+                max(getattr(layer, name) or 0.0 for layer in window.layers)
+                for name in _STATISTICS[:-1]
+            )
+            sizes.append((window.requests, *map(figure, (*largest, head))))
         rate = _one_in(reference.false_alarms)
         findings = (
             f"{count(reference.requests, 'request')}, written to {self.output}.",
@@ -80,24 +65,18 @@ class ProfileReport(Report):
             " layers.",
         )
         tables = (
-            Table("routing by layer; of the heads that are not shared", columns, rows),
-            Table("largest limit of all layers, by the size of a window", names, sizes),
+            doc.Table("routing by layer; of the heads that are not shared", columns, rows),
+            doc.Table("largest limit of all layers, by the size of a window", names, sizes),
         )
-        return Document("profile", tables, findings=findings)
+        return doc.Document("profile", tables, findings=findings)
 
 
 @dataclass(frozen=True)
 class WatchReport(Report):
-    """Live routing, compared with the reference.
+    """Live routing, compared with the reference."""
 
-    Attributes:
-        source: The dump or the address of metrics.
-        windows: Each window, in the order of time.
-        reference: The reference.
-    """
-
-    source: str
-    windows: tuple[WindowVerdict, ...]
+    source: str  # the dump or the address of metrics
+    windows: tuple[WindowVerdict, ...]  # each window, in the order of time
     reference: RoutingReference = field(metadata=HIDDEN)
 
     @property
@@ -148,7 +127,7 @@ class WatchReport(Report):
         problem = "routing is not as in the reference" if drifted else "routing could not be judged"
         return ValidationError(f"{problem}: {first}{more}")
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return what it says."""
         judged, rate = self._judged, self.false_alarms
         alarmed = sum(bool(window.alarms) for window in self.windows)
@@ -164,7 +143,7 @@ class WatchReport(Report):
                 " false alarms are rarer than that"
             )
         word = "DRIFTED" if self._has_drifted else "NO DATA" if self.alarms else "UNCHANGED"
-        verdict = Verdict(
+        verdict = doc.Verdict(
             word,
             not self.alarms,
             lines[0],
@@ -173,31 +152,31 @@ class WatchReport(Report):
             most_reasons=_MOST_REASONS,
         )
         facts = (
-            Fact("windows", str(len(self.windows)), f"{alarmed} alarmed"),
-            Fact("requests read", str(sum(window.requests for window in self.windows))),
-            Fact("reference", str(self.reference.requests), "requests"),
+            doc.Fact("windows", str(len(self.windows)), f"{alarmed} alarmed"),
+            doc.Fact("requests read", str(sum(window.requests for window in self.windows))),
+            doc.Fact("reference", str(self.reference.requests), "requests"),
         )
-        blocks: list[Block] = [_window_table(self.windows)] if self.windows else []
+        blocks: list[doc.Block] = [_window_table(self.windows)] if self.windows else []
         if judged:
             blocks.append(_layer_table(judged))
         moved = _moved_heads(judged)
         if moved:
             columns = ("window", "layer", "#head", "live", "reference", "#limit", "what")
-            blocks.append(Table("heads that moved", columns, moved))
+            blocks.append(doc.Table("heads that moved", columns, moved))
         if any(layer.heads for window in judged for layer in window.layers):
             blocks += [_now(judged[-1], len(self.windows)), _over_time(judged)]
         elif judged:
             blocks.append(
-                Text(
+                doc.Text(
                     "Heads are not counted one by one there (--per-head counts them): choices and"
                     " gate mass of heads were not compared, and no head is named."
                 )
             )
-        return Document("watch", tuple(blocks), verdict, facts, suites=(self._suite(),))
+        return doc.Document("watch", tuple(blocks), verdict, facts, suites=(self._suite(),))
 
-    def _suite(self) -> CiSuite:
-        def case(kind: str, name: str, reasons: Sequence[str], good: str) -> CiCase:
-            return CiCase(
+    def _suite(self) -> doc.CiSuite:
+        def case(kind: str, name: str, reasons: Sequence[str], good: str) -> doc.CiCase:
+            return doc.CiCase(
                 kind, name, "failure" if reasons else "passed", "; ".join(reasons) or good
             )
 
@@ -207,46 +186,31 @@ class WatchReport(Report):
             case("window", f"window {number}", window.alarms, f"{window.requests} requests")
             for number, window in enumerate(self.windows, 1)
         ]
-        return CiSuite((verdict, *cases), facts=(("source", self.source),))
+        return doc.CiSuite((verdict, *cases), facts=(("source", self.source),))
 
 
-def _profile_row(profile: LayerProfile) -> tuple[Cell, ...]:
-    first = profile.layer.num_shared_heads or 0
-    tokens = profile.tokens or 1.0
-    routed = [on / tokens for on in profile.on[first:]] or [1.0]
-    on = sum(profile.on) / tokens
-    heads, path = profile.layer.num_heads, profile.layer.path
-    return path, heads, round(profile.tokens), Share(min(routed)), Share(max(routed)), figure(on)
-
-
-def _largest(window: WindowLimits, name: Statistic) -> float:
-    if name == "head":
-        return max(limit for layer in window.layers for limit in layer.heads)
-    return max(getattr(layer, name) or 0.0 for layer in window.layers)
-
-
-def _window_table(windows: Sequence[WindowVerdict]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+def _window_table(windows: Sequence[WindowVerdict]) -> doc.Table:
+    rows: list[tuple[doc.Cell, ...]] = []
     for number, window in enumerate(windows, 1):
         ratio, drawn = window.ratio, None
         if ratio is not None:
             words, is_bad = f"{ratio:.3g} of the limit", ratio > 1
-            drawn = Drawn(words, ratio, limit=1.0, bar_from=0.0, has_dot=False, is_bad=is_bad)
+            drawn = doc.Drawn(words, ratio, limit=1.0, bar_from=0.0, has_dot=False, is_bad=is_bad)
         answer = "no data" if window.no_data else "alarm" if window.alarms else "as before"
         times = _clock(window.since), _clock(window.until)
-        status = Status(answer, not window.alarms)
+        status = doc.Status(answer, not window.alarms)
         rows.append((number, *times, window.requests, ratio, drawn, status))
     columns = (
         *("#window", "from", "to", "#requests"),
-        Column("#largest distance by its limit"),
-        Column("drift", PAGE),
+        doc.Column("#largest distance by its limit"),
+        doc.Column("drift", doc.PAGE),
         "answer",
     )
-    return Table("windows", columns, rows, "windows", axis="numbers", axis_holds=(0.0, 1.0))
+    return doc.Table("windows", columns, rows, "windows", axis="numbers", axis_holds=(0.0, 1.0))
 
 
-def _layer_table(windows: Sequence[WindowVerdict]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+def _layer_table(windows: Sequence[WindowVerdict]) -> doc.Table:
+    rows: list[tuple[doc.Cell, ...]] = []
     for layers in zip(*(window.layers for window in windows), strict=True):
         worst: dict[str, float] = {}
         for drift in (drift for layer in layers for drift in layer.drifts):
@@ -254,10 +218,10 @@ def _layer_table(windows: Sequence[WindowVerdict]) -> Table:
         rows.append((layers[0].path, *map(worst.get, _STATISTICS)))
     columns = ("layer", *(f"#{name}" for name in _STATISTICS))
     title = "largest distance by its limit, over all windows; above 1 it is no chance"
-    return Table(title, columns, rows)
+    return doc.Table(title, columns, rows)
 
 
-def _moved_heads(windows: Sequence[WindowVerdict]) -> list[tuple[Cell, ...]]:
+def _moved_heads(windows: Sequence[WindowVerdict]) -> list[tuple[doc.Cell, ...]]:
     """Return the rows of the heads that moved most; JSON has all."""
     found = [
         (number, layer, head)
@@ -267,53 +231,54 @@ def _moved_heads(windows: Sequence[WindowVerdict]) -> list[tuple[Cell, ...]]:
         if head.has_moved
     ]
     found.sort(key=lambda moved: -abs(moved[2].live - moved[2].reference))
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[doc.Cell, ...]] = []
     for number, layer, head in found[:_MOST_WINDOWS]:
         word = "dead" if head.is_dead else "always open" if head.is_always_open else "moved"
-        shares = Share(head.live), Share(head.reference)
+        shares = doc.Share(head.live), doc.Share(head.reference)
         rows.append((str(number), layer.path, head.head, *shares, head.limit, word))
     return rows
 
 
-def _now(window: WindowVerdict, number: int) -> Section:
-    about = Text(
+def _now(window: WindowVerdict, number: int) -> doc.Section:
+    about = doc.Text(
         f"For how many tokens of window {number} each head is on, in percent, and below it in the"
         " reference. Heads that moved farther than chance explains are framed, with both numbers."
     )
-    rows: list[LoadRow] = []
+    rows: list[doc.LoadRow] = []
     for layer in window.layers:
-        rows += [_row(layer.path, layer, "live"), _reference_row("", layer, "reference")]
-    heat = HeatMap("share of tokens, in percent", "layer", tuple(rows), "loads-now")
-    return Section("Load by layer and head", (about, HeatMaps((heat,))), shown=PAGE)
+        rows += [_row(layer.path, layer, "live"), _row("", layer, "reference", is_reference=True)]
+    heat = doc.HeatMap("share of tokens, in percent", "layer", tuple(rows), "loads-now")
+    return doc.Section("Load by layer and head", (about, doc.HeatMaps((heat,))), shown=doc.PAGE)
 
 
-def _over_time(windows: Sequence[WindowVerdict]) -> Section:
+def _over_time(windows: Sequence[WindowVerdict]) -> doc.Section:
     shown = windows[-_MOST_WINDOWS:]
     maps = []
     for number, first in enumerate(shown[0].layers):
-        rows = [_reference_row("reference", first, "")]
+        rows = [_row("reference", first, "", is_reference=True)]
         for window in shown:
             note = count(window.requests, "request")
             rows.append(_row(_clock(window.since), window.layers[number], note))
         left_out = len(windows) - len(shown)
-        maps.append(HeatMap(first.path, "window", tuple(rows), f"over-time-{number}", left_out))
-    about = Text("The same window by window, each layer by itself, the reference first.")
-    return Section("Load over time", (about, HeatMaps(tuple(maps))), shown=PAGE)
+        maps.append(doc.HeatMap(first.path, "window", tuple(rows), f"over-time-{number}", left_out))
+    about = doc.Text("The same window by window, each layer by itself, the reference first.")
+    return doc.Section("Load over time", (about, doc.HeatMaps(tuple(maps))), shown=doc.PAGE)
 
 
-def _reference_row(name: str, layer: LayerVerdict, note: str) -> LoadRow:
-    then = tuple(round(head.reference * layer.tokens) for head in layer.heads)
-    return LoadRow(name, layer.tokens, then, then, layer.num_shared_heads, note)
+def _row(name: str, layer: LayerVerdict, note: str, *, is_reference: bool = False) -> doc.LoadRow:
+    def counts(shares: Iterable[float]) -> tuple[int, ...]:
+        return tuple(round(part * layer.tokens) for part in shares)
 
-
-def _row(name: str, layer: LayerVerdict, note: str) -> LoadRow:
-    tokens, heads = layer.tokens, layer.heads
-    live = tuple(round(head.live * tokens) for head in heads)
+    then = counts(head.reference for head in layer.heads)
+    if is_reference:
+        return doc.LoadRow(name, layer.tokens, then, then, layer.num_shared_heads, note)
+    live = counts(head.live for head in layer.heads)
     # Both numbers are shown where they differ: of what chance explains the live one alone.
-    then = tuple(
-        round((head.reference if head.has_moved else head.live) * tokens) for head in heads
+    shown = tuple(
+        before if head.has_moved else now
+        for head, now, before in zip(layer.heads, live, then, strict=True)
     )
-    return LoadRow(name, tokens, live, then, layer.num_shared_heads, note)
+    return doc.LoadRow(name, layer.tokens, live, shown, layer.num_shared_heads, note)
 
 
 def _clock(seconds: float) -> str:

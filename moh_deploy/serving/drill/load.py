@@ -25,20 +25,11 @@ from moh_deploy.validate.compare.output_parity import compare_output
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from moh_deploy.validate.compare.tolerances import Tolerance
 
-# Ask a server by the Open Inference Protocol v2 over HTTP, with raw tensors.
-
 _TIMEOUT_S = 15.0
 
 
 class V2Client:
-    """A connection to a model on a server, of one thread; it connects again after an error.
-
-    Args:
-        host: Of the server.
-        port: Of its HTTP.
-        model: Name of the model on the server.
-        manifest: Of the model.
-    """
+    """A connection to a model on a server, of one thread; it connects again after an error."""
 
     def __init__(self, host: str, port: int, model: str, manifest: ModelInterface) -> None:
         self._address = host, port
@@ -60,7 +51,10 @@ class V2Client:
         }
         body = write_request(sent, outputs=self._outputs)
         try:
-            connection = self._connected()
+            if self._connection is None:
+                address = self._address
+                self._connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT_S)
+            connection = self._connection
             connection.request("POST", self._path, body.content, body.headers)
             response = connection.getresponse()
             content, json_bytes = response.read(), response.getheader(HEADER_LENGTH)
@@ -85,14 +79,9 @@ class V2Client:
             self._connection.close()
         self._connection = None
 
-    def _connected(self) -> http.client.HTTPConnection:
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
-        return self._connection
 
-
+# After a request that failed: a server that starts again is not to be flooded.
 _PAUSE_S = 0.02
-"""After a request that failed: a server that starts again is not to be flooded."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +92,8 @@ class ServerAnswer:
     rung: str
 
 
+# A connection to a server, of one thread. It raises MoHDeployError where a request fails.
 Ask = Callable[[Mapping[str, Array]], ServerAnswer]
-"""A connection to a server, of one thread. It raises MoHDeployError where a request fails."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +135,6 @@ class Load:
     Args:
         connections: One for each client.
         cases: Their requests, in turns.
-        rule: Decides which answers are right.
     """
 
     def __init__(

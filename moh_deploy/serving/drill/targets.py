@@ -25,8 +25,8 @@ from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
 
+# The model's name on servers that a drill starts.
 DRILLED_NAME = "drilled"
-"""The model's name on servers that a drill starts."""
 _STOP_S = 60.0
 
 
@@ -87,10 +87,6 @@ class ServerAt(Target):
 
     Args:
         url: Its address, by the Open Inference Protocol v2: `http://HOST:PORT`.
-        model: The model's name there.
-        manifest: Of the model.
-        control: Its control file.
-        audit_log: The file that its guard appends transitions to.
 
     Raises:
         ConfigError: The address is of another form.

@@ -60,8 +60,6 @@ def genai_config_text(
     """Return the text of a `genai_config.json`.
 
     Args:
-        manifest: Of the package.
-        interface: Its inputs and outputs.
         model: Path of the ONNX file in the bundle.
         library: Path of the kernels in the bundle; None: function bodies run.
         threads: Threads within an operator; None for the runtime's own choice.
@@ -223,24 +221,15 @@ _WRITE_ONE = "Write it again: moh-deploy bundle PACKAGE --target genai -o DIR."
 
 @dataclass(frozen=True)
 class GenaiBundle(Strict):
-    """`bundle.json`.
+    """`bundle.json`."""
 
-    Attributes:
-        package_sha256: Digest of the package's manifest, which has those of its files.
-        library: File name of the kernels; None: it has none, and function bodies run.
-        shares_buffer: Whether caches are buffers that are written in place.
-        versions: Of what it was made with: moh-deploy, ONNX Runtime, Python.
-        files: Path in the bundle to sha256, for each file but this one.
-        target: What opens it.
-        format_version: Of the directory.
-    """
-
-    package_sha256: str
-    library: str | None
-    shares_buffer: bool
-    versions: dict[str, str]
+    package_sha256: str  # digest of the package's manifest, which has those of its files
+    library: str | None  # file name of the kernels; None: it has none, and function bodies run
+    shares_buffer: bool  # whether caches are buffers that are written in place
+    versions: dict[str, str]  # of what it was made with: moh-deploy, ONNX Runtime, Python
+    # Path in the bundle to sha256, for each file but this one.
     files: dict[str, str] = field(default_factory=dict)
-    target: Literal["genai"] = "genai"
+    target: Literal["genai"] = "genai"  # what opens it
     format_version: int = GENAI_BUNDLE_VERSION
 
 
@@ -372,12 +361,7 @@ def _described(root: Path, library: str | None, *, shares_buffer: bool) -> Genai
 
 @dataclass(frozen=True)
 class GenaiBundleReport(Report):
-    """A bundle for genai that was written, and how it is opened.
-
-    Attributes:
-        root: Where.
-        bundle: What it holds.
-    """
+    """A bundle for genai that was written, and how it is opened."""
 
     root: Path
     bundle: GenaiBundle

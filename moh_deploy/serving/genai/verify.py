@@ -33,8 +33,6 @@ from moh_deploy.validate.compare.generate_report import (
 )
 from moh_deploy.validate.compare.parity import compare_recorded
 
-# Generate tokens by onnxruntime-genai itself, for prompts of several lengths in one batch.
-
 _INSTALL = "pip install 'moh-deploy[genai]'."
 
 
@@ -83,22 +81,15 @@ MOST_STEPS = 64
 
 @dataclass(frozen=True)
 class GenaiVerification(Report):
-    """A comparison of a bundle's tokens.
+    """A comparison of a bundle's tokens."""
 
-    Attributes:
-        schema_version: Of its JSON; docs/verify-genai.schema.json describes it.
-        root: The bundle.
-        prompt_lengths: Tokens of each prompt of the batch.
-        steps: The most tokens that were added to each.
-        parity: genai's tokens beside those of the reference.
-        recorded: The package beside its recorded runs: EQUAL, WITHIN TOLERANCE (int4).
-    """
-
+    # Of its JSON; docs/verify-genai.schema.json describes it.
     schema_version: Literal[1] = field(default=1, init=False)
     root: Path = field(metadata=HIDDEN)  # the command line says it
-    prompt_lengths: tuple[int, ...]
-    steps: int
-    parity: TokenParity
+    prompt_lengths: tuple[int, ...]  # tokens of each prompt of the batch
+    steps: int  # the most tokens that were added to each
+    parity: TokenParity  # genai's tokens beside those of the reference
+    # The package beside its recorded runs: EQUAL, WITHIN TOLERANCE (int4).
     recorded: str = field(default="EQUAL", metadata=HIDDEN)
 
     @property

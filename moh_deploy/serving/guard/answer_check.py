@@ -1,4 +1,4 @@
-"""Find answers that are wrong by themselves: NaN and infinities out of finite inputs.
+"""Judge the runs of a fallback level: NaN and infinities out of finite inputs, and slow runs.
 
 Some models rightly take or return such values: a mask of -inf, scores of masked tokens. The kinds
 of values that a package's recorded runs hold in a tensor are usual there, and are not judged.
@@ -7,14 +7,15 @@ of values that a package's recorded runs hold in a tensor are usual there, and a
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from moh_deploy.package import VectorSet
-from moh_deploy.serving.guard.state_machine import MoveReason
+from moh_deploy.serving.guard.policy import LatencySection
+from moh_deploy.serving.guard.state_machine import Evidence, MoveReason
 from moh_deploy.system.npz import Array, BoolArray
 
 NonFinite = Literal["NaN", "inf", "-inf"]
@@ -34,13 +35,9 @@ class WrongSamples(NamedTuple):
 
 
 class AnswerCheck:
-    """Finds values in answers that are not finite.
+    """Finds values in answers that are not finite; kinds of values in recorded runs are usual.
 
-    Args:
-        outputs: Names of the model's outputs.
-        gates: Names of its layers' gates.
-        recorded: Runs whose kinds of values are usual.
-        has_samples: The first axis of every input and output is that of the samples.
+    With `has_samples`, the first axis of every input and output is that of the samples.
     """
 
     def __init__(
@@ -121,3 +118,38 @@ def _kinds(array: Array) -> set[NonFinite]:
     if is_finite(array):
         return set()
     return {kind for kind, test in _TESTS.items() if test(array).any()}
+
+
+_MOST_RUNS = 10_000  # of a busy server the last runs are enough: they took about a second
+
+
+class LatencyWindow:
+    """The recent runs of one level, whose 99th percentile has a limit; None: it has none."""
+
+    def __init__(self, limit_ms: float | None, rule: LatencySection) -> None:
+        self._limit_ms, self._rule = limit_ms, rule
+        self._runs: deque[tuple[float, float]] = deque()  # end, milliseconds
+        self._slow = 0
+
+    def add(self, now: float, seconds: float) -> bool:
+        """Add a run, and tell whether the runs in the window are too slow."""
+        limit, runs = self._limit_ms, self._runs
+        if limit is None:
+            return False
+        runs.append((now, 1e3 * seconds))
+        self._slow += 1e3 * seconds > limit
+        while runs[0][0] < now - self._rule.window_s or len(runs) > _MOST_RUNS:
+            self._slow -= runs.popleft()[1] > limit
+        # The percentile is above the limit if more than 1 of 100 runs are: nothing is sorted.
+        return len(runs) >= self._rule.min_samples and self._slow > len(runs) // 100
+
+    def figures(self) -> Evidence:
+        """Return the 99th percentile of the runs in the window, its limit, and their number."""
+        times = sorted(milliseconds for _, milliseconds in self._runs)
+        p99_ms = times[math.ceil(0.99 * len(times)) - 1] if times else None
+        return {"p99_ms": p99_ms, "limit_ms": self._limit_ms, "runs": len(times)}
+
+    def clear(self) -> None:
+        """Forget all runs."""
+        self._runs.clear()
+        self._slow = 0

@@ -23,30 +23,12 @@ from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, Validat
 from moh_deploy.runtime.base import Deployed, Description
 from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.guard.answer_check import AnswerCheck, is_float
+from moh_deploy.serving.guard import state_machine as machine
+from moh_deploy.serving.guard.answer_check import AnswerCheck, LatencyWindow, is_float
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.guard_io import (
-    AuditLog,
-    ControlFile,
-    GuardMetrics,
-    LatencyWindow,
-    RunningMarks,
-)
+from moh_deploy.serving.guard.guard_io import AuditLog, ControlFile, GuardMetrics, RunningMarks
 from moh_deploy.serving.guard.policy import GuardPolicy
-from moh_deploy.serving.guard.same_answers import Aside, Comparison
-from moh_deploy.serving.guard.state_machine import (
-    Drifted,
-    Event,
-    Evidence,
-    FallbackChain,
-    LevelAnswered,
-    LevelFailed,
-    LevelState,
-    MoveReason,
-    Pinned,
-    TimePassed,
-    Transition,
-)
+from moh_deploy.serving.guard.same_answers import BackgroundJobs, Comparison
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
@@ -69,7 +51,7 @@ class GuardIO:
 class _Wrong(NamedTuple):
     """An answer that is not given: why, its wrong samples, and the error if none is better."""
 
-    failure: LevelFailed
+    failure: machine.LevelFailed
     samples: float
     error: MoHDeployError
 
@@ -82,7 +64,7 @@ class Guard:
     ) -> None:
         self._levels = tuple(levels)
         self._io = io
-        self._chain = FallbackChain(policy)
+        self._chain = machine.FallbackChain(policy)
         self._state = self._chain.start
         self._lock = threading.RLock()  # of the state, the latency windows and the metrics
         self._latency = [LatencyWindow(level.p99_ms, policy.latency) for level in policy.rungs]
@@ -95,7 +77,7 @@ class Guard:
             () if self._package is None else self._package.vectors,
             has_samples=BatchAxis.of(model.manifest) is not None,
         )
-        self._aside = Aside("guard")
+        self._background = BackgroundJobs("guard")
         self._draw = random.Random(0)
         self._next_probe = float("-inf")  # infinity while a probe runs
 
@@ -148,18 +130,20 @@ class Guard:
             if empty_axis(level.model.manifest.inputs, inputs) is not None:
                 # The client's fault: no level is blamed, and nothing is counted as refused.
                 raise ConfigError(error.message, hint=error.hint) from error
-            failure = LevelFailed(index, "kernel error", {"error": error.message[:500]})
+            failure = machine.LevelFailed(index, "kernel error", {"error": error.message[:500]})
             return _Wrong(failure, math.inf, error)
         wrong = self._check.wrong(inputs, results)
         if wrong is None:
             return Ran(results, level.name, seconds)
-        evidence: Evidence = {"value": wrong.value, "samples": len(wrong.samples)}
+        evidence: machine.Evidence = {"value": wrong.value, "samples": len(wrong.samples)}
         refused = BackendError(
             f"the answer is not finite: {wrong.reason} in '{wrong.value}', and no fallback level"
             " has a better answer.",
             hint="The inputs are finite: the model itself has no answer to them.",
         )
-        return _Wrong(LevelFailed(index, wrong.reason, evidence), len(wrong.samples), refused)
+        return _Wrong(
+            machine.LevelFailed(index, wrong.reason, evidence), len(wrong.samples), refused
+        )
 
     def _no_answer(self, wrong: Sequence[_Wrong], requests: int) -> MoHDeployError:
         """Blame the levels whose answers are worse than one below, and return the error."""
@@ -199,7 +183,7 @@ class Guard:
         # The buffers may be a client's, gone when it has its answer.
         copied = {name: np.array(array) for name, array in inputs.items()}
         level, given = (index, ran) if probe is None else (probe, None)
-        is_taken = self._aside.submit(lambda: self._compare(level, copied, outputs, given))
+        is_taken = self._background.submit(lambda: self._compare(level, copied, outputs, given))
         if given is None and not is_taken:
             self._next_probe = now
 
@@ -227,7 +211,7 @@ class Guard:
 
     def _other_answer(
         self, index: int, inputs: dict[str, Array], found: Ran | _Wrong
-    ) -> LevelFailed | None:
+    ) -> machine.LevelFailed | None:
         """Return what is wrong with an answer: seen in itself, or beside a lower level's."""
         if not isinstance(found, Ran):
             return found.failure
@@ -239,8 +223,8 @@ class Guard:
         report = comparison.report(inputs, found.results, level.describe(), level.variant)
         if report.verdict != "not equal":
             return None
-        evidence: Evidence = {"compared_with": below.name, "why": report.reasons[0][:500]}
-        return LevelFailed(index, "other answers", evidence)
+        evidence: machine.Evidence = {"compared_with": below.name, "why": report.reasons[0][:500]}
+        return machine.LevelFailed(index, "other answers", evidence)
 
     def _reference(self, index: int) -> FallbackLevel | None:
         """Return the next closed level below that is proven to give the same answers."""
@@ -261,41 +245,38 @@ class Guard:
             raise ConfigError(
                 f"there is no fallback level '{rung}', expected one of {', '.join(names)}."
             )
-        self.apply(Pinned(None if rung is None else names.index(rung), {"by": by}))
+        self.apply(machine.Pinned(None if rung is None else names.index(rung), {"by": by}))
 
-    def drifted(self, evidence: Evidence) -> None:
+    def drifted(self, evidence: machine.Evidence) -> None:
         """Take note of an alarm of `moh-deploy watch`."""
-        self.apply(Drifted(evidence))
+        self.apply(machine.Drifted(evidence))
 
     def tick(self) -> None:
         """Follow control file and clock: before each request, and where no request comes."""
         with self._lock:
             if self._io.control is not None:
                 self.apply(*self._io.control.events(self._io.clock()))
-            self.apply(TimePassed())
+            self.apply(machine.TimePassed())
 
-    def apply(self, *events: Event) -> None:
+    def apply(self, *events: machine.Event) -> None:
         """Move the state machine, and do what follows from its transitions."""
         with self._lock:
             now = self._io.clock()
             for event in events:
                 self._state, changes = self._chain.after(self._state, event, now)
                 for change in changes:
-                    self._follow(change)
-
-    def _follow(self, change: Transition) -> None:
-        self._io.audit.add(change, time.time())
-        self._metrics.changed(change)
-        if change.reason == "control file":
-            # The writer of the file may keep no log, and would wait for nothing.
-            warn(f"the control file is not obeyed: {change.evidence['error']}")
-        if change.state == "open":
-            index = self._chain.names.index(change.rung)
-            self._latency[index].clear()
-            self._levels[index].distrust()
-            if change.reason == "kernel error":
-                # A session that failed may fail for ever: a new one is probed.
-                self._levels[index].forget()
+                    self._io.audit.add(change, time.time())
+                    self._metrics.changed(change)
+                    if change.reason == "control file":
+                        # The writer of the file may keep no log, and would wait for nothing.
+                        warn(f"the control file is not obeyed: {change.evidence['error']}")
+                    if change.state == "open":
+                        index = self._chain.names.index(change.rung)
+                        self._latency[index].clear()
+                        self._levels[index].distrust()
+                        if change.reason == "kernel error":
+                            # A session that failed may fail for ever: a new one is probed.
+                            self._levels[index].forget()
 
     def _answered(self, index: int, seconds: float) -> None:
         """Take note of a right answer, and of its time. Called with the lock held."""
@@ -303,8 +284,8 @@ class Guard:
         is_closed = state.levels[index].state == "closed"
         is_slow = is_closed and latency.add(self._io.clock(), seconds)
         if is_slow and self._chain.has_lower(state, index):
-            self.apply(LevelFailed(index, "latency", latency.figures()))
-        self.apply(LevelAnswered(index, seconds))
+            self.apply(machine.LevelFailed(index, "latency", latency.figures()))
+        self.apply(machine.LevelAnswered(index, seconds))
 
     @property
     def mode(self) -> str:
@@ -323,14 +304,14 @@ class Guard:
         return self._state.drift.state == "open"
 
     @property
-    def states(self) -> dict[str, LevelState]:
+    def states(self) -> dict[str, machine.LevelState]:
         """The state of each level, in order."""
         levels = zip(self._chain.names, self._state.levels, strict=True)
         return {name: breaker.state for name, breaker in levels}
 
     def wait(self) -> None:
         """Wait until all probes and spot checks are done."""
-        self._aside.wait()
+        self._background.wait()
 
     def describe(self) -> Description:
         """Say what runs each layer of the level that serves, or of one that is open."""
@@ -340,13 +321,13 @@ class Guard:
     def families(self) -> tuple[Family, ...]:
         """Return the metrics."""
         with self._lock:
-            self._metrics.compared["aside", "dropped"] = self._aside.dropped
-            self._metrics.compared["aside", "failed"] = self._aside.failed
+            self._metrics.compared["aside", "dropped"] = self._background.dropped
+            self._metrics.compared["aside", "failed"] = self._background.failed
             return self._metrics.families(self.states, self.mode)
 
     def close(self) -> None:
         """Close all levels, the log and the marks."""
-        self._aside.close()
+        self._background.close()
         for level in self._levels:
             level.close()
         self._io.audit.close()
@@ -354,12 +335,12 @@ class Guard:
         self._io.resources.close()
 
 
-def cannot_serve(index: int, level: FallbackLevel, error: MoHDeployError) -> LevelFailed:
+def cannot_serve(index: int, level: FallbackLevel, error: MoHDeployError) -> machine.LevelFailed:
     """Return the event of a level that cannot be opened, or answers a recorded run wrongly."""
     warn(f"fallback level '{level.name}' cannot serve: {error}")
     is_wrong = isinstance(error, ValidationError)
-    reason: MoveReason = "wrong known answer" if is_wrong else "cannot be opened"
-    return LevelFailed(index, reason, {"error": error.message})
+    reason: machine.MoveReason = "wrong known answer" if is_wrong else "cannot be opened"
+    return machine.LevelFailed(index, reason, {"error": error.message})
 
 
 def warn(sentence: str) -> None:

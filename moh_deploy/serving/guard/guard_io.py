@@ -1,46 +1,32 @@
-"""The audit log of a guard: one JSON object a line, each written whole."""
+"""What a guard writes and reads: audit log, marks of runs under way, control file, metrics."""
 
 from __future__ import annotations
 
 import fcntl
 import glob
 import json
-import math
 import mmap
 import os
 import sys
 import tempfile
 import threading
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from moh_deploy.config.checked_yaml import checked
-from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.runtime.base import Runner, RunnerAround
-from moh_deploy.serving.guard.answer_check import is_float
-from moh_deploy.serving.guard.policy import LatencySection
-from moh_deploy.serving.guard.state_machine import (
-    ControlRefused,
-    Drifted,
-    Event,
-    Evidence,
-    LevelState,
-    Pinned,
-    Transition,
-)
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard import state_machine as machine
+from moh_deploy.serving.guard.faults import Fault, Faults
+from moh_deploy.serving.metrics import Family, FamilyKind, Series
 from moh_deploy.system.bounded_file import read_bytes
 from moh_deploy.system.bounded_json import parse_json, to_json_text
-from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
 
@@ -125,10 +111,7 @@ def died_in(log: Path | None) -> tuple[str, ...]:
 
 
 class AuditLog:
-    """Appends transitions to a file; several processes may append to the same file.
-
-    Args:
-        path: The file; None keeps no log.
+    """Appends transitions to a file, one JSON object a line; several processes may do so.
 
     Raises:
         ConfigError: It cannot be written.
@@ -147,7 +130,7 @@ class AuditLog:
                 f"the audit log {path} cannot be written: {error.strerror}."
             ) from None
 
-    def add(self, change: Transition, now: float) -> None:
+    def add(self, change: machine.Transition, now: float) -> None:
         """Write a transition of `now`, in seconds since 1970; to stderr if the disk is full."""
         if self._file is None:
             return
@@ -187,63 +170,6 @@ class AuditLog:
 # A file works for any server, on whatever protocol; who may write it may switch. It is written
 # whole and moved into place, as `write_control` does.
 
-# Faults that a drill plants in the first fallback level of a running server.
-#
-# They exist only in a server that was started with `drill` allowed.
-
-Fault = Literal["nan", "gates", "slow", "crash", "drift", "missing-library", "wrong"]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
-
-UNSEEN: frozenset[Fault] = frozenset(("wrong",))
-"""Faults whose answers look right when they are given."""
-
-
-@dataclass
-class Faults:
-    """The faults that are planted now, and the names of the tensors that they change."""
-
-    outputs: Sequence[str]
-    gates: Sequence[str]
-    slow_s: float = 0.25  # how much longer a slow run takes
-    planted: frozenset[Fault] = frozenset()
-
-
-@dataclass
-class FaultyRunner(RunnerAround):
-    """A runner with planted faults."""
-
-    runner: Runner
-    faults: Faults
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; see `Runner.run`."""
-        return self.run_returning(inputs, self.outputs)
-
-    def run_returning(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
-        """Run the model once; see `Runner.run_returning`."""
-        faults, planted = self.faults, self.faults.planted
-        if "slow" in planted:
-            time.sleep(faults.slow_s)
-        if "crash" in planted:
-            raise BackendError("a kernel failed, as a drill has planted it.")
-        results = dict(self.runner.run_returning(inputs, outputs))
-        for name, array in results.items() if planted else ():
-            if not is_float(array):
-                continue
-            is_output = name in faults.outputs
-            if "wrong" in planted and is_output:
-                # Finite, and far outside of every tolerance.
-                array = (array * np.asarray(1.05, array.dtype)).astype(array.dtype)
-            if ("nan" in planted and is_output) or ("gates" in planted and name in faults.gates):
-                array = np.array(array)
-                if array.size:  # the last element of each sample
-                    array.reshape(len(array) if array.ndim else 1, -1)[:, -1] = np.nan
-            results[name] = array
-        return results
-
-
 _MOST_BYTES = 2**16
 _EVERY_S = 0.1
 
@@ -274,15 +200,13 @@ class ControlFile:
     """
 
     def __init__(self, path: Path, names: Sequence[str], faults: Faults | None) -> None:
-        self._path = path
-        self._names = list(names)
-        self._faults = faults
+        self._path, self._names, self._faults = path, list(names), faults
         self._next_look = float("-inf")
         self._seen: bytes | str = b"{}"
         self._pin: str | None = None
         self._alarm = ""
 
-    def events(self, now: float) -> Iterator[Event]:
+    def events(self, now: float) -> Iterator[machine.Event]:
         """Read the file if it has changed, and yield what it asks for."""
         if now < self._next_look:
             return
@@ -290,31 +214,33 @@ class ControlFile:
         try:
             control = self._changed()
         except ConfigError as error:
-            yield ControlRefused(error.message)
+            yield machine.ControlRefused(error.message)
         else:
             if control is not None:
                 yield from self._obey(control)
         # An alarm holds as long as the file has it, so it is repeated.
         if self._alarm:
-            yield Drifted({"alarm": self._alarm})
+            yield machine.Drifted({"alarm": self._alarm})
 
-    def _obey(self, control: Control) -> Iterator[Event]:
+    def _obey(self, control: Control) -> Iterator[machine.Event]:
         if self._faults is not None:
             self._faults.planted = frozenset(control.faults)
         elif control.faults:
-            yield ControlRefused("faults are named, and this server was not started for a drill.")
+            yield machine.ControlRefused(
+                "faults are named, and this server was not started for a drill."
+            )
         drills_drift = self._faults is not None and "drift" in control.faults
         self._alarm = control.drift or ("planted by a drill" if drills_drift else "")
         if control.pin is not None and control.pin not in self._names:
             known = ", ".join(self._names)
-            yield ControlRefused(
+            yield machine.ControlRefused(
                 f"pin is '{control.pin}', which is no fallback level; expected one of {known}."
             )
         elif control.pin != self._pin:
             # A file that changes elsewhere leaves a switch alone that was set over HTTP.
             self._pin = control.pin
             level = None if control.pin is None else self._names.index(control.pin)
-            yield Pinned(level, {"by": "control file"})
+            yield machine.Pinned(level, {"by": "control file"})
 
     def _changed(self) -> Control | None:
         """Return the content of the file, if it has changed.
@@ -340,49 +266,6 @@ class ControlFile:
 
 # The counters of a guard, and the metrics that show them.
 
-# Notice a fallback level whose runs take too long: the 99th percentile over a window of time.
-
-_MOST_RUNS = 10_000  # of a busy server the last runs are enough: they took about a second
-
-
-class LatencyWindow:
-    """The recent runs of one level.
-
-    Args:
-        limit_ms: Limit of the 99th percentile; None: no time is too long.
-        rule: The window, and the least number of runs.
-    """
-
-    def __init__(self, limit_ms: float | None, rule: LatencySection) -> None:
-        self._limit_ms = limit_ms
-        self._rule = rule
-        self._runs: deque[tuple[float, float]] = deque()  # end, milliseconds
-        self._slow = 0
-
-    def add(self, now: float, seconds: float) -> bool:
-        """Add a run, and tell whether the runs in the window are too slow."""
-        limit, runs = self._limit_ms, self._runs
-        if limit is None:
-            return False
-        runs.append((now, 1e3 * seconds))
-        self._slow += 1e3 * seconds > limit
-        while runs[0][0] < now - self._rule.window_s or len(runs) > _MOST_RUNS:
-            self._slow -= runs.popleft()[1] > limit
-        # The percentile is above the limit if more than 1 of 100 runs are: nothing is sorted.
-        return len(runs) >= self._rule.min_samples and self._slow > len(runs) // 100
-
-    def figures(self) -> Evidence:
-        """Return the 99th percentile of the runs in the window, its limit, and their number."""
-        times = sorted(milliseconds for _, milliseconds in self._runs)
-        p99_ms = times[math.ceil(0.99 * len(times)) - 1] if times else None
-        return {"p99_ms": p99_ms, "limit_ms": self._limit_ms, "runs": len(times)}
-
-    def clear(self) -> None:
-        """Forget all runs."""
-        self._runs.clear()
-        self._slow = 0
-
-
 _FAMILIES = (
     ("moh_mode", ("rung",), "1 for the fallback level that serves."),
     ("moh_rung_open", ("rung",), "1 for a fallback level that is open, 0.5 for a half-open one."),
@@ -406,7 +289,7 @@ class GuardMetrics:
         self.last_reason = ""  # why another level serves than before
         self._transitions: Counter[tuple[str, ...]] = Counter()
 
-    def changed(self, change: Transition) -> None:
+    def changed(self, change: machine.Transition) -> None:
         """Count a transition."""
         if change.reason == "wrong known answer":
             self.compared["known answer", "other"] += 1
@@ -414,18 +297,16 @@ class GuardMetrics:
             self._transitions[change.mode_from, change.mode_to, change.reason] += 1
             self.last_reason = change.reason
 
-    def families(self, states: Mapping[str, LevelState], mode: str) -> tuple[Family, ...]:
+    def families(self, states: Mapping[str, machine.LevelState], mode: str) -> tuple[Family, ...]:
         """Return the metrics, with the state of each level and the level that serves."""
         counts: list[Mapping[tuple[str, ...], float]] = [
             {(name,): float(name == mode) for name in states},
             {(name,): _OPENNESS[state] for name, state in states.items()},
             *(self._transitions, self.fallbacks, self.refused, self.compared),
         ]
-        return tuple(_family(*head, n) for head, n in zip(_FAMILIES, counts, strict=True))
-
-
-def _family(
-    name: str, labels: tuple[str, ...], text: str, counts: Mapping[tuple[str, ...], float]
-) -> Family:
-    series = (Series(dict(zip(labels, key, strict=True)), n) for key, n in counts.items())
-    return Family(name, text, "counter" if name.endswith("_total") else "gauge", tuple(series))
+        families = []
+        for (name, labels, text), values in zip(_FAMILIES, counts, strict=True):
+            series = (Series(dict(zip(labels, key, strict=True)), n) for key, n in values.items())
+            kind: FamilyKind = "counter" if name.endswith("_total") else "gauge"
+            families.append(Family(name, text, kind, tuple(series)))
+        return tuple(families)

@@ -1,4 +1,4 @@
-"""Compare two models: their interfaces, and their answers by `verify`'s rules, ties included."""
+"""Compare the answers of two models by `verify`'s rules, beside serving: spot checks, a shadow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +20,8 @@ from moh_deploy.runtime.base import Deployed, Description, ModelInterface, Varia
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.source import ComputedResults
+from moh_deploy.serving.metrics import Family, Series, single
+from moh_deploy.serving.source import ComputedResults, ServedRun
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.parity_report import ParityReport
@@ -33,20 +32,15 @@ from moh_deploy.validate.reference.layer_values import (
     names_to_return,
 )
 
-if TYPE_CHECKING:
-    from moh_deploy.serving.source import ServedRun
-
-
-# Run jobs beside the answers, on a thread of its own.
-#
-# The queue is bounded: a job that finds it full is dropped and counted. So slow comparisons delay
-# no answer, and take bounded memory.
-
 Job = Callable[[], None]
 
 
-class Aside:
-    """A thread that runs jobs, one after the other; so many may wait in its queue."""
+class BackgroundJobs:
+    """A thread that runs jobs beside the answers, one after the other.
+
+    The queue is bounded: a job that finds it full is dropped and counted. So slow comparisons delay
+    no answer, and take bounded memory.
+    """
 
     def __init__(self, name: str, most_waiting: int = 4) -> None:
         self.dropped = 0  # jobs that found the queue full
@@ -131,12 +125,7 @@ class Comparison:
 
 
 def require_same_interface(name: str, ours: ModelInterface, theirs: ModelInterface) -> None:
-    """Check that names, dtypes and ranks of inputs and outputs agree.
-
-    Args:
-        name: The second model; it opens the error message.
-        ours: The first model.
-        theirs: The second model.
+    """Check that names, dtypes and ranks of inputs and outputs agree; `name` is the second model.
 
     Raises:
         ConfigError: They differ.
@@ -155,11 +144,6 @@ def require_same_interface(name: str, ours: ModelInterface, theirs: ModelInterfa
             )
 
 
-# Run a second package beside the first on a share of the traffic, and compare by `verify`'s rules.
-#
-# An upgrade is judged on live requests before it serves. The shadow runs on a thread of its own,
-# after the answer was sent. A batch that arrives while it is behind is dropped and counted.
-
 _OUTCOMES = {
     "equal": "equal",
     "within tolerance": "equal",
@@ -170,18 +154,10 @@ _KEPT_REASONS = 20
 
 
 class Shadow:
-    """Observes a served model, and compares a second package with it.
+    """Observes a served model, and compares a second package with it on a share of the batches.
 
-    Args:
-        model: The served model.
-        other: The second package.
-        share: The share of batches that also go to it, above 0 and at most 1.
-        way: How it is opened: threads, kernels.
-
-    Attributes:
-        counts: Batches by outcome: equal by `verify`'s rules, differing, undecided, or failed.
-        max_abs_error: The largest difference of an output that is judged.
-        reasons: The last sentences on differences and failures.
+    So an upgrade is judged on live requests before it serves. The shadow runs on a thread of its
+    own, after the answer was sent. A batch that arrives while it is behind is dropped and counted.
 
     Raises:
         ConfigError: It has other inputs or outputs, or the share is out of range.
@@ -217,10 +193,10 @@ class Shadow:
             kernels = replace(self._description.kernels, asked_compute_type=compute_type)
             self._description = replace(self._description, kernels=kernels)
         self.counts = dict.fromkeys(("equal", "differing", "undecided", "failed"), 0)
-        self.max_abs_error = 0.0
-        self.reasons: deque[str] = deque(maxlen=_KEPT_REASONS)
+        self.max_abs_error = 0.0  # the largest difference of an output that is judged
+        self.reasons: deque[str] = deque(maxlen=_KEPT_REASONS)  # of differences and failures
         self._share = share
-        self._aside = Aside("shadow", most_waiting=8)
+        self._background = BackgroundJobs("shadow", most_waiting=8)
         self._draw = random.Random(0)
         self._chosen = threading.local()
         self._lock = threading.Lock()
@@ -238,16 +214,16 @@ class Shadow:
         # The buffers may be a client's, gone when it has its answer.
         inputs = {name: np.array(array) for name, array in run.inputs.items()}
         results = {name: np.array(array) for name, array in run.results.items()}
-        self._aside.submit(lambda: self._compare(inputs, results))
+        self._background.submit(lambda: self._compare(inputs, results))
 
     def wait(self) -> None:
         """Wait until all that was handed over is compared."""
-        self._aside.wait()
+        self._background.wait()
 
     def families(self) -> tuple[Family, ...]:
         """Return the metrics."""
         with self._lock:
-            counts = {**self.counts, "dropped": self._aside.dropped}
+            counts = {**self.counts, "dropped": self._background.dropped}
         return (
             Family(
                 "moh_shadow_batches_total",
@@ -255,17 +231,17 @@ class Shadow:
                 "counter",
                 tuple(Series({"outcome": name}, count) for name, count in counts.items()),
             ),
-            Family(
+            single(
                 "moh_shadow_max_abs_error",
-                "The largest difference of an output between the shadow package and the answers.",
                 "gauge",
-                (Series({}, self.max_abs_error),),
+                self.max_abs_error,
+                "The largest difference of an output between the shadow package and the answers.",
             ),
         )
 
     def close(self) -> None:
         """End the thread, and close the shadow."""
-        self._aside.close()
+        self._background.close()
         self._runner.close()
 
     def _compare(self, inputs: Mapping[str, Array], results: Mapping[str, Array]) -> None:

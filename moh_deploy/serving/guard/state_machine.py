@@ -44,14 +44,15 @@ MoveReason = Literal[
 ]
 Evidence = Mapping[str, str | float | int | None]
 
+# Seen before the answer is given, so that a lower level gives another.
 WRONG_ANSWERS: tuple[MoveReason, ...] = ("non-finite outputs", "non-finite gates", "kernel error")
-"""Seen before the answer is given, so that a lower level gives another."""
 
+# Open any level, the last one too: it has no answer that could be given.
 CANNOT_SERVE: tuple[MoveReason, ...] = ("cannot be opened", "wrong known answer")
-"""Open any level, the last one too: it has no answer that could be given."""
 
 _FAILURES: tuple[MoveReason, ...] = (*WRONG_ANSWERS, "other answers", "latency", *CANNOT_SERVE)
 
+# State and reason to the next state; a level ignores every other reason.
 LEVEL_MOVES: Mapping[tuple[LevelState, MoveReason], LevelState] = {
     **{("closed", reason): "open" for reason in _FAILURES},
     ("closed", "process died"): "open",
@@ -60,7 +61,6 @@ LEVEL_MOVES: Mapping[tuple[LevelState, MoveReason], LevelState] = {
     ("half-open", "probes passed"): "closed",
     **{("half-open", reason): "open" for reason in _FAILURES},
 }
-"""State and reason to the next state; a level ignores every other reason."""
 
 NOWHERE = "none"  # the mode in which no level serves
 

@@ -9,18 +9,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import math
 import os
 import sys
-import threading
 import time
 import traceback
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 from starlette.applications import Starlette
@@ -36,103 +31,34 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.http.connection import HeldBytes, InTurn, address_of, received_body
 from moh_deploy.serving.http.limits import HttpLimits, Refusal
-from moh_deploy.serving.http.protocol import (
-    HEADER_LENGTH,
-    InferRequest,
-    read_request,
-    write_answer,
-)
+from moh_deploy.serving.http.protocol import HEADER_LENGTH, InferRequest, read_request, write_answer
 from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.http.tensors import DATATYPES
-from moh_deploy.serving.metrics import Exemplar, Family, Series, Trace, exposition
-from moh_deploy.serving.process_health import LimitedLog
+from moh_deploy.serving.metrics import Family, Trace, exposition, single
+from moh_deploy.serving.process_health import LimitedLog, StatusCounts
 from moh_deploy.serving.served_model import Reply, ServedModel
-from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
+from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import write_npz
-
-# Count requests by how they ended, and how long they took.
-
-_EDGES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, math.inf)
-
-NO_REQUESTS = Counter({200: 0, 400: 0, 500: 0})
-"""Shown as 0 from the beginning: an alert sees what grows, and would miss the first."""
-
-
-def requests_family(codes: Mapping[int, int]) -> Family:
-    """Return the metric of requests by status, the same in every server."""
-    return Family(
-        "moh_requests_total",
-        "Inference requests, by the HTTP status of their answer; 499: gone before.",
-        "counter",
-        tuple(Series({"code": str(code)}, count) for code, count in sorted(codes.items())),
-    )
-
-
-class StatusCounts:
-    """Counts inference requests. Several threads may ask."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._codes = NO_REQUESTS.copy()
-        self._slots = [0] * len(_EDGES_S)
-        self._seconds = 0.0
-        self._exemplars: dict[float, Exemplar] = {}
-
-    def note(self, status: int, seconds: float, trace: Trace | None = None) -> None:
-        """Count a request that was answered with a status after so many seconds."""
-        slot = bisect_left(_EDGES_S, seconds)
-        with self._lock:
-            self._codes[status] += 1
-            self._slots[slot] += 1
-            self._seconds += seconds
-            if trace is not None and trace.is_sampled:
-                self._exemplars[_EDGES_S[slot]] = Exemplar(trace.trace_id, seconds, time.time())
-
-    def families(self) -> tuple[Family, ...]:
-        """Return what was counted so far."""
-        with self._lock:
-            buckets = dict(zip(_EDGES_S, accumulate(self._slots), strict=True))
-            codes, exemplars = dict(self._codes), dict(self._exemplars)
-            taken = Series({}, self._seconds, buckets, exemplars)
-        return (
-            requests_family(codes),
-            Family(
-                "moh_request_seconds",
-                "From the headers of an inference request to its answer.",
-                "histogram",
-                (taken,),
-            ),
-        )
-
 
 OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one begins
 
 _TICK_S = 0.25
 
+# The status that is counted, as by nginx, for a client that did not wait for its answer.
 _GONE = 499
-"""The status that is counted, as by nginx, for a client that did not wait for its answer."""
 
 
 @dataclass
 class Endpoint:
-    """A model to serve: its name, its queue, its limits.
+    """A model to serve: its name, its queue, its limits."""
 
-    Attributes:
-        name: The model's name, as clients have it.
-        version: Its version, as clients have it.
-        served: The model.
-        queue: Answers its requests.
-        limits: Sizes, times and numbers of requests.
-        restarts: How often its process was started again.
-    """
-
-    name: str
-    version: str
+    name: str  # the model's name, as clients have it
+    version: str  # its version, as clients have it
     served: ServedModel
-    queue: BatchingQueue
-    limits: HttpLimits
-    restarts: int = 0
+    queue: BatchingQueue  # answers its requests
+    limits: HttpLimits  # sizes, times and numbers of requests
+    restarts: int = 0  # how often its process was started again
     _counts: StatusCounts = field(default_factory=StatusCounts, init=False)
     _in_turn: InTurn = field(default_factory=InTurn, init=False)
     _is_ready: bool = field(default=False, init=False)
@@ -165,18 +91,13 @@ class Endpoint:
     async def live(self, _: Request) -> Response:
         return _json({"live": True})
 
-    async def ready(self, _: Request) -> Response:
-        is_ready = self._can_answer()
-        return _json({"ready": is_ready}, 200 if is_ready else 503)
+    async def ready(self, _: Request, **of: str) -> Response:
+        is_ready = self._is_ready and not self.queue.runs.are_all_hung
+        return _json({**of, "ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
         self._check_model(request)
-        is_ready = self._can_answer()
-        content = {"name": self.name, "ready": is_ready}
-        return _json(content, 200 if is_ready else 503)
-
-    def _can_answer(self) -> bool:
-        return self._is_ready and not self.queue.runs.are_all_hung
+        return await self.ready(request, name=self.name)
 
     async def model(self, request: Request) -> Response:
         self._check_model(request)
@@ -199,16 +120,24 @@ class Endpoint:
             *self.served.families(),
             *self.queue.families(),
             *self._counts.families(),
-            Family(
+            single(
                 "moh_worker_restarts_total",
-                "How often the process that answers was started again.",
                 "counter",
-                (Series({}, self.restarts),),
+                self.restarts,
+                "How often the process that answers was started again.",
             ),
         )
         # All say which model they are of: alert rules ask for that.
         model = {"model": self.name, "version": self.version}
-        return [_labelled(family, model) for family in families]
+        return [
+            replace(
+                family,
+                samples=tuple(
+                    replace(series, labels={**model, **series.labels}) for series in family.samples
+                ),
+            )
+            for family in families
+        ]
 
     async def infer(self, request: Request) -> Response:
         start, trace = time.monotonic(), _trace(request)
@@ -231,9 +160,12 @@ class Endpoint:
         async with received_body(
             request, self.limits, self._held, is_json=json_size is None
         ) as content:
+            num_json = len(content)
+            if json_size and json_size[:20].isdecimal():  # else it is refused when it is read
+                num_json = min(int(json_size[:20]), num_json)
             asked = await self._in_turn.do(
                 address,
-                _json_bytes(content, json_size),
+                num_json,
                 lambda: read_request(
                     content,
                     json_size,
@@ -341,28 +273,15 @@ def make_app(endpoint: Endpoint) -> Starlette:
             *telemetry_routes(endpoint.served.telemetry),
             *guard_routes(endpoint.served.guard, endpoint.limits),
         ],
-        exception_handlers={
-            MoHDeployError: endpoint.failed,
-            HTTPException: _no_route,
-        },
+        exception_handlers={MoHDeployError: endpoint.failed, HTTPException: _no_route},
         lifespan=endpoint.lifespan,
     )
-
-
-def _json_bytes(content: bytearray, said: str | None) -> int:
-    """Return how much of a body is JSON; what is no number is refused when it is read."""
-    return min(int(said[:20]), len(content)) if said and said[:20].isdecimal() else len(content)
 
 
 async def _gone(request: Request) -> None:
     """Return when the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
-    samples = (replace(series, labels={**labels, **series.labels}) for series in family.samples)
-    return replace(family, samples=tuple(samples))
 
 
 def _trace(request: Request) -> Trace | None:
@@ -387,17 +306,11 @@ def _tensor_json(info: TensorInfo) -> dict[str, object]:
     return {"name": info.name, "datatype": DATATYPES.get(info.dtype, info.dtype), "shape": shape}
 
 
-# The routes of the guard, its manual switch and alarms of drift, and those of telemetry.
-
 # Routes that record what routers do with each request for a while, for `profile` and `watch`.
 
 
 def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
-    """Return the routes of a served model.
-
-    Args:
-        telemetry: Counts routing; None for an engine: then the routes say so.
-    """
+    """Return the routes of a served model; of an engine, without telemetry, they say so."""
 
     def counting() -> Telemetry:
         if telemetry is None:
@@ -425,20 +338,15 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
             raise Refusal(
                 "no window was started.", status=409, hint="POST /v2/telemetry/start starts one."
             )
-        content = await asyncio.to_thread(_npz, window)
-        return Response(content, media_type="application/octet-stream")
+        file = io.BytesIO()
+        await asyncio.to_thread(lambda: write_npz(file, window.arrays()))
+        return Response(file.getvalue(), media_type="application/octet-stream")
 
     return [
         Route("/v2/telemetry/start", start, methods=["POST"]),
         Route("/v2/telemetry/stop", stop, methods=["POST"]),
         Route("/v2/telemetry/dump", dump),
     ]
-
-
-def _npz(window: RecordedWindow) -> bytes:
-    file = io.BytesIO()
-    write_npz(file, window.arrays())
-    return file.getvalue()
 
 
 _MOST_BYTES = 4096
@@ -453,16 +361,15 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
 
     async def show(_: Request) -> Response:
         # Its lock may be held by a thread that writes the log.
-        return JSONResponse(
-            await asyncio.to_thread(
-                lambda: {
-                    "mode": guard.mode,
-                    "pinned": guard.pinned,
-                    "drifting": guard.is_drifting,
-                    "rungs": dict(guard.states),
-                }
-            )
+        shown = await asyncio.to_thread(
+            lambda: {
+                "mode": guard.mode,
+                "pinned": guard.pinned,
+                "drifting": guard.is_drifting,
+                "rungs": dict(guard.states),
+            }
         )
+        return JSONResponse(shown)
 
     async def switch(request: Request) -> Response:
         async with received_body(request, short, held) as content:
@@ -481,7 +388,4 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
             raise Refusal(error.message) from error
         return await show(request)
 
-    return [
-        Route("/v2/guard", show),
-        Route("/v2/guard", switch, methods=["POST"]),
-    ]
+    return [Route("/v2/guard", show), Route("/v2/guard", switch, methods=["POST"])]

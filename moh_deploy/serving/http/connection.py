@@ -20,17 +20,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from moh_deploy.serving.http.limits import HttpLimits, Refusal
 
+# Processes may often have 1024 files; a server that has none left accepts no connection.
 _MOST_CONNECTIONS = 800
-"""Processes may often have 1024 files; a server that has none left accepts no connection."""
 
+# So many more are closed: to find them takes a look at every connection.
 _SPARE = 40
-"""So many more are closed: to find them takes a look at every connection."""
 
+# By then requests that came with their connection are read: their clients do not wait.
 _GRACE_S = 0.1
-"""By then requests that came with their connection are read: their clients do not wait."""
 
+# Bytes of an answer that a client has to read within `limit_s`.
 _PIECE = 64 * 1024
-"""Bytes of an answer that a client has to read within `limit_s`."""
 
 
 class TimedConnection(H11Protocol):
@@ -38,12 +38,10 @@ class TimedConnection(H11Protocol):
 
     uvicorn itself limits only how long a connection idles between two requests. When there are too
     many connections, the address with the most loses those that have waited for it the longest.
-
-    Attributes:
-        limit_s: How long a request may take to arrive, and how long a client may take to read
-            64 KiB of an answer.
     """
 
+    # How long a request may take to arrive, and how long a client may take to read 64 KiB of an
+    # answer.
     limit_s: ClassVar[float]
 
     _arrival: asyncio.TimerHandle | None = None
@@ -162,14 +160,12 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
     return paced
 
 
-# Receive the body of a request, within limits of size, time and memory.
-
 # Read and write large JSON beside the event loop, where it holds up other clients the least.
 
 _Made = TypeVar("_Made")
 
+# Up to this size the work is done on the event loop: a thread would take longer.
 _INLINE_BYTES = 64 * 1024
-"""Up to this size the work is done on the event loop: a thread would take longer."""
 
 
 class InTurn:
@@ -204,9 +200,9 @@ def _without_collecting(work: Callable[[], _Made]) -> _Made:
         gc.enable()
 
 
+# How long the rest of a body that is too large is read, and dropped: a client that is still sending
+# would see a connection that breaks, and not the answer.
 _LINGER_S = 2.0
-"""How long the rest of a body that is too large is read, and dropped: a client that is still
-sending would see a connection that breaks, and not the answer."""
 
 
 class HeldBytes:

@@ -52,32 +52,21 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request that fits the model's names and dtypes.
+    """A request that fits the model's names and dtypes."""
 
-    Attributes:
-        inputs: Name to array; arrays may be views of the body, and are not to be written to.
-        outputs: The outputs that are asked for, in this order.
-        id: The client's name for the request; the answer repeats it.
-        timeout_s: How long the client waits; None where it does not say.
-    """
-
+    # Name to array; arrays may be views of the body, and are not to be written to.
     inputs: Mapping[str, Array]
-    outputs: tuple[RequestedOutput, ...]
-    id: str | None = None
-    timeout_s: float | None = None
+    outputs: tuple[RequestedOutput, ...]  # the outputs that are asked for, in this order
+    id: str | None = None  # the client's name for the request; the answer repeats it
+    timeout_s: float | None = None  # how long the client waits; None where it does not say
 
 
 @dataclass(frozen=True)
 class Body:
-    """A body of the protocol.
+    """A body of the protocol."""
 
-    Attributes:
-        content: The JSON object, and raw values behind it.
-        json_bytes: Size of the object; None where nothing is behind it.
-    """
-
-    content: bytes
-    json_bytes: int | None
+    content: bytes  # the JSON object, and raw values behind it
+    json_bytes: int | None  # size of the object; None where nothing is behind it
 
     @property
     def headers(self) -> dict[str, str]:
@@ -99,12 +88,8 @@ def read_request(
     """Read the body of a request.
 
     Args:
-        content: The body.
         json_bytes: The header that says how long its JSON is, where there is one.
-        inputs: Of the model.
-        outputs: Of the model.
         scalars: Inputs that may come with one more axis: see `scalars_of`.
-        most_json: The most bytes of JSON.
 
     Raises:
         Refusal: It is no request, or is for another model. Here shapes are compared with the
@@ -120,12 +105,14 @@ def read_request(
     for name, value in parameters.items():
         if not isinstance(value, (int, float, str)):
             raise Refusal(f"the parameter {name[:100]} is neither a number nor a text.")
-    arrays = read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars)
+    timeout = parameters.get("timeout") or None
+    if timeout is not None and (type(timeout) is not int or not 0 < timeout < 2**63):
+        raise Refusal("the parameter timeout is no number of microseconds.")
     return InferRequest(
-        arrays,
+        read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars),
         _requested(request, parameters, outputs),
         (text_in(request, "id", "the request") or None) if "id" in request else None,
-        _timeout(parameters),
+        None if timeout is None else timeout / 1e6,
     )
 
 
@@ -161,7 +148,6 @@ def write_request(
     """Write a request, as a client does.
 
     Args:
-        inputs: Name to array.
         outputs: The outputs that are asked for; None for all, in the form of the inputs.
         is_binary: Send raw values, not numbers in JSON.
     """
@@ -252,9 +238,7 @@ def _split(
 
 
 def _requested(
-    request: Mapping[str, object],
-    parameters: Mapping[str, object],
-    outputs: Sequence[TensorInfo],
+    request: Mapping[str, object], parameters: Mapping[str, object], outputs: Sequence[TensorInfo]
 ) -> tuple[RequestedOutput, ...]:
     datatypes = {info.name: DATATYPES.get(info.dtype, info.dtype) for info in outputs}
     by_default = flag_in(parameters, "binary_data_output", "the request")
@@ -280,12 +264,3 @@ def _requested(
                 hint="Ask for it with the parameter binary_data.",
             )
     return tuple(RequestedOutput(name, is_binary) for name, is_binary in wanted.items())
-
-
-def _timeout(parameters: Mapping[str, object]) -> float | None:
-    timeout = parameters.get("timeout")
-    if not timeout:
-        return None
-    if type(timeout) is not int or not 0 < timeout < 2**63:
-        raise Refusal("the parameter timeout is no number of microseconds.")
-    return timeout / 1e6

@@ -11,16 +11,23 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
 
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.limits import Refusal
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Family, Series, single
 from moh_deploy.serving.process_health import RunsUnderWay
 from moh_deploy.serving.served_model import Answering, Reply, Tensors, answer_batch
+
+_HELP = {
+    "waiting": "Requests that wait for an instance.",
+    "limit": "The most requests that may wait: more are refused.",
+    "seconds": "How long requests have waited before they ran, all together.",
+    "samples": "Samples in the batches that were run.",
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,9 @@ class BatchingQueue:
     Args:
         answer: Answers one batch; is called from several threads.
         axis: How requests are joined; None where each runs alone.
-        instances: How many batches run at the same time.
         max_batch: The most samples that are joined; a request of more runs alone.
         max_delay_s: How long the oldest request of a batch waits for others.
         max_waiting: The most requests that wait; one more is refused.
-        hung_s: A run that lasts longer is taken for hung.
 
     Attributes:
         runs: Those that are under way.
@@ -84,9 +89,6 @@ class BatchingQueue:
 
     def submit(self, inputs: Tensors) -> Future[Reply]:
         """Take a request, to answer it later.
-
-        Args:
-            inputs: Name to array; they were checked.
 
         Returns:
             The answer to come. Cancelling it takes the request out and gives back its arrays,
@@ -153,31 +155,18 @@ class BatchingQueue:
         with self._changed:
             waiting, batches = self._num_waiting, dict(self._batches)
             waited_s = self._waited_s
+        edges = [2.0**power for power in range(max(0, self._max_batch - 1).bit_length() + 1)]
+        buckets = {
+            edge: sum(count for samples, count in batches.items() if samples <= edge)
+            for edge in (*edges, math.inf)
+        }
+        total = sum(samples * count for samples, count in batches.items())
+        histogram = Series({}, total, buckets)
         return (
-            Family(
-                "moh_queue_waiting_requests",
-                "Requests that wait for an instance.",
-                "gauge",
-                (Series({}, waiting),),
-            ),
-            Family(
-                "moh_queue_limit_requests",
-                "The most requests that may wait: more are refused.",
-                "gauge",
-                (Series({}, self._max_waiting),),
-            ),
-            Family(
-                "moh_queue_seconds_total",
-                "How long requests have waited before they ran, all together.",
-                "counter",
-                (Series({}, waited_s),),
-            ),
-            Family(
-                "moh_batch_samples",
-                "Samples in the batches that were run.",
-                "histogram",
-                (_histogram(batches, self._max_batch),),
-            ),
+            single("moh_queue_waiting_requests", "gauge", waiting, _HELP["waiting"]),
+            single("moh_queue_limit_requests", "gauge", self._max_waiting, _HELP["limit"]),
+            single("moh_queue_seconds_total", "counter", waited_s, _HELP["seconds"]),
+            Family("moh_batch_samples", _HELP["samples"], "histogram", (histogram,)),
             *self.runs.families(),
         )
 
@@ -263,12 +252,3 @@ class BatchingQueue:
 
 def _shutting_down() -> Refusal:
     return Refusal("the server is shutting down.", status=503, retry_after_s=1)
-
-
-def _histogram(batches: Mapping[int, int], largest: int) -> Series:
-    edges = [2.0**power for power in range(max(0, largest - 1).bit_length() + 1)]
-    buckets = {
-        edge: sum(count for samples, count in batches.items() if samples <= edge)
-        for edge in (*edges, math.inf)
-    }
-    return Series({}, sum(samples * count for samples, count in batches.items()), buckets)

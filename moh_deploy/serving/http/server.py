@@ -29,45 +29,34 @@ from moh_deploy.serving.http.worker import (
     WorkerTask,
 )
 from moh_deploy.serving.served_model import threads_of
-from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.isolate import child_environment, how_it_ended
 
 _WORKER = "moh_deploy.serving.http.worker"
 _BACKLOG = 1024
 
+# A worker that has lived as long is followed by the next at once; else there is a pause, which
+# doubles each time.
 _HEALTHY_S = 10.0
-"""A worker that has lived as long is followed by the next at once; else there is a pause, which
-doubles each time."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _MOST_FAILED_STARTS = 5
+# How much later than it should have ended a worker is killed.
 _KILLED_AFTER_S = 5.0
-"""How much later than it should have ended a worker is killed."""
+# A worker whose event loop says nothing for so long is killed: it says something every second, and
+# no request keeps it from that for as long.
 STUCK_S = 5.0
-"""A worker whose event loop says nothing for so long is killed: it says something every second, and
-no request keeps it from that for as long."""
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where clients can connect, and to what.
-
-    Attributes:
-        host: The address.
-        port: Its port.
-        model: The model's name, as clients have it.
-        instances: How many batches run at the same time.
-        threads: Threads of each.
-        worker: The process that answers.
-        alone_because: Why requests are not joined into batches; None if they are.
-    """
+    """Where clients can connect, and to what."""
 
     host: str
     port: int
-    model: str
-    instances: int
-    threads: int
-    worker: int
-    alone_because: str | None
+    model: str  # the model's name, as clients have it
+    instances: int  # how many batches run at the same time
+    threads: int  # threads of each
+    worker: int  # the process that answers
+    alone_because: str | None  # why requests are not joined into batches; None if they are
 
     @property
     def url(self) -> str:
@@ -105,8 +94,6 @@ def serve_forever(
 
     Args:
         task: The task of each worker; its sockets are replaced.
-        host: Address to listen at.
-        port: Port; 0 for any that is free.
         on_ready: Called once, when requests are answered.
         log: Takes lines about the ends and starts of workers.
 
@@ -132,7 +119,10 @@ def serve_forever(
                     if restarts:
                         log(f"worker {worker.pid} answers, {began - died:.1f} s later")
                     else:
-                        on_ready(_listening(listener, task.settings, worker))
+                        host, port, *_ = listener.getsockname()
+                        settings, alone = task.settings, worker.word().alone_because
+                        of_model = settings.name, settings.instances, threads_of(settings)
+                        on_ready(Listening(host, port, *of_model, worker.pid, alone))
             died = time.monotonic()
             if began is None:
                 failed_starts += 1
@@ -140,7 +130,9 @@ def serve_forever(
                     raise worker.error()
                 log(f"worker {worker.pid} did not start: {worker.error()}")
             restarts += 1
-            pause_s = _next_pause(pause_s, 0.0 if began is None else died - began)
+            is_healthy = began is not None and died - began > _HEALTHY_S
+            longer_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            pause_s = 0.0 if is_healthy else longer_s
             log(
                 f"worker {worker.pid} ended with {worker.how()}; the next starts"
                 f" in {pause_s:g} s (restart {restarts})"
@@ -149,27 +141,8 @@ def serve_forever(
                 return
 
 
-def _next_pause(pause_s: float, lived_s: float) -> float:
-    """Return the pause after a worker that has lived so long; before it was another pause."""
-    longer_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-    return 0.0 if lived_s > _HEALTHY_S else longer_s
-
-
-def _listening(listener: socket.socket, settings: ServingSettings, worker: _Worker) -> Listening:
-    host, port, *_ = listener.getsockname()
-    threads, alone_because = threads_of(settings), worker.word().alone_because
-    return Listening(
-        host, port, settings.name, settings.instances, threads, worker.pid, alone_because
-    )
-
-
 class _Worker:
-    """A worker's process, and the socket to it.
-
-    Attributes:
-        pid: Number of the process.
-        has_ended: Whether it has ended.
-    """
+    """A worker's process, and the socket to it."""
 
     def __init__(self, task: WorkerTask, listener: socket.socket) -> None:
         self._socket, other = socket.socketpair()

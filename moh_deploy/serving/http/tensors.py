@@ -18,10 +18,8 @@ from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.system.npz import BFLOAT16, Array
 from moh_deploy.system.suggest import did_you_mean
 
-# Take fields of the types that the protocol says out of a client's JSON.
-#
-# `what` names in the refusal whose field it is. All raise `Refusal` where the field has another
-# type.
+# Fields of a client's JSON, of the types that the protocol says; all raise `Refusal` where one has
+# another type. `what` names in the refusal whose field it is.
 
 
 def object_of(value: object, what: str) -> dict[str, object]:
@@ -62,6 +60,7 @@ def flag_in(found: Mapping[str, object], key: str, what: str, default: bool = Fa
     return value
 
 
+# Name of a dtype to its name in the protocol.
 DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -77,10 +76,9 @@ DATATYPES = {
     "float64": "FP64",
     "bfloat16": "BF16",
 }
-"""Name of a dtype to its name in the protocol."""
 
+# Datatypes that are sent as raw values alone.
 WITHOUT_JSON = ("FP16", "BF16")
-"""Datatypes that are sent as raw values alone."""
 
 _MOST_AXES = 32
 _LARGEST_SIZE, _LARGEST_SIZE_OF_EMPTY = 2**31 - 1, 2**12
@@ -122,7 +120,6 @@ def read_tensors(
         found: The JSON object of the body.
         raw: The bytes behind it.
         expected: Name to input of the model; None for an answer, whose tensors may be any.
-        key: The list of tensors in `found`.
         scalars: Tensors that may come with one more axis, of size 1: see `scalars_of`.
 
     Raises:
@@ -137,7 +134,14 @@ def read_tensors(
             raise Refusal(f"{label} is there twice.")
         datatype = text_in(tensor, "datatype", label)
         if expected is not None:
-            _check_expected(name, datatype, expected)
+            if name not in expected:
+                raise Refusal(
+                    f"there is no input {label}: the model has {', '.join(expected)}.",
+                    hint=did_you_mean(name[:100], expected) or None,
+                )
+            wanted = DATATYPES.get(expected[name].dtype, expected[name].dtype)
+            if datatype != wanted:
+                raise Refusal(f"input '{name}' has datatype {datatype[:40]}, expected {wanted}.")
         dtype, shape = dtype_of(datatype), _shape(tensor, label)
         size = _binary_size(tensor, label)
         if size is None:
@@ -153,17 +157,6 @@ def read_tensors(
             f"the body has {len(raw)} bytes behind its JSON, the tensors in it have {start}."
         )
     return arrays
-
-
-def _check_expected(name: str, datatype: str, expected: Mapping[str, TensorInfo]) -> None:
-    if name not in expected:
-        raise Refusal(
-            f"there is no input '{name[:100]}': the model has {', '.join(expected)}.",
-            hint=did_you_mean(name[:100], expected) or None,
-        )
-    wanted = DATATYPES.get(expected[name].dtype, expected[name].dtype)
-    if datatype != wanted:
-        raise Refusal(f"input '{name}' has datatype {datatype[:40]}, expected {wanted}.")
 
 
 def _shape(tensor: Mapping[str, object], label: str) -> tuple[int, ...]:
@@ -225,7 +218,11 @@ def _from_json(
     if not isinstance(data, list):
         raise Refusal(f"{label}: data is missing or no list, and there is no binary_data_size.")
     values = _flat(data, shape, label)
-    _check_kind(values, dtype, label, datatype)
+    # numpy would convert in silence: 1.5 to an integer, `true` to a number.
+    by_kind: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
+    for kind in set(map(type, values)) - by_kind.get(dtype.kind, {int}):
+        wrong = next(value for value in values if type(value) is kind)
+        raise Refusal(f"{label}: data has {json.dumps(wrong)[:40]}, which is no {datatype}.")
     try:
         with np.errstate(over="ignore"):  # is infinite then, and refused below
             array = np.array(values, dtype)
@@ -254,14 +251,3 @@ def _flat(data: list[object], shape: tuple[int, ...], label: str) -> list[object
     if not is_nested and got != [math.prod(shape)]:
         raise Refusal(f"{label}: data is of shape {got}, but shape says {list(shape)}.")
     return values
-
-
-def _check_kind(
-    values: list[object], dtype: np.dtype[np.generic], label: str, datatype: str
-) -> None:
-    """Refuse values that numpy would convert in silence: 1.5 to an integer, `true` to a number."""
-    by_kind: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-    allowed = by_kind.get(dtype.kind, {int})
-    for kind in set(map(type, values)) - allowed:
-        wrong = next(value for value in values if type(value) is kind)
-        raise Refusal(f"{label}: data has {json.dumps(wrong)[:40]}, which is no {datatype}.")

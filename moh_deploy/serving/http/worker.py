@@ -34,36 +34,28 @@ from moh_deploy.system.suggest import did_you_mean
 UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
 HEARTBEAT = b"\n"  # ends the first word, too
 HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
+# A run that lasts so many times as long as clients wait is ended, with the process.
 HUNG_TIMES = 2
-"""A run that lasts so many times as long as clients wait is ended, with the process."""
 _KEEP_ALIVE_S = 30
 _FILES = 4096
 
 
 @dataclass(frozen=True)
 class WorkerTask(Strict):
-    """The task of a worker process: the model, and how it is served.
+    """The task of a worker process: the model, and how it is served."""
 
-    Attributes:
-        model: The package or engine.
-        settings: How it is served.
-        limits: Sizes, times and numbers of requests.
-        listener: Number of the open socket that clients connect to.
-        parent: Number of the open socket to the process that started it: it says there that it
-            is ready, and ends when the other end is closed.
-        restarts: How many workers have died before it.
-    """
-
-    model: str
-    settings: ServingSettings
-    limits: HttpLimits
-    listener: int
+    model: str  # the package or engine
+    settings: ServingSettings  # how it is served
+    limits: HttpLimits  # sizes, times and numbers of requests
+    listener: int  # number of the open socket that clients connect to
+    # Number of the open socket to the process that started it: it says there that it is ready, and
+    # ends when the other end is closed.
     parent: int
-    restarts: int = 0
+    restarts: int = 0  # how many workers have died before it
 
 
+# Writes a task as the argument of a process, and reads it.
 TASK_JSON = TypeAdapter(WorkerTask)
-"""Writes a task as the argument of a process, and reads it."""
 
 
 def work(task: WorkerTask, parent: socket.socket) -> int:
@@ -83,13 +75,13 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     settings_here = replace(settings, threads=session_threads(settings))
     served = open_served(model, settings_here, is_restart=task.restarts > 0)
     _check_dims(limits.longest, model.manifest)
-    axis = served.batch_axis
-    if axis is not None:  # A request of more samples would hold up all others.
-        limits = replace(limits, longest={axis.dim: settings.max_batch, **limits.longest})
-    joining = find_joining(served)
+    samples = served.batch_axis
+    if samples is not None:  # A request of more of them would hold up all others.
+        limits = replace(limits, longest={samples.dim: settings.max_batch, **limits.longest})
+    axis, alone_because = find_joining(served)
     queue = BatchingQueue(
         served.answer,
-        joining.axis,
+        axis,
         instances=settings.instances,
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_ms / 1e3,
@@ -110,7 +102,7 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
         timeout_graceful_shutdown=max(1, round(limits.shutdown_timeout_s)),
     )
     gc.freeze()  # the collector skips all that is loaded
-    server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
+    server = _Server(config, queue, parent, FirstWord(alone_because=alone_because))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
     code = _code_at_end(server, queue, limits.shutdown_timeout_s)
     # Nothing is closed that is still in use.
@@ -193,20 +185,18 @@ class _Server(uvicorn.Server):
             with suppress(OSError):  # the parent may be gone, or stopped and not reading
                 self._parent.send(HEARTBEAT)
             if runs.hung(HUNG_TIMES) and not self.has_hung:
-                self._end_hung(HUNG_TIMES * runs.hung_s)
+                limit = f"{HUNG_TIMES * runs.hung_s:g} s"
+                print(
+                    f"error: a run has not ended within {limit}: this worker ends.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self.has_hung = True
+                # Other instances answer what has arrived before.
+                if runs.are_all_hung:
+                    self._queue.refuse_waiting()
+                self._end()
             await asyncio.sleep(min(1.0, runs.hung_s / 4))
-
-    def _end_hung(self, seconds: float) -> None:
-        """Let other instances answer what has arrived before, and end."""
-        print(
-            f"error: a run has not ended within {seconds:g} s: this worker ends.",
-            file=sys.stderr,
-            flush=True,
-        )
-        self.has_hung = True
-        if self._queue.runs.are_all_hung:
-            self._queue.refuse_waiting()
-        self._end()
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._parent.fileno())
@@ -219,23 +209,16 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class FirstWord(Strict):
-    """The first message of a worker to its parent: it is ready, or why it will not be.
+    """The first message of a worker to its parent: it is ready, or why it will not be."""
 
-    Attributes:
-        error: The reason why it does not start; None if it is ready.
-        hint: The next step for the user.
-        exit_code: Of the error.
-        alone_because: Why requests are not joined; None if they are.
-    """
-
-    error: str | None = None
-    hint: str | None = None
+    error: str | None = None  # the reason why it does not start; None if it is ready
+    hint: str | None = None  # the next step for the user
     exit_code: int = 0
-    alone_because: str | None = None
+    alone_because: str | None = None  # why requests are not joined; None if they are
 
 
+# Writes a first word, which is one line, and reads it.
 WORD_JSON = TypeAdapter(FirstWord)
-"""Writes a first word, which is one line, and reads it."""
 
 
 def main(argument: str) -> int:

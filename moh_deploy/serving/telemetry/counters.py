@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -16,21 +16,13 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.serving.metrics import Family, FamilyKind, Series
+from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, Counts, LayerColumns, RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.reference.layer_values import LayerValues
 
-if TYPE_CHECKING:
-    from moh_deploy.serving.source import ServedRun
-
-
-# Count the tokens that each layer routes, from the sizes of the inputs alone.
-#
-# So tokens are counted in every run, and gates are fetched in few.
-
+# The size of each dynamic dimension of a run, always in the same order.
 Dims: TypeAlias = Mapping[str, int]
-"""The size of each dynamic dimension of a run, always in the same order."""
 
 _Axis: TypeAlias = int | DimExpr
 _MOST_SIZES = 4096
@@ -48,8 +40,9 @@ class _Mix:
 class TokenCounter:
     """Counts the tokens of each layer in runs of any sizes; all but `knows` wants a lock held.
 
-    Where the graph says how the axes of gates hang on the inputs' dimensions, tokens follow from
-    these; where it does not, they are looked up: a run of new sizes has to be seen once.
+    They follow from the sizes of the inputs: so tokens are counted in every run, and gates are
+    fetched in few. Where the graph does not say how the axes of gates hang on the inputs'
+    dimensions, they are looked up: a run of new sizes has to be seen once.
 
     Args:
         inputs: Of the model.
@@ -152,30 +145,20 @@ def _sizes(axes: Iterable[_Axis], dims: Dims) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts since the start, all taken at one moment.
+    """Counts since the start, all taken at one moment."""
 
-    Attributes:
-        tokens: Tokens of each layer in the runs that were answered, padding left out.
-        requests: Requests whose routing was read.
-        counts: Of these: the sum of their rows.
-    """
-
-    tokens: tuple[int, ...]
-    requests: int
-    counts: Counts
+    tokens: tuple[int, ...]  # tokens of each layer in the runs that were answered, padding left out
+    requests: int  # requests whose routing was read
+    counts: Counts  # of these: the sum of their rows
 
 
 class Telemetry:
     """Observes a served model; several threads may call it.
 
     Args:
-        package: What is served.
         model: The name that clients call it by.
-        version: Its version.
         sample_every: Gates are read in one run of so many; 0 for none. Which one of so many is
             drawn, so that traffic with a beat of its own is not always met at the same place.
-        per_head: Show heads one by one.
-        seed: Of the drawing.
     """
 
     def __init__(
@@ -195,7 +178,13 @@ class Telemetry:
         self._per_head = per_head
         model_proto = onnx.load(package.model_path, load_external_data=False)
         inferred = onnx.shape_inference.infer_shapes(model_proto)
-        gates = [_of_the_same_tokens(values) for values in self.reader.values]
+        # The gates and, where a MoHRouter makes these very gates, what it reads: of equal tokens.
+        gates = [
+            (values.gates, *values.router.logits.values())
+            if values.router is not None and values.router.gates == values.gates
+            else (values.gates,)
+            for values in self.reader.values
+        ]
         inputs = package.manifest.inputs
         self._tokens = TokenCounter(inputs, inferred.graph, gates, self.reader.valid_tokens)
         self._sample_every, self._seed = sample_every, seed
@@ -327,24 +316,11 @@ _FAMILIES: Mapping[str, tuple[FamilyKind, str]] = {
 }
 
 
-def _of_the_same_tokens(values: LayerValues) -> tuple[str, ...]:
-    """Return the gates and, where a MoHRouter makes these very gates, what it reads."""
-    router = values.router
-    if router is None or router.gates != values.gates:
-        return (values.gates,)
-    return (values.gates, *router.logits.values())
-
-
 _DRAWN = 1009
 
 
 def _turns(every: int, seed: int | None) -> Callable[[], bool]:
-    """Draw one run of each so many: return what tells, run by run, whether it is the one.
-
-    Args:
-        every: How many; 0 draws none.
-        seed: Of the drawing.
-    """
+    """Draw one run of each so many, or none of 0: return what tells, run by run, if it is one."""
     draw = random.Random(seed)
     # A beat of as many runs as these is met by no traffic but one made for it.
     period = max(1, every * _DRAWN)

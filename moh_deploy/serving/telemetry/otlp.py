@@ -25,8 +25,8 @@ from moh_deploy.serving.metrics import Family, Series
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric
 
+# The environment variable of OpenTelemetry for the milliseconds between two exports.
 INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
-"""The environment variable of OpenTelemetry for the milliseconds between two exports."""
 
 # Without a name and password, which stand in OTEL_EXPORTER_OTLP_HEADERS: this goes to logs.
 _ENDPOINT = re.compile(
@@ -44,7 +44,6 @@ class OtlpExport:
     Args:
         endpoint: Of the collector: `http://collector:4318`.
         model: What clients call the model: the service's name, and a label of all metrics.
-        version: Its version, in the same places.
 
     Raises:
         ConfigError: The exporter is not installed, or the endpoint is no address.

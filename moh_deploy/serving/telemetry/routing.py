@@ -19,34 +19,28 @@ from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 
-# Lay out what is counted of a request as one row of numbers.
-#
-# Rows add up: those of requests to a window, those of windows to a day. Each layer has
-#
-# tokens that went through its router, padding left out nonfinite gates that are NaN or infinite on
-# for each head, tokens whose gate is not 0 mass for each head, the sum of the gates' absolute
-# values margins for each bin, tokens whose choice of heads is that clear margin_sum of all margins
-
+# What is counted of a request is one row of numbers. Rows add up: those of requests to a window,
+# those of windows to a day. Each layer has the columns of
+#   tokens      that went through its router, padding left out
+#   nonfinite   gates that are NaN or infinite
+#   on          for each head, tokens whose gate is not 0
+#   mass        for each head, the sum of the gates' absolute values
+#   margins     for each bin, tokens whose choice of heads is that clear
+#   margin_sum  the sum of all margins
+# Upper edges of the bins of margins: a margin is at most the edge of its bin.
 MARGIN_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
-"""Upper edges of the bins of margins: a margin is at most the edge of its bin."""
 
 
 @dataclass(frozen=True)
 class CountedLayer(Strict):
-    """A layer whose routing is counted.
+    """A layer whose routing is counted."""
 
-    Attributes:
-        path: Of the layer, as in the manifest.
-        num_heads: All of its heads.
-        num_shared_heads: The first so many are meant to be on for every token; None where the
-            router's form does not tell.
-        has_margins: The scores that its router ranks can be read.
-    """
-
-    path: str
-    num_heads: Annotated[int, Field(ge=1, le=2**16)]
+    path: str  # of the layer, as in the manifest
+    num_heads: Annotated[int, Field(ge=1, le=2**16)]  # all of its heads
+    # The first so many are meant to be on for every token; None where the router's form does not
+    # tell.
     num_shared_heads: Annotated[int, Field(ge=0, le=2**16)] | None
-    has_margins: bool
+    has_margins: bool  # the scores that its router ranks can be read
 
 
 @dataclass(frozen=True)
@@ -93,23 +87,18 @@ class CountLayout:
         return self.columns[-1].all.stop if self.columns else 0
 
 
+# Rows of a `CountLayout`: [requests, columns]. Sums of whole numbers are exact up to 2**53.
 Counts = NDArray[np.float64]
-"""Rows of a `CountLayout`: [requests, columns]. Sums of whole numbers are exact up to 2**53."""
 
 
 @dataclass(frozen=True)
 class RoutingReader:
-    """Knows where a package's routers show what they do.
+    """Knows where a package's routers show what they do."""
 
-    Attributes:
-        layout: The layers that are counted. Gates that no input changes are not: there is nothing
-            to see.
-        values: Where each of them has its gates and logits.
-        valid_tokens: The mask of valid tokens, [batch, tokens], see `token_mask`; None for all.
-    """
-
+    # The layers that are counted. Gates that no input changes are not: there is nothing to see.
     layout: CountLayout
-    values: tuple[LayerValues, ...]
+    values: tuple[LayerValues, ...]  # where each of them has its gates and logits
+    # The mask of valid tokens, [batch, tokens], see `token_mask`; None for all.
     valid_tokens: str | None
 
     @classmethod
@@ -149,7 +138,6 @@ class RoutingReader:
         """Count what the routers did in a run.
 
         Args:
-            inputs: Of the run.
             results: Name to array, for all `names`.
             sizes: Samples of each request in the run, in order.
 

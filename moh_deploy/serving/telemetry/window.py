@@ -22,8 +22,8 @@ from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import Array, read_npz, write_npz
 from moh_deploy.system.staging import staged_file
 
+# What a window may hold in memory; it stops by itself when it is full.
 MOST_BYTES = 256 * 2**20
-"""What a window may hold in memory; it stops by itself when it is full."""
 
 _FORMAT = 1
 _MEMBERS = ("rows", "requests", "seconds")
@@ -31,37 +31,23 @@ _MEMBERS = ("rows", "requests", "seconds")
 
 @dataclass(frozen=True)
 class WindowAbout(Strict):
-    """The header of a dump: which model, and which layers.
+    """The header of a dump: which model, and which layers."""
 
-    Attributes:
-        digest: Of the model.onnx that was served.
-        layers: Which were counted.
-        is_cut: The window was full before it was stopped.
-        format_version: Of the file.
-    """
-
-    digest: str
-    layers: tuple[CountedLayer, ...]
-    is_cut: bool = False
+    digest: str  # of the model.onnx that was served
+    layers: tuple[CountedLayer, ...]  # which were counted
+    is_cut: bool = False  # the window was full before it was stopped
     format_version: int = _FORMAT
 
 
 @dataclass(frozen=True)
 class RecordedWindow:
-    """Counts request by request, in the order in which they were answered.
+    """Counts request by request, in the order in which they were answered."""
 
-    Attributes:
-        about: Of which model.
-        rows: [rows, columns of the layout].
-        requests: How many requests each row is of: more than one where a batch could not be told
-            apart.
-        seconds: When each was answered, in seconds since 1970.
-    """
-
-    about: WindowAbout
-    rows: Counts
+    about: WindowAbout  # of which model
+    rows: Counts  # [rows, columns of the layout]
+    # How many requests each row is of: more than one where a batch could not be told apart.
     requests: NDArray[np.int64]
-    seconds: NDArray[np.float64]
+    seconds: NDArray[np.float64]  # when each was answered, in seconds since 1970
 
     @property
     def layout(self) -> CountLayout:

@@ -36,28 +36,14 @@ from moh_deploy.package import MODEL_NAME, OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.kernel_use import instruction_sets
-from moh_deploy.runtime.tensorrt.engine_dir import (
-    ENGINE_MANIFEST_NAME,
-    ENGINE_NAME,
-    EngineManifest,
-)
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME, EngineManifest
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.telemetry.routing import RoutingReader
-from moh_deploy.serving.triton.bundle_json import (
-    BUNDLE_NAME,
-    LIBRARIES,
-    REGISTERED_NAME,
-    REPOSITORY,
-    WARMUP,
-    Backend,
-    Bundle,
-    LibraryInfo,
-    bundle_text,
-    looks_like_bundle,
-)
+from moh_deploy.serving.triton import bundle_json
+from moh_deploy.serving.triton.bundle_json import Bundle
 from moh_deploy.serving.triton.check import library_needs
 from moh_deploy.serving.triton.config_pbtxt import config_text, filled, kserve_text, triton_type
 from moh_deploy.serving.triton.probe import REQUEST_NAME
@@ -68,32 +54,19 @@ from moh_deploy.system.replaceable import DirectoryKind, check_output
 from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
 from moh_deploy.validate.compare.parity import require_equal
 
-# Bring the guard's policy, and the packages beside the served one, into a bundle.
-
 GUARD, SHADOW = "guard", "shadow"
 POLICY_NAME, AUDIT_NAME, CONTROL_NAME = "policy.yaml", "audit.jsonl", "control.json"
 
 
-def bring_along(settings: ServingSettings, fallback: Path | None, root: Path) -> ServingSettings:
-    """Copy policy and shadow into a bundle; return settings that name them relative to it.
-
-    Args:
-        settings: With the paths of policy and shadow on this machine.
-        fallback: The package of the policy's rung of kind `package`, in place of its `path`.
-        root: The bundle.
-
-    Raises:
-        ConfigError: The policy is wrong, or has no rung for the fallback.
-        PackageError: A package beside is none, or has changed since it was written.
-        ValidationError: `verify` refuses a package beside.
-    """
+def _bring_along(settings: ServingSettings, fallback: Path | None, root: Path) -> ServingSettings:
+    """Copy policy and shadow into a bundle; return settings that name them relative to it."""
     if fallback is not None and settings.policy is None:
         raise ConfigError(
             "a fallback is another package, whose loss has to be measured: it needs a policy.",
             hint="Give it one with a rung of kind package: docs/production.md.",
         )
     if settings.shadow is not None:
-        copy_package(Path(settings.shadow), root / SHADOW)
+        _copy_package(Path(settings.shadow), root / SHADOW)
         settings = replace(settings, shadow=SHADOW)
     if not settings.guard:
         return settings
@@ -105,13 +78,8 @@ def bring_along(settings: ServingSettings, fallback: Path | None, root: Path) ->
     return replace(settings, audit_log=audit_log, control=control)
 
 
-def copy_package(source: Path, target: Path) -> None:
-    """Copy a package, or link its files where the disk can.
-
-    Raises:
-        PackageError: It is no package, or has changed since it was written.
-        ValidationError: `verify` refuses it.
-    """
+def _copy_package(source: Path, target: Path) -> None:
+    """Copy a package that `verify` accepts, or link its files where the disk can."""
     package = OnnxPackage.open(source)
     require_equal(package)
     target.mkdir()
@@ -132,10 +100,10 @@ def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
     document: Any = read_yaml(policy, error=ConfigError)
     for index in packages:
         path, loss = rungs[index].path, rungs[index].measured_loss
-        assert path is not None, "read_guard_policy refuses a rung without its package"
+        assert path is not None, "read_guard_policy refuses a level without its package"
         assert loss is not None, "read_guard_policy refuses a package without its loss"
         section = document["rungs"][index]
-        copy_package(fallback or path, folder / f"package-{index}")
+        _copy_package(fallback or path, folder / f"package-{index}")
         shutil.copyfile(loss.report, folder / f"report-{index}.json")
         section["path"] = f"package-{index}"
         section["measured_loss"]["report"] = f"report-{index}.json"
@@ -145,14 +113,28 @@ def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
 REFERENCE_NAME = "reference.json"
 MOST_WARMUPS = 4
 _SCRIPTS = Path(__file__).parent  # those of a bundle are modules of this package
+_MODEL_PY = '''"""Run the package beside this file by moh-deploy, in Triton's Python backend."""
+
+from moh_deploy.serving.triton.python_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 BUNDLE_KIND = DirectoryKind(
     noun="bundle",
-    manifest=BUNDLE_NAME,
-    is_manifest=looks_like_bundle,
+    manifest=bundle_json.BUNDLE_NAME,
+    is_manifest=bundle_json.looks_like_bundle,
     files=frozenset(
-        {BUNDLE_NAME, REPOSITORY, LIBRARIES, GUARD, SHADOW, REFERENCE_NAME, REQUEST_NAME}
+        {
+            bundle_json.BUNDLE_NAME,
+            bundle_json.REPOSITORY,
+            bundle_json.LIBRARIES,
+            GUARD,
+            SHADOW,
+            REFERENCE_NAME,
+            REQUEST_NAME,
+        }
         | {"probe.py", "supervise.py", "dashboard.json", "alerts.yaml", "kserve.yaml"}
     ),
 )
@@ -163,7 +145,7 @@ def write_bundle(
     output: Path,
     settings: ServingSettings,
     *,
-    backend: Backend | None = None,
+    backend: bundle_json.Backend | None = None,
     fallback: Path | None = None,
     image: str | None = None,
     storage: str | None = None,
@@ -171,13 +153,11 @@ def write_bundle(
     """Write the bundle of a package or engine; it appears whole or not at all.
 
     Args:
-        served: The package or engine.
         output: The directory to write; an earlier bundle is replaced.
         settings: How the model is served; policy, shadow and reference are paths on this machine.
         backend: The backend of the server; None: `tensorrt` for an engine, `python` for a package.
-        fallback: The package of the policy's rung of kind `package`, in place of its `path`.
+        fallback: The package of the policy's level of kind `package`, in place of its `path`.
         image: The container for KServe; None: a name that says what has to be in it.
-        storage: Where the cluster finds the bundle.
 
     Raises:
         ConfigError: Triton does not take the name, the backend does not run this model, or Triton
@@ -185,35 +165,49 @@ def write_bundle(
         PackageError: It cannot be written, or the model has changed since it was written.
         ValidationError: `verify` refuses a package beside.
     """
-    _check_names(settings)
     chosen = _backend_for(served, settings, backend)
     # Reading a package compares its digests, as reading the manifest of an engine does.
     package = None if served.is_compiled else served.made_from(None)
     if settings.reference is not None and package is not None:
-        _check_reference(Path(settings.reference), package)
+        digest = read_reference(Path(settings.reference)).digest
+        if digest != package.manifest.files[MODEL_NAME]:
+            raise ConfigError(
+                f"reference {settings.reference} is of another package: of a {MODEL_NAME} with"
+                f" sha256 {digest}, that of {package.root} is"
+                f" {package.manifest.files[MODEL_NAME]}.",
+                hint="Profile this package: moh-deploy profile.",
+            )
     check_output(output, BUNDLE_KIND)
     with StagedDirectory(output) as staged:
         root = staged.path
-        inside = bring_along(settings, fallback, root)
+        inside = _bring_along(settings, fallback, root)
         if settings.reference is not None:
             shutil.copyfile(settings.reference, root / REFERENCE_NAME)
             inside = replace(inside, reference=REFERENCE_NAME)
         bundle = _write_model(root, served, package, inside, chosen)
-        _write_watchers(root, settings, package)
         has_probe = (root / REQUEST_NAME).is_file()
-        kserve = kserve_text(bundle, image=image, storage=storage, has_probe=has_probe)
-        (root / "kserve.yaml").write_text(kserve, encoding="utf-8")
+        texts = {
+            **_watchers(settings, package),
+            "kserve.yaml": kserve_text(bundle, image=image, storage=storage, has_probe=has_probe),
+        }
+        for name, text in texts.items():
+            (root / name).write_text(text, encoding="utf-8")
         files = sorted(path for path in root.rglob("*") if path.is_file())
         digests = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
         bundle = replace(bundle, files=digests)
-        (root / BUNDLE_NAME).write_text(bundle_text(bundle), encoding="utf-8")
-        for path in (*files, root / BUNDLE_NAME):
+        (root / bundle_json.BUNDLE_NAME).write_text(
+            bundle_json.bundle_text(bundle), encoding="utf-8"
+        )
+        for path in (*files, root / bundle_json.BUNDLE_NAME):
             sync_file(path)
         staged.commit()
     return bundle
 
 
-def _check_names(settings: ServingSettings) -> None:
+def _backend_for(
+    served: Deployed, settings: ServingSettings, asked: bundle_json.Backend | None
+) -> bundle_json.Backend:
+    """Return the backend that runs a model; refuse settings that it does not take."""
     if not _NAME.fullmatch(settings.name):
         raise ConfigError(
             f"name is '{settings.name}', expected letters, digits, '_', '-' and '.', at most 100.",
@@ -221,11 +215,7 @@ def _check_names(settings: ServingSettings) -> None:
         )
     if not settings.version.isdecimal() or settings.version.startswith("0"):
         raise ConfigError(f"version is '{settings.version}', expected a number from 1 on.")
-
-
-def _backend_for(served: Deployed, settings: ServingSettings, asked: Backend | None) -> Backend:
-    """Return the backend that runs a model, with everything that its bundle is to hold."""
-    backend: Backend = "tensorrt" if served.is_compiled else "python"
+    backend: bundle_json.Backend = "tensorrt" if served.is_compiled else "python"
     if asked not in (None, backend):
         raise ConfigError(
             f"backend is '{asked}', but {served.name} runs on {backend}.",
@@ -248,27 +238,17 @@ def _backend_for(served: Deployed, settings: ServingSettings, asked: Backend | N
     return backend
 
 
-def _check_reference(reference: Path, package: OnnxPackage) -> None:
-    digest = read_reference(reference).digest
-    if digest != package.manifest.files[MODEL_NAME]:
-        raise ConfigError(
-            f"reference {reference} is of another package: of a {MODEL_NAME} with sha256 {digest},"
-            f" that of {package.root} is {package.manifest.files[MODEL_NAME]}.",
-            hint="Profile this package: moh-deploy profile.",
-        )
-
-
 def _write_model(
     root: Path,
     served: Deployed,
     package: OnnxPackage | None,
     settings: ServingSettings,
-    backend: Backend,
+    backend: bundle_json.Backend,
 ) -> Bundle:
     """Write what Triton reads, with the libraries that the model needs."""
     manifest, axis = served.manifest, _batch_axis(served)
     plugin = manifest.plugin if isinstance(manifest, EngineManifest) else None
-    library = _write_libraries(root / LIBRARIES, served)
+    library = _write_libraries(root / bundle_json.LIBRARIES, served)
     # TensorRT's backend gets its library by an option of the server.
     if library is not None and package is not None:
         settings = replace(settings, library=library.file)
@@ -297,7 +277,7 @@ def _write_model(
         text = config_text(bundle, engine=ENGINE_NAME, profiles=len(manifest.profiles))
     else:
         assert package is not None
-        shutil.copyfile(_SCRIPTS / "model.py", root / bundle.version / "model.py")
+        (root / bundle.version / "model.py").write_text(_MODEL_PY, encoding="utf-8")
         text = config_text(bundle, warmups=_write_recorded(root, bundle, package, axis))
     (root / bundle.config).write_text(text, encoding="utf-8")
     return bundle
@@ -316,7 +296,7 @@ def _batch_axis(served: Deployed) -> BatchAxis | None:
     )
 
 
-def _write_libraries(folder: Path, served: Deployed) -> LibraryInfo | None:
+def _write_libraries(folder: Path, served: Deployed) -> bundle_json.LibraryInfo | None:
     """Put the kernels beside the repository, and say what they need."""
     manifest = served.manifest
     usable: tuple[str, ...] = ()
@@ -329,21 +309,22 @@ def _write_libraries(folder: Path, served: Deployed) -> LibraryInfo | None:
         return None
     else:
         # The server loads the first, which registers the plugins of the second beside it.
-        sources = [native.FOLDER / REGISTERED_NAME, served.root / manifest.plugin.file]
+        name = bundle_json.REGISTERED_NAME
+        sources = [native.FOLDER / name, served.root / manifest.plugin.file]
         if not sources[0].is_file():
             raise ConfigError(
-                f"{served.name} needs its plugins, which Triton takes from {REGISTERED_NAME}:"
+                f"{served.name} needs its plugins, which Triton takes from {name}:"
                 f" there is none in {native.FOLDER}.",
                 hint="Build it: `make plugin && cmake --build build/cuda --target"
-                f" moh_plugin_registered && cp build/cuda/{REGISTERED_NAME} {native.FOLDER}`, or"
+                f" moh_plugin_registered && cp build/cuda/{name} {native.FOLDER}`, or"
                 " build the engine with --embed-plugin.",
             )
     folder.mkdir()
     for source in sources:
         shutil.copyfile(source, folder / source.name)
     machines, floors = zip(*(library_needs(source) for source in sources), strict=True)
-    return LibraryInfo(
-        file=f"{LIBRARIES}/{sources[0].name}",
+    return bundle_json.LibraryInfo(
+        file=f"{bundle_json.LIBRARIES}/{sources[0].name}",
         glibc=".".join(map(str, max(floors))),
         machine=machines[0],
         instruction_sets=usable,
@@ -357,7 +338,7 @@ def _write_recorded(
 
     Of a run with a batch axis one sample is written, which Triton repeats.
     """
-    folder = root / bundle.model / WARMUP
+    folder = root / bundle.model / bundle_json.WARMUP
     folder.mkdir()
     types = {info.name: triton_type(info) for info in bundle.inputs}
     # Triton takes no tensor without elements for this.
@@ -401,18 +382,12 @@ def _write_probe(
         shutil.copyfile(_SCRIPTS / script, root / script)
 
 
-def _write_watchers(root: Path, settings: ServingSettings, package: OnnxPackage | None) -> None:
-    """Write dashboard and alert rules."""
+def _watchers(settings: ServingSettings, package: OnnxPackage | None) -> dict[str, str]:
+    """Return alert rules and dashboard, by the names of their files."""
     policy = settings.policy
     rungs = GuardPolicy().rungs if policy is None else read_guard_policy(Path(policy)).rungs
+    model, first = settings.name, rungs[0].called
     # TensorRT's backend counts no routing, nor does ours where no gate depends on an input.
     counts = package is not None and bool(RoutingReader.of(package).values)
-    alerts = filled(
-        "alerts.yaml",
-        model=settings.name,
-        first_rung=rungs[0].called,
-        counts_routing=counts,
-    )
-    (root / "alerts.yaml").write_text(alerts, encoding="utf-8")
-    dashboard = filled("dashboard.json", model=settings.name)
-    (root / "dashboard.json").write_text(dashboard, encoding="utf-8")
+    alerts = filled("alerts.yaml", model=model, first_rung=first, counts_routing=counts)
+    return {"alerts.yaml": alerts, "dashboard.json": filled("dashboard.json", model=model)}

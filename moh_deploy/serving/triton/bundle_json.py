@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from moh_deploy import __version__
-from moh_deploy.config.strict_json import Strict
+from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.package.manifest_json import MANIFEST_NAME
@@ -25,14 +24,11 @@ from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.bounded_file import sha256_of, sha256_of_json
 from moh_deploy.system.bounded_json import has_keys, read_json
 
-# Open the package or engine of a bundle to be served.
-
 
 def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
     """Open the model of a bundle with the bundle's settings.
 
     Args:
-        root: The bundle.
         instances: How many of it share the machine's cores; None for the bundle's own number.
 
     Raises:
@@ -69,64 +65,47 @@ BUNDLE_NAME = "bundle.json"
 BUNDLE_FORMAT_VERSION = 1
 REPOSITORY = "repository"
 LIBRARIES = "lib"
+# The library that registers an engine's plugins when the server loads it.
 REGISTERED_NAME = "libmoh_plugin_registered.so"
-"""The library that registers an engine's plugins when the server loads it."""
 WARMUP, CONFIG_NAME = "warmup", "config.pbtxt"  # Triton's own names
 SERVED = "package"
+# Settings that are paths in the bundle.
 PATHS = ("policy", "audit_log", "control", "shadow", "reference", "library")
-"""Settings that are paths in the bundle."""
 _DIGEST = "sha256"
 
+# The backend of the server that runs a model: Python with moh-deploy, or TensorRT.
 Backend = Literal["python", "tensorrt"]
-"""The backend of the server that runs a model: Python with moh-deploy, or TensorRT."""
 
 
 @dataclass(frozen=True)
 class LibraryInfo(Strict):
-    """A native library of the bundle, and what it needs.
+    """A native library of the bundle, and what it needs."""
 
-    Attributes:
-        file: Path in the bundle.
-        glibc: The oldest GNU C library that it runs with: `2.36`; None where that is not known.
-        machine: The processor that it is for: `x86_64`.
-        instruction_sets: Those that it could use where the bundle was written, best first.
-    """
-
-    file: str
+    file: str  # path in the bundle
+    # The oldest GNU C library that it runs with: `2.36`; None where that is not known.
     glibc: str | None
-    machine: str
+    machine: str  # the processor that it is for: `x86_64`
+    # Those that it could use where the bundle was written, best first.
     instruction_sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Bundle(Strict):
-    """`bundle.json`.
+    """`bundle.json`."""
 
-    Attributes:
-        backend: The backend of the server that runs the model.
-        settings: How it is served; paths in it are relative to the bundle.
-        inputs: Of the model.
-        outputs: Of the model.
-        versions: Of what it was made with: moh-deploy, the runtime, Python.
-        package_sha256: Digest of the manifest of the package or engine, which has those of its
-            files.
-        max_batch: The most samples in one batch; 0: requests cannot be joined.
-        library: The kernels; None: it has none, and function bodies run.
-        files: Path in the bundle to sha256, for each file but this one.
-        format_version: Of the directory.
-        embeds_plugins: The engine holds its plugins, as code that the server has to allow.
-    """
-
-    backend: Backend
-    settings: ServingSettings
+    backend: Backend  # the backend of the server that runs the model
+    settings: ServingSettings  # how it is served; paths in it are relative to the bundle
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    versions: dict[str, str]
+    versions: dict[str, str]  # of what it was made with: moh-deploy, the runtime, Python
+    # Digest of the manifest of the package or engine, which has those of its files.
     package_sha256: str
-    max_batch: int
-    library: LibraryInfo | None = None
+    max_batch: int  # the most samples in one batch; 0: requests cannot be joined
+    library: LibraryInfo | None = None  # the kernels; None: it has none, and function bodies run
+    # Path in the bundle to sha256, for each file but this one.
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = BUNDLE_FORMAT_VERSION
+    # The engine holds its plugins, as code that the server has to allow.
     embeds_plugins: bool = False
 
     @property
@@ -199,12 +178,7 @@ def read_bundle(root: Path) -> Bundle:
             f"{root} is for Triton's ONNX Runtime backend, which moh-deploy no longer serves.",
             hint="Bundle the package again: moh-deploy bundle PACKAGE -o DIR --backend python.",
         )
-    try:
-        bundle = _adapter().validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
+    bundle = decode_strict(Bundle, content, str(path), error=PackageError)
     library = None if bundle.library is None else bundle.library.file
     beside = (getattr(bundle.settings, name) for name in PATHS)
     for place in (*bundle.files, *filter(None, (library, *beside)), bundle.version.as_posix()):
@@ -247,33 +221,20 @@ def require_unchanged(root: Path, bundle: Bundle) -> None:
 
 def bundle_text(bundle: Bundle) -> str:
     """Encode a bundle; `read_bundle` gives an equal one back."""
-    content = json.loads(_adapter().dump_json(bundle))
+    content = json.loads(TypeAdapter(Bundle).dump_json(bundle))
     return json.dumps({**content, _DIGEST: sha256_of_json(content)}, indent=2) + "\n"
 
-
-@functools.cache
-def _adapter() -> TypeAdapter[Bundle]:
-    return TypeAdapter(Bundle)
-
-
-# The report of `bundle`: what was written, and how a server is started with it.
 
 NEVER_RUN = "no server has run a bundle of this backend yet: try it before you rely on it"
 
 
 @dataclass(frozen=True)
 class BundleReport(Report):
-    """A bundle that was written.
-
-    Attributes:
-        root: Where.
-        bundle: What it holds.
-        start: The command that serves it, in a container where `tritonserver` is on PATH.
-    """
+    """A bundle that was written, and how a server is started with it."""
 
     root: Path
     bundle: Bundle
-    start: str
+    start: str  # the command that serves it, in a container where `tritonserver` is on PATH
 
     @classmethod
     def of(cls, root: Path, bundle: Bundle) -> BundleReport:

@@ -22,27 +22,11 @@ from moh_deploy.runtime.onnxruntime.session import runtime_name
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.source import require_own_code
-from moh_deploy.serving.triton.bundle_json import (
-    CHANGED,
-    COPY_AGAIN,
-    LIBRARIES,
-    NEVER_RUN,
-    REGISTERED_NAME,
-    REPOSITORY,
-    WARMUP,
-    Bundle,
-    file_problem,
-    read_bundle,
-)
-from moh_deploy.serving.triton.config_pbtxt import (
-    ConfigMessage,
-    parse_config,
-    tensor_config,
-)
+from moh_deploy.serving.triton import bundle_json
+from moh_deploy.serving.triton.bundle_json import Bundle
+from moh_deploy.serving.triton.config_pbtxt import ConfigMessage, parse_config, tensor_config
 from moh_deploy.serving.triton.server import PYTHON, TritonServer, find_server, python_of_stub
 from moh_deploy.system.bounded_file import read_bytes, read_text
-
-# Tell what a native library needs of a machine, without loading it.
 
 Version = tuple[int, ...]
 
@@ -88,36 +72,22 @@ _ENVIRONMENT = "EXECUTION_ENV_PATH"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        what: The thing.
-        found: What it is, or what is wrong with it.
-        is_good: False where a server would not load the bundle; None for a note.
-        fix: The next step where it is wrong.
-    """
+    """One thing that was looked at."""
 
     what: str
-    found: str
-    is_good: bool | None = True
-    fix: str | None = None
+    found: str  # what it is, or what is wrong with it
+    is_good: bool | None = True  # false where a server would not load the bundle; None for a note
+    fix: str | None = None  # the next step where it is wrong
 
 
 @dataclass(frozen=True)
 class BundleCheck(Report):
-    """Findings on a bundle: why a server on this machine would not load it.
-
-    Attributes:
-        root: The bundle.
-        backend: What runs the model in it.
-        findings: In the order in which a server meets them.
-        start: The command that starts the server that was found; None: none was.
-    """
+    """Findings on a bundle: why a server on this machine would not load it."""
 
     root: Path
-    backend: str
-    findings: tuple[Finding, ...]
-    start: str | None = None
+    backend: str  # what runs the model in it
+    findings: tuple[Finding, ...]  # in the order in which a server meets them
+    start: str | None = None  # the command that starts the server that was found; None: none was
 
     @property
     def failure(self) -> MoHDeployError | None:
@@ -157,13 +127,12 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     """Look at a bundle as a server on this machine would, without starting one.
 
     Args:
-        root: The bundle.
         server: Where the server is; None: looked for (`find_server`).
 
     Raises:
         PackageError: It is no bundle, or `bundle.json` cannot be read.
     """
-    bundle = read_bundle(root)
+    bundle = bundle_json.read_bundle(root)
     is_engine = bundle.backend == "tensorrt"
     findings = list(_check_files(root, bundle))
     findings += _check_engine(bundle) if is_engine else _check_versions(bundle)
@@ -178,7 +147,9 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     except PackageError as error:
         findings.append(Finding(name, error.message, False, "Put it right, or copy it again."))
     found = find_server(server)
-    environment = None if config is None else _parameter(config, _ENVIRONMENT)
+    parameters = () if config is None else config.parameters
+    values = [entry.value.string_value for entry in parameters if entry.key == _ENVIRONMENT]
+    environment = values[-1] if values else None
     findings += _check_server(bundle, found, server, environment)
     start = None
     if found is not None and all(finding.is_good is not False for finding in findings):
@@ -189,15 +160,15 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
 def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
     wrong = 0
     for name in bundle.files:
-        problem = file_problem(root, bundle, name)
+        problem = bundle_json.file_problem(root, bundle, name)
         # People are meant to tune how a model is served; its content is compared below.
-        if problem == CHANGED and name == bundle.config.as_posix():
+        if problem == bundle_json.CHANGED and name == bundle.config.as_posix():
             yield Finding(name, "has been edited since it was written", None)
         elif problem is not None:
             wrong += 1
-            yield Finding(name, problem, False, COPY_AGAIN)
+            yield Finding(name, problem, False, bundle_json.COPY_AGAIN)
     # Another model or version in the repository would be loaded, too.
-    for path in sorted((root / REPOSITORY).rglob("*")):
+    for path in sorted((root / bundle_json.REPOSITORY).rglob("*")):
         name = path.relative_to(root).as_posix()
         # Python leaves what it has compiled.
         if path.is_file() and name not in bundle.files and "__pycache__" not in path.parts:
@@ -222,11 +193,11 @@ def _check_versions(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _check_engine(bundle: Bundle) -> Iterator[Finding]:
-    yield Finding("tensorrt", NEVER_RUN, None)
+    yield Finding("tensorrt", bundle_json.NEVER_RUN, None)
     if "TensorRT-RTX" in bundle.versions:
         text = "is of TensorRT-RTX, and Triton's backend loads engines of TensorRT only"
         yield Finding("engine", text, False, "Bundle an engine of --backend tensorrt.")
-    library, registered = bundle.library, f"{LIBRARIES}/{REGISTERED_NAME}"
+    library, registered = bundle.library, f"{bundle_json.LIBRARIES}/{bundle_json.REGISTERED_NAME}"
     if library is not None and library.file != registered:
         text = "is not in the bundle, so the server would know none of the engine's plugins"
         yield Finding(registered, text, False, "Write the bundle again: moh-deploy bundle.")
@@ -239,8 +210,10 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
         yield Finding("kernels", found, None)
         return
     # Loading a library runs its code.
-    if (problem := file_problem(root, bundle, info.file)) is not None:
-        yield Finding("kernels", f"not loaded: {info.file} {problem}", False, COPY_AGAIN)
+    if (problem := bundle_json.file_problem(root, bundle, info.file)) is not None:
+        yield Finding(
+            "kernels", f"not loaded: {info.file} {problem}", False, bundle_json.COPY_AGAIN
+        )
         return
     if info.machine != platform.machine():
         fix = "Write the bundle on a machine of that kind."
@@ -264,7 +237,7 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     try:
         usable = instruction_sets(root / info.file)
     except MoHDeployError as error:
-        yield Finding("instruction sets", error.message, False, COPY_AGAIN)
+        yield Finding("instruction sets", error.message, False, bundle_json.COPY_AGAIN)
         return
     lost = [name for name in info.instruction_sets if name not in usable]
     text = f"{usable[0]} here"
@@ -327,18 +300,13 @@ def _warmup_problems(config: ConfigMessage, root: Path, bundle: Bundle) -> Itera
         file, dims = entry.value.input_data_file, entry.value.dims
         if not file:
             continue
-        path = root / bundle.model / WARMUP / file
+        path = root / bundle.model / bundle_json.WARMUP / file
         found = path.stat().st_size if path.is_file() else None
         expected = math.prod(dims) * sizes.get(entry.key, 0)
         if found is None:
             yield f"warm-up file '{file}' is missing"
         elif found != expected:
             yield f"warm-up file '{file}' has {found} bytes, its dims make {expected}"
-
-
-def _parameter(config: ConfigMessage, key: str) -> str | None:
-    values = [entry.value.string_value for entry in config.parameters if entry.key == key]
-    return values[-1] if values else None
 
 
 def _check_server(

@@ -38,8 +38,8 @@ def filled(name: str, /, **values: object) -> str:
 
 # Read `config.pbtxt`: Triton's ModelConfig in the text format of protocol buffers.
 
+# A protobuf message: classes that are made of a table have no types for mypy.
 ConfigMessage: TypeAlias = Any
-"""A protobuf message: classes that are made of a table have no types for mypy."""
 
 
 @functools.cache
@@ -110,9 +110,14 @@ def kserve_text(
         ConfigError: The name has no letter or digit, which Kubernetes needs.
     """
     settings = bundle.settings
+    name = re.sub(r"[^a-z0-9]+", "-", settings.name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
+    if not name:
+        raise ConfigError(
+            f"name is '{settings.name}', expected a letter or a digit, for Kubernetes."
+        )
     return filled(
         "kserve.yaml",
-        name=_kubernetes_name(settings.name),
+        name=name if name[0].isalpha() else f"moh-{name}",
         image=image or f"triton-with-moh-deploy:{__version__}",
         storage=storage or f"pvc://models/{settings.name}",
         cores=settings.instances * (settings.threads or 1),
@@ -122,15 +127,8 @@ def kserve_text(
     )
 
 
-def _kubernetes_name(name: str) -> str:
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_NAME].strip("-")
-    if not plain:
-        raise ConfigError(f"name is '{name}', expected a letter or a digit, for Kubernetes.")
-    return plain if plain[0].isalpha() else f"moh-{plain}"
-
-
+# Requests that wait for an instance; the server refuses more.
 MOST_WAITING = 1024
-"""Requests that wait for an instance; the server refuses more."""
 
 
 def config_text(
@@ -143,7 +141,6 @@ def config_text(
     """Return the text of `config.pbtxt`.
 
     Args:
-        bundle: The model, its tensors and settings.
         warmups: Name, batch size and inputs of each warm-up.
         engine: File name of the engine; None for a package.
         profiles: Number of the engine's optimisation profiles.

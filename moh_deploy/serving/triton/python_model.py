@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -20,10 +20,8 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
-from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.http.app import NO_REQUESTS, requests_family
-from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.process_health import LimitedLog, RunsUnderWay
+from moh_deploy.serving.metrics import Family, single
+from moh_deploy.serving.process_health import NO_REQUESTS, LimitedLog, RunsUnderWay, requests_family
 from moh_deploy.serving.served_model import Reply, answer_batch, find_joining
 from moh_deploy.serving.triton.bundle_json import open_bundle
 from moh_deploy.system.npz import Array
@@ -32,11 +30,11 @@ from moh_deploy.system.npz import Array
 Request: TypeAlias = Any
 Response: TypeAlias = Any
 
+# How old counts may be when Prometheus asks: each goes to the server by a message of its own.
 PUSH_SECONDS = 0.5
-"""How old counts may be when Prometheus asks: each goes to the server by a message of its own."""
 
+# A batch that takes longer is taken for hung. Nothing here can end it: the liveness probe can.
 HUNG_SECONDS = 60.0
-"""A batch that takes longer is taken for hung. Nothing here can end it: the liveness probe can."""
 
 
 class TritonPythonModel:
@@ -53,11 +51,11 @@ class TritonPythonModel:
         # repository/NAME/ is two levels below the bundle.
         root = Path(args["model_repository"]).parents[1]
         self._served = open_bundle(root, instances=instances)
-        joining = find_joining(self._served)
-        self._axis = joining.axis
-        if joining.reason is not None:
-            self._pb.Logger.log_info(f"requests run one by one: {joining.reason}.")
-        self._logs_batches = _parameter(config, "log_batches") == "1"
+        self._axis, alone_because = find_joining(self._served)
+        if alone_because is not None:
+            self._pb.Logger.log_info(f"requests run one by one: {alone_because}.")
+        logs = config.get("parameters", {}).get("log_batches", {})
+        self._logs_batches = logs.get("string_value") == "1"
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
         self._runs = RunsUnderWay(1, HUNG_SECONDS)
@@ -81,7 +79,12 @@ class TritonPythonModel:
                 responses[index] = self._error(read)
             else:
                 inputs[index] = read
-        for group in _joinable(self._axis, inputs):
+        # Each is a batch: requests of equal other sizes, or one alone; in order.
+        groups: dict[object, list[int]] = {}
+        for index, tensors in inputs.items():
+            key = index if self._axis is None else self._axis.key(tensors)
+            groups.setdefault(key, []).append(index)
+        for group in groups.values():
             if self._logs_batches:
                 ids = " ".join(requests[index].request_id() for index in group)
                 self._pb.Logger.log_info(f"batch of requests: {ids}")
@@ -156,41 +159,11 @@ class TritonPythonModel:
         self._metrics.push(self._families(now))
 
     def _families(self, now: float) -> tuple[Family, ...]:
-        own = requests_family(self._statuses), heartbeat(now)
-        return (*self._served.families(), *self._runs.families(), *own)
-
-
-def heartbeat(now: float) -> Family:
-    """Return the metric that tells an instance that lives from one whose process has died: the
-    server goes on to show what that said last.
-
-    Args:
-        now: Seconds since 1970; 0 where the instance ends in order.
-    """
-    return Family(
-        "moh_heartbeat_seconds",
-        "When an instance was last alive, in seconds since 1970; 0: it has ended.",
-        "gauge",
-        (Series({}, now),),
-    )
-
-
-def _joinable(
-    axis: BatchAxis | None, inputs: Mapping[int, Mapping[str, Array]]
-) -> Iterator[list[int]]:
-    """Yield the numbers of the requests that make up each batch, in order."""
-    if axis is None:
-        yield from ([index] for index in inputs)
-        return
-    groups: dict[object, list[int]] = {}
-    for index, tensors in inputs.items():
-        groups.setdefault(axis.key(tensors), []).append(index)
-    yield from groups.values()
-
-
-def _parameter(config: Mapping[str, Any], key: str) -> str | None:
-    found = config.get("parameters", {}).get(key)
-    return None if found is None else str(found["string_value"])
+        # The server goes on to show what a dead instance said last: its time stands still.
+        text = "When an instance was last alive, in seconds since 1970; 0: it has ended."
+        beat = single("moh_heartbeat_seconds", "gauge", now, text)
+        counted = (*self._served.families(), *self._runs.families())
+        return (*counted, requests_family(self._statuses), beat)
 
 
 class _Metrics:
@@ -221,7 +194,11 @@ class _Metrics:
     def _send(self, family: Family, name: str, labels: Mapping[str, str], value: float) -> None:
         key = name, tuple(sorted(labels.items()))
         if key not in self._metrics:
-            self._metrics[key] = self._family(name, family).Metric(labels=dict(labels))
+            kinds = self._pb.MetricFamily
+            if name not in self._families:
+                kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
+                self._families[name] = kinds(name=name, description=family.help, kind=kind)
+            self._metrics[key] = self._families[name].Metric(labels=dict(labels))
         elif self._sent[key] == value:
             return
         if family.kind == "gauge":
@@ -229,10 +206,3 @@ class _Metrics:
         else:
             self._metrics[key].increment(value - self._sent.get(key, 0.0))
         self._sent[key] = value
-
-    def _family(self, name: str, family: Family) -> Any:
-        kinds = self._pb.MetricFamily
-        if name not in self._families:
-            kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
-            self._families[name] = kinds(name=name, description=family.help, kind=kind)
-        return self._families[name]

@@ -62,10 +62,6 @@ class TritonServer:
         """Return the line for a shell that serves a bundle by this Python's moh-deploy.
 
         Triton takes the packages of the `python3` that is first on PATH, and ignores PYTHONPATH.
-
-        Args:
-            bundle: The bundle.
-            option: One more of the server's own.
         """
         python = quote(str(Path(sys.executable).parent))
         libpython = quote(str(sysconfig.get_config_var("LIBDIR")))
@@ -129,17 +125,12 @@ class Ports:
 
 @dataclass
 class RunningServer:
-    """A server that was started.
+    """A server that was started."""
 
-    Attributes:
-        ports: Where it listens.
-        log: The file with its output.
-        process: Of the server, whose models run in children of it; or of its supervisor, whose
-            child the server is then.
-    """
-
-    ports: Ports
-    log: Path
+    ports: Ports  # where it listens
+    log: Path  # the file with its output
+    # Of the server, whose models run in children of it; or of its supervisor, whose child the
+    # server is then.
     process: subprocess.Popen[bytes]
 
     def metrics(self) -> str:
@@ -174,9 +165,6 @@ def running_server(
     """Run a server for a bundle, with this Python's moh-deploy, until the block ends.
 
     Args:
-        server: The installation.
-        bundle: The bundle.
-        log: The file for its output.
         options: More of its own command line.
         is_supervised: The bundle's supervise.py starts it, and starts it again; asking often.
 

@@ -22,34 +22,24 @@ from types import FrameType
 
 _FOLDER = Path(__file__).resolve().parent
 _LONGEST_PAUSE_S, _HEALTHY_S = 30.0, 60.0
+# So many servers in a row that give no answer at all, and the next one would not either.
 MOST_FAILED_STARTS = 5
-"""So many servers in a row that give no answer at all, and the next one would not either."""
 
 
 @dataclass
 class Supervisor:
-    """Keeps one server running.
+    """Keeps one server running."""
 
-    Attributes:
-        command: Starts it.
-        probe: Returns whether it gives an answer.
-        every_s: How long to wait between two probes.
-        failures: So many probes without an answer, one after the other, end it.
-        start_s: How long it may take until it gives the first answer.
-        stop_s: How long it may take to end before it is killed; a model that has died cannot be
-            unloaded, which Triton would wait for.
-        first_pause_s: How long to wait before a second start.
-        process: The server that runs.
-    """
-
-    command: Sequence[str]
-    probe: Callable[[], bool]
-    every_s: float = 10.0
-    failures: int = 3
-    start_s: float = 600.0
+    command: Sequence[str]  # starts it
+    probe: Callable[[], bool]  # returns whether it gives an answer
+    every_s: float = 10.0  # how long to wait between two probes
+    failures: int = 3  # so many probes without an answer, one after the other, end it
+    start_s: float = 600.0  # how long it may take until it gives the first answer
+    # How long it may take to end before it is killed; a model that has died cannot be unloaded,
+    # which Triton would wait for.
     stop_s: float = 10.0
-    first_pause_s: float = 1.0
-    process: subprocess.Popen[bytes] | None = None
+    first_pause_s: float = 1.0  # how long to wait before a second start
+    process: subprocess.Popen[bytes] | None = None  # the server that runs
     _is_over: bool = False
 
     def run(self) -> str | None:

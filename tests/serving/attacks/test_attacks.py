@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -16,28 +18,16 @@ import numpy as np
 import pytest
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Runner, Variant
-from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.http.protocol import write_request
-from tests.handmade_package import WIDTH, write_package
-from tests.serving.attacks.good_client import LONG_S, MIB, good_client, peak_mib, resident_mib
-from tests.serving.http.running import Running, is_there, running
+from moh_deploy.runtime.base import Runner
+from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
+from moh_deploy.serving.served_model import cores
+from tests.handmade_package import WIDTH
+from tests.serving.http.running import LONG_S, Running, is_there, running
 
 pytestmark = pytest.mark.nightly
 
 ATTACKER = "127.0.0.2"
 ENDED_WITHIN_S = 10.0
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
-    return write_package(tmp_path_factory.mktemp("attacked") / "package")
-
-
-@pytest.fixture(scope="module")
-def runner(package: OnnxPackage) -> Iterator[Runner]:
-    with open_runner(package, Variant(threads=1)) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -164,21 +154,6 @@ def test_answers_that_are_not_read(server: Running, runner: Runner):
     watched.check()
 
 
-def test_clients_that_hang_up(server: Running, runner: Runner):
-    asked = write_request({"x": np.ones((2, 3, WIDTH), np.float32)})
-    whole = HEAD % len(asked.content)
-    whole += "".join(f"{name}: {value}\r\n" for name, value in asked.headers.items()).encode()
-    whole += b"\r\n" + asked.content
-    linger = np.array([1, 0], np.int32).tobytes()  # closing sends a reset
-    with good_client(server, runner) as watched:
-        for length in range(400):
-            with connected(server) as connection:
-                if length % 2:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                connection.sendall(whole[: len(whole) * length // 400])
-    watched.check()
-
-
 def test_worker_that_stands_still_is_ended_in_time_and_the_next_answers(
     package: OnnxPackage, runner: Runner, tmp_path: Path
 ):
@@ -192,3 +167,90 @@ def test_worker_that_stands_still_is_ended_in_time_and_the_next_answers(
             time.sleep(0.05)
         got = server.infer(client, asked)["y"]
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+        assert "ended with no sign of life for 5 s" in server.said.read_text()
+        assert server.metric("moh_worker_restarts_total") == 1
+
+
+# A client that asks all the time beside an attack, and compares every answer.
+
+
+MIB = 2**20
+LONGEST_WAIT_S = 2.0
+"""No client waits longer for its answer, or for that of a probe, on a machine that is idle else."""
+
+
+@dataclass
+class Watched:
+    """Answers that a good client got beside an attack."""
+
+    # Seconds until each answer, the probe's among them.
+    waits: list[float] = field(default_factory=list)
+    wrong: int = 0  # answers that differ from the package's own
+    # Requests that got no answer, or another status.
+    failed: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Require that the attack has hurt no other client."""
+        assert len(self.waits) >= 6
+        assert (self.wrong, self.failed) == (0, [])
+        busy = max(1.0, os.getloadavg()[0] / cores())
+        assert max(self.waits) < LONGEST_WAIT_S * busy
+
+
+@contextmanager
+def good_client(server: Running, runner: Runner) -> Iterator[Watched]:
+    """Ask one server during the block, by raw tensors, by JSON, and for its health."""
+    watched, is_over = Watched(), threading.Event()
+    thread = threading.Thread(target=_ask, args=(server, runner, watched, is_over))
+    thread.start()
+    try:
+        yield watched
+        time.sleep(0.3)
+    finally:
+        is_over.set()
+        thread.join(LONG_S)
+
+
+def _ask(server: Running, runner: Runner, watched: Watched, is_over: threading.Event) -> None:
+    cases = []
+    for rows, is_binary in ((1, True), (3, True), (2, False)):
+        x = np.random.default_rng(rows).standard_normal((rows, 3, WIDTH)).astype(np.float32)
+        cases.append((write_request({"x": x}, is_binary=is_binary), runner.run({"x": x})["y"]))
+    while not is_over.is_set():
+        for body, expected in cases:
+            for path, content in (("/v2/models/m/infer", body), ("/v2/health/live", None)):
+                began = time.monotonic()
+                try:
+                    # A connection of its own for each, as a probe has.
+                    asked = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LONG_S)
+                    if content is None:
+                        asked.request("GET", path)
+                    else:
+                        asked.request("POST", path, content.content, content.headers)
+                    answer = asked.getresponse()
+                    got = answer.read()
+                    asked.close()
+                except (OSError, http.client.HTTPException) as error:
+                    watched.failed.append(f"{path}: {type(error).__name__} {error}")
+                    continue
+                watched.waits.append(time.monotonic() - began)
+                if answer.status != 200:
+                    watched.failed.append(f"{path}: {answer.status} {got[:200]!r}")
+                elif content is not None:
+                    y = read_answer(got, answer.getheader(HEADER_LENGTH))["y"]
+                    watched.wrong += not np.allclose(y, expected, rtol=1e-5, atol=1e-6)
+        is_over.wait(0.01)
+
+
+def resident_mib(pid: int) -> int:
+    """Return the memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) // 1024
+    raise AssertionError("no VmRSS")
+
+
+def peak_mib(pid: int) -> int:
+    """Return the most memory that a process has had."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) // 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window
@@ -52,36 +51,33 @@ def test_dead_and_always_open_heads_are_named(reference: RoutingReference):
     assert "head 0 is dead, is on for 0 % of the tokens" in found.alarms[0]
     assert "head 1 is always open, is on for 100 % of the tokens" in found.alarms[0]
     heads = found.layers[1].heads
-    assert [one.is_dead for one in heads] == [True, False, False, False]
-    assert [one.is_always_open for one in heads] == [False, True, False, False]
+    assert [head.is_dead for head in heads] == [True, False, False, False]
+    assert [head.is_always_open for head in heads] == [False, True, False, False]
 
 
 def test_shared_heads_are_always_open_and_no_alarm(reference: RoutingReference):
     heads = judged(reference, live()).layers[0].heads[:SHARED]
-    assert [(one.live, one.is_always_open) for one in heads] == [(1, False)] * 2
+    assert [(head.live, head.is_always_open) for head in heads] == [(1, False)] * 2
 
 
-def test_gates_that_are_no_numbers_alarm(reference: RoutingReference):
+@pytest.mark.parametrize(
+    ("change", "count", "alarm"),
+    [
+        ((FIRST.nonfinite, 3), 128, "blocks.0: 3 gates are NaN or infinite"),
+        ((SECOND.all, 0), 128, "blocks.1: no token was routed"),
+        ((slice(None), 0), 0, "no data: no request was read"),
+        ((FIRST.nonfinite, 0), 63, "no data: 63 requests were read, limits hold from 64 on"),
+    ],
+    ids=["no numbers", "no tokens", "no request", "too few"],
+)
+def test_what_cannot_be_judged_alarms(
+    reference: RoutingReference, change: tuple[int | slice, int], count: int, alarm: str
+):
     totals = live()
-    totals[FIRST.nonfinite] = 3
-    assert judged(reference, totals).alarms == ("blocks.0: 3 gates are NaN or infinite",)
-
-
-def test_no_request_is_an_alarm(reference: RoutingReference):
-    found = judged(reference, np.zeros(LAYOUT.width), 0)
-    assert found.alarms == ("no data: no request was read",)
-    assert found.limits_of is None
-
-
-def test_too_few_requests_are_not_judged_and_alarm(reference: RoutingReference):
-    found = judged(reference, live(), 63)
-    assert found.alarms == ("no data: 63 requests were read, limits hold from 64 on",)
-
-
-def test_layer_without_tokens_is_an_alarm(reference: RoutingReference):
-    totals = live()
-    totals[SECOND.all] = 0
-    assert judged(reference, totals).alarms == ("blocks.1: no token was routed",)
+    totals[change[0]] = change[1]
+    found = judged(reference, totals, count)
+    assert found.alarms == (alarm,)
+    assert (found.limits_of is None) == (count < 64)
 
 
 def test_without_counts_of_heads_layers_alone_are_judged(reference: RoutingReference):
@@ -89,5 +85,5 @@ def test_without_counts_of_heads_layers_alone_are_judged(reference: RoutingRefer
     totals[SECOND.on] *= 1.5
     found = judged(reference, totals, per_head=False)
     assert found.layers[1].heads == ()
-    assert [one.statistic for one in found.layers[0].drifts] == ["active", "shared", "margin"]
+    assert [drift.statistic for drift in found.layers[0].drifts] == ["active", "shared", "margin"]
     assert found.alarms[0].startswith("blocks.1: heads on for a token moved by")

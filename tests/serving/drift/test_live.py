@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -11,16 +12,22 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.serving import Family
+from moh_deploy.runtime.models import PackageDir
+from moh_deploy.serving import Family, ServingSettings, open_served
 from moh_deploy.serving.drift.judge import LiveCounts
-from moh_deploy.serving.drift.live import windows_of_dump, windows_of_metrics
-from moh_deploy.serving.drift.reference import RoutingReference, profile_of
+from moh_deploy.serving.drift.live import (
+    LiveDrift,
+    open_live_drift,
+    windows_of_dump,
+    windows_of_metrics,
+)
+from moh_deploy.serving.drift.reference import RoutingReference, profile_of, write_reference
 from moh_deploy.serving.metrics import exposition
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
-from tests.edge_case_package import HEADS, write_edge_package
-from tests.serving.drift.counted import RandomGates
-from tests.serving.drift.servers import metrics_at
-from tests.serving.drift.traffic import LAYERS, requests, window
+from moh_deploy.system.bounded_file import sha256_of
+from tests.edge_case_package import HEADS, inputs, write_edge_package
+from tests.nightly import nightly
+from tests.serving.drift.traffic import LAYERS, RandomGates, metrics_at, requests, window
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +46,15 @@ def test_dump_is_cut_into_windows_and_the_rest_goes_to_the_last(
 ):
     rows = requests(130, seed=1)
     found = windows_of_dump(dumped(tmp_path, window(rows)), made_up)
-    assert [one.requests for one in found] == [50, 80]
-    assert [(one.since, one.until) for one in found] == [(0, 49), (50, 129)]
+    assert [item.requests for item in found] == [50, 80]
+    assert [(item.since, item.until) for item in found] == [(0, 49), (50, 129)]
     np.testing.assert_allclose(found[0].totals, rows[:50].sum(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found[1].totals, rows[50:].sum(axis=0), rtol=1e-6)
 
 
 def test_dump_that_is_too_short_is_one_window(made_up: RoutingReference, tmp_path: Path):
     found = windows_of_dump(dumped(tmp_path, window(requests(20, seed=1))), made_up)
-    assert [one.requests for one in found] == [20]
+    assert [item.requests for item in found] == [20]
 
 
 def test_rows_of_several_requests_count_as_these(made_up: RoutingReference, tmp_path: Path):
@@ -55,7 +62,7 @@ def test_rows_of_several_requests_count_as_these(made_up: RoutingReference, tmp_
     about = WindowAbout("d1", LAYERS)
     twos = RecordedWindow(about, rows, np.full(60, 2), np.arange(60) * 1.0)
     found = windows_of_dump(dumped(tmp_path, twos), made_up)
-    assert [one.requests for one in found] == [50, 70]
+    assert [item.requests for item in found] == [50, 70]
 
 
 def test_empty_dump_has_no_window(made_up: RoutingReference, tmp_path: Path):
@@ -80,7 +87,7 @@ def reference(package: OnnxPackage) -> RoutingReference:
     served.answer(120)
     recorded = served.telemetry.dump_window()
     assert recorded is not None
-    return profile_of(recorded, window=50, rate=0.05)
+    return profile_of(recorded, window=50, rate=0.01)
 
 
 def watched(url: str, reference: RoutingReference, actions: list[object]) -> list[LiveCounts]:
@@ -127,7 +134,7 @@ def test_windows_that_are_too_small_are_put_together(
     with metrics_at(served.text) as url:
         actions: list[object] = [lambda: served.answer(30) for _ in range(4)]
         found = watched(url, reference, actions)
-    assert [one.requests for one in found] == [60, 60]
+    assert [item.requests for item in found] == [60, 60]
 
 
 def test_no_request_is_a_window_of_its_own(package: OnnxPackage, reference: RoutingReference):
@@ -135,7 +142,7 @@ def test_no_request_is_a_window_of_its_own(package: OnnxPackage, reference: Rout
     with metrics_at(served.text) as url:
         actions: list[object] = [lambda: None, lambda: served.answer(50)]
         found = watched(url, reference, actions)
-    assert [one.requests for one in found] == [0, 50]
+    assert [item.requests for item in found] == [0, 50]
 
 
 def test_server_that_began_anew_has_counted_from_nothing(
@@ -205,3 +212,110 @@ def test_metrics_that_know_no_routing_are_refused(reference: RoutingReference):
 def test_only_addresses_of_servers_are_looked_at(reference: RoutingReference, url: str):
     with pytest.raises(ConfigError, match="is no address"):
         watched(url, reference, [lambda: None])
+
+
+# How far live routing is from the reference, as metrics of the process that serves.
+
+
+def found(drift: LiveDrift) -> dict[tuple[str, ...], float]:
+    """Return name and labels of each series, and its value."""
+    return {
+        (family.name, *sample.labels.values()): sample.value
+        for family in drift.families()
+        for sample in family.samples
+    }
+
+
+@nightly
+def test_windows_are_judged_as_soon_as_they_are_full(
+    package: OnnxPackage, reference: RoutingReference
+):
+    # Single heads are known in here, though nobody is shown them.
+    served = RandomGates(package, per_head=False, seed=1)
+    served.answer(70)
+    drift = LiveDrift(reference, "d", served.telemetry)
+    served.answer(49)
+    assert found(drift) == {
+        ("moh_reference_info", "d"): 1,
+        ("moh_drift_windows_total", "usual"): 0,
+        ("moh_drift_windows_total", "alarm"): 0,
+        ("moh_drift_recent_alarms",): 0,
+    }
+    served.answer(1)
+    usual = found(drift)
+    assert usual["moh_drift_windows_total", "usual"] == 1
+    ratios = {key[1:]: value for key, value in usual.items() if key[0] == "moh_drift_ratio"}
+    paths = {layer.layer.path for layer in reference.layers}
+    assert {path for path, _ in ratios} == paths
+    assert {name for _, name in ratios} >= {"load", "active", "mass", "margin", "head"}
+    assert all(0 <= ratio <= 1 for ratio in ratios.values())
+    served.answer(60, closed=3)
+    moved = found(drift)
+    assert moved["moh_drift_windows_total", "alarm"] == 1
+    assert all(moved["moh_drift_ratio", path, "head"] > 1 for path in paths)
+    # What it showed stays until the next window is full.
+    served.answer(20)
+    assert found(drift) == moved
+    served.answer(30)
+    after = found(drift)
+    assert after["moh_drift_windows_total", "usual"] == 2
+    assert max(after["moh_drift_ratio", path, "head"] for path in paths) <= 1
+
+
+def test_gates_that_are_not_finite_are_an_alarm(package: OnnxPackage, reference: RoutingReference):
+    served = RandomGates(package)
+    drift = LiveDrift(reference, "d", served.telemetry)
+    served.answer(50)
+    served.telemetry._counts[served.telemetry.reader.layout.columns[0].nonfinite] += 1
+    assert found(drift)["moh_drift_windows_total", "alarm"] == 1
+
+
+def test_alarms_among_the_last_three_windows_are_shown(
+    package: OnnxPackage, reference: RoutingReference
+):
+    served = RandomGates(package)
+    drift = LiveDrift(reference, "d", served.telemetry)
+    recent = []
+    for is_alarm in (True, False, True, True, False, False, False):
+        served.answer(50)
+        nonfinite = served.telemetry.reader.layout.columns[0].nonfinite
+        served.telemetry._counts[nonfinite] += is_alarm
+        recent.append(found(drift)["moh_drift_recent_alarms",])
+    assert recent == [1, 1, 2, 2, 2, 1, 0]
+
+
+def test_served_model_shows_its_reference(
+    package: OnnxPackage, reference: RoutingReference, tmp_path: Path
+):
+    path = tmp_path / "reference.json"
+    write_reference(path, reference)
+    settings = ServingSettings("m", threads=1, sample_every=1, reference=str(path))
+    served = open_served(PackageDir(package.root), settings)
+    for _ in range(50):
+        served.answer(inputs(batch=1))
+    families = {family.name: family for family in served.families()}
+    served.close()
+    (info,) = families["moh_reference_info"].samples
+    assert info.labels == {"digest": sha256_of(path)}
+    windows = families["moh_drift_windows_total"].samples
+    assert sum(window.value for window in windows) == 1
+    # Real gates are not those that were drawn.
+    assert [window.value for window in windows if window.labels["outcome"] == "alarm"] == [1]
+
+
+def test_reference_of_something_else_is_refused(
+    package: OnnxPackage, reference: RoutingReference, tmp_path: Path
+):
+    path, telemetry = tmp_path / "reference.json", RandomGates(package).telemetry
+    write_reference(path, replace(reference, digest="0" * 64))
+    with pytest.raises(
+        ConfigError, match=r"reference\.json: the served model is of another .*0{12}"
+    ):
+        open_live_drift(path, telemetry)
+    layers = (replace(reference.layers[0], layer=replace(LAYERS[0], path="other")),)
+    first = tuple(replace(limit, layers=limit.layers[:1]) for limit in reference.limits)
+    write_reference(path, replace(reference, layers=layers, limits=first))
+    with pytest.raises(ConfigError, match="counts other layers"):
+        open_live_drift(path, telemetry)
+    with pytest.raises(ConfigError, match="does not exist"):
+        open_live_drift(tmp_path / "none.json", telemetry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.serving.drift.reference import (
     RoutingReference,
     profile_of,
     read_reference,
+    record_requests,
+    requests_of,
     write_reference,
 )
+from moh_deploy.serving.telemetry.routing import RoutingReader
+from moh_deploy.validate.reference.samples import recorded_samples
+from tests.edge_case_package import inputs, write_edge_package
+from tests.handmade_package import MANIFEST, vectors
 from tests.serving.drift.traffic import LAYOUT, requests, window
 
 
@@ -32,12 +41,12 @@ def test_reference_is_read_as_it_was_written(reference: RoutingReference, tmp_pa
 
 def test_counts_are_those_of_the_requests(reference: RoutingReference):
     rows = requests(150, seed=0).sum(axis=0)
-    rows[[one.margin_sum for one in LAYOUT.columns]] = 0
+    rows[[columns.margin_sum for columns in LAYOUT.columns]] = 0
     np.testing.assert_array_equal(reference.totals, rows)
 
 
 def test_limits_are_of_windows_up_to_four_times_the_reference(reference: RoutingReference):
-    assert [one.requests for one in reference.limits] == [64, 128, 256, 512]
+    assert [limit.requests for limit in reference.limits] == [64, 128, 256, 512]
 
 
 @pytest.mark.parametrize(
@@ -112,3 +121,33 @@ def test_missing_file_says_what_writes_it(tmp_path: Path):
     with pytest.raises(ConfigError, match="does not exist") as raised:
         read_reference(tmp_path / "reference.json")
     assert "moh-deploy profile" in str(raised.value.hint)
+
+
+# Inputs from files become requests, whose routing is counted.
+
+
+def test_samples_that_are_left_over_make_no_request():
+    files = recorded_samples([vectors(batch=5), vectors(batch=3, seed=1)])
+    found = list(requests_of(MANIFEST, files, 2))
+    assert [item["x"].shape[0] for item in found] == [2, 2, 2]
+    np.testing.assert_array_equal(found[1]["x"], files[0].known.inputs["x"][2:4])
+
+
+def test_file_of_a_model_without_samples_is_a_request():
+    fixed = replace(MANIFEST, dims={}, inputs=(replace(MANIFEST.inputs[0], shape=(2, 3, 8)),))
+    files = recorded_samples([vectors(), vectors(seed=1)])
+    assert [len(item["x"]) for item in requests_of(fixed, files, 1)] == [2, 2]
+
+
+def test_each_request_is_a_row(tmp_path: Path):
+    package = write_edge_package(tmp_path / "package")
+    reader = RoutingReader.of(package)
+    given = [inputs(batch=1, seed=seed) for seed in range(3)]
+    with open_runner(package, Variant(extra_outputs=reader.names)) as runner:
+        found = record_requests(package, reader, runner, iter(given))
+        alone = [reader.count(item, runner.run(item), (1,))[0] for item in given]
+        np.testing.assert_array_equal(found.rows, alone)
+        assert found.requests.tolist() == [1, 1, 1]
+        assert found.about.digest == package.manifest.files["model.onnx"]
+        with pytest.raises(ConfigError, match="input 'valid' is missing"):
+            record_requests(package, reader, runner, iter([{"x": given[0]["x"]}]))

@@ -28,7 +28,7 @@ WINDOW, SEQ = 64, 9
 def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
     """The zoo's language model of whole prompts."""
     output = tmp_path_factory.mktemp("text") / "package"
-    model = next(one for one in ZOO if one.name == "llama_prefill")
+    model = next(item for item in ZOO if item.name == "llama_prefill")
     with torch.no_grad():
         export(model.build(), output, inputs=model.inputs(), valid_tokens="attention_mask")
     return OnnxPackage.open(output)
@@ -60,7 +60,7 @@ def test_other_tokens_are_found_within_a_window_and_the_same_ones_are_not(
         sent = prompts(tmp_path, name, tokens, 8 * WINDOW, seed=1)
         dump = served(package, sent, tmp_path / f"{name}-dump.npz")
         found = moh_deploy.watch(dump, reference=reference)
-        assert [bool(one.alarms) for one in found.windows] == [name == "other"] * 8
+        assert [bool(window.alarms) for window in found.windows] == [name == "other"] * 8
 
 
 def served(package: OnnxPackage, sent: Path, dump: Path) -> Path:
@@ -70,7 +70,7 @@ def served(package: OnnxPackage, sent: Path, dump: Path) -> Path:
     model.telemetry.start_window(sample_every=1)
     arrays = dict(np.load(sent))
     for start in range(0, 8 * WINDOW, 8):
-        batch = {name: one[start : start + 8] for name, one in arrays.items()}
+        batch = {name: value[start : start + 8] for name, value in arrays.items()}
         model.answer(batch, (1,) * 8)
     recorded = model.telemetry.dump_window()
     assert recorded is not None

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import numpy as np
 
+from moh_deploy.package import OnnxPackage
+from moh_deploy.serving import ServedRun
+from moh_deploy.serving.metrics import exposition
+from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Counts
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
+from tests.edge_case_package import HEADS, inputs
 
 SHARED, ROUTED, TOP_K, TOKENS = 2, 4, 2, 16
 LAYERS = (
@@ -46,3 +56,59 @@ def window(rows: Counts, digest: str = "d1") -> RecordedWindow:
     """Return requests as they were recorded, one a second."""
     about = WindowAbout(digest, LAYERS)
     return RecordedWindow(about, rows, np.ones(len(rows), np.int64), np.arange(len(rows)) * 1.0)
+
+
+# A server of metrics for tests: it answers what it is told to, on a port of its own.
+
+
+@contextmanager
+def metrics_at(text: Callable[[], str]) -> Iterator[str]:
+    """Yield the address of a server whose metrics are what `text` returns; empty: it fails."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = text().encode()
+            self.send_response(200 if content else 503)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# Telemetry of a package that answers random gates, for tests of drift.
+
+
+class RandomGates:
+    """Telemetry of a package of edge cases, every run of which is read."""
+
+    def __init__(self, package: OnnxPackage, *, per_head: bool = True, seed: int = 0) -> None:
+        self.telemetry = Telemetry(package, model="m", sample_every=1, per_head=per_head)
+        self._rng = np.random.default_rng(seed)
+
+    def answer(self, times: int, *, closed: int | None = None) -> None:
+        """Answer so many requests; `closed` is a head that is on for no token."""
+        for _ in range(times):
+            given, dims = inputs(batch=1), {"batch": 1, "seq": 5}
+            self.telemetry.wanted(dims)
+            values = {
+                name: self._rng.random((1, 5, HEADS), np.float32) for name in self.telemetry.inner
+            }
+            if closed is not None:
+                for value in values.values():
+                    value[..., closed] = 0
+            self.telemetry.saw(ServedRun(given, dims, values, (1,), 0.001, "kernels"))
+
+    def text(self) -> str:
+        return exposition(self.telemetry.families())[0]

@@ -58,10 +58,10 @@ def test_a_load_counts_right_wrong_and_failed_requests():
     while len(asked) < 6:
         asked += load.take()
     load.close()
-    assert [one.outcome for one in asked[:6]] == ["right", "wrong", "failed"] * 2
+    assert [item.outcome for item in asked[:6]] == ["right", "wrong", "failed"] * 2
     assert asked[2].error == "it failed."
-    assert all(one.begun <= one.ended for one in asked)
-    assert [one.rung for one in asked[:3]] == ["kernels", "kernels", ""]
+    assert all(item.begun <= item.ended for item in asked)
+    assert [item.rung for item in asked[:3]] == ["kernels", "kernels", ""]
 
 
 def test_every_client_asks_all_cases_in_turn():

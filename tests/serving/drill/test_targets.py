@@ -15,15 +15,9 @@ from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.drill.load import Ask
 from moh_deploy.serving.drill.targets import HttpServer, Target
 from moh_deploy.serving.guard.guard_io import Control, write_control
-from tests.handmade_package import write_package
 from tests.nightly import nightly
 
 POLICY = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 100}"
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
-    return write_package(tmp_path_factory.mktemp("drill") / "package")
 
 
 @pytest.fixture(scope="module")

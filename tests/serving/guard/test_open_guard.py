@@ -70,15 +70,15 @@ def test_every_rung_of_a_policy_answers(served: ServedModel, tmp_path: Path):
 
 @needs_library
 def test_metrics_name_the_rung_that_serves(served: ServedModel):
-    found = {one.name: one for one in served.families()}
-    modes = {one.labels["rung"]: one.value for one in found["moh_mode"].samples}
+    found = {family.name: family for family in served.families()}
+    modes = {sample.labels["rung"]: sample.value for sample in found["moh_mode"].samples}
     assert modes == {"kernels": 1, "functions": 0, "dense": 0, "plain": 0}
 
 
 def test_refusals_are_0_before_the_first(tmp_path: Path):
     package = write_package(tmp_path / "plain", with_layer=False)
     served = open_served(PackageDir(package.root), ServingSettings("m", guard=True))
-    found = {one.name: one for one in served.families()}
+    found = {family.name: family for family in served.families()}
     served.close()
     refused = {s.labels["reason"]: s.value for s in found["moh_refused_requests_total"].samples}
     reasons = ("non-finite outputs", "non-finite gates", "kernel error", "no rung")

@@ -1,24 +1,29 @@
-"""The guard's state machine: its transitions, properties of any order of events, its drawing."""
+"""The guard's state machine: its transitions, and the drawings of them in docs/production.md."""
 
 from __future__ import annotations
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from moh_deploy.serving.guard.policy import CoolDownSection
 from moh_deploy.serving.guard.state_machine import (
+    LEVEL_MOVES,
     NOWHERE,
+    Breaker,
     Drifted,
     Event,
     FallbackChain,
+    GuardState,
     LevelAnswered,
     LevelFailed,
     Pinned,
     TimePassed,
     Transition,
 )
-from tests.serving.guard.chains import NAMES, chain_policy
+from tests.serving.guard.chains import chain_policy
 
 COOL_DOWN = CoolDownSection(first_s=10.0, longest_s=40.0, stable_s=60.0)
 NAN = "non-finite outputs"
@@ -97,13 +102,12 @@ def test_no_answer_opens_the_last_level_that_serves():
 
 
 def test_a_half_open_level_is_run_beside_and_serves_only_when_its_probes_passed():
-    tried = Tried()
+    tried = Tried(probes=3)
     tried.fail(0)
-    assert tried.route(10) == ((1, 2), 0)
-    tried.probe(10)
-    assert tried.route(11) == ((1, 2), 0)
-    tried.probe(11)
-    assert tried.route(12) == ((0, 1, 2), None)
+    for now in (10, 11, 12):
+        assert tried.route(now) == ((1, 2), 0)
+        tried.probe(now)
+    assert tried.route(13) == ((0, 1, 2), None)
 
 
 def test_a_failed_probe_opens_again_and_cools_down_longer_whatever_the_time():
@@ -147,6 +151,7 @@ def test_drift_holds_its_level_as_long_as_alarms_come():
     assert tried.route(17) == ((2,), None)
     assert tried.route(18) == ((0, 1, 2), None)
     assert tried.reasons == ["drift", "drift is over"]
+    assert tried.changes[0].evidence == {"layer": "blocks.0.attn", "cool_down_s": 10}
 
 
 def test_drift_without_a_level_for_it_is_logged_and_changes_nothing():
@@ -199,121 +204,94 @@ def test_where_no_level_is_closed_a_half_open_one_serves_and_comes_back():
     assert tried.mode == "kernels"
 
 
-class ChainMachine(RuleBasedStateMachine):
-    """Requests, faults that come and go, slow runs, drift and the switch, in any order."""
-
-    @initialize(levels=st.integers(1, 3), drift=st.booleans())
-    def start(self, levels: int, drift: bool) -> None:
-        self.tried = Tried(levels, levels - 1 if drift and levels > 1 else None)
-        self.now = 0.0
-        self.faulty: set[int] = set()
-        self.slow: set[int] = set()
-        self.missing: set[int] = set()
-        self.was_missing = False
-        self.opened: dict[str, float] = {}
-        self.right = [0] * levels  # answers in a row since the level was opened
-
-    @rule(seconds=st.floats(0, 30))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule(level=st.integers(0, 2), kind=st.sampled_from(["faulty", "slow", "missing"]))
-    def fault_begins(self, level: int, kind: str) -> None:
-        getattr(self, kind).add(level)
-        self.was_missing |= kind == "missing"
-
-    @rule()
-    def faults_end(self) -> None:
-        self.faulty.clear()
-        self.slow.clear()
-        self.missing.clear()
-
-    @rule()
-    def alarm(self) -> None:
-        self.tried.step(self.now, Drifted())
-
-    @rule(level=st.none() | st.integers(0, 2))
-    def switch(self, level: int | None) -> None:
-        if level is None or level < len(self.tried.states):
-            self.tried.step(self.now, Pinned(level))
-
-    @rule(level=st.integers(0, 2), reason=st.sampled_from(["other answers", "latency"]))
-    def a_level_is_found_out_later(self, level: int, reason: str) -> None:
-        if level < len(self.tried.states) and self.tried.states[level] == "closed":
-            self.tried.step(self.now, LevelFailed(level, reason))
-            self.check_changes()
-
-    @rule(times=st.integers(1, 8))
-    def requests(self, times: int) -> None:
-        for _ in range(times):
-            self.request()
-
-    def request(self) -> int | None:
-        tried = self.tried
-        levels, probe = tried.route(self.now)
-        self.check_changes()
-        states, pinned = tried.states, tried.state.pinned
-        allowed = {"closed"} if "closed" in [states[i] for i in levels] else {"half-open"}
-        assert {states[i] for i in levels} <= allowed, "an unproven level was to serve"
-        assert all(i >= (pinned or 0) for i in (*levels, *({probe} - {None})))
-        if any(s == "closed" for s in states[pinned or 0 :]):
-            assert levels, "a closed level is left out"
-        failures, served = [], None
-        for level in levels:
-            if level in self.missing:
-                self.event(LevelFailed(level, "cannot be opened"))
-            elif level in self.faulty:
-                failures.append(LevelFailed(level, NAN))
-            else:
-                for failure in failures:
-                    self.event(failure)
-                self.event(LevelAnswered(level, self.seconds(level)))
-                served = level
-                break
-        if probe is not None and served is not None:
-            assert states[probe] == "half-open"
-            is_wrong = probe in self.faulty | self.missing
-            answer = (
-                LevelFailed(probe, NAN) if is_wrong else LevelAnswered(probe, self.seconds(probe))
-            )
-            self.event(answer)
-        return served
-
-    def event(self, event: LevelFailed | LevelAnswered) -> None:
-        state = self.tried.states[event.level]
-        if isinstance(event, LevelAnswered) and state == "half-open":
-            self.right[event.level] += 1
-        self.tried.step(self.now, event)
-        self.check_changes()
-
-    def seconds(self, level: int) -> float:
-        return 0.5 if level in self.slow else 0.01
-
-    def check_changes(self) -> None:
-        for change in self.tried.changes:
-            level = NAMES.index(change.rung) if change.rung else -1
-            if change.state == "open":
-                self.opened[change.rung], self.right[level] = self.now, 0
-            elif change.state == "closed":
-                assert self.now - self.opened[change.rung] >= COOL_DOWN.first_s
-                assert self.right[level] >= 2, "it came back without its probes"
-        self.tried.changes.clear()
-
-    @precondition(lambda self: self.tried.state.pinned is None)
-    @rule()
-    def it_returns_after_faults_end(self) -> None:
-        self.faults_end()
-        served = None
-        for _ in range(60):
-            self.now += 10
-            served = self.request()
-        assert served == 0
-        assert set(self.tried.states) == {"closed"}
-
-    @invariant()
-    def no_answer_opens_the_last_level(self) -> None:
-        assert self.was_missing or self.tried.states[-1] == "closed"
+# docs/production.md draws the guard's states: its drawings have the transitions of the code.
 
 
-ChainMachine.TestCase.settings = settings(stateful_step_count=40, deadline=None)
-TestChain = ChainMachine.TestCase
+PAGE = Path(__file__).parents[3] / "docs" / "production.md"
+CHAIN = FallbackChain(chain_policy(3, drift_to=2, probes=1))
+REASONS = {reason for _, reason in LEVEL_MOVES}
+EVENTS: list[Event] = [
+    *(LevelFailed(level, reason) for level in range(3) for reason in REASONS),
+    *(LevelAnswered(level, 0.01) for level in range(3)),
+    *(Pinned(level) for level in (None, 0, 1, 2)),
+    Drifted(),
+    TimePassed(),
+]
+
+Move = tuple[str, str, str]  # from, reason, to
+
+
+def drawn(title: str) -> set[Move]:
+    """Return the transitions of the drawing below a title."""
+    block = PAGE.read_text().split(f"**{title}**")[1].split("```mermaid\n")[1].split("```")[0]
+    names = {short: name for name, short in re.findall(r'state "(.+)" as (\w+)', block)}
+    return {
+        (names.get(source, source), reason, names.get(target, target))
+        for source, target, reasons in re.findall(r"(\w+) --> (\w+): (.+)", block)
+        for reason in reasons.split(", ")
+    }
+
+
+def simplest(state: GuardState) -> GuardState:
+    """Return a state without its times and counts: there are as many as combinations."""
+
+    def bare(breaker: Breaker) -> Breaker:
+        return Breaker(breaker.state, until=0.0)
+
+    return replace(state, levels=tuple(map(bare, state.levels)), drift=bare(state.drift))
+
+
+Steps = dict[GuardState, list[tuple[GuardState, tuple[Transition, ...]]]]
+
+
+@pytest.fixture(scope="module")
+def steps() -> Steps:
+    """Every state that can be reached, to what follows from it by each event."""
+    found: Steps = {}
+    todo = [simplest(CHAIN.start)]
+    while todo:
+        state = todo.pop()
+        if state not in found:
+            followed = [CHAIN.after(state, event, 0.0) for event in EVENTS]
+            found[state] = [(simplest(after), changes) for after, changes in followed]
+            todo += [after for after, _ in found[state]]
+    return found
+
+
+def test_the_drawing_of_a_level_is_the_table_of_its_moves():
+    assert drawn("A level") == {(state, why, to) for (state, why), to in LEVEL_MOVES.items()}
+
+
+def test_every_move_of_the_table_happens(steps: Steps):
+    changed = {
+        (breaker.state, change.reason, change.state)
+        for before, followed in steps.items()
+        for _, changes in followed
+        for change in changes
+        for name, breaker in zip(CHAIN.names, before.levels, strict=True)
+        if change.rung == name and change.state not in ("on", "off")
+    }
+    assert changed == {(state, why, to) for (state, why), to in LEVEL_MOVES.items()}
+
+
+def test_the_drawing_of_the_mode_has_every_change_of_the_level_that_serves(steps: Steps):
+    called = {CHAIN.names[0]: "first", NOWHERE: "none"}
+    changed = {
+        (called.get(change.mode_from, "lower"), change.reason, called.get(change.mode_to, "lower"))
+        for followed in steps.values()
+        for _, changes in followed
+        for change in changes
+        if change.mode_from != change.mode_to
+    }
+    assert drawn("The mode") == changed
+
+
+def test_every_combination_of_states_is_reached_and_left_for_the_first(steps: Steps):
+    assert len(steps) == 3**3 * 2 * 4  # levels, drift, the switch
+    returning = {simplest(CHAIN.start)}
+    grew = True
+    while grew:
+        more = {s for s, followed in steps.items() if returning & {after for after, _ in followed}}
+        grew = not more <= returning
+        returning |= more
+    assert returning == steps.keys()

@@ -24,21 +24,13 @@ LONG_S = 120.0
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers.
+    """A server that answers."""
 
-    Attributes:
-        process: The one that was started.
-        url: Where it listens.
-        port: The port of it.
-        worker: Number of the process that answers.
-        said: The file with what it writes to stderr.
-    """
-
-    process: subprocess.Popen[str]
-    url: str
-    port: int
-    worker: int
-    said: Path
+    process: subprocess.Popen[str]  # the one that was started
+    url: str  # where it listens
+    port: int  # the port of it
+    worker: int  # number of the process that answers
+    said: Path  # the file with what it writes to stderr
 
     def infer(self, client: httpx.Client, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Send one request with raw tensors, and return the outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -14,7 +15,8 @@ import pytest
 import uvicorn
 
 from moh_deploy.serving.http import connection as connection_module
-from moh_deploy.serving.http.connection import TimedConnection, in_pieces
+from moh_deploy.serving.http.connection import HeldBytes, InTurn, TimedConnection, in_pieces
+from moh_deploy.serving.http.limits import Refusal
 from tests.nightly import nightly
 
 ANSWER = 8 * 2**20
@@ -83,3 +85,55 @@ def test_connections_that_idle_make_room_and_the_address_with_the_most_gives_it(
         for connection in (few, *many[2:]):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_one_address_holds_half_of_all_bytes_and_leaves_the_rest_to_others():
+    held = HeldBytes(100)
+    held.add("a", 50)
+    with pytest.raises(Refusal, match=r"holds 50 bytes of requests from your address, of 50 at"):
+        held.check("a", 1)
+    held.check("b", 50)
+    held.add("b", 40)
+    with pytest.raises(Refusal, match=r"holds 90 bytes of requests, of 100 at most"):
+        held.check("c", 11)
+    held.add("a", -50)
+    held.check("a", 50)
+
+
+LARGE = 2**20
+
+
+def test_large_work_is_done_one_piece_at_a_time_and_addresses_take_turns():
+    done: list[str] = []
+    running = threading.Semaphore(1)
+
+    def work(name: str) -> None:
+        assert running.acquire(blocking=False)
+        assert not gc.isenabled()
+        done.append(name)
+        running.release()
+
+    async def run() -> None:
+        line = InTurn()
+        asked = [("many", "m1"), ("many", "m2"), ("many", "m3"), ("few", "f1")]
+        await asyncio.gather(
+            *(line.do(address, LARGE, lambda name=name: work(name)) for address, name in asked)
+        )
+
+    asyncio.run(run())
+    assert done == ["m1", "f1", "m2", "m3"]
+    assert gc.isenabled()
+
+
+def test_small_work_is_done_at_once_and_a_refusal_comes_through():
+    def refused() -> None:
+        raise Refusal(threading.current_thread().name)
+
+    async def run(num_bytes: int) -> str:
+        with pytest.raises(Refusal) as caught:
+            await InTurn().do("a", num_bytes, refused)
+        return caught.value.message
+
+    assert asyncio.run(run(1)) == threading.current_thread().name
+    assert asyncio.run(run(LARGE)) != threading.current_thread().name
+    assert gc.isenabled()

@@ -61,23 +61,23 @@ def same_bits(one: Array, other: Array) -> bool:
 
 @given(st.dictionaries(st.text(), arrays(), max_size=3), st.none() | st.text())
 def test_raw_tensors_arrive_bit_for_bit(tensors: dict[str, Array], id: str | None):
-    infos = [TensorInfo(name, one.dtype.name, one.shape) for name, one in tensors.items()]
+    infos = [TensorInfo(name, value.dtype.name, value.shape) for name, value in tensors.items()]
     got = read(write_request(tensors, id=id), *infos, outputs=())
     assert got.id == (id or None)
     assert list(got.inputs) == list(tensors)
-    assert all(same_bits(got.inputs[name], one) for name, one in tensors.items())
+    assert all(same_bits(got.inputs[name], value) for name, value in tensors.items())
 
 
 @given(st.dictionaries(st.text(), arrays(is_finite=True), max_size=3))
 def test_numbers_in_json_arrive_bit_for_bit(tensors: dict[str, Array]):
     with_json = {
-        name: one
-        for name, one in tensors.items()
-        if one.dtype.itemsize != 2 or one.dtype.kind in "iu"
+        name: value
+        for name, value in tensors.items()
+        if value.dtype.itemsize != 2 or value.dtype.kind in "iu"
     }
-    infos = [TensorInfo(name, one.dtype.name, one.shape) for name, one in with_json.items()]
+    infos = [TensorInfo(name, value.dtype.name, value.shape) for name, value in with_json.items()]
     got = read(write_request(with_json, is_binary=False), *infos, outputs=())
-    assert all(same_bits(got.inputs[name], one) for name, one in with_json.items())
+    assert all(same_bits(got.inputs[name], value) for name, value in with_json.items())
 
 
 @given(arrays(), st.none() | st.text())
@@ -159,7 +159,7 @@ def test_outputs_are_those_that_are_asked_for(
         content["outputs"] = outputs
     body = Body(json.dumps(content).encode(), None)
     got = read(body, outputs=(Y, replace(Y, name="z")))
-    assert [(one.name, one.is_binary) for one in got.outputs] == wanted
+    assert [(output.name, output.is_binary) for output in got.outputs] == wanted
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
@@ -349,7 +349,7 @@ def test_whatever_is_sent_is_refused_or_fits(
             for name, array in got.inputs.items():
                 assert array.dtype == {"x": np.float32, "ids": np.int64}[name]
                 assert array.nbytes <= len(raw) * 8
-            assert {one.name for one in got.outputs} <= {"y"}
+            assert {output.name for output in got.outputs} <= {"y"}
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))

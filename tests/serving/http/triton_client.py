@@ -26,8 +26,8 @@ for name, x in inputs.items():
         waiting[form + name[1:]] = client.async_infer(
             "m", [tensor], outputs=[output], request_id=name
         )
-answers = {name: one.get_result() for name, one in waiting.items()}
-np.savez(answered, **{name: one.as_numpy("y") for name, one in answers.items()})
+answers = {name: value.get_result() for name, value in waiting.items()}
+np.savez(answered, **{name: value.as_numpy("y") for name, value in answers.items()})
 
 
 def refusal(**options: object) -> list[str]:
@@ -44,7 +44,7 @@ about = {
     "model ready": client.is_model_ready("m"),
     "server": client.get_server_metadata(),
     "model": client.get_model_metadata("m"),
-    "ids": sorted({one.get_response()["id"] for one in answers.values()}),
+    "ids": sorted({answer.get_response()["id"] for answer in answers.values()}),
     "refused": {
         "name": refusal(model_name="n"),
         "version": refusal(model_version="2"),

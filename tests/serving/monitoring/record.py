@@ -30,7 +30,8 @@ import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.serving.drill.load import V2Client
-from moh_deploy.serving.guard.guard_io import Control, Fault, write_control
+from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from moh_deploy.serving.triton.bundle import CONTROL_NAME, GUARD
 from moh_deploy.serving.triton.config_pbtxt import filled
 from moh_deploy.serving.triton.server import TritonServer, running_server
@@ -51,20 +52,13 @@ _SETTLED_S = 1.2  # Triton shows counts of a Python model half a second late
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is recorded.
+    """A server that is recorded."""
 
-    Attributes:
-        port: Where it answers requests.
-        metrics: The address of its metrics.
-        control: The control file of its guard.
-        manifest: Of its model.
-        instances: Processes that run the model, where they are not the one with the metrics.
-    """
-
-    port: int
-    metrics: str
-    control: Path
-    manifest: Manifest
+    port: int  # where it answers requests
+    metrics: str  # the address of its metrics
+    control: Path  # the control file of its guard
+    manifest: Manifest  # of its model
+    # Processes that run the model, where they are not the one with the metrics.
     instances: Callable[[], Sequence[int]] = tuple
 
     def ask(self, requests: Sequence[Mapping[str, Array]]) -> list[bool]:
@@ -223,6 +217,85 @@ def record(kind: str, output: Path, folder: Path) -> None:
             changed = {key: value for key, value in values.items() if last.get(key) != value}
             file.writelines(f"{key} {value}\n" for key, value in changed.items())
             last |= changed
+
+
+# Series for promtool, made of metrics that were recorded of a real server.
+
+GAUGES = re.compile(
+    r"moh_(mode|hung_runs|reference_info|drift_ratio|drift_recent_alarms|queue_\w+_requests)"
+    r"|nv_inference_pending_request_count"
+)
+BEAT = "moh_heartbeat_seconds"
+GONE, SILENT = "gone", "silent"
+"""Parts of a timeline: the server shows nothing; the process of its model is dead."""
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """What a server showed: when, and series to value."""
+
+    seconds: float
+    values: Mapping[str, float]
+
+
+def scrapes_in(text: str) -> dict[str, Scrape]:
+    """Read a recorded file: name to scrape, in order."""
+    found: dict[str, Scrape] = {}
+    values: dict[str, float] = {}
+    for part in re.split(r"^# ", text, flags=re.MULTILINE)[1:]:
+        heading, *lines = part.splitlines()
+        name, seconds = heading.split(" at ")
+        pairs = (line.rsplit(" ", 1) for line in lines)
+        values = values | {key: float(value) for key, value in pairs}
+        found[name] = Scrape(float(seconds), values)
+    return found
+
+
+def series_of(
+    scrapes: Mapping[str, Scrape],
+    timeline: Sequence[tuple[str, int]],
+    *,
+    step: int = 1,
+    frozen: str = "",
+    gauges: Mapping[str, float] | None = None,
+) -> list[dict[str, str]]:
+    """Return input series of promtool: each minute of a part of the timeline is like its scrape.
+
+    Counters grow each minute by what they grew from the scrape before; gauges are as in it.
+
+    Args:
+        scrapes: As `scrapes_in` returns them.
+        timeline: Name of a scrape, or `gone`, and minutes.
+        step: Minutes between two samples.
+        frozen: A counter that does not grow.
+        gauges: Name of a gauge to another value.
+    """
+    names = list(scrapes)
+    keys = dict.fromkeys(key for scrape in scrapes.values() for key in scrape.values)
+    samples: dict[str, list[str]] = {key: [] for key in keys}
+    reached = dict(scrapes["start"].values)
+    elapsed = 0
+    for name, minutes in timeline:
+        for begun in range(0, minutes, step):
+            for key in keys:
+                samples[key].append("stale" if name == GONE and not begun else "_")
+            if name == GONE:
+                continue
+            now, before = scrapes[name], scrapes[names[max(0, names.index(name) - 1)]]
+            for key, value in now.values.items():
+                metric = key.partition("{")[0]
+                if metric == BEAT:
+                    # A process that is dead beat last when this part of the timeline began.
+                    minute = elapsed if name == SILENT else elapsed + begun
+                    reached[key] = 60 * minute + value - now.seconds
+                elif GAUGES.fullmatch(metric):
+                    reached[key] = (gauges or {}).get(metric, value)
+                elif metric != frozen:
+                    grown = value - before.values.get(key, 0.0)
+                    reached[key] = reached.get(key, 0.0) + step * grown
+                samples[key][-1] = repr(reached.get(key, 0.0))
+        elapsed += minutes
+    return [{"series": key, "values": " ".join(values)} for key, values in samples.items()]
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Collector:
     def resources(self) -> dict[str, dict[str, str]]:
         """Return the attributes of each process that sent something, by its instance id."""
         found = [attributes(resource.resource) for _, resource in self._resources()]
-        return {one["service.instance.id"]: one for one in found}
+        return {item["service.instance.id"]: item for item in found}
 
     def scraped(self) -> Scraped:
         """Return what Prometheus would hold: the last values of each process, added up."""
@@ -87,7 +87,7 @@ class Collector:
 
 
 def attributes(holder: Any) -> dict[str, str]:
-    return {one.key: one.value.string_value for one in holder.attributes}
+    return {attribute.key: attribute.value.string_value for attribute in holder.attributes}
 
 
 def series_of(metric: Any) -> Iterator[tuple[str, dict[str, str], float]]:

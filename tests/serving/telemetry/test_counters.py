@@ -7,19 +7,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, parser
 
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import Family, ServedModel, ServedRun, ServingSettings, open_served
 from moh_deploy.serving.telemetry import Telemetry, window
+from moh_deploy.serving.telemetry.counters import TokenCounter
 from moh_deploy.serving.telemetry.window import WindowAbout
 from tests.edge_case_package import HEADS, inputs, write_edge_package
 
@@ -50,7 +50,7 @@ def telemetry(served: ServedModel) -> Telemetry:
 
 
 def named(families: tuple[Family, ...], name: str) -> Family:
-    return next(one for one in families if one.name == name)
+    return next(family for family in families if family.name == name)
 
 
 def test_tokens_are_counted_in_every_run_and_gates_in_one_of_so_many(served: ServedModel):
@@ -61,7 +61,7 @@ def test_tokens_are_counted_in_every_run_and_gates_in_one_of_so_many(served: Ser
     assert totals.requests == 2
     families = served.families()
     sampled = named(families, "moh_sampled_tokens_total")
-    assert [one.value for one in sampled.samples] == [20, 20]
+    assert [sample.value for sample in sampled.samples] == [20, 20]
     assert sampled.samples[0].labels == {"model": "edges", "version": "1", "layer": "blocks.0.attn"}
 
 
@@ -96,12 +96,12 @@ def test_metrics_are_of_the_gates(served: ServedModel, package: OnnxPackage):
     families = served.families()
     gates = package.vectors[0].gates[0].astype(np.float64)
     activations = named(families, "moh_head_activations_total").samples[:HEADS]
-    assert [one.labels["head"] for one in activations] == [str(i) for i in range(HEADS)]
-    assert [one.value for one in activations] == (gates != 0).sum(axis=(0, 1)).tolist()
+    assert [series.labels["head"] for series in activations] == [str(i) for i in range(HEADS)]
+    assert [series.value for series in activations] == (gates != 0).sum(axis=(0, 1)).tolist()
     mass = named(families, "moh_gate_mass_total").samples[:HEADS]
-    assert [one.labels["kind"] for one in mass] == ["shared"] * 2 + ["routed"] * 4
+    assert [series.labels["kind"] for series in mass] == ["shared"] * 2 + ["routed"] * 4
     np.testing.assert_allclose(
-        [one.value for one in mass], np.abs(gates).sum(axis=(0, 1)), rtol=1e-5
+        [series.value for series in mass], np.abs(gates).sum(axis=(0, 1)), rtol=1e-5
     )
     margins = named(families, "moh_router_margin").samples[0]
     assert margins.buckets[math.inf] == 10
@@ -113,21 +113,21 @@ def test_layers_alone_are_shown_unless_heads_are_asked_for(package: OnnxPackage)
     served = open_served(PackageDir(package.root), settings)
     served.answer(package.vectors[0].inputs)
     activations = named(served.families(), "moh_head_activations_total").samples
-    assert [set(one.labels) for one in activations] == [{"model", "version", "layer"}] * 2
+    assert [set(series.labels) for series in activations] == [{"model", "version", "layer"}] * 2
     on = [(gates != 0).sum() for gates in package.vectors[0].gates]
-    assert [one.value for one in activations] == on
+    assert [series.value for series in activations] == on
 
 
-THREADS, RUNS = 8, 400
+THREADS, RUNS = 8, 100
 
 
-def count_in_threads(observer: Telemetry, run: ServedRun, runs: int = RUNS) -> None:
+def count_in_threads(observer: Telemetry, run: ServedRun) -> None:
     """Count as many runs in several threads, which take turns as often as Python allows."""
     started = threading.Barrier(THREADS)
 
     def count() -> None:
         started.wait()
-        for _ in range(runs):
+        for _ in range(RUNS):
             observer.wanted(run.dims)
             observer.saw(run)
 
@@ -135,10 +135,10 @@ def count_in_threads(observer: Telemetry, run: ServedRun, runs: int = RUNS) -> N
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     finally:
         sys.setswitchinterval(before)
 
@@ -153,16 +153,6 @@ def seen(package: OnnxPackage) -> ServedRun:
     return ServedRun(given, {"batch": 1, "seq": 2}, results, (1,), 0.001, "kernels")
 
 
-def test_no_thread_loses_a_count(package: OnnxPackage, seen: ServedRun):
-    observer = Telemetry(package, model="edges", sample_every=2)
-    count_in_threads(observer, seen)
-    totals, runs = observer.totals(), THREADS * RUNS
-    assert totals.tokens == (2 * runs, 2 * runs)
-    assert totals.requests == runs // 2
-    columns = observer.reader.layout.columns[0]
-    assert totals.counts[columns.tokens] == runs
-
-
 class Slow(int):
     """A number that takes long to be added to: another thread has its turn meanwhile."""
 
@@ -171,15 +161,15 @@ class Slow(int):
         return Slow(int(self) + other)
 
 
-def test_threads_without_a_lock_would_lose_counts(package: OnnxPackage, seen: ServedRun):
-    """The test above is able to fail."""
-    observer = Telemetry(package, model="edges", sample_every=1)
+def test_no_thread_loses_a_count(package: OnnxPackage, seen: ServedRun):
+    observer = Telemetry(package, model="edges", sample_every=2)
     observer._requests = Slow(0)
-    count_in_threads(observer, seen, runs=20)
-    assert observer.totals().requests == 20 * THREADS
-    observer._lock = nullcontext()  # type: ignore[assignment]
-    count_in_threads(observer, seen, runs=20)
-    assert observer.totals().requests < 40 * THREADS
+    count_in_threads(observer, seen)
+    totals, runs = observer.totals(), THREADS * RUNS
+    assert totals.tokens == (2 * runs, 2 * runs)
+    assert totals.requests == runs // 2
+    columns = observer.reader.layout.columns[0]
+    assert totals.counts[columns.tokens] == runs
 
 
 def test_window_has_each_request_and_other_runs_are_not_in_it(served: ServedModel):
@@ -228,3 +218,83 @@ def test_one_run_of_each_so_many_is_drawn(package: OnnxPackage, every: int):
     assert (blocks.sum(axis=1) == 1).all()
     # Not always the same one of a block.
     assert every == 1 or len(set(blocks.argmax(axis=1))) > 1
+
+
+# Tokens of each layer, from the sizes of the inputs.
+
+
+X = TensorInfo("x", "float32", ("batch", "seq", 8))
+MASK = TensorInfo("valid", "bool", ("batch", "seq"))
+
+
+def graph(body: str) -> onnx.GraphProto:
+    text = f"g (float[batch, seq, 8] x) => (float[a, b, c] y) {{ {body} }}"
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    return onnx.shape_inference.infer_shapes(model).graph
+
+
+KNOWN = graph("gates = Sigmoid (x) y = Identity (gates)")
+
+
+Run = tuple[dict[str, int], dict[str, np.ndarray]]
+
+
+def of_sizes(*shape: int) -> Run:
+    """Return the sizes of a run, and its inputs: two tokens of the first sample are valid."""
+    valid = np.zeros(shape, bool)
+    valid[0, :2] = True
+    dims = dict(zip(("batch", "seq"), shape, strict=True))
+    return dims, {"x": np.zeros((*shape, 8), np.float32), "valid": valid}
+
+
+def test_tokens_of_every_run_are_counted():
+    counter = TokenCounter((X,), KNOWN, [["gates"], ["nothing", "gates"]], None)
+    for shape in [(1, 3), (2, 5), (1, 3)]:
+        given = of_sizes(*shape)
+        assert counter.knows(given[0])
+        counter.add(*given)
+    assert counter.totals() == (16, 16)
+    assert counter.totals() == (16, 16)
+
+
+@pytest.mark.parametrize(("mask", "tokens"), [("valid", 2), ("not valid", 8)])
+def test_padding_is_not_counted(mask: str, tokens: int):
+    counter = TokenCounter((X, MASK), KNOWN, [["gates"]], mask)
+    given = of_sizes(2, 5)
+    counter.add(*given)
+    assert counter.totals() == (tokens,)
+
+
+def test_axis_that_the_graph_does_not_tell_is_looked_up():
+    # Tokens that are not 0: no size of an input tells how many.
+    body = "n = NonZero (x) t = Transpose <perm = [1, 0]> (n) gates = Cast <to = 1> (t)"
+    counter = TokenCounter((X,), graph(f"{body} y = Unsqueeze (gates, x)"), [["gates"]], None)
+    given = of_sizes(1, 4)
+    assert not counter.knows(given[0])
+    # A run that another package answered, whose gates were not seen.
+    counter.add(*given)
+    assert counter.totals() == (0,)
+    counter.learn(given[0], [(1, 4, 3)])
+    assert counter.knows(given[0])
+    assert not counter.knows(of_sizes(1, 5)[0])
+    counter.add(*given)
+    assert counter.totals() == (8,)
+
+
+@pytest.mark.parametrize("runs", [5000])
+def test_memory_is_bounded_and_no_run_is_lost(runs: int):
+    counter = TokenCounter((X,), KNOWN, [["gates"]], None)
+    for seq in range(1, runs + 1):
+        counter.add({"batch": 1, "seq": seq}, {})
+    assert len(counter._open) <= 4096
+    assert counter.totals() == (runs * (runs + 1) // 2,)
+
+
+def test_size_of_an_expression_is_reckoned():
+    text = "g (float[batch, total, 8] x) => (float[a, b, c] y) { gates = Sigmoid (x) y = Neg (x) }"
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "past + 1"
+    x = TensorInfo("x", "float32", ("batch", "past + 1", 8))
+    counter = TokenCounter((x,), onnx.shape_inference.infer_shapes(model).graph, [["gates"]], None)
+    counter.add({"batch": 2, "past": 4}, {})
+    assert counter.totals() == (10,)

@@ -14,7 +14,7 @@ from moh_deploy.serving.telemetry import otlp
 from moh_deploy.serving.telemetry.otlp import INTERVAL, OtlpExport, check_endpoint
 from tests.nightly import nightly
 from tests.serving.telemetry.collector import Collector, Scraped, attributes, collecting
-from tests.serving.telemetry.test_prometheus import FAMILIES
+from tests.serving.test_metrics import FAMILIES
 
 OWN = {"model": "digits", "version": "2"}
 
@@ -42,7 +42,7 @@ def test_collector_gets_what_prometheus_scrapes(collector: Collector):
     export.close()
     expected: Scraped = {}
     for name, series in parse_text(exposition(FAMILIES)[0], "text").items():
-        expected[name] = {frozenset({**OWN, **one}.items()): value for one, value in series}
+        expected[name] = {frozenset({**OWN, **item}.items()): value for item, value in series}
     assert collector.scraped() == expected
     sent = len(collector.exports)
     assert outcomes(export) == {"sent": sent, "failed": 0}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from moh_deploy.serving.http.protocol import write_request
 from moh_deploy.serving.metrics import parse_text
 from moh_deploy.serving.telemetry.otlp import INTERVAL
 from moh_deploy.serving.triton.server import running_server
-from moh_deploy.system.isolate import child_environment
 from tests.handmade_package import WIDTH, write_package
 from tests.nightly import nightly
 from tests.serving.http.running import running
@@ -90,39 +87,6 @@ def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         # Of all attempts that failed there is one line.
         (line,) = said.read_text().splitlines()
         assert line.startswith(f"error: metrics were not sent to {collector.url}/v1/metrics")
-
-
-def test_serve_whose_collector_is_silent_answers_and_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    package, said = write_package(tmp_path / "package").root, tmp_path / "said"
-    monkeypatch.setenv(INTERVAL, "10")
-    options = ("--otlp", "http://127.0.0.1:9", "--shutdown-timeout", "0.1s")
-    with running(package, said, *options) as server:
-        ask(server.url, "m")
-        assert server.stop() == 0
-    assert said.read_text().count("error: metrics were not sent to http://127.0.0.1:9/v1/") == 1
-
-
-def test_serve_without_the_exporter_says_so_before_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    package = write_package(tmp_path / "package").root
-    hidden = tmp_path / "hidden" / "opentelemetry"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('No module named opentelemetry')")
-    monkeypatch.setenv("PYTHONPATH", str(hidden.parent), prepend=":")
-    command = [sys.executable, "-m", "moh_deploy", "serve", package, "--port=0"]
-    found = subprocess.run(
-        [*command, "--otlp=http://127.0.0.1:9"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=child_environment(),
-    )
-    assert found.returncode == 2, found.stderr
-    assert "--otlp needs OpenTelemetry's exporter" in found.stderr
-    assert "pip install 'moh-deploy[otel]'" in found.stderr
 
 
 @pytest.mark.parametrize("instances", [1, 2])

@@ -11,7 +11,12 @@ import pytest
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, RoutingReader
+from moh_deploy.serving.telemetry.routing import (
+    MARGIN_EDGES,
+    CountedLayer,
+    CountLayout,
+    RoutingReader,
+)
 from moh_deploy.system.npz import Array
 from tests.edge_case_package import HEADS, SHARED, TOP_K, inputs, write_edge_package
 from tests.routed_package import write_routed
@@ -68,9 +73,9 @@ def test_counts_are_those_of_a_slow_reference(
         for layer, columns in enumerate(reader.layout.columns):
             slow = [counted_slowly(reader, results, layer, i, valid[i]) for i in samples]
             assert row[columns.tokens] == valid[list(samples)].sum()
-            assert row[columns.on].tolist() == sum(one["on"] for one in slow).tolist()
-            assert row[columns.margins].tolist() == sum(one["margins"] for one in slow).tolist()
-            np.testing.assert_allclose(row[columns.mass], sum(one["mass"] for one in slow))
+            assert row[columns.on].tolist() == sum(item["on"] for item in slow).tolist()
+            assert row[columns.margins].tolist() == sum(item["margins"] for item in slow).tolist()
+            np.testing.assert_allclose(row[columns.mass], sum(item["mass"] for item in slow))
             assert row[columns.nonfinite] == 0
 
 
@@ -115,7 +120,7 @@ def test_requests_that_cannot_be_told_apart_are_one_row(reader: RoutingReader):
 def test_request_without_samples_counts_nothing(package: OnnxPackage, reader: RoutingReader):
     given = inputs(batch=3)
     counted = reader.count(given, run(package, reader, given), (1, 0, 2))
-    tokens = [one[reader.layout.columns[0].tokens] for one in counted]
+    tokens = [row[reader.layout.columns[0].tokens] for row in counted]
     assert tokens == [5, 0, 10]
     assert not counted[1].any()
 
@@ -127,3 +132,26 @@ def test_gates_in_bfloat16_are_read(reader: RoutingReader):
     logits = {f"routed_{i}": np.ones((1, 2, n), np.float32) for i, n in enumerate((4, 6))}
     counted = reader.count({}, {"gates_0": gates, "gates_1": gates, **logits}, (1,))
     assert counted[0, reader.layout.columns[0].mass].tolist() == [1.0] * HEADS
+
+
+# The columns of a row of counts.
+
+
+def test_columns_of_all_layers_fill_a_row_once():
+    layers = (CountedLayer("a", 4, 1, True), CountedLayer("b", 2, None, False))
+    layout = CountLayout(layers)
+    taken: list[int] = []
+    for columns in layout.columns:
+        taken += [columns.tokens, columns.nonfinite, columns.margin_sum]
+        for part in (columns.on, columns.mass, columns.margins):
+            taken += range(part.start, part.stop)
+        assert (
+            list(range(columns.all.start, columns.all.stop))
+            == taken[-(columns.all.stop - columns.tokens) :]
+        )
+    assert taken == list(range(layout.width))
+    assert layout.width == sum(3 + 2 * layer.num_heads + len(MARGIN_EDGES) for layer in layers)
+
+
+def test_model_without_layers_has_no_columns():
+    assert CountLayout(()).width == 0

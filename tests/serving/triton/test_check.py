@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,12 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import NEVER_RUN, open_bundle, read_bundle
-from moh_deploy.serving.triton.check import BundleCheck, Finding, examine_bundle
+from moh_deploy.serving.triton.check import (
+    BundleCheck,
+    Finding,
+    examine_bundle,
+    glibc_here,
+    library_needs,
+    version_of,
+)
 from tests.handmade_package import vectors
 from tests.kernel_library import required_library
 from tests.nightly import sampled
@@ -88,7 +97,7 @@ def test_changed_library_is_named_and_not_loaded(bundle: Path, monkeypatch: pyte
     with (bundle / name).open("ab") as library:
         library.write(b" ")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail(f"{name} is loaded"))
-    found = {one.what: one.found for one in wrong(examine_bundle(bundle))}
+    found = {fault.what: fault.found for fault in wrong(examine_bundle(bundle))}
     assert found[name] == "has changed since it was written"
     assert found["kernels"] == f"not loaded: {name} has changed since it was written"
 
@@ -115,7 +124,9 @@ def test_edited_configuration_is_a_note(bundle: Path, server: Path):
 
 def test_more_threads_than_cores_are_a_note(bundle: Path, server: Path):
     replace_in(bundle, CONFIG, "count: 1", "count: 4096")
-    (threads,) = [one for one in examine_bundle(bundle, server).findings if one.what == "threads"]
+    (threads,) = [
+        finding for finding in examine_bundle(bundle, server).findings if finding.what == "threads"
+    ]
     assert threads.is_good is None
     assert "4096 instances" in threads.found
 
@@ -186,17 +197,11 @@ def test_fault_is_named(
 ):
     plant(bundle)
     report = examine_bundle(bundle, server)
-    faults = [one for one in wrong(report) if one.what == what and found in one.found]
+    faults = [fault for fault in wrong(report) if fault.what == what and found in fault.found]
     assert faults, report.findings
     assert report.failure is not None
     assert report.failure.exit_code == 5
-    assert all(one.fix for one in wrong(report))
-
-
-def test_server_without_the_backend_is_named(bundle: Path, server: Path):
-    shutil.rmtree(server / "backends" / "python")
-    (fault,) = wrong(examine_bundle(bundle, server))
-    assert fault.found.endswith("has no backend 'python', only none")
+    assert all(fault.fix for fault in wrong(report))
 
 
 @pytest.mark.parametrize(
@@ -217,11 +222,21 @@ def test_stub_that_is_not_in_place_is_mended_by_the_command(
     assert examine_bundle(bundle, server).failure is None
 
 
-def test_server_without_a_stub_of_this_python_is_named(bundle: Path, server: Path):
-    (server / STUB).unlink()
-    (server / PACKED).unlink()
+@pytest.mark.parametrize(
+    ("removed", "found"),
+    [
+        (["backends/python"], "has no backend 'python', only none"),
+        ([STUB, PACKED], f"the server has no stub for Python {PYTHON}"),
+    ],
+    ids=["backend", "stub"],
+)
+def test_server_that_lacks_something_is_named(
+    bundle: Path, server: Path, removed: list[str], found: str
+):
+    for name in removed:
+        shutil.rmtree(server / name) if (server / name).is_dir() else (server / name).unlink()
     (fault,) = wrong(examine_bundle(bundle, server))
-    assert fault.found == f"the server has no stub for Python {PYTHON}"
+    assert fault.found.endswith(found)
 
 
 def test_python_without_its_library_is_named(
@@ -356,3 +371,45 @@ def test_engine_that_the_server_cannot_load_is_named(
     replace_whole(root, "lib/libmoh_plugin.so", b"plugins")
     (fault,) = wrong(examine_bundle(root))
     assert (fault.what, found in fault.found) == (what, True)
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf was not found")
+def test_floor_is_what_readelf_lists():
+    library = required_library()
+    ran = subprocess.run(
+        ["readelf", "-V", str(library)], capture_output=True, text=True, check=True
+    )
+    listed = {tuple(map(int, item)) for item in re.findall(r"GLIBC_(\d+)\.(\d+)", ran.stdout)}
+    assert library_needs(library)[1] == max(listed)
+
+
+def test_library_that_was_built_here_runs_here():
+    library = required_library()
+    machine, floor = library_needs(library)
+    assert machine == platform.machine()
+    here = glibc_here()
+    assert here is not None
+    assert here >= floor
+
+
+def test_versions_that_follow_each_other_are_all_seen(tmp_path: Path):
+    header = b"\x7fELF\x02\x01" + bytes(12) + (183).to_bytes(2, "little") + bytes(60)
+    names = b"\0memcpy\0GLIBC_2.9\0GLIBC_2.34\0GLIBC_2.4\0GLIBC_PRIVATE\0"
+    library = tmp_path / "lib.so"
+    library.write_bytes(header + names)
+    assert library_needs(library) == ("aarch64", (2, 34))
+
+
+def test_what_is_no_library_is_refused(tmp_path: Path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"GLIBC_2.36" * 20)
+    with pytest.raises(PackageError, match=r"lib\.so is no native library"):
+        library_needs(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"), [("2.36", (2, 36)), ("", ()), ("of any version", ()), ("9" * 9999, None)]
+)
+def test_version_is_read_of_any_text(text: str, version: tuple[int, ...] | None):
+    found = version_of(text)
+    assert version is None or found == version

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.serving.triton import probe
-from tests.serving.drift.servers import metrics_at
+from tests.serving.drift.traffic import metrics_at
 from tests.serving.triton.bundles import bundle_of_handmade
 
 

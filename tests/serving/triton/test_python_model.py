@@ -23,8 +23,7 @@ from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors
-from tests.serving.mixing_package import write_mixing
-from tests.serving.scaled_package import write_scaled
+from tests.serving.graphs import write_mixing, write_scaled
 from tests.serving.telemetry.collector import collecting
 from tests.serving.triton.bundles import bundle_of_handmade
 
@@ -172,12 +171,12 @@ def test_requests_of_other_sizes_are_batches_of_their_own(model: TritonPythonMod
 
 
 def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tmp_path: Path):
-    package = write_mixing(tmp_path / "package", "ReduceMean", ["batch", 2])
+    package = write_mixing(tmp_path / "package", "ReduceMean")
     settings = ServingSettings("mixing")
-    write_bundle(find_deployed(package), tmp_path / "bundle", settings)
+    write_bundle(find_deployed(package.root), tmp_path / "bundle", settings)
     model = initialized(tmp_path / "bundle", "mixing")
     asked = [np.full((1, 2), 3, np.float32), np.array([[1, 2], [3, 6]], np.float32)]
-    first, second = model.execute([Request({"x": one}) for one in asked])
+    first, second = model.execute([Request({"x": item}) for item in asked])
     model.finalize()
     np.testing.assert_array_equal(first.outputs["y"], asked[0] * 0)
     np.testing.assert_array_equal(second.outputs["y"], asked[1] - [2, 4])
@@ -288,7 +287,7 @@ def test_gauges_say_which_instance_they_are_of(server: Server):
 def test_histogram_goes_as_its_buckets_sum_and_count(server: Server):
     metrics_of(server).push(FAMILIES)
     buckets = server.families["moh_margin_bucket"].metrics
-    found = {one.labels["le"]: one.value for one in buckets}
+    found = {bucket.labels["le"]: bucket.value for bucket in buckets}
     assert found == {"0.1": 1, "0.7071067811865476": 4, "+Inf": 5}
     assert server.families["moh_margin_sum"].metrics[0].value == 2.5
     assert server.families["moh_margin_count"].metrics[0].value == 5

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -31,7 +29,7 @@ from moh_deploy.serving import ServedRun, ServingSettings
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
-from moh_deploy.serving.guard.guard_io import Control, write_control
+from moh_deploy.serving.drill.load import V2Client
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
@@ -44,12 +42,12 @@ from moh_deploy.serving.triton.server import (
     running_server,
 )
 from moh_deploy.system.npz import Array, write_npz
-from tests.handmade_package import vectors, write_package
+from tests.handmade_package import vectors
 from tests.kept_builds import ROOT
 from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import write_engine
+from tests.serving.graphs import ECHO_TYPES, echo_samples, write_echo
 from tests.serving.triton.bundles import bundle_of_handmade, damaged_bundle, replace_in
-from tests.serving.triton.echo_package import ECHO_TYPES, echo_samples, write_echo
 from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
 
 # Its wheel takes half a minute to install. What a bundle holds is tested beside this without it.
@@ -78,17 +76,11 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @dataclass(frozen=True)
 class Served:
-    """A bundle with a server that runs.
+    """A bundle with a server that runs."""
 
-    Attributes:
-        root: The bundle.
-        package: What is in it.
-        running: The server.
-    """
-
-    root: Path
-    package: OnnxPackage
-    running: RunningServer
+    root: Path  # the bundle
+    package: OnnxPackage  # what is in it
+    running: RunningServer  # the server
 
     def ask(self, *options: str, inputs: Path, answers: Path, model: str) -> None:
         """Let the example's clients send requests."""
@@ -101,18 +93,13 @@ class Served:
     def resident_bytes(self) -> int:
         """Return the memory of the server and of the models' processes."""
         group = os.getpgid(self.running.process.pid)
-        pages = 0
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                # After the name, which may hold blanks: state, parent, process group.
-                fields = status.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == group:
-                    pages += int(status.with_name("statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
 
-    def children(self) -> tuple[int, ...]:
-        """Return the processes that the models run in."""
-        return children_of(self.running.process.pid)
+        pages = sum(
+            int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            for pid, fields in processes()
+            if int(fields[2]) == group
+        )
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def probe(self) -> int:
         """Return the exit code of the bundle's own question whether the server answers."""
@@ -122,54 +109,32 @@ class Served:
     def failures(self) -> float:
         """Return how many requests the server could not answer, as it counts them."""
         lines = self.running.metrics().splitlines()
-        found = [one for one in lines if one.startswith("nv_inference_request_failure{")]
-        return sum(float(one.rpartition(" ")[2]) for one in found)
+        found = [line for line in lines if line.startswith("nv_inference_request_failure{")]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
 
-    def post(self, model: str, body: object) -> tuple[int, Any]:
-        """Send a request as JSON, and return the status and the answer."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.running.ports.http}/v2/models/{model}/infer",
-            json.dumps(body).encode(),
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
+    def post(self, model: str, tensor: object) -> tuple[int, Any]:
+        """Send a request of one tensor as JSON, and return the status and the answer."""
+        url = f"http://127.0.0.1:{self.running.ports.http}/v2/models/{model}/infer"
+        answer = httpx.post(url, json={"inputs": [tensor]}, timeout=30)
+        return answer.status_code, answer.json()
 
-    def post_raw(
-        self, model: str, inputs: Mapping[str, Array], *, unbatched: bool = False
-    ) -> tuple[int, Any]:
-        """Send tensors as bytes; return the status and the bytes of each output, or the error."""
-        tensors = [
-            {
-                "name": name,
-                "datatype": ECHO_TYPES[name],
-                # Triton has no samples without axes: a number for each is a row of one.
-                "shape": list(array.shape) if unbatched else [*array.shape, 1][:2],
-                "parameters": {"binary_data_size": array.nbytes},
-            }
-            for name, array in inputs.items()
-        ]
-        header = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}})
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.running.ports.http}/v2/models/{model}/infer",
-            header.encode() + b"".join(array.tobytes() for array in inputs.values()),
-            {"Inference-Header-Content-Length": str(len(header))},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                body, length = answer.read(), int(answer.headers["Inference-Header-Content-Length"])
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
-        found, at = {}, length
-        for one in json.loads(body[:length])["outputs"]:
-            size = one["parameters"]["binary_data_size"]
-            found[one["name"]] = body[at : at + size]
-            at += size
-        return 200, found
+    def echo(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Send tensors as bytes, and return the outputs."""
+        client = V2Client("127.0.0.1", self.running.ports.http, "echo", self.package.manifest)
+        with contextlib.closing(client):
+            return client(inputs).outputs
+
+
+def processes() -> Iterator[tuple[int, list[str]]]:
+    """Yield each process, and its fields behind the name: state, parent, process group."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            yield int(status.parent.name), status.read_text().rpartition(")")[2].split()
+
+
+def children_of(process: int) -> tuple[int, ...]:
+    """Return the processes that a process has started."""
+    return tuple(pid for pid, fields in processes() if int(fields[1]) == process)
 
 
 @pytest.fixture(scope="module")
@@ -182,17 +147,12 @@ def served(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> It
         yield Served(root, OnnxPackage.open(folder / "package"), running)
 
 
-def compared(served: Served, demo: ModuleType, folder: Path, requests: int) -> Any:
-    """Send requests from 8 clients; return how their answers compare, and check what is counted."""
-    inputs, answers_file = folder / "samples.npz", folder / "answers.npz"
+def test_ten_thousand_answers_are_the_packages(served: Served, demo: ModuleType, tmp_path: Path):
+    inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
     write_npz(inputs, SAMPLES)
     before = demo.settled_metrics(served.running)
-    served.ask(
-        *("--clients", "8", "--requests", str(requests)),
-        inputs=inputs,
-        answers=answers_file,
-        model="handmade",
-    )
+    load = ("--clients", "8", "--requests", "10000")
+    served.ask(*load, inputs=inputs, answers=answers_file, model="handmade")
     answers = demo.Answers.read(answers_file)
     count = int(answers.count.sum())
     # Of the server, and of our telemetry: the package has one layer.
@@ -200,22 +160,14 @@ def compared(served: Served, demo: ModuleType, folder: Path, requests: int) -> A
         start = demo.total_of(name, before)
         assert demo.counted_from(served.running, name, start, expected) == expected, name
     with open_runner(served.package, Variant(threads=1)) as runner:
-        return demo.compare_answers(answers, SAMPLES, runner, served.running.log)
-
-
-def test_every_answer_is_the_packages_for_its_batch(
-    served: Served, demo: ModuleType, tmp_path: Path
-):
-    found = compared(served, demo, tmp_path, 200)
-    assert found.is_good, found.text()
-    assert found.requests == 200
-    assert found.largest_batch > 1, "no requests were joined"
-
-
-def test_ten_thousand_answers_are_the_packages(served: Served, demo: ModuleType, tmp_path: Path):
-    found = compared(served, demo, tmp_path, 10_000)
-    assert found.is_good, found.text()
-    assert found.requests == 10_000
+        found = demo.compare_answers(answers, SAMPLES, runner, served.running.log)
+        assert found.is_good, found.text()
+        assert found.requests == 10_000
+        assert found.largest_batch > 1, "no requests were joined"
+        # A wrong answer would be noticed.
+        answers.outputs["y"][0, 0, 0] = np.nextafter(answers.outputs["y"][0, 0, 0], np.float32(9))
+        found = demo.compare_answers(answers, SAMPLES, runner, served.running.log)
+        assert (found.unequal, found.beyond) == (1, 0)
 
 
 def test_watch_reads_what_the_server_counts(served: Served, demo: ModuleType, tmp_path: Path):
@@ -259,18 +211,6 @@ def routing(served: Served) -> RoutingReference:
     return profile_of(recorded, window=50, rate=0.05)
 
 
-def test_wrong_answer_would_be_noticed(served: Served, demo: ModuleType, tmp_path: Path):
-    inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
-    write_npz(inputs, SAMPLES)
-    load = ("--clients", "1", "--requests", "3")
-    served.ask(*load, inputs=inputs, answers=answers_file, model="handmade")
-    answers = demo.Answers.read(answers_file)
-    answers.outputs["y"][0, 0, 0] = np.nextafter(answers.outputs["y"][0, 0, 0], np.float32(9))
-    with open_runner(served.package, Variant(threads=1)) as runner:
-        found = demo.compare_answers(answers, SAMPLES, runner, served.running.log)
-    assert (found.unequal, found.beyond) == (1, 0)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -290,9 +230,9 @@ def test_bad_request_gets_a_sentence_and_the_server_lives(
         "shape": [1, 2, 8],
         "data": x.inputs["x"].ravel().tolist(),
     }
-    status, answer = served.post("handmade", {"inputs": [{**good, **change}]})
+    status, answer = served.post("handmade", {**good, **change})
     assert (status, message in answer["error"]) == (400, True), answer
-    status, answer = served.post("handmade", {"inputs": [good]})
+    status, answer = served.post("handmade", good)
     assert status == 200
     got = np.array(answer["outputs"][0]["data"], np.float32).reshape(1, 2, 8)
     np.testing.assert_allclose(got, x.outputs["y"], rtol=1e-5, atol=1e-6)
@@ -308,13 +248,12 @@ def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_cli
     unequal = {**sent, "int64": sent["int64"][:, :2]}
     with running_server(server, root, tmp_path / "server.log") as running:
         served = Served(root, package, running)
-        status, refusal = served.post_raw("echo", unequal)
-        got = served.post_raw("echo", sent)
+        with pytest.raises(BackendError, match=r"status 400: .*dimension 'seq' is inconsistent"):
+            served.echo(unequal)
+        got = served.echo(sent)
         assert served.probe() == 0
-    assert (status, "dimension 'seq' is inconsistent" in str(refusal)) == (400, True), refusal
-    assert got[0] == 200, got
     for name, array in sent.items():
-        assert got[1][f"o_{name}"] == array.tobytes(), name
+        assert got[f"o_{name}"].tobytes() == array.tobytes(), name
 
 
 def test_configuration_of_an_engine_is_read_by_the_server(server: TritonServer, tmp_path: Path):
@@ -356,7 +295,11 @@ def fresh_server(server: TritonServer, tmp_path: Path) -> TritonServer:
 
 def test_server_starts_as_the_check_says_and_only_then(fresh_server: TritonServer, tmp_path: Path):
     root = bundle_of_handmade(tmp_path, threads=1)
-    (fault,) = [one for one in examine_bundle(root, fresh_server.root).findings if not one.is_good]
+    (fault,) = [
+        finding
+        for finding in examine_bundle(root, fresh_server.root).findings
+        if not finding.is_good
+    ]
     start = fresh_server.start_command(root, None)
     ports = Ports.free()
     options = (
@@ -392,39 +335,15 @@ def test_server_starts_as_the_check_says_and_only_then(fresh_server: TritonServe
 
 
 def test_model_whose_requests_cannot_be_joined_answers_each(server: TritonServer, tmp_path: Path):
-    package = write_echo(tmp_path / "package", first=2)
+    package = write_echo(tmp_path / "package", "2")
     root = tmp_path / "bundle"
     write_bundle(find_deployed(package.root), root, ServingSettings("echo"))
     assert read_bundle(root).max_batch == 0
     sent = echo_samples(2, seq=6)
     with running_server(server, root, tmp_path / "server.log") as running:
-        status, got = Served(root, package, running).post_raw("echo", sent, unbatched=True)
-    assert status == 200, got
-    assert got == {f"o_{name}": array.tobytes() for name, array in sent.items()}
-
-
-def test_planted_fault_lets_no_wrong_answer_out(
-    server: TritonServer, demo: ModuleType, tmp_path: Path
-):
-    package = write_package(tmp_path / "package").root
-    root, log = tmp_path / "bundle", tmp_path / "server.log"
-    settings = ServingSettings("handmade", instances=2, threads=1, drill=True, guard=True)
-    write_bundle(find_deployed(package), root, settings)
-    inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
-    write_npz(inputs, SAMPLES)
-    with running_server(server, root, log) as running:
-        served = Served(root, OnnxPackage.open(package), running)
-        before = demo.settled_metrics(running)
-        write_control(root / "guard/control.json", Control(faults=("nan",)))
-        load = ("--clients", "8", "--requests", "200")
-        served.ask(*load, inputs=inputs, answers=answers_file, model="handmade")
-        answers = demo.Answers.read(answers_file)
-        name, wanted = "moh_fallback_requests_total", 200
-        start = demo.total_of(name, before)
-        assert demo.counted_from(running, name, start, wanted) == wanted
-    with open_runner(package, Variant(threads=1)) as runner:
-        found = demo.compare_answers(answers, SAMPLES, runner, log)
-    assert (found.requests, found.beyond) == (200, 0)
+        got = Served(root, package, running).echo(sent)
+    for name, array in sent.items():
+        assert got[f"o_{name}"].tobytes() == array.tobytes(), name
 
 
 @pytest.mark.parametrize(
@@ -484,7 +403,7 @@ def test_model_that_is_killed_gives_errors_until_it_is_loaded_again(
 
         def ask() -> int:
             """Return the status; an answer has to be right."""
-            status, answer = served.post("handmade", {"inputs": [tensor]})
+            status, answer = served.post("handmade", tensor)
             if status == 200:
                 got = np.array(answer["outputs"][0]["data"], np.float32).reshape(1, SEQ, 8)
                 np.testing.assert_allclose(got, x.outputs["y"], rtol=1e-5, atol=1e-6)
@@ -492,14 +411,14 @@ def test_model_that_is_killed_gives_errors_until_it_is_loaded_again(
 
         assert [ask() for _ in range(5)] == [200] * 5
         assert served.probe() == 0
-        (model,) = served.children()
+        (model,) = children_of(running.process.pid)
         os.kill(model, signal.SIGKILL)
         assert [ask() for _ in range(5)] == [500] * 5
         # What it says of itself is no help, and an answer is.
         assert running.is_ready()
         assert served.probe() == 1
         url = f"http://127.0.0.1:{running.ports.http}/v2/repository/models/handmade/load"
-        urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=120).close()
+        httpx.post(url, content=b"{}", timeout=120).raise_for_status()
         assert [ask() for _ in range(5)] == [200] * 5
         assert served.probe() == 0
 
@@ -516,8 +435,8 @@ def test_server_below_the_bundles_supervisor_comes_back(
 
         def ask() -> int:
             try:
-                return served.post("handmade", {"inputs": [tensor]})[0]
-            except OSError:  # it is starting
+                return served.post("handmade", tensor)[0]
+            except httpx.TransportError:  # it is starting
                 return 0
 
         end = time.monotonic() + 300
@@ -530,7 +449,7 @@ def test_server_below_the_bundles_supervisor_comes_back(
         # What dies before is one that does not start, which may take minutes.
         until("supervise: the server answers")
         # A probe may be one of the supervisor's children, and has none itself.
-        models = [stub for one in served.children() for stub in children_of(one)]
+        models = [stub for item in children_of(running.process.pid) for stub in children_of(item)]
         assert len(models) == instances
         os.kill(models[0], signal.SIGKILL)
         # One of two is missed though the other answers.
@@ -569,14 +488,3 @@ def test_two_minutes_of_load_leave_no_error_and_no_more_memory(
         print(f"{name}: {row[name]}")
     record_property("more memory", after - before)
     print(f"memory: {before / 2**20:.1f} MiB, {(after - before) / 2**20:+.1f} MiB")
-
-
-def children_of(process: int) -> tuple[int, ...]:
-    """Return the processes that a process has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = status.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == process:
-                found.append(int(status.parent.name))
-    return tuple(found)

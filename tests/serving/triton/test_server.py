@@ -13,7 +13,6 @@ from moh_deploy.errors import BackendError
 from moh_deploy.serving.triton import server as server_module
 from moh_deploy.serving.triton.server import (
     PYTHON,
-    Ports,
     TritonServer,
     find_server,
     python_of_stub,
@@ -89,30 +88,24 @@ def test_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.
     assert process.returncode == -9
 
 
-def test_server_that_ends_is_reported_with_its_log(tmp_path: Path):
-    server = TritonServer(install(tmp_path / "s", "#!/bin/sh\necho no such model; exit 1\n"))
+@pytest.mark.parametrize(
+    ("script", "has_stub", "message"),
+    [
+        ("echo no such model; exit 1", True, r"tritonserver ended\..*\n.*no such model"),
+        ("exec sleep 60", True, "tritonserver is not ready"),
+        ("exit 1", False, f"no stub of its Python backend for Python {PYTHON}"),
+    ],
+    ids=["ends", "never ready", "no stub"],
+)
+def test_server_that_does_not_start_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, has_stub: bool, message: str
+):
+    monkeypatch.setattr(server_module, "_START_SECONDS", 0.2 if "sleep" in script else 60)
+    root = install(tmp_path / "s", f"#!/bin/sh\n{script}\n")
+    if not has_stub:
+        (root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub").unlink()
     with (
-        pytest.raises(BackendError, match=r"tritonserver ended\..*\n.*no such model"),
-        running_server(server, tmp_path / "bundle", tmp_path / "log"),
-    ):
-        pass
-
-
-def test_server_that_is_never_ready_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(server_module, "_START_SECONDS", 0.2)
-    server = TritonServer(install(tmp_path / "s", "#!/bin/sh\nexec sleep 60\n"))
-    with (
-        pytest.raises(BackendError, match="tritonserver is not ready"),
-        running_server(server, tmp_path / "bundle", tmp_path / "log"),
-    ):
-        pass
-
-
-def test_server_without_a_stub_of_this_python_is_refused(tmp_path: Path):
-    root = install(tmp_path / "s")
-    (root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub").unlink()
-    with (
-        pytest.raises(BackendError, match=f"no stub of its Python backend for Python {PYTHON}"),
+        pytest.raises(BackendError, match=message),
         running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
     ):
         pass
@@ -131,8 +124,3 @@ def test_server_in_a_folder_that_cannot_be_written_is_refused(
         running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
     ):
         pass
-
-
-def test_ports_differ():
-    ports = Ports.free()
-    assert len({ports.http, ports.grpc, ports.metrics}) == 3

@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving import Family, Series
-from moh_deploy.serving.metrics import OPENMETRICS, Exemplar, exposition, parse_text
+from moh_deploy.serving.metrics import OPENMETRICS, Exemplar, Trace, exposition, parse_text
 
 FAMILIES = (
     Family("moh_routed_tokens_total", "Tokens.", "counter", (Series({"layer": "a"}, 12),)),
@@ -64,7 +64,7 @@ def test_openmetrics_is_for_those_that_ask_and_has_exemplars(accept: str):
     }
     assert families["moh_request_seconds"].unit == "seconds"
     samples = families["moh_request_seconds"].samples
-    (shown,) = [(one.labels["le"], one.exemplar) for one in samples if one.exemplar]
+    (shown,) = [(sample.labels["le"], sample.exemplar) for sample in samples if sample.exemplar]
     assert (shown[0], shown[1].labels, shown[1].value) == ("+Inf", {"trace_id": "4bf9"}, 2.0)
     assert float(shown[1].timestamp) == 1.7e9
 
@@ -96,3 +96,48 @@ def test_missing_client_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "prometheus_client.parser", None)
     with pytest.raises(BackendError, match="need the package prometheus_client"):
         parse_text("", "text")
+
+
+ID, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = f"00-{ID}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("header", "is_sampled"),
+    [
+        (PARENT, True),
+        (f"00-{ID}-{SPAN}-00", False),
+        (f"00-{ID}-{SPAN}-03", True),
+        # A later version keeps the four fields of today.
+        (f"cc-{ID}-{SPAN}-01", True),
+        (f"cc-{ID}-{SPAN}-01-what.the-future-holds", True),
+    ],
+)
+def test_trace_is_read(header: str, is_sampled: bool):
+    assert Trace.of([header]) == Trace(ID, is_sampled)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [""],
+        [PARENT, PARENT],
+        [f"{PARENT}, {PARENT}"],
+        [f"{PARENT}-more"],  # which version 00 has not
+        [f"{PARENT}\n"],
+        [f"ff-{ID}-{SPAN}-01"],
+        [f"00-{'0' * 32}-{SPAN}-01"],
+        [f"00-{ID}-{'0' * 16}-01"],
+        [PARENT.upper()],
+        [f"00-{ID}0-{SPAN}-01"],
+        [f"00-{ID[:-1]}g-{SPAN}-01"],
+        [f"00-{ID[:-1]}٣-{SPAN}-01"],
+        [f"00-{ID}-{SPAN}-1"],
+        [f"cc-{ID}-{SPAN}-01.more"],
+        [f"cc-{ID}-{SPAN}-01-\x1b[2J\n"],
+        ["0" * 65536],
+    ],
+)
+def test_what_is_none_is_ignored(headers: list[str]):
+    assert Trace.of(headers) is None
