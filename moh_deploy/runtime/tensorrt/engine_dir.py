@@ -20,6 +20,7 @@ from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
 from moh_deploy.system.bounded_file import is_plain_name, sha256_of
 from moh_deploy.system.bounded_json import has_keys, read_json
+from moh_deploy.system.sealed_directory import SealedDirectory
 
 ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
@@ -207,15 +208,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
             hint=_BUILD_AGAIN,
         )
     # A damaged engine could crash the process that loads it, or compute something else.
+    sealed = SealedDirectory(root, ENGINE_MANIFEST_NAME, "the engine was built")
     for name, sha256 in manifest.files.items():
-        try:
-            found = sha256_of(root / name)
-        except OSError as error:
-            raise PackageError(
-                f"{root / name} cannot be read: {error}.", hint=_BUILD_AGAIN
-            ) from error
-        if found != sha256:
-            raise PackageError(
-                f"{root / name} has changed since the engine was built.", hint=_BUILD_AGAIN
-            )
+        sealed.check(name, sha256, hint=_BUILD_AGAIN)
     return manifest

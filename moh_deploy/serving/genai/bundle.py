@@ -34,7 +34,8 @@ from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.bounded_json import has_keys, read_json, to_json_text
 from moh_deploy.system.replaceable import DirectoryKind, check_output
-from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
+from moh_deploy.system.sealed_directory import SealedDirectory
+from moh_deploy.system.staging import StagedDirectory, link_or_copy
 
 # Write `genai_config.json`: what onnxruntime-genai has to know of a model, from its manifest.
 
@@ -260,18 +261,7 @@ def read_genai_bundle(root: Path) -> GenaiBundle:
         # A path that leads out could make another file be read.
         if place.is_absolute() or ".." in place.parts:
             raise PackageError(f"{path}: names '{name[:100]}', expected a path in it.")
-        try:
-            found = sha256_of(root / name)
-        except OSError as error:
-            raise PackageError(
-                f"{root / name} cannot be read: {error.strerror}.", hint=_WRITE_ONE
-            ) from error
-        if found != digest:
-            raise PackageError(
-                f"{root / name} has changed since the bundle was written: its sha256 is {found},"
-                f" expected {digest}.",
-                hint=_WRITE_ONE,
-            )
+        _sealed(root).check(name, digest, hint=_WRITE_ONE)
     return bundle
 
 
@@ -340,7 +330,6 @@ def write_genai_bundle(
 
 def _described(root: Path, library: str | None, *, shares_buffer: bool) -> GenaiBundle:
     """Write `bundle.json`, with the digests of all other files, and sync these."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
     bundle = GenaiBundle(
         package_sha256=sha256_of(root / PACKAGE_FOLDER / MANIFEST_NAME),
         library=library,
@@ -350,13 +339,14 @@ def _described(root: Path, library: str | None, *, shares_buffer: bool) -> Genai
             "onnxruntime": version("onnxruntime"),
             "python": platform.python_version(),
         },
-        files={path.relative_to(root).as_posix(): sha256_of(path) for path in files},
+        files=_sealed(root).digests(),
     )
-    path = root / GENAI_BUNDLE_NAME
-    path.write_text(to_json_text(asdict(bundle)) + "\n", encoding="utf-8")
-    for file in (*files, path):
-        sync_file(file)
+    _sealed(root).write(to_json_text(asdict(bundle)) + "\n")
     return bundle
+
+
+def _sealed(root: Path) -> SealedDirectory:
+    return SealedDirectory(root, GENAI_BUNDLE_NAME, "the bundle was written")
 
 
 @dataclass(frozen=True)

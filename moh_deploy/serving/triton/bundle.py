@@ -51,7 +51,8 @@ from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import DirectoryKind, check_output
-from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
+from moh_deploy.system.sealed_directory import SealedDirectory
+from moh_deploy.system.staging import StagedDirectory, link_or_copy
 from moh_deploy.validate.compare.parity import require_equal
 
 GUARD, SHADOW = "guard", "shadow"
@@ -192,14 +193,9 @@ def write_bundle(
         }
         for name, text in texts.items():
             (root / name).write_text(text, encoding="utf-8")
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        digests = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
-        bundle = replace(bundle, files=digests)
-        (root / bundle_json.BUNDLE_NAME).write_text(
-            bundle_json.bundle_text(bundle), encoding="utf-8"
-        )
-        for path in (*files, root / bundle_json.BUNDLE_NAME):
-            sync_file(path)
+        sealed = SealedDirectory(root, bundle_json.BUNDLE_NAME, "the bundle was written")
+        bundle = replace(bundle, files=sealed.digests())
+        sealed.write(bundle_json.bundle_text(bundle))
         staged.commit()
     return bundle
 
