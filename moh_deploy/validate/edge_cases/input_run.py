@@ -17,7 +17,7 @@ from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.compare.noise_floor import NOISE, NoisyModel
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity import compare_samples
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
@@ -40,9 +40,8 @@ from moh_deploy.validate.edge_cases.source import (
 )
 from moh_deploy.validate.reference.input_sets import known_size
 from moh_deploy.validate.reference.layer_values import Recorder
-from moh_deploy.validate.reference.samples import valid_tokens_of
+from moh_deploy.validate.reference.samples import Sample, label, valid_tokens_of
 from moh_deploy.validate.reference.subject import Variants
-from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 # Find the first layer in which a run differs from the reference.
 #
@@ -276,20 +275,20 @@ class InputJudge:
         nan = NanPlaces.of(self.package, expected)
         gates_known = not any(name in nan.places for name in self.package.gate_names)
         variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
-        return compare(
+        return compare_samples(
             self.package,
             NanKept(self.subject, nan),
-            [nan.zeroed(self.package, expected)],
-            valid=self._valid(expected),
+            [self._sample(expected, nan.zeroed(self.package, expected))],
             reference=_REFERENCE,
             variants=None if variants is None else NanKeptVariants(variants, nan),
             policy=self.policy,
         )
 
-    def _valid(self, expected: VectorSet) -> list[ValidTokens]:
-        """Return which tokens count; all of a run that is nothing but padding: it has no others."""
+    def _sample(self, expected: VectorSet, zeroed: VectorSet) -> Sample:
+        """Return a run with the tokens that count; all of one that is nothing but padding."""
         found = valid_tokens_of(expected, {}, "run", self.package.manifest, self.valid_tokens)
-        return [] if found is None or not found.mask.any() else [found]
+        valid = found if found is not None and found.mask.any() else None
+        return Sample(zeroed, label("0", zeroed.sizes), valid=valid)
 
     def where(self, report: ParityReport, known: _Inputs, inputs: _Inputs, cut: Cut = whole) -> str:
         """Return sentences, each behind a space, on where a run differs."""
