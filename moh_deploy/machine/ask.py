@@ -17,15 +17,10 @@ _MOST_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class Failed:
-    """The reason why a probe gave no facts.
+    """The reason why a probe gave no facts."""
 
-    Attributes:
-        why: What happened, as half a sentence.
-        fix: The next step, where it is known.
-    """
-
-    why: str
-    fix: str | None = None
+    why: str  # What happened, as half a sentence
+    fix: str | None = None  # The next step, where it is known
 
 
 def ask(
@@ -35,8 +30,6 @@ def ask(
 
     Args:
         function: It imports nothing that may be missing before it is called.
-        arguments: Its arguments.
-        timeout_s: How long it may take.
 
     Raises:
         PackageError: There is no place for temporary files, or its disk is full.
@@ -51,14 +44,10 @@ def ask(
         return Failed(f"it did not answer within {timeout_s:.0f} s")
     # What has answered may still crash when it ends: then what it loaded is broken.
     if found.answer is None or found.return_code != 0:
-        return Failed(_died(found.how(), found.said))
+        how = f"it crashed: the process ended with {found.how()}"
+        telling = _telling(found.said.splitlines())[:_MOST_CHARACTERS]
+        return Failed(f"{how}: {telling}" if telling else how)
     return found.answer
-
-
-def _died(how: str, said: str) -> str:
-    telling = _telling(said.splitlines())
-    text = f"it crashed: the process ended with {how}"
-    return f"{text}: {telling[:_MOST_CHARACTERS]}" if telling else text
 
 
 def _telling(lines: list[str]) -> str:

@@ -11,7 +11,7 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import Arrays
 from moh_deploy.package import Runtime
-from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels, instruction_sets
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.staging import scratch_directory
@@ -43,13 +43,7 @@ def run_attention(kernels: Kernels, runtime: Runtime = "onnxruntime") -> tuple[s
     Raises:
         BackendError: It is computed wrongly, or not at all.
     """
-    runner = _open(_CASE, kernels, runtime)
-    _compare(_CASE, runner)
-    library = runner.describe().kernels.library
-    return () if library is None else tuple(instruction_sets(library))
-
-
-def _open(case: Case, kernels: Kernels, runtime: Runtime) -> Runner:
+    case = _CASE
     model = single_node_model(case.op, case.input_types(), case.attributes)
     # What runs a node is asked by its name.
     model.graph.node[0].name = case.op
@@ -57,10 +51,7 @@ def _open(case: Case, kernels: Kernels, runtime: Runtime) -> Runner:
         path = scratch / "model.onnx"
         onnx.save(model, path)
         # The session has read the file when the directory goes.
-        return open_runner(path, Variant(runtime, kernels, threads=1))
-
-
-def _compare(case: Case, runner: Runner) -> None:
+        runner = open_runner(path, Variant(runtime, kernels, threads=1))
     arrays = case.inputs()
     names = (given.name for given in MOH_ATTENTION.inputs)
     feeds = {name: array for name, array in zip(names, arrays, strict=False) if array is not None}
@@ -70,3 +61,5 @@ def _compare(case: Case, runner: Runner) -> None:
     if not np.allclose(found, expected, allowed.relative, allowed.absolute):
         error = float(np.max(np.abs(found - expected)))
         raise BackendError(f"{case.op} is computed wrongly: off by {error:.3g}")
+    library = runner.describe().kernels.library
+    return () if library is None else tuple(instruction_sets(library))

@@ -1,4 +1,4 @@
-"""Look for ONNX Runtime and the CPU kernels, and run one operator by each."""
+"""Look for ONNX Runtime, OpenVINO and the CPU kernels, and run one operator by each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from moh_deploy import native
 from moh_deploy.machine.ask import Failed, ask
 
 if TYPE_CHECKING:
+    from moh_deploy.package import Runtime
     from moh_deploy.runtime.kernel_use import Kernels
-
 
 REBUILD = (
     "apt install cmake make g++ libonnxruntime-dev libhwy-dev (Debian 13, Ubuntu 25.04 or newer),"
@@ -23,12 +23,7 @@ REBUILD = (
 
 @dataclass(frozen=True)
 class RuntimeFacts:
-    """The version of ONNX Runtime, and what it can run on.
-
-    Attributes:
-        version: As it says itself.
-        providers: What it can run on here, by its own account.
-    """
+    """The version of ONNX Runtime, and what it can run on."""
 
     version: str
     providers: tuple[str, ...]
@@ -40,30 +35,19 @@ class RuntimeFacts:
 
 @dataclass(frozen=True)
 class CpuRun:
-    """A small MoHAttention that ran here, with the answer of its definition.
+    """A small MoHAttention that ran here, with the answer of its definition."""
 
-    Attributes:
-        instruction_sets: What the kernels can run on, the one that ran first; empty: the function
-            body ran.
-    """
-
+    # What the kernels can run on, the one that ran first; empty: the function body ran.
     instruction_sets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class CpuFacts:
-    """The runs of an operator on the CPU: by function body, and by kernel.
-
-    Attributes:
-        runtime: ONNX Runtime.
-        functions: The run of the function body.
-        library: The library with the kernels; None: there is none.
-        kernels: The run of the kernel.
-    """
+    """The runs of an operator on the CPU: by function body, and by kernel."""
 
     runtime: RuntimeFacts | Failed
     functions: CpuRun | Failed
-    library: Path | None
+    library: Path | None  # The library with the kernels; None: there is none
     kernels: CpuRun | Failed
 
 
@@ -75,9 +59,7 @@ def probe_cpu() -> CpuFacts:
         # Each may crash by itself: a kernel that does leaves the function body as an answer.
         functions=ask(_attention, "off"),
         library=library,
-        kernels=Failed(native.why_no_library(), REBUILD)
-        if library is None
-        else ask(_attention, "require"),
+        kernels=ask(_attention, "require") if library else Failed(native.why_no_library(), REBUILD),
     )
 
 
@@ -86,42 +68,24 @@ def _runtime() -> RuntimeFacts:
     return RuntimeFacts(ort.__version__, tuple(ort.get_available_providers()))
 
 
-def _attention(kernels: Kernels) -> CpuRun:
+def _attention(kernels: Kernels, runtime: Runtime = "onnxruntime") -> CpuRun:
     # Imported here, in the other process: without ONNX Runtime the import itself fails.
     from moh_deploy.machine.attention_run import run_attention
 
-    return CpuRun(run_attention(kernels))
+    return CpuRun(run_attention(kernels, runtime))
 
-
-# Look for OpenVINO and the extension by which it runs the CPU kernels, and run an operator.
 
 _INSTALL = "pip install 'moh-deploy[openvino]'"
 
 
 @dataclass(frozen=True)
-class OpenVinoRun:
-    """A small MoHAttention that ran in OpenVINO by a kernel, with the answer of its definition.
-
-    Attributes:
-        instruction_sets: What the kernels can run on, the one that ran first.
-    """
-
-    instruction_sets: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class OpenVinoFacts:
-    """OpenVINO, and the extension of ours.
+    """OpenVINO, and the extension of ours."""
 
-    Attributes:
-        release: The release that is installed, such as `2026.4.1`.
-        extension: The library; None: there is none.
-        kernels: The run of a kernel in it; fails where the library is of another release.
-    """
-
-    release: str | Failed
-    extension: Path | None
-    kernels: OpenVinoRun | Failed
+    release: str | Failed  # The release that is installed, such as `2026.4.1`
+    extension: Path | None  # The library; None: there is none
+    # The run of a kernel in it; fails where the library is of another release.
+    kernels: CpuRun | Failed
 
 
 def probe_openvino() -> OpenVinoFacts:
@@ -134,15 +98,9 @@ def probe_openvino() -> OpenVinoFacts:
         compiler = "" if shutil.which("c++") or shutil.which("g++") else "apt install g++, then "
         why = f"there is no {native.OPENVINO_NAME} for OpenVINO {release}"
         return OpenVinoFacts(release, None, Failed(why, f"{compiler}{native.BUILD_OPENVINO}"))
-    return OpenVinoFacts(release, extension, ask(_openvino_attention))
+    return OpenVinoFacts(release, extension, ask(_attention, "require", "openvino"))
 
 
 def _release() -> str:
     # The name that reports give it, without the word in front.
     return str(import_module("openvino").__version__).partition("-")[0]
-
-
-def _openvino_attention() -> OpenVinoRun:
-    from moh_deploy.machine.attention_run import run_attention
-
-    return OpenVinoRun(run_attention("require", "openvino"))

@@ -10,7 +10,6 @@ from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.cpu import CpuRun, OpenVinoFacts
 from moh_deploy.machine.gpu import ORT_CUDA_NAME
 from moh_deploy.machine.machine import Ability, Machine
-from moh_deploy.machine.packages import PackageFacts
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.report import Report
 
@@ -21,12 +20,7 @@ _CAN_COLUMNS = ("what", "", "by, or why not")
 
 @dataclass(frozen=True)
 class DoctorReport(Report):
-    """One look at a machine.
-
-    Attributes:
-        machine: What is here.
-        abilities: What follows.
-    """
+    """One look at a machine."""
 
     machine: Machine
     abilities: tuple[Ability, ...]
@@ -48,17 +42,17 @@ class DoctorReport(Report):
         blocks: list[Block] = [Text(about)]
         if not packages.known:
             blocks.append(Text("moh-deploy runs from files that were not installed: pip install ."))
-        abilities = [
-            (
-                ability.name,
-                ability.can,
-                ability.how if ability.can else "; ".join(gap.why for gap in ability.gaps),
-            )
-            for ability in self.abilities
-        ]
+        abilities = []
+        for ability in self.abilities:
+            why = ability.how if ability.can else "; ".join(gap.why for gap in ability.gaps)
+            abilities.append((ability.name, ability.can, why))
         columns = ("package", "version", "expected", "")
+        rows = []
+        for facts in packages.found:
+            need = facts.problem or ("" if facts.required else "optional")
+            rows.append((facts.name, facts.version, facts.expected, need))
         blocks += (
-            Table("Python packages", columns, list(map(_package_row, packages.found))),
+            Table("Python packages", columns, rows),
             Table("native code and GPUs", ("what", "found"), list(_native_rows(machine))),
             Table("can do here", _CAN_COLUMNS, abilities),
             Table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities)),
@@ -68,11 +62,6 @@ class DoctorReport(Report):
         is_good = self.failure is None
         blocks.append(Text(can if is_good else cannot, is_good))
         return Document("doctor", tuple(blocks))
-
-
-def _package_row(facts: PackageFacts) -> Row:
-    need = "" if facts.required else "optional"
-    return facts.name, facts.version, facts.expected, facts.problem or need
 
 
 def _native_rows(machine: Machine) -> Iterator[Row]:

@@ -30,15 +30,10 @@ _PTX, _MACHINE_CODE = 1, 2
 
 @dataclass(frozen=True)
 class DeviceCode:
-    """The GPUs that a library has code for.
+    """The GPUs that a library has code for."""
 
-    Attributes:
-        machine: Compute capabilities that it has machine code for: 86 for 8.6.
-        ptx: Those that it has PTX for, which later ones run, too.
-    """
-
-    machine: tuple[int, ...]
-    ptx: tuple[int, ...]
+    machine: tuple[int, ...]  # Compute capabilities that it has machine code for: 86 for 8.6
+    ptx: tuple[int, ...]  # Those that it has PTX for, which later ones run, too
 
     def __str__(self) -> str:
         """Return `8.0, 8.6 and, by PTX, 12.0 and later`."""
@@ -87,17 +82,13 @@ _BUILD_ORT_CUDA = f"make cuda && cp build/cuda/{ORT_CUDA_NAME} moh_deploy/native
 
 @dataclass(frozen=True)
 class LibraryFacts:
-    """A native library of this version of moh-deploy that can be loaded.
-
-    Attributes:
-        code: Which GPUs it has code for.
-        cuda: Major version of CUDA that a driver has to take; None: it does not say.
-        triton: Attention kernels that Triton compiled for it: `sm_90 float16 128`, ...
-    """
+    """A native library of this version of moh-deploy that can be loaded."""
 
     path: Path
-    code: DeviceCode
+    code: DeviceCode  # Which GPUs it has code for
+    # Major version of CUDA that a driver has to take; None: it does not say.
     cuda: int | None = None
+    # Attention kernels that Triton compiled for it: `sm_90 float16 128`, ...
     triton: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -163,17 +154,11 @@ NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` 
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """The driver, and what it drives.
+    """The driver, and what it drives."""
 
-    Attributes:
-        driver: Its version, of nvidia-smi; None: nvidia-smi does not say.
-        cuda: The largest version of CUDA that it takes.
-        gpus: At least one.
-    """
-
-    driver: str | None
-    cuda: str
-    gpus: tuple[Gpu, ...]
+    driver: str | None  # Its version, of nvidia-smi; None: nvidia-smi does not say
+    cuda: str  # The largest version of CUDA that it takes
+    gpus: tuple[Gpu, ...]  # At least one
 
 
 def probe_gpu() -> GpuFacts | Failed:

@@ -33,18 +33,11 @@ class Importable:
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that a user may want to do, and what is missing for it.
-
-    Attributes:
-        name: What.
-        how: By what it can be done; None: it cannot.
-        gaps: What is missing; empty: nothing.
-        essential: Without it, moh-deploy is of no use here.
-    """
+    """Something that a user may want to do, and what is missing for it."""
 
     name: str
-    how: str | None
-    gaps: tuple[Failed, ...]
+    how: str | None  # By what it can be done; None: it cannot
+    gaps: tuple[Failed, ...]  # What is missing; empty: nothing
     essential: bool = False
 
     @classmethod
@@ -81,35 +74,20 @@ plugins that the user names. To import it needs nothing that may be missing: `as
 
 @dataclass(frozen=True)
 class Machine:
-    """The facts that were gathered; nothing is judged yet, see `abilities`.
-
-    Attributes:
-        moh_deploy: Its version.
-        python: Its version.
-        platform: Operating system and processor.
-        packages: Python packages.
-        export: What importing PyTorch and the code of `moh-deploy export` gave.
-        cpu: ONNX Runtime and the CPU kernels.
-        openvino: OpenVINO, and the extension for the CPU kernels.
-        gpu: The driver and GPUs.
-        tools: What native code is built with.
-        ort_cuda: The CUDA library for ONNX Runtime.
-        add_ons: What the runtimes of add-ons found.
-        broken_add_ons: The reasons why parts of add-ons cannot be loaded.
-    """
+    """The facts that were gathered; nothing is judged yet, see `abilities`."""
 
     moh_deploy: str
     python: str
     platform: str
     packages: Packages
-    export: Importable | Failed
+    export: Importable | Failed  # What importing PyTorch and the code of `moh-deploy export` gave
     cpu: CpuFacts
     openvino: OpenVinoFacts
     gpu: GpuFacts | Failed
     tools: Tools
-    ort_cuda: LibraryFacts | Failed
-    add_ons: tuple[AddOnFacts, ...] = field(metadata=FLAT)
-    broken_add_ons: tuple[Failed, ...] = ()
+    ort_cuda: LibraryFacts | Failed  # The CUDA library for ONNX Runtime
+    add_ons: tuple[AddOnFacts, ...] = field(metadata=FLAT)  # What the runtimes of add-ons found
+    broken_add_ons: tuple[Failed, ...] = ()  # The reasons why parts of add-ons cannot be loaded
 
 
 def imported(*modules: str) -> Importable:
@@ -120,12 +98,7 @@ def imported(*modules: str) -> Importable:
 
 
 def look_around(plugin: Path | None, progress: Progress) -> Machine:
-    """Probe this machine for all that moh-deploy may use.
-
-    Args:
-        plugin: Another library of plugins than the installation's.
-        progress: What to report steps to.
-    """
+    """Probe this machine for all that moh-deploy may use."""
     with progress.step("looking at Python packages"):
         packages = probe_packages()
         # Imported in another process: PyTorch may be broken, and takes seconds and memory.
@@ -138,25 +111,12 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
         ort_cuda = probe_ort_cuda()
     with progress.step("asking the runtimes of add-ons"):
         add_ons, broken = probe_add_ons(plugin)
-    return Machine(
-        moh_deploy=__version__,
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
-        packages=packages,
-        export=export,
-        cpu=cpu,
-        openvino=openvino,
-        gpu=gpu,
-        tools=tools,
-        ort_cuda=ort_cuda,
-        add_ons=add_ons,
-        broken_add_ons=broken,
-    )
+    python, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
+    here = (packages, export, cpu, openvino, gpu, tools, ort_cuda)
+    return Machine(__version__, python, system, *here, add_ons, broken)
 
 
-def probe_add_ons(
-    plugin: Path | None,
-) -> tuple[tuple[AddOnFacts, ...], tuple[Failed, ...]]:
+def probe_add_ons(plugin: Path | None) -> tuple[tuple[AddOnFacts, ...], tuple[Failed, ...]]:
     """Ask the runtimes of add-ons; return what they found, and what of add-ons cannot be loaded."""
     found: list[AddOnFacts] = []
     errors = [missing_metadata()]
@@ -177,11 +137,8 @@ def probe_add_ons(
 def _broken_add_ons() -> list[Failed]:
     """Load what add-ons register besides runtimes."""
     broken = []
-    forms: Mapping[Group, type] = {
-        "commands": AddedCommand,
-        "functions": object,
-        "model_kinds": type,
-    }
+    forms: Mapping[Group, type]
+    forms = {"commands": AddedCommand, "functions": object, "model_kinds": type}
     for group, form in forms.items():
         for point in entry_points(group).values():
             try:
@@ -196,31 +153,30 @@ def _broken_add_ons() -> list[Failed]:
 
 def abilities(machine: Machine) -> tuple[Ability, ...]:
     """Return what can be done on a machine, and what is missing for the rest."""
+    packages = [Failed(gap.problem or "", gap.fix) for gap in machine.packages.gaps]
+    cpu, runtime = machine.cpu, machine.cpu.runtime
+    # If the operator runs, a version out of bounds is no gap: it works here.
+    cpu_gaps = [*packages, cpu.functions] if isinstance(cpu.functions, Failed) else []
+    cuda_gaps = [*cpu_gaps]
+    if not isinstance(runtime, Failed) and "CUDAExecutionProvider" not in runtime.providers:
+        why = f"ONNX Runtime {runtime.version} has no CUDAExecutionProvider"
+        fix = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        cuda_gaps.append(Failed(why, fix))
+    cuda_gaps += (*failed(machine.gpu), *failed(machine.ort_cuda))
+    cuda_gaps += code_gaps(machine, machine.ort_cuda)
+    by_runtime = None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"
+    by_kernels = None if isinstance(cpu.kernels, Failed) else cpu.kernels.instruction_sets[0]
+    export_gaps = (*packages, *failed(machine.export))
+    openvino_gaps = failed(machine.openvino.kernels)
+    by_openvino = f"OpenVINO {machine.openvino.release}"
     return (
         # From what everybody needs to what few do: the report keeps this order.
-        Ability.of(
-            "export a model",
-            (*_package_gaps(machine), *failed(machine.export)),
-            "PyTorch",
-            essential=True,
-        ),
-        Ability.of("run on the CPU", _cpu_gaps(machine), _runtime(machine), essential=True),
-        Ability.of(
-            "run on the CPU, by kernels",
-            failed(machine.cpu.kernels),
-            None
-            if isinstance(machine.cpu.kernels, Failed)
-            else machine.cpu.kernels.instruction_sets[0],
-        ),
-        Ability.of(
-            "run on the CPU, in OpenVINO by kernels",
-            failed(machine.openvino.kernels),
-            None
-            if isinstance(machine.openvino.kernels, Failed)
-            else f"OpenVINO {machine.openvino.release}",
-        ),
+        Ability.of("export a model", export_gaps, "PyTorch", essential=True),
+        Ability.of("run on the CPU", cpu_gaps, by_runtime, essential=True),
+        Ability.of("run on the CPU, by kernels", failed(cpu.kernels), by_kernels),
+        Ability.of("run on the CPU, in OpenVINO by kernels", openvino_gaps, by_openvino),
         ability_to_build(machine, ORT_CUDA_NAME, "ONNX Runtime", "apt install libonnxruntime-dev"),
-        Ability.of("run CUDA kernels in ONNX Runtime", _ort_cuda_gaps(machine), _runtime(machine)),
+        Ability.of("run CUDA kernels in ONNX Runtime", cuda_gaps, by_runtime),
         *(found for facts in machine.add_ons for found in facts.abilities(machine)),
         Ability.of("use all add-ons", machine.broken_add_ons, "their metadata"),
     )
@@ -231,25 +187,10 @@ def failed(found: object) -> tuple[Failed, ...]:
     return (found,) if isinstance(found, Failed) else ()
 
 
-def _cpu_gaps(machine: Machine) -> Iterator[Failed]:
-    functions = machine.cpu.functions
-    # If the operator runs, a version out of bounds is no gap: it works here.
-    if isinstance(functions, Failed):
-        yield from _package_gaps(machine)
-        yield functions
-
-
-def _package_gaps(machine: Machine) -> Iterator[Failed]:
-    for gap in machine.packages.gaps:
-        yield Failed(gap.problem or "", gap.fix)
-
-
 def ability_to_build(machine: Machine, library: str, headers: str, get_headers: str) -> Ability:
     """Return the ability to build a native library for GPUs.
 
     Args:
-        machine: Where.
-        library: Its name.
         headers: The runtime that it needs the headers of.
         get_headers: How to get them.
     """
@@ -290,23 +231,6 @@ def code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Fail
         )
 
 
-def _ort_cuda_gaps(machine: Machine) -> Iterator[Failed]:
-    yield from _cpu_gaps(machine)
-    runtime = machine.cpu.runtime
-    if not isinstance(runtime, Failed) and "CUDAExecutionProvider" not in runtime.providers:
-        yield Failed(
-            f"ONNX Runtime {runtime.version} has no CUDAExecutionProvider",
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu",
-        )
-    yield from (*failed(machine.gpu), *failed(machine.ort_cuda))
-    yield from code_gaps(machine, machine.ort_cuda)
-
-
 def first_gpu(machine: Machine) -> Gpu | None:
     """Return the GPU that a process uses if it is told nothing."""
     return machine.gpu.gpus[0] if isinstance(machine.gpu, GpuFacts) else None
-
-
-def _runtime(machine: Machine) -> str | None:
-    runtime = machine.cpu.runtime
-    return None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"

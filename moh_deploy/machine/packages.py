@@ -19,36 +19,24 @@ _OPTIONAL = (_ORT_GPU, "onnx-graphsurgeon", "polygraphy", "tensorrt")
 
 @dataclass(frozen=True)
 class PackageFacts:
-    """The state of one Python package: its version, and what is wrong with it.
-
-    Attributes:
-        name: As it is installed.
-        version: What is installed; None: nothing.
-        expected: The versions that moh-deploy takes, such as `>=2.9`; empty: any.
-        required: Nothing works without it.
-        problem: What is wrong with it, as half a sentence; None: nothing.
-        fix: The command that closes the gap.
-    """
+    """The state of one Python package: its version, and what is wrong with it."""
 
     name: str
-    version: str | None
-    expected: str
+    version: str | None  # What is installed; None: nothing
+    expected: str  # The versions that moh-deploy takes, such as `>=2.9`; empty: any
     required: bool
-    problem: str | None
-    fix: str | None
+    problem: str | None  # What is wrong with it, as half a sentence; None: nothing
+    fix: str | None  # The command that closes the gap
 
 
 @dataclass(frozen=True)
 class Packages:
-    """The Python packages that matter to moh-deploy.
+    """The Python packages that matter to moh-deploy."""
 
-    Attributes:
-        known: False: moh-deploy runs from files that were not installed, so nothing says which
-            versions it takes.
-        found: Required ones, installed or not, then optional ones that are installed.
-    """
-
+    # False: moh-deploy runs from files that were not installed, so nothing says which versions it
+    # takes.
     known: bool
+    # Required ones, installed or not, then optional ones that are installed.
     found: tuple[PackageFacts, ...]
 
     @property
@@ -82,32 +70,25 @@ def probe_packages() -> Packages:
 
 
 def _required(wanted: Requirement) -> PackageFacts:
-    candidates = _SAME_MODULE.get(wanted.name, (wanted.name,))
-    name = next(
-        (candidate for candidate in candidates if _installed(candidate) is not None), wanted.name
-    )
+    names = _SAME_MODULE.get(wanted.name, (wanted.name,))
+    name = next((name for name in names if _installed(name) is not None), wanted.name)
     return _facts(name, str(wanted.specifier), required=True)
 
 
 def _facts(name: str, expected: str, *, required: bool) -> PackageFacts:
-    found = _installed(name)
-    version = None if found is None else found.version
-    problem = _problem(name, version, expected)
+    found, problem = _installed(name), None
+    # Pre-releases count: PyTorch is often installed as a nightly build.
+    if found is None:
+        problem = f"{name} is not installed"
+    elif not SpecifierSet(expected).contains(Version(found.version), prereleases=True):
+        problem = f"{name} is {found.version}, expected {expected}"
     fix = f"pip install '{name}{expected}'" if problem else None
     if name == _ORT_GPU and not required:
         # Both are installed, and which of the two is imported depends on the order.
         problem = f"{_ORT} is installed, too, and holds the same files"
         fix = f"pip uninstall {_ORT} {_ORT_GPU}, then pip install {_ORT_GPU}"
+    version = None if found is None else found.version
     return PackageFacts(name, version, expected, required, problem, fix)
-
-
-def _problem(name: str, version: str | None, expected: str) -> str | None:
-    if version is None:
-        return f"{name} is not installed"
-    # Pre-releases count: PyTorch is often installed as a nightly build.
-    if not SpecifierSet(expected).contains(Version(version), prereleases=True):
-        return f"{name} is {version}, expected {expected}"
-    return None
 
 
 def _installed(name: str) -> Distribution | None:

@@ -56,15 +56,10 @@ class Creator:
 
 @dataclass(frozen=True)
 class CreatorRegistry:
-    """A registry of plugins, in a process that a TensorRT was imported in.
-
-    Attributes:
-        version: Of that TensorRT.
-        creators: Those of namespace `moh`.
-    """
+    """A registry of plugins, in a process that a TensorRT was imported in."""
 
     version: str
-    creators: tuple[Creator, ...]
+    creators: tuple[Creator, ...]  # Those of namespace `moh`
 
     @property
     def release(self) -> tuple[int, int]:
@@ -75,17 +70,12 @@ class CreatorRegistry:
 
 @dataclass(frozen=True)
 class TensorRTFacts:
-    """The state of one TensorRT, alone and with the plugin library.
+    """The state of one TensorRT, alone and with the plugin library."""
 
-    Attributes:
-        name: Of `MODULES`.
-        alone: What importing it gave.
-        with_plugin: What loading the plugin library into its registry gave; None: there is no
-            library to load, or no TensorRT.
-    """
-
-    name: str
-    alone: CreatorRegistry | Failed
+    name: str  # Of `MODULES`
+    alone: CreatorRegistry | Failed  # What importing it gave
+    # What loading the plugin library into its registry gave; None: there is no library to load, or
+    # no TensorRT.
     with_plugin: CreatorRegistry | Failed | None
 
     @property
@@ -116,12 +106,7 @@ class TensorRTFacts:
 
 @dataclass(frozen=True)
 class EngineFacts(AddOnFacts):
-    """Whatever engines are built and run with.
-
-    Attributes:
-        plugin: The plugin library for TensorRT.
-        tensorrt: Every TensorRT, installed or not.
-    """
+    """Whatever engines are built and run with."""
 
     plugin: LibraryFacts | Failed
     tensorrt: tuple[TensorRTFacts, ...]
@@ -137,25 +122,23 @@ class EngineFacts(AddOnFacts):
         # Tuples: several abilities have the same gaps, and an iterator is empty after the first.
         rtx_gaps, gaps = tuple(rtx.gaps()), (*full.gaps(), *failed(machine.gpu))
         with_kernels = (*gaps, *self._plugin_gaps(full), *code_gaps(machine, self.plugin))
-        rtx_gpu_gaps = list(failed(machine.gpu))
+        rtx_gpu_gaps, runner_gaps = list(failed(machine.gpu)), list(failed(machine.gpu))
         gpu = first_gpu(machine)
         if gpu is not None and gpu.dotted not in _FLAVOURS[rtx.name].targets:
             why = f"{rtx.name} has nothing for {gpu}"
             rtx_gpu_gaps.append(Failed(why, "build with TensorRT there"))
+        packages = {facts.name: facts.problem for facts in machine.packages.found}
+        why_not = packages.get("polygraphy", "polygraphy is not installed")
+        if why_not:
+            runner_gaps.append(Failed(why_not, "pip install 'moh-deploy[polygraphy]'"))
+        rtx_kernels = (*rtx_gaps, *self._plugin_gaps(rtx))
         yield ability_to_build(machine, PLUGIN_NAME, "TensorRT", _GET_HEADERS)
-        for name, lacks, how in (
-            ("build TensorRT-RTX engines", rtx_gaps, rtx.title),
-            (
-                "build TensorRT-RTX engines, with kernels",
-                (*rtx_gaps, *self._plugin_gaps(rtx)),
-                rtx.title,
-            ),
-            ("run TensorRT-RTX engines", (*rtx_gaps, *rtx_gpu_gaps), rtx.title),
-            ("build and run TensorRT engines", gaps, full.title),
-            ("build and run TensorRT engines, with kernels", with_kernels, full.title),
-            ("moh-deploy run, verify: engines", _runner_gaps(machine), "Polygraphy"),
-        ):
-            yield Ability.of(name, lacks, how)
+        yield Ability.of("build TensorRT-RTX engines", rtx_gaps, rtx.title)
+        yield Ability.of("build TensorRT-RTX engines, with kernels", rtx_kernels, rtx.title)
+        yield Ability.of("run TensorRT-RTX engines", (*rtx_gaps, *rtx_gpu_gaps), rtx.title)
+        yield Ability.of("build and run TensorRT engines", gaps, full.title)
+        yield Ability.of("build and run TensorRT engines, with kernels", with_kernels, full.title)
+        yield Ability.of("moh-deploy run, verify: engines", runner_gaps, "Polygraphy")
 
     def _plugin_gaps(self, facts: TensorRTFacts) -> Iterator[Failed]:
         if isinstance(self.plugin, Failed):
@@ -164,14 +147,6 @@ class EngineFacts(AddOnFacts):
         elif isinstance(facts.with_plugin, Failed):
             why = f"{facts.name} with {self.plugin.path}: {facts.with_plugin.why}"
             yield Failed(why, f"build {PLUGIN_NAME} again")
-
-
-def _runner_gaps(machine: Machine) -> Iterator[Failed]:
-    yield from failed(machine.gpu)
-    found = next((facts for facts in machine.packages.found if facts.name == "polygraphy"), None)
-    if found is None or found.problem:
-        why = "polygraphy is not installed" if found is None else str(found.problem)
-        yield Failed(why, "pip install 'moh-deploy[polygraphy]'")
 
 
 def probe_engines(plugin: Path | None) -> EngineFacts:
@@ -205,9 +180,7 @@ def probe_tensorrt(plugin: LibraryFacts | Failed) -> tuple[TensorRTFacts, ...]:
 
 def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorRTFacts:
     # Looked up, not imported: that happens in another process.
-    module = next(
-        (module for module in modules if importlib.util.find_spec(module) is not None), None
-    )
+    module = next(filter(importlib.util.find_spec, modules), None)
     if module is None:
         missing = f"{name} is not installed: there is no Python package '{modules[0]}'"
         return TensorRTFacts(name, Failed(missing, _INSTALL[name]), None)

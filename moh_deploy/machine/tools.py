@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,16 +31,11 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class ToolFacts:
-    """A program that is there or not.
-
-    Attributes:
-        path: Where; None: nowhere.
-        version: As it says; None: it does not.
-    """
+    """A program that is there or not."""
 
     name: str
     path: Path | None
-    version: str | None
+    version: str | None  # As it says; None: it does not
 
     def at_least(self, oldest: tuple[int, int]) -> bool:
         """Tell whether it is there, and of this version or a later one."""
@@ -52,15 +47,12 @@ class ToolFacts:
 
 @dataclass(frozen=True)
 class Tools:
-    """The compilers and headers that native libraries are built with.
-
-    Attributes:
-        headers: Name of each runtime that has some, to the folder; None: not found.
-    """
+    """The compilers and headers that native libraries are built with."""
 
     nvcc: ToolFacts
     cmake: ToolFacts
     compiler: ToolFacts
+    # Name of each runtime that has some, to the folder; None: not found.
     headers: Mapping[str, Path | None]
 
 
@@ -82,18 +74,13 @@ def _tool(name: str, pattern: str, *, also_in: str = "") -> ToolFacts:
     path = shutil.which(program) or shutil.which(program, path=also_in)
     if path is None:
         return ToolFacts(name, None, None)
-    return ToolFacts(name, Path(path), _version([path, *arguments], pattern))
-
-
-def _version(command: Sequence[str], pattern: str) -> str | None:
+    command = [path, *arguments, "--version"]
     try:
-        ran = subprocess.run(
-            [*command, "--version"], capture_output=True, text=True, timeout=30, check=False
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(pattern, ran.stdout)
-    return found.group(1) if found else None
+        return ToolFacts(name, Path(path), None)
+    version = re.search(pattern, ran.stdout)
+    return ToolFacts(name, Path(path), version.group(1) if version else None)
 
 
 def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | None:

@@ -1,11 +1,8 @@
 """What a report says, and not how it looks.
 
-The dataclass of a report and the function that makes its document stand together, beside the work
-that they are about. A terminal, Markdown, JUnit XML and a page (`terminal.py`, `markdown.py`,
-`junit.py`, `html/`) each show any document, and know nothing of what it is a report on.
-
-Some of what is said needs a drawing, or more room than a comment on a pull request has. That is
-what `shown` is for; whatever does not say otherwise is shown everywhere.
+A terminal, Markdown, JUnit XML and a page (`terminal.py`, `markdown.py`, `junit.py`, `html/`) each
+show any document, and know nothing of what it is a report on. The dataclass of a report stands
+beside the work that it is about.
 """
 
 from __future__ import annotations
@@ -13,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-# Where a part of a report is shown.
 
 # A comment on a pull request is read in a narrow column and draws nothing; a terminal has room for
 # more columns, and draws nothing either; a page has both, and folds what few will read.
@@ -25,42 +20,25 @@ ROOMY = frozenset[Format](("terminal", "page"))
 NOT_TERMINAL = frozenset[Format](("markdown", "page"))
 PAGE = frozenset[Format](("page",))
 
-
-# Charts of a report: the numbers to draw, and not how. Only a page draws them.
+# Charts: the numbers to draw, and not how. Only a page draws them.
 
 
 @dataclass(frozen=True)
 class LoadRow:
-    """For how many tokens each head of a layer, or of the samples of a class, is on.
+    """For how many tokens each head of a layer, or of the samples of a class, is on."""
 
-    Attributes:
-        name: The layer or class.
-        tokens: How many there are.
-        got: For how many of them each head is on.
-        reference: The same of what that is compared with.
-        shared: The first so many heads are meant to be on for all; None if that is not known.
-        note: What stands beside the name.
-    """
-
-    name: str
+    name: str  # The layer or class
     tokens: int
-    got: tuple[int, ...]
-    reference: tuple[int, ...]
+    got: tuple[int, ...]  # For how many of its tokens each head is on
+    reference: tuple[int, ...]  # The same of what that is compared with
+    # The first so many heads are meant to be on for all; None if that is not known.
     shared: int | None
-    note: str = ""
+    note: str = ""  # What stands beside the name
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Heads by layers or classes, as coloured numbers.
-
-    Attributes:
-        caption: What it shows.
-        row_kind: What a row is.
-        rows: The rows.
-        id: What a page calls it.
-        left_out: How many rows there are that it does not show.
-    """
+    """Heads by layers or classes (`row_kind`), as coloured numbers; some rows may be left out."""
 
     caption: str
     row_kind: str
@@ -79,32 +57,22 @@ class HeatMaps:
 
 @dataclass(frozen=True)
 class MarginBin:
-    """Tokens whose margins are alike.
+    """Tokens whose margins are alike."""
 
-    Attributes:
-        at_least: Of the margins; infinity where a token has none: there is nothing to choose, or
-            the scores behind the choice are not known.
-        below: Upper edge.
-        tokens: How many there are.
-        explained: Those of them that chose other heads, and whose margin excuses it.
-        unexplained: Those that chose other heads, and whose margin does not.
-    """
-
+    # Of the margins; infinity where a token has none: there is nothing to choose, or the scores
+    # behind the choice are not known.
     at_least: float
-    below: float
+    below: float  # Upper edge
     tokens: int
-    explained: int
-    unexplained: int
+    explained: int  # Tokens that chose other heads, and whose margin excuses it
+    unexplained: int  # Tokens that chose other heads, and whose margin does not
 
 
 @dataclass(frozen=True)
 class MarginHistogram:
-    """A histogram of how clear the choices of a layer are.
+    """How clear the choices of a layer are: bins that hold a token, ascending.
 
-    Attributes:
-        path: The layer.
-        bound: Rounding explains other choices of tokens with a smaller margin.
-        bins: Those that hold a token, ascending.
+    Below `bound`, rounding explains other choices.
     """
 
     path: str
@@ -122,13 +90,7 @@ class MarginCharts:
 
 @dataclass(frozen=True)
 class Line:
-    """The distribution of the times of one candidate, to be drawn.
-
-    Attributes:
-        name: The contestant.
-        summary: What stands beside the name.
-        sorted_ms: Times of single runs, the fastest first.
-    """
+    """The distribution of the times of one candidate: single runs, the fastest first."""
 
     name: str
     summary: str
@@ -146,15 +108,9 @@ class LatencyChart:
 
 @dataclass(frozen=True)
 class TradeOffPoint:
-    """A contestant by its time and its quality, both finite.
+    """A candidate by its time `x` and its quality `y`, both finite.
 
-    Attributes:
-        name: The contestant.
-        summary: What stands beside the name.
-        x: Its time.
-        y: Its quality.
-        x_interval: Where the true time is; None if that is not known.
-        y_interval: Where the true quality is.
+    Intervals say where the true values are; None if that is not known.
     """
 
     name: str
@@ -167,28 +123,20 @@ class TradeOffPoint:
 
 @dataclass(frozen=True)
 class TradeOffChart:
-    """Quality against time, at least one point.
-
-    Attributes:
-        title: What it shows.
-        x_name: The time, with its unit.
-        y_name: The quality.
-        points: The contestants.
-        x_limit: The longest time that was promised; None for no promise.
-        y_limit: The worst quality that was promised.
-        y_is_share: Quality is shown in percent.
-        lower_is_better: Of quality.
-    """
+    """Quality against time, at least one point."""
 
     title: str
-    x_name: str
-    y_name: str
+    x_name: str  # The time, with its unit
+    y_name: str  # The quality
     points: tuple[TradeOffPoint, ...]
-    x_limit: float | None = None
-    y_limit: float | None = None
-    y_is_share: bool = False
-    lower_is_better: bool = False
+    x_limit: float | None = None  # The longest time that was promised; None for no promise
+    y_limit: float | None = None  # The worst quality that was promised
+    y_is_share: bool = False  # Quality is shown in percent
+    lower_is_better: bool = False  # Of quality
     shown: frozenset[Format] = PAGE
+
+
+# Cells and tables.
 
 
 @dataclass(frozen=True)
@@ -200,12 +148,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Status:
-    """A cell that says whether something is as it should be.
-
-    Attributes:
-        text: The word.
-        is_good: None where there is nothing to judge.
-    """
+    """A cell that says whether something is as it should be; None: there is nothing to judge."""
 
     text: str
     is_good: bool | None
@@ -213,23 +156,14 @@ class Status:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A cell that draws the numbers of its row on an axis that all rows share.
+    """A cell that draws the numbers of its row on an axis that all rows share."""
 
-    Attributes:
-        words: The numbers in words, for who cannot see them.
-        value: What was measured; NaN has no place and is not drawn.
-        limit: Where a line stands that the value is compared with; None for none.
-        interval: Where the true value is, with 95 % certainty; None if it is no sample.
-        bar_from: Where a bar up to the value begins; None for no bar.
-        has_dot: The value itself is marked.
-        is_bad: It is not as it should be.
-    """
-
-    words: str
-    value: float
-    limit: float | None = None
+    words: str  # The numbers in words, for readers who cannot see them
+    value: float  # What was measured; NaN has no place and is not drawn
+    limit: float | None = None  # Where a line stands that the value is compared with
+    # Where the true value is, with 95 % certainty; None if it is no sample.
     interval: tuple[float, float] | None = None
-    bar_from: float | None = None
+    bar_from: float | None = None  # Where a bar up to the value begins; None for no bar
     has_dot: bool = True
     is_bad: bool = False
 
@@ -244,16 +178,11 @@ AxisKind = Literal["decades", "ratios", "numbers", "shares"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Attributes:
-        name: What stands above it; begins with `#` if its cells are numbers, which align right.
-        shown: In which formats.
-        width: How much room its sentences keep where a page is narrow.
-    """
-
-    name: str
+    name: str  # What stands above it; begins with `#` if its cells are numbers, which align right
     shown: frozenset[Format] = EVERYWHERE
+    # How much room its sentences keep where a page is narrow.
     width: Literal["", "words", "long"] = ""
 
     @property
@@ -267,25 +196,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names its rows.
-
-    Attributes:
-        caption: What stands above it.
-        columns: One for each cell of a row; a string is the name of a column shown everywhere.
-        rows: The cells.
-        id: What a page calls it.
-        shown: In which formats.
-        axis: Of the column of drawn cells, if there is one.
-        axis_holds: Numbers that the axis has room for, whatever the cells are.
-    """
+    """A table whose first column names its rows."""
 
     caption: str
+    # One for each cell of a row; a string is the name of a column shown everywhere.
     columns: Sequence[Column | str]
     rows: Sequence[Sequence[Cell]]
-    id: str = ""
+    id: str = ""  # What a page calls it
     shown: frozenset[Format] = EVERYWHERE
-    axis: AxisKind | None = None
-    axis_holds: tuple[float, ...] = ()
+    axis: AxisKind | None = None  # Of the column of drawn cells, if there is one
+    axis_holds: tuple[float, ...] = ()  # Numbers that the axis has room for, whatever the cells are
 
     def part(self, where: Format) -> tuple[list[Column], list[list[Cell]]]:
         """Return the columns that a format shows, and the cells of each row that are in them."""
@@ -296,31 +216,23 @@ class Table:
         return [every[index] for index in kept], rows
 
 
+# Some of what is said needs more room than a comment on a pull request has: `shown` says where it
+# stands, by default everywhere.
+
+
 @dataclass(frozen=True)
 class Text:
-    """A sentence or several.
-
-    Attributes:
-        text: The words.
-        is_good: Gives it a colour.
-        shown: In which formats.
-        is_whole: It holds a command to copy: a terminal breaks no line.
-    """
+    """A sentence or several, coloured by `is_good`."""
 
     text: str
     is_good: bool | None = None
     shown: frozenset[Format] = EVERYWHERE
-    is_whole: bool = False
+    is_whole: bool = False  # It holds a command to copy: a terminal breaks no line
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks that a page folds away until a reader opens them.
-
-    Attributes:
-        summary: What stands in its place.
-        blocks: What it is.
-    """
+    """Blocks that a page folds away behind a summary until a reader opens them."""
 
     summary: str
     blocks: tuple[Block, ...]
@@ -328,27 +240,18 @@ class Folded:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer, and what it rests on.
+    """An answer, and what it rests on."""
 
-    Attributes:
-        word: In capitals.
-        is_good: None where nothing is judged.
-        sentence: What a page says beside the word.
-        lines: What text says behind the word, where a page has facts; nothing: text has no verdict.
-        held: What was judged and is good.
-        reasons: Why the answer is not good.
-        notes: What else was found out.
-        most_reasons: How many reasons text gives, where there may be one for each of many outputs
-            and layers; a page and JSON have all.
-    """
-
-    word: str
-    is_good: bool | None
-    sentence: str = ""
+    word: str  # In capitals
+    is_good: bool | None  # None where nothing is judged
+    sentence: str = ""  # What a page says beside the word
+    # What text says behind the word, where a page has facts; nothing: text has no verdict.
     lines: tuple[str, ...] = ()
-    held: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()  # What was judged and is good
+    reasons: tuple[str, ...] = ()  # Why the answer is not good
+    notes: tuple[str, ...] = ()  # What else was found out
+    # How many reasons text gives, where there may be one for each of many outputs and layers; a
+    # page and JSON have all.
     most_reasons: int | None = None
 
     @property
@@ -359,13 +262,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document.
+    """A part of a document; sections in it are one level below.
 
-    Attributes:
-        title: What it is about.
-        blocks: What it says; sections are one level below this one.
-        verdict: Its own, if it has one; without, text has no use for the title.
-        shown: In which formats.
+    Without a verdict of its own, text has no use for the title.
     """
 
     title: str
@@ -380,13 +279,7 @@ Block = Section | Table | Text | Folded | Chart
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that is worth a tile.
-
-    Attributes:
-        name: What it is.
-        value: The number, with its unit.
-        note: What it is beside.
-    """
+    """A number with its unit that is worth a tile, and a note on what it is beside."""
 
     name: str
     value: str
@@ -398,13 +291,9 @@ CiOutcome = Literal["passed", "failure", "skipped", "error"]
 
 @dataclass(frozen=True)
 class CiCase:
-    """One test case, as a CI counts them.
+    """One test case, as a CI counts them: no two of a suite have the same name.
 
-    Attributes:
-        group: What kind of test.
-        name: Of all cases of a suite, no two have the same.
-        outcome: How it ended.
-        message: Why it did not pass; what was measured if it did.
+    The message says why it did not pass, or what was measured.
     """
 
     group: str
@@ -415,46 +304,27 @@ class CiCase:
 
 @dataclass(frozen=True)
 class CiSuite:
-    """The cases of one comparison.
+    """The cases of one comparison."""
 
-    Attributes:
-        cases: The first is its verdict.
-        name: What it is called; empty for the name of what the document is about.
-        against: What that is compared with, where there are several.
-        facts: Name to value, of what all its cases have in common.
-        notes: What was found out.
-    """
-
-    cases: tuple[CiCase, ...]
-    name: str = ""
-    against: str = ""
-    facts: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    cases: tuple[CiCase, ...]  # The first is its verdict
+    name: str = ""  # Empty for the name of what the document is about
+    against: str = ""  # What that is compared with, where there are several
+    facts: tuple[tuple[str, str], ...] = ()  # Name to value, of what all its cases have in common
+    notes: tuple[str, ...] = ()  # What was found out
 
 
 @dataclass(frozen=True)
 class Document:
-    """All that a report says.
+    """All that a report says."""
 
-    Attributes:
-        kind: The command that it is of.
-        blocks: What was measured, in the order in which it is read.
-        verdict: The answer, which a page shows first and a terminal last.
-        facts: Numbers that a page shows in large.
-        findings: Sentences on what it shows.
-        remarks: Sentences on how it came about.
-        baseline: The comparison with a baseline file.
-        suites: The same as test cases, for a CI.
-    """
-
-    kind: str
-    blocks: tuple[Block, ...]
-    verdict: Verdict | None = None
-    facts: tuple[Fact, ...] = ()
-    findings: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    baseline: Section | None = None
-    suites: tuple[CiSuite, ...] = ()
+    kind: str  # The command that it is of
+    blocks: tuple[Block, ...]  # What was measured, in the order in which it is read
+    verdict: Verdict | None = None  # The answer, which a page shows first and a terminal last
+    facts: tuple[Fact, ...] = ()  # Numbers that a page shows in large
+    findings: tuple[str, ...] = ()  # Sentences on what it shows
+    remarks: tuple[str, ...] = ()  # Sentences on how it came about
+    baseline: Section | None = None  # The comparison with a baseline file
+    suites: tuple[CiSuite, ...] = ()  # The same as test cases, for a CI
 
     @property
     def parts(self) -> tuple[Section, ...]:
@@ -471,14 +341,8 @@ def no_answer(kind: str, message: str) -> Document:
 
 @dataclass(frozen=True)
 class About:
-    """The run that a document is of: what was asked, and of which package.
+    """The run that a document is of: what was asked, and of which package."""
 
-    Attributes:
-        subject: Packages or engine, as the user named them.
-        command: The command line that makes the file again; empty if Python called.
-        environment: Names and values: versions, machine, kernels.
-    """
-
-    subject: str
-    command: str = ""
-    environment: tuple[tuple[str, str], ...] = ()
+    subject: str  # Packages or engine, as the user named them
+    command: str = ""  # The command line that makes the file again; empty if Python called
+    environment: tuple[tuple[str, str], ...] = ()  # Names and values: versions, machine, kernels

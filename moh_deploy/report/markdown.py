@@ -8,18 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from moh_deploy.report.document import (
-    About,
-    Block,
-    Cell,
-    Document,
-    Folded,
-    Section,
-    Status,
-    Table,
-    Text,
-    Verdict,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.numbers import plain
 from moh_deploy.system.replaceable import FileKind
 
@@ -27,7 +16,7 @@ from moh_deploy.system.replaceable import FileKind
 MARKDOWN_FILE = FileKind.beginning_with("Markdown report of moh-deploy", rb"### ")
 
 
-def markdown(document: Document, about: About | None = None) -> str:
+def markdown(document: doc.Document, about: doc.About | None = None) -> str:
     """Return the text of a file; without `about` it has no heading."""
     # Every part has an empty line before and behind it: of several in a row one is enough.
     return re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(document, about))).strip() + "\n"
@@ -40,7 +29,7 @@ def markdown_text(value: str) -> str:
     return re.sub(r"([\\`*_\[\]|@#~])", r"\\\1", text)
 
 
-def _lines(document: Document, about: About | None) -> Iterator[str]:
+def _lines(document: doc.Document, about: doc.About | None) -> Iterator[str]:
     if about is not None:
         word = document.kind if document.verdict is None else _word(document.verdict)
         yield f"### {markdown_text(about.subject)}: {word}"
@@ -54,14 +43,14 @@ def _lines(document: Document, about: About | None) -> Iterator[str]:
     yield from _bullets((*document.findings, *document.remarks))
 
 
-def _block(block: Block, level: int) -> Iterator[str]:
+def _block(block: doc.Block, level: int) -> Iterator[str]:
     """Yield lines; headings are of this level."""
-    if isinstance(block, Folded):
+    if isinstance(block, doc.Folded):
         for section in block.blocks:
             yield from _block(section, level)
     elif "markdown" not in block.shown:
         return
-    elif isinstance(block, Section):
+    elif isinstance(block, doc.Section):
         if block.verdict is not None:
             title = f"{markdown_text(block.title)}: {_word(block.verdict)}"
             yield from ("", f"{'#' * level} {title}")
@@ -69,18 +58,18 @@ def _block(block: Block, level: int) -> Iterator[str]:
             level += 1
         for section in block.blocks:
             yield from _block(section, level)
-    elif isinstance(block, Table):
+    elif isinstance(block, doc.Table):
         yield from _table(block, level)
-    elif isinstance(block, Text):
+    elif isinstance(block, doc.Text):
         yield from ("", markdown_text(block.text))
 
 
-def _word(verdict: Verdict) -> str:
+def _word(verdict: doc.Verdict) -> str:
     """Return what is wrong in capitals."""
     return verdict.word.lower() if verdict.is_good else verdict.word
 
 
-def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[str]:
+def _verdict(verdict: doc.Verdict, *, with_reasons: bool = True) -> Iterator[str]:
     yield from ("", *map(markdown_text, verdict.lines))
     if with_reasons:
         for note in verdict.notes:
@@ -96,7 +85,7 @@ def _bullets(texts: Iterable[str]) -> Iterator[str]:
     yield ""
 
 
-def _table(table: Table, level: int) -> Iterator[str]:
+def _table(table: doc.Table, level: int) -> Iterator[str]:
     columns, rows = table.part("markdown")
     # Columns without rows say nothing here; a page says `no data`.
     if not rows:
@@ -111,6 +100,6 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: doc.Cell) -> str:
     text = markdown_text(plain(cell))
-    return f"**{text}**" if isinstance(cell, Status) and cell.is_good is False else text
+    return f"**{text}**" if isinstance(cell, doc.Status) and cell.is_good is False else text

@@ -13,8 +13,6 @@ from rich.text import Text as Words
 from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict
 from moh_deploy.report.numbers import plain
 
-# Show a table in a terminal of any width, and cut no word in two.
-#
 # Columns share the room that there is; what is long and no word, such as a path, is folded. Where
 # words do not fit beside each other, as in a terminal of 80 columns, each row is shown by itself, a
 # line for each of its cells.
@@ -33,15 +31,15 @@ class TerminalTable:
         self._rows = [[plain(cell) for cell in row] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        cells = [
-            [column.title, *(row[index] for row in self._rows)]
-            for index, column in enumerate(self._columns)
-        ]
-        widths = fitting_widths(
-            [max(map(_longest_line, cell)) for cell in cells],
-            [max(map(_longest_word, cell)) for cell in cells],
-            options.max_width - _BORDER * len(self._columns) - 1,
-        )
+        lines, words = [], []
+        for index, column in enumerate(self._columns):
+            texts = [column.title, *(row[index] for row in self._rows)]
+            lines.append(max(cell_len(line) for text in texts for line in text.split("\n")))
+            words.append(
+                max((cell_len(word) for text in texts for word in text.split()), default=0)
+            )
+        room = options.max_width - _BORDER * len(self._columns) - 1
+        widths = fitting_widths(lines, words, room)
         yield self._by_row() if widths is None else self._table(widths)
 
     def _table(self, widths: Sequence[int]) -> RenderableType:
@@ -91,14 +89,6 @@ def _grown(widths: list[int], lines: Sequence[int], room: int) -> list[int]:
         if sum(widths) == room:
             break
     return widths
-
-
-def _longest_line(text: str) -> int:
-    return max(map(cell_len, text.split("\n")))
-
-
-def _longest_word(text: str) -> int:
-    return max(map(cell_len, text.split()), default=0)
 
 
 def terminal(document: Document) -> RenderableType:

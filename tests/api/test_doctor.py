@@ -22,7 +22,7 @@ from moh_deploy.machine.doctor_report import DoctorReport
 from tests.cli.run_cli import REPOSITORY
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import write_package
-from tests.machine.test_device_code import fat_binary
+from tests.machine.test_gpu import fat_binary
 from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import simulate_gpu, write_engine
 from tests.toy_add_on import own_entry_points

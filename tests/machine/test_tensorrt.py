@@ -35,7 +35,7 @@ def get_plugin_registry(): return Registry()
 
 
 def _of(name: str, plugin: LibraryFacts | Failed) -> TensorRTFacts:
-    (found,) = [one for one in probe_tensorrt(plugin) if one.name == name]
+    (found,) = [item for item in probe_tensorrt(plugin) if item.name == name]
     return found
 
 

@@ -70,9 +70,9 @@ def schema_of(hint: object) -> Schema:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, UnionType):
-        return {"anyOf": [schema_of(one) for one in arguments]}
+        return {"anyOf": [schema_of(item) for item in arguments]}
     if origin is tuple:
-        items = [schema_of(one) for one in arguments if one is not ...]
+        items = [schema_of(item) for item in arguments if item is not ...]
         return {"type": "array", "items": {"anyOf": items} if len(items) > 1 else items[0]}
     if origin is not None:
         names, values = arguments  # of a mapping
@@ -99,16 +99,16 @@ def misfits(derived: Schema, docs: Schema, defs: Schema, where: str = "") -> Ite
     A float may be NaN or infinite, which JSON spells in strings; types do not say which ones can.
     """
     docs = _resolved(docs, defs)
-    choices = [_resolved(one, defs) for one in docs.get("anyOf", [docs])]
+    choices = [_resolved(item, defs) for item in docs.get("anyOf", [docs])]
     if "anyOf" in derived:
-        for one in derived["anyOf"]:
-            yield from misfits(one, docs, defs, where)
+        for item in derived["anyOf"]:
+            yield from misfits(item, docs, defs, where)
     elif "enum" in derived:
-        known = {value for one in choices for value in [*one.get("enum", []), one.get("const")]}
-        if not {*derived["enum"]} <= known and not any(_type(one) == "string" for one in choices):
+        known = {value for item in choices for value in [*item.get("enum", []), item.get("const")]}
+        if not {*derived["enum"]} <= known and not any(_type(item) == "string" for item in choices):
             yield f"{where}: {derived['enum']} of {known}"
     else:
-        fits = [one for one in choices if _type(one) == derived["type"]]
+        fits = [item for item in choices if _type(item) == derived["type"]]
         if not fits:
             yield f"{where}: {derived['type']} is not in {choices}"
         elif derived["type"] == "array":

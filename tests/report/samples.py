@@ -23,7 +23,7 @@ from moh_deploy.validate.compare.routing_statistics import (
 )
 from moh_deploy.validate.compare.tolerances import TOLERANCES
 from tests.kernel_library import NO_KERNELS
-from tests.validate.compare.test_parity_document import METRIC
+from tests.validate.compare.test_parity_report import METRIC
 
 SHARED = 2
 BOUND = TOLERANCES["float16"].near_tie
@@ -52,8 +52,8 @@ def parity_report(layers: int = 3, heads: int = 6, *, wrong: int | None = None) 
 def with_classes(report: ParityReport) -> ParityReport:
     """Return it with the loads of three classes."""
     loads = tuple(
-        class_load(one.path, SHARED, _gates(len(one.got), i), np.arange(8) % 3)
-        for i, one in enumerate(report.statistics.head_loads)
+        class_load(load.path, SHARED, _gates(len(load.got), i), np.arange(8) % 3)
+        for i, load in enumerate(report.statistics.head_loads)
     )
     return replace(report, statistics=replace(report.statistics, class_loads=loads))
 

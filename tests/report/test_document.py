@@ -91,7 +91,7 @@ def test_terminal_has_the_verdict_last_and_what_it_has_room_for():
     assert "│ second │  100 │      - │   no │ too big │" in text
     words = ["[not markup]", "sizes of all", "unfolded", "most is water", "on a scale"]
     words += ["one is light", "two is not", "TOO HEAVY: by 3 g"]
-    places = [text.index(one) for one in words]
+    places = [text.index(item) for item in words]
     assert places == sorted(places)
     assert "drawing" not in text.lower()
 

@@ -55,6 +55,6 @@ def test_any_text_can_be_read(name: str, message: str):
 
 def test_counts_are_those_of_the_cases():
     outcomes: tuple[CiOutcome, ...] = ("passed", "failure", "failure", "skipped", "error")
-    cases = [CiCase("outputs", str(i), one, "") for i, one in enumerate(outcomes)]
+    cases = [CiCase("outputs", str(i), outcome, "") for i, outcome in enumerate(outcomes)]
     root = JUnitXml.fromstring(document(*cases).encode())
     assert (root.tests, root.failures, root.errors) == (5, 2, 1)

@@ -79,6 +79,15 @@ def run_report(*runs: LayerRun) -> RunReport:
     return RunReport(Path("p"), Path("out.npz"), (), 1, 0, runs, KERNELS, 0.5)
 
 
+def assert_both_show(line: str, **found: object) -> None:
+    """Assert that export and inspect show what was found in a model, and have it in JSON."""
+    inspected = replace(inspect_report(), manifest=replace(MANIFEST, **found))
+    for report in (replace(export_report(), **found), inspected):
+        assert line in text_of(report)
+        for name, value in found.items():
+            assert report.to_json()[name] == to_json(value)
+
+
 def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
     none = "kernels: none (switched off)"
     named = (
@@ -101,24 +110,23 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
 
 
 @pytest.mark.parametrize(
-    ("runs_as", "router_runs_as", "shown"),
+    ("run", "shown"),
     [
-        ("kernel", "kernel", "│ kernel "),
-        ("kernel", None, "│ kernel "),
-        ("kernel", "function", "kernel (router: function)"),
-        (None, "kernel", "not replaced (router: kernel)"),
-        (None, None, "not replaced"),
-        ("dense", "kernel", "dense (router: kernel)"),
+        (run_of("kernel", "kernel"), "│ kernel "),
+        (run_of("kernel", None), "│ kernel "),
+        (run_of("kernel", "function"), "kernel (router: function)"),
+        (run_of(None, "kernel"), "not replaced (router: kernel)"),
+        (run_of(None, None), "not replaced"),
+        (run_of("dense", "kernel"), "dense (router: kernel)"),
+        (LayerRun("a", "kernel", "kernel", "dense"), "kernel (projections: dense)"),
     ],
 )
-def test_inspect_says_what_runs_attention_and_router(
-    runs_as: LayerImpl | None, router_runs_as: LayerImpl | None, shown: str
-):
-    report = inspect_report(run_of(runs_as, router_runs_as))
+def test_inspect_says_what_runs_attention_and_router(run: LayerRun, shown: str):
+    report = inspect_report(run)
     assert shown in text_of(report)
     layers = report.to_json()["layers"]
     assert isinstance(layers, list)
-    assert (layers[0]["runs_as"], layers[0]["router_runs_as"]) == (runs_as, router_runs_as)
+    assert (layers[0]["runs_as"], layers[0]["router_runs_as"]) == (run.runs_as, run.router_runs_as)
 
 
 def test_export_shows_how_each_way_of_running_agrees():
@@ -137,10 +145,7 @@ def test_operators_that_stay_are_named_with_what_differs():
     reason = "the token layout of conv differs from the original by 0.25 (largest value 2)"
     kept = KeptOperators("conv", ("conv2d", "gelu"), ("MoHTokenConv",), 0.25, reason)
     shown = f"conv: {reason}; not replaced by MoHTokenConv: conv2d, gelu\n"
-    inspected = replace(inspect_report(), manifest=replace(MANIFEST, kept=(kept,)))
-    for report in (replace(export_report(), kept=(kept,)), inspected):
-        assert shown in text_of(report)
-        assert report.to_json()["kept"] == [to_json(kept)]
+    assert_both_show(shown, kept=(kept,))
     assert "not replaced by" not in text_of(export_report())
 
 
@@ -165,11 +170,8 @@ def test_what_looks_like_a_layer_is_told_with_where_it_was_lost():
     begin = "No MoH layer was recognised, but 13 places look like one:"
     assert lines == [begin, *NEAR_MISS_LINES]
     assert not_layers(2, NEAR_MISSES[1:], 0)[0] == "Besides, 1 place looks like one:"
-    inspected = replace(inspect_report(), manifest=replace(MANIFEST, near_misses=NEAR_MISSES))
-    for report in (replace(export_report(), near_misses=NEAR_MISSES), inspected):
-        shown = text_of(report)
-        assert all(line in shown for line in NEAR_MISS_LINES)
-        assert report.to_json()["near_misses"] == [to_json(miss) for miss in NEAR_MISSES]
+    for line in NEAR_MISS_LINES:
+        assert_both_show(line, near_misses=NEAR_MISSES)
 
 
 def test_a_router_that_weighs_no_attention_is_told_with_what_it_multiplies():
@@ -185,10 +187,7 @@ def test_a_router_that_weighs_no_attention_is_told_with_what_it_multiplies():
         " multiplies what linear makes (models/moe.py:36): a router that weighs no attention,"
         " left as it is"
     )
-    inspected = replace(inspect_report(), manifest=replace(MANIFEST, other_routers=(experts,)))
-    for report in (replace(export_report(), other_routers=(experts,)), inspected):
-        assert line in text_of(report)
-        assert report.to_json()["other_routers"] == [to_json(experts)]
+    assert_both_show(line, other_routers=(experts,))
 
 
 def test_attention_without_gates_is_counted_and_no_near_miss():
@@ -209,33 +208,29 @@ def test_nodes_of_no_layer_are_counted():
     assert report.to_json()["node_runs"] == node_runs
 
 
-def test_layers_that_all_run_alike_take_one_line():
-    runs = [run_of("kernel", "kernel", index) for index in range(12)]
-    assert runs_text(runs) == "12 MoH layers: attention on a kernel, router on a kernel"
-    assert runs_text([FUNCTION]) == (
-        "1 MoH layer: attention as function body, router in plain operators"
-    )
-    assert runs_text([]) == "no MoH layer"
+PROJECTED = LayerRun("a", "kernel", "kernel", "dense")
+KERNEL, FALLBACK = ("kernel", "kernel"), ("function", None)
+MIXED = (FALLBACK, KERNEL, KERNEL, ("kernel", "function"), KERNEL, FALLBACK)
+ON_KERNEL = "attention on a kernel, router on a kernel"
+IN_FUNCTIONS = "attention as function body, router in plain operators"
 
 
-def test_projections_are_named_where_there_are_some():
-    run = LayerRun("a", "kernel", "kernel", "dense")
-    assert runs_text([run]) == (
-        "1 MoH layer: attention on a kernel, router on a kernel, projections dense by choice"
-    )
-    assert "kernel (projections: dense)" in text_of(inspect_report(run))
-
-
-def test_layers_that_run_unlike_most_are_named():
-    most = [run_of("kernel", "kernel", index) for index in (1, 2, 4)]
-    others = [run_of("function", None, 0), run_of("kernel", "function", 3)]
-    others += [run_of("function", None, 5)]
-    runs = sorted([*most, *others], key=lambda run: run.path)
-    assert runs_text(runs) == (
-        "6 MoH layers: attention on a kernel, router on a kernel;"
-        " except blocks.0.attn, blocks.5.attn: attention as function body, router in plain"
-        " operators; except blocks.3.attn: attention on a kernel, router as function body"
-    )
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ([run_of("kernel", "kernel", i) for i in range(12)], f"12 MoH layers: {ON_KERNEL}"),
+        ([FUNCTION], f"1 MoH layer: {IN_FUNCTIONS}"),
+        ([], "no MoH layer"),
+        ([PROJECTED], f"1 MoH layer: {ON_KERNEL}, projections dense by choice"),
+        (
+            [run_of(*how, index) for index, how in enumerate(MIXED)],
+            f"6 MoH layers: {ON_KERNEL}; except blocks.0.attn, blocks.5.attn: {IN_FUNCTIONS};"
+            " except blocks.3.attn: attention on a kernel, router as function body",
+        ),
+    ],
+)
+def test_layers_that_run_alike_take_one_line_and_others_are_named(runs: list[LayerRun], text: str):
+    assert runs_text(runs) == text
 
 
 def test_run_shows_what_ran_the_layers():
@@ -256,31 +251,34 @@ def test_parity_shows_what_ran_each_layer():
     assert "2 MoH layers: attention on a kernel, router on a kernel; except blocks.1.attn" in shown
 
 
-def test_parity_shows_all_that_ran_layers_of_one_path():
-    """A module that is called twice gives two layers, and they are one row of the table."""
-    layer = LayerParity("blocks.0.attn", "0", 24, 24, 0, 0, 1e-6, 1e-4)
-    runs = (run_of("kernel", None), run_of("function", None))
-    shown = text_of(parity(layers=(layer, layer), runs=runs))
-    assert "│ blocks.0.attn │ kernel, function │ 0 " in shown
+TWICE = (LayerParity("blocks.0.attn", "0", 24, 24, 0, 0, 1e-6, 1e-4),) * 2
+ZERO, SMALL, LARGER = output("z", "0", 0.0), output("y", "0", 1e-6), output("y", "1", 3e-6)
+NO_NUMBER = output("y", "0", math.nan, "y is nan.")
+MANY = [output("y", str(i), 1.0, f"reason {i}.") for i in range(25)]
 
 
-def test_parity_without_gates_still_says_what_ran_the_layers():
-    shown = text_of(parity(output("y", "0", 1e-6), runs=(FUNCTION,)))
-    assert "1 MoH layer: attention as function body, router in plain operators" in shown
-
-
-def test_parity_shows_the_worst_vector_set_of_each_output():
-    shown = text_of(parity(output("y", "0", 1e-6), output("y", "1", 3e-6), output("z", "0", 0.0)))
-    assert "3e-06" in shown
-    assert "1e-06" not in shown
-    assert "EQUAL: max abs error 3e-06, routing agreement 1" in shown
-
-
-def test_parity_shows_a_failure_before_a_larger_error_that_is_allowed():
-    shown = text_of(parity(output("y", "0", math.nan, "y is nan."), output("y", "1", 9e-5)))
-    assert "NOT EQUAL" in shown
-    assert "y is nan." in shown
-    assert "9e-05" not in shown
+@pytest.mark.parametrize(
+    ("report", "shown", "hidden"),
+    [
+        # A module that is called twice gives two layers, and they are one row of the table.
+        (
+            parity(layers=TWICE, runs=(run_of("kernel", None), FUNCTION)),
+            "kernel, function │",
+            "NOT",
+        ),
+        # Without gates it still says what ran the layers.
+        (parity(SMALL, runs=(FUNCTION,)), IN_FUNCTIONS, "NOT EQUAL"),
+        # Of each output the worst vector set stands for all, and a failure comes first.
+        (parity(SMALL, LARGER, ZERO), "EQUAL: max abs error 3e-06, routing agreement 1", "1e-06"),
+        (parity(NO_NUMBER, output("y", "1", 9e-5)), "y is nan.", "9e-05"),
+        (parity(*MANY), "... and 15 more", "reason 10."),
+    ],
+    ids=["two of a path", "no gates", "worst", "failure", "many reasons"],
+)
+def test_parity_shows_what_stands_for_all(report: ParityReport, shown: str, hidden: str):
+    text = text_of(report)
+    assert shown in text
+    assert hidden not in text
 
 
 def test_parity_calls_only_what_was_judged_equal():
@@ -300,13 +298,6 @@ def test_parity_calls_only_what_was_judged_equal():
         "blocks.0.attn": "no data",
     }.items():
         assert re.search(rf"│ {name} +│.*│ {answer} +│", shown), name
-
-
-def test_parity_cuts_a_long_list_of_reasons():
-    shown = text_of(parity(*(output("y", str(i), 1.0, f"reason {i}.") for i in range(25))))
-    assert "reason 9." in shown
-    assert "reason 10." not in shown
-    assert "... and 15 more" in shown
 
 
 def test_brackets_in_names_and_shapes_are_shown_as_they_are():

@@ -16,9 +16,9 @@ from moh_deploy.perf.bench.candidates import Candidates, is_the_original, is_the
 from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.compare.parity import compare_answered
 from moh_deploy.validate.compare.parity_report import combined
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
-from moh_deploy.validate.compare.verify_runs import compare_answered
 from moh_deploy.validate.reference.input_sets import InputSet
 from moh_deploy.validate.reference.reference import RecordedReference, Reference, by_gates
 from moh_deploy.validate.reference.references import function_bodies

@@ -42,23 +42,15 @@ def reference_key(reference: str, file: Path) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number.
+    """One number."""
 
-    Attributes:
-        group: What it is of, such as `output 'logits'`.
-        name: Which one, a key of `KINDS`.
-        value: The number.
-        low: The true one is above this, with 95 % certainty; `value` itself where it is no sample.
-        high: And below this.
-        grain: Differences up to this are rounding.
-    """
-
-    group: str
-    name: str
+    group: str  # What it is of, such as `output 'logits'`
+    name: str  # Which one, a key of `KINDS`
     value: float
+    # The true one is above this, with 95 % certainty; `value` itself where it is no sample.
     low: float
     high: float
-    grain: float = 0.0
+    grain: float = 0.0  # Differences up to this are rounding
 
     @classmethod
     def exact(cls, group: str, name: str, value: float, *, grain: float = 0.0) -> Figure:
@@ -105,22 +97,12 @@ _SHARE, _FLAG = Domain(most=1.0), Domain(most=1.0, whole=True)
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A kind of figure.
+    """A kind of figure."""
 
-    Attributes:
-        words: What it is called in sentences.
-        better: Which way is better.
-        slack: By how much it may be worse, unless the file says otherwise.
-        reason: Why so much.
-        of_machine: It says something of one machine and runtime only.
-        domain: Which numbers it can be.
-    """
-
-    words: str
+    words: str  # What it is called in sentences
     better: Literal["lower", "higher"]
-    slack: Slack
-    reason: str
-    of_machine: bool = False
+    slack: Slack  # By how much it may be worse, unless the file says otherwise
+    of_machine: bool = False  # It says something of one machine and runtime only
     domain: Domain = Domain()
 
     @property
@@ -159,82 +141,46 @@ class FigureKind:
         return self.is_worse(replace(was, grain=now.grain), now, slack)
 
 
-_TRAINING = "another training scores some samples otherwise"
-_COUNTED = "counted: a smaller test must not pass for a better one"
-
 KINDS: Mapping[str, FigureKind] = {
-    "vector_sets": FigureKind("vector sets", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "elements": FigureKind("numbers compared", "higher", Slack(), _COUNTED, domain=_COUNT),
+    # Counted: a smaller test must not pass for a better one.
+    "vector_sets": FigureKind("vector sets", "higher", Slack(), domain=_COUNT),
+    "elements": FigureKind("numbers compared", "higher", Slack(), domain=_COUNT),
+    # Near-ties are left out, and another training has others.
     "decisions": FigureKind(
-        "routing decisions compared",
-        "higher",
-        Slack(factor=1.05),
-        "near-ties are left out, and another training has others",
-        domain=_COUNT,
+        "routing decisions compared", "higher", Slack(factor=1.05), domain=_COUNT
     ),
-    "max_abs_error": FigureKind(
-        "max abs error",
-        "lower",
-        Slack(factor=2.0),
-        "another machine or version sums in another order; and 1 % of the tolerance, for errors"
-        " next to none",
-    ),
+    # Another machine or version sums in another order; and 1 % of the tolerance, for errors next to
+    # none.
+    "max_abs_error": FigureKind("max abs error", "lower", Slack(factor=2.0)),
+    # Rounding of another machine decides near-ties otherwise.
     "explained_flips": FigureKind(
-        "explained flips",
-        "lower",
-        Slack(factor=1.5, plus=2),
-        "rounding of another machine decides near-ties otherwise",
-        domain=_COUNT,
+        "explained flips", "lower", Slack(factor=1.5, plus=2), domain=_COUNT
     ),
-    "agreement": FigureKind(
-        "agreement of decisions",
-        "higher",
-        Slack(plus=0.01),
-        "as explained flips, as a share",
-        domain=_SHARE,
-    ),
-    "samples": FigureKind("samples scored", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "labels": FigureKind("labels scored", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "score": FigureKind("score", "higher", Slack(factor=1.01), _TRAINING, domain=_ANY),
-    "loss": FigureKind(
-        "score, of which less is better", "lower", Slack(factor=1.01), _TRAINING, domain=_ANY
-    ),
-    "replaced": FigureKind(
-        "replaced by an operator", "higher", Slack(), "read from the package", domain=_FLAG
-    ),
-    "on_kernel": FigureKind(
-        "on a kernel", "higher", Slack(), "read from the runtime", domain=_FLAG
-    ),
-    "ratio": FigureKind(
-        "time as a share of the baseline's",
-        "lower",
-        Slack(factor=1.1),
-        "measured: worse if the 95 % intervals are further apart, in 0 of 380 pairs of runs of one"
-        " package on a busy machine (2 with 1.05)",
-    ),
+    "agreement": FigureKind("agreement of decisions", "higher", Slack(plus=0.01), domain=_SHARE),
+    # Counted, as above.
+    "samples": FigureKind("samples scored", "higher", Slack(), domain=_COUNT),
+    "labels": FigureKind("labels scored", "higher", Slack(), domain=_COUNT),
+    # Another training scores some samples otherwise.
+    "score": FigureKind("score", "higher", Slack(factor=1.01), domain=_ANY),
+    "loss": FigureKind("score, of which less is better", "lower", Slack(factor=1.01), domain=_ANY),
+    # Read from the package, and from the runtime.
+    "replaced": FigureKind("replaced by an operator", "higher", Slack(), domain=_FLAG),
+    "on_kernel": FigureKind("on a kernel", "higher", Slack(), domain=_FLAG),
+    # Measured: worse if the 95 % intervals are further apart, in 0 of 380 pairs of runs of one
+    # package on a busy machine (2 with 1.05).
+    "ratio": FigureKind("time as a share of the baseline's", "lower", Slack(factor=1.1)),
+    # Counted; which heads are open differs from training to training.
     "computed_share": FigureKind(
-        "computed share of the dense rows",
-        "lower",
-        Slack(plus=0.01),
-        "counted; which heads are open differs from training to training",
-        domain=_SHARE,
+        "computed share of the dense rows", "lower", Slack(plus=0.01), domain=_SHARE
     ),
-    "p50_ms": FigureKind(
-        "p50 in ms",
-        "lower",
-        Slack(factor=1.5),
-        "others on the machine move it, and there is no interval",
-        of_machine=True,
-    ),
+    # Others on the machine move it, and there is no interval.
+    "p50_ms": FigureKind("p50 in ms", "lower", Slack(factor=1.5), of_machine=True),
+    # Allocators, and Python itself.
     "peak_memory_bytes": FigureKind(
-        "peak memory in bytes",
-        "lower",
-        Slack(factor=1.1),
-        "allocators, and Python itself",
-        of_machine=True,
-        domain=_COUNT,
+        "peak memory in bytes", "lower", Slack(factor=1.1), of_machine=True, domain=_COUNT
     ),
 }
+"""Kinds of figures, each with a comment on why it may be worse by so much."""
 
 
 def number_text(value: float) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.report.baseline.figures import KINDS, Figure, Slack, is_whole
@@ -34,19 +33,19 @@ from moh_deploy.system.staging import staged_file
 # It has a digest of all else in it, so that a figure that was changed or taken out does not pass
 # unseen.
 
-# Say what is wrong with a baseline file: where, what it is, what was expected.
-
-_KeyPath = tuple[int | str, ...]
-
 _SLACK = {"factor": "a number of at least 1", "plus": "a number of at least 0"}
 _MOST_SHOWN = 60
 
 
 def explained(error: ValidationError) -> str:
-    """Return half a sentence on the first problem."""
-    found = [
-        (_path(error_details), error_details) for error_details in error.errors(include_url=False)
-    ]
+    """Return half a sentence on the first problem: where, what it is, what was expected."""
+    found = []
+    for item in error.errors(include_url=False):
+        # SECTION.figures.GROUP.NAME, and behind it which of the ways to write a figure was tried,
+        # which is not in the file.
+        place = item["loc"]
+        is_figure = place[1:2] == ("figures",)
+        found.append(((*place[:4], *place[5:]) if is_figure else place, item))
     # A figure that is no interval is not one of the wrong type: that is the other way to write it.
     path, item = max(found, key=lambda item: (len(item[0]), not item[1]["type"].endswith("_type")))
     where = ".".join(map(str, path)) or "the file"
@@ -56,17 +55,12 @@ def explained(error: ValidationError) -> str:
         return f"{where} is not a known key"
     if item["type"] == "missing":
         return f"{where} is missing"
-    return f"{where} is {_shown(item['input'])}, expected {_expected(path)}"
+    text = json.dumps(item["input"], default=str)
+    shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return f"{where} is {shown}, expected {_expected(path)}"
 
 
-def _path(item: ErrorDetails) -> _KeyPath:
-    """Return where it is in the file: SECTION.figures.GROUP.NAME, and behind it which of the ways
-    to write a figure was tried, which is not in the file."""
-    place = item["loc"]
-    return (*place[:4], *place[5:]) if place[1:2] == ("figures",) else place
-
-
-def _expected(path: _KeyPath) -> str:
+def _expected(path: tuple[int | str, ...]) -> str:
     if path[:1] == ("slack",):
         return _SLACK.get(str(path[2]), "a number") if len(path) == 3 else "an object"
     if path[1:] == ("machine",):
@@ -76,11 +70,6 @@ def _expected(path: _KeyPath) -> str:
     if len(path) == 4:
         return "a finite number, or an object of such: value, low and high"
     return "a finite number" if len(path) > 4 else "an object"
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -118,24 +107,17 @@ class SlackEntry(_Object):
 
 
 class SectionEntry(_Object):
-    """The figures that one command reached.
+    """The figures that one command reached."""
 
-    Attributes:
-        machine: Where figures of a machine were measured, and with which runtime; None without any.
-        figures: Group and name to figure.
-    """
-
+    # Where figures of a machine were measured, and with which runtime; None without any.
     machine: str | None = None
+    # Group and name to figure.
     figures: Annotated[dict[str, dict[str, FigureEntry]], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _is_known(self) -> Self:
-        _require_known(name for group in self.figures.values() for name in group)
-        return self
 
     @model_validator(mode="after")
     def _can_be_reached(self) -> Self:
         """A count below 0 would be worse than nothing, and anything would hold it."""
+        _require_known(name for group in self.figures.values() for name in group)
         for (group, name), figure in self.read().items():
             domain = KINDS[name].domain
             for value in (figure.value, figure.low, figure.high):
@@ -147,12 +129,15 @@ class SectionEntry(_Object):
 
     def read(self) -> dict[tuple[str, str], Figure]:
         """Return the figures by group and name."""
-        figures = [
-            _figure(group, name, entry)
-            for group, entries in self.figures.items()
-            for name, entry in entries.items()
-        ]
-        return {figure.key: figure for figure in figures}
+        found = {}
+        for group, entries in self.figures.items():
+            for name, entry in entries.items():
+                if isinstance(entry, IntervalEntry):
+                    figure = Figure(group, name, entry.value, entry.low, entry.high)
+                else:
+                    figure = Figure.exact(group, name, entry)
+                found[figure.key] = figure
+        return found
 
 
 class BaselineContent(_Object):
@@ -177,14 +162,6 @@ class BaselineContent(_Object):
         )
 
 
-def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
-    """Return what the file says of these figures, to six digits."""
-    groups: dict[str, dict[str, FigureEntry]] = {}
-    for figure in figures:
-        groups.setdefault(figure.group, {})[figure.name] = _entry(figure)
-    return SectionEntry(machine=machine, figures=groups)
-
-
 def read_baseline(path: Path) -> tuple[BaselineContent, DigestState]:
     """Read a file, and tell whether it is as it was written.
 
@@ -198,7 +175,14 @@ def read_baseline(path: Path) -> tuple[BaselineContent, DigestState]:
             f"{path}: there is no baseline file.",
             hint="--update-baseline writes it from this run; commit it.",
         ) from None
-    plain = _checked_version(path, content)
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise ConfigError(f"{path}: is no baseline file: it has no schema_version.")
+    version, plain = content["schema_version"], content
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: schema_version is {version!r}, this moh-deploy reads {SCHEMA_VERSION}.",
+            hint="Use the moh-deploy that wrote it, or remove it and run with --update-baseline.",
+        )
     written = plain.pop("sha256", None)
     try:
         found = BaselineContent.model_validate(plain)
@@ -223,59 +207,21 @@ def write_baseline(path: Path, content: BaselineContent) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _checked_version(path: Path, content: object) -> dict[str, object]:
-    if not isinstance(content, dict) or "schema_version" not in content:
-        raise ConfigError(f"{path}: is no baseline file: it has no schema_version.")
-    version = content["schema_version"]
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path}: schema_version is {version!r}, this moh-deploy reads {SCHEMA_VERSION}.",
-            hint="Use the moh-deploy that wrote it, or remove it and run with --update-baseline.",
-        )
-    return content
-
-
 def _require_known(names: Iterable[str]) -> None:
     unknown = sorted(set(names) - KINDS.keys())
     if unknown:
         raise ValueError(f"there is no figure '{unknown[0]}', there are {', '.join(KINDS)}")
 
 
-def _figure(group: str, name: str, entry: FigureEntry) -> Figure:
-    if isinstance(entry, IntervalEntry):
-        return Figure(group, name, entry.value, entry.low, entry.high)
-    return Figure.exact(group, name, entry)
-
-
-def _entry(figure: Figure) -> FigureEntry:
-    if figure.low == figure.high:
-        return _rounded(figure.value)
-    low, value, high = map(_rounded, (figure.low, figure.value, figure.high))
-    return IntervalEntry(value=value, low=low, high=high)
-
-
-def _rounded(value: float) -> float:
-    """Whole numbers stay whole ones: 160, not 160.0."""
-    return int(value) if is_whole(value) else float(f"{value:.6g}")
-
-
 @dataclass(frozen=True)
 class Ratchet:
-    """One command's part of a baseline file.
-
-    Attributes:
-        path: The file.
-        content: What is in it; of a file that is to be made, nothing.
-        section: The command.
-        update: Write what is new or better.
-        digest: Whether the file is as it was written.
-    """
+    """One command's part of a baseline file."""
 
     path: Path
-    content: BaselineContent
+    content: BaselineContent  # What is in it; of a file that is to be made, nothing
     section: BaselinePart
-    update: bool
-    digest: DigestState = "right"
+    update: bool  # Write what is new or better
+    digest: DigestState = "right"  # Whether the file is as it was written
 
     @classmethod
     def open(
@@ -323,16 +269,20 @@ class Ratchet:
 
         Nothing is written if anything is worse or gone, or if nothing has changed, by hand either.
 
-        Args:
-            figures: What the run reached.
-            machine: Where, and with which runtime.
-
         Raises:
             ConfigError: The file is of something else.
             PackageError: It cannot be written.
         """
         was = {} if self.entry is None else self.entry.read()
-        self._require_same_subject(was, figures)
+        here = {figure.group for figure in figures if not figure.group.startswith(WHOLE)}
+        there = {group for group, _ in was if not group.startswith(WHOLE)}
+        # A file of another model would be all `gone` and all `new`.
+        if there and not there & here:
+            raise ConfigError(
+                f"{self.path} is of another package or other inputs: it holds figures of"
+                f" {_some(there)}; this run has {_some(here)}.",
+                hint="Name the file of this one, or another file with --update-baseline.",
+            )
         now = {figure.key: figure for figure in figures}
         entries = tuple(
             self._compared(key, was.get(key), now.get(key), machine) for key in sorted({*was, *now})
@@ -343,21 +293,14 @@ class Ratchet:
             return result
         if not outcomes & {"better", "new"} and self.digest == "right":
             return result
-        self._write(was, figures, entries, machine)
+        taken = {entry.key for entry in entries if entry.outcome in ("better", "new")}
+        groups: dict[str, dict[str, FigureEntry]] = {}
+        for key, figure in {**was, **{key: now[key] for key in taken}}.items():
+            groups.setdefault(key[0], {})[key[1]] = _entry(figure)
+        known = machine if self.entry is None else self.entry.machine
+        section = SectionEntry(machine=known, figures=groups)
+        write_baseline(self.path, self.content.model_copy(update={self.section: section}))
         return replace(result, updated=True)
-
-    def _require_same_subject(
-        self, was: dict[tuple[str, str], Figure], figures: Sequence[Figure]
-    ) -> None:
-        """A file of another model would be all `gone` and all `new`."""
-        here = _subjects(figure.group for figure in figures)
-        there = _subjects(group for group, _ in was)
-        if there and not there & here:
-            raise ConfigError(
-                f"{self.path} is of another package or other inputs: it holds figures of"
-                f" {_some(there)}; this run has {_some(here)}.",
-                hint="Name the file of this one, or another file with --update-baseline.",
-            )
 
     def _compared(
         self, key: tuple[str, str], was: Figure | None, now: Figure | None, machine: str | None
@@ -383,30 +326,22 @@ class Ratchet:
         outcome: FigureOutcome = "better" if kind.is_better(now, was, slack) else "held"
         return RatchetEntry(group, name, outcome, *values, limit, sentence)
 
-    def _write(
-        self,
-        was: dict[tuple[str, str], Figure],
-        figures: Sequence[Figure],
-        entries: Sequence[RatchetEntry],
-        machine: str | None,
-    ) -> None:
-        taken = {
-            (entry.group, entry.name) for entry in entries if entry.outcome in ("better", "new")
-        }
-        kept = {**was, **{figure.key: figure for figure in figures if figure.key in taken}}
-        known = machine if self.entry is None else self.entry.machine
-        section = section_of(kept.values(), known)
-        write_baseline(self.path, self.content.model_copy(update={self.section: section}))
-
 
 WHOLE = "all"
 """Begins the group of what is not of one output, layer or set of inputs."""
 
 
-def _subjects(groups: Iterable[str]) -> set[str]:
-    return {group for group in groups if not group.startswith(WHOLE)}
-
-
 def _some(groups: set[str]) -> str:
     first, *others = sorted(groups) or ["nothing"]
     return f"{first} and {len(others)} more" if others else first
+
+
+def _entry(figure: Figure) -> FigureEntry:
+    """Return what the file says of a figure, to six digits; whole numbers stay whole: 160."""
+    low, value, high = (
+        int(number) if is_whole(number) else float(f"{number:.6g}")
+        for number in (figure.low, figure.value, figure.high)
+    )
+    if figure.low == figure.high:
+        return value
+    return IntervalEntry(value=value, low=low, high=high)

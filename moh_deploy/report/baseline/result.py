@@ -6,16 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.document import (
-    PAGE,
-    CiCase,
-    CiOutcome,
-    CiSuite,
-    Section,
-    Status,
-    Table,
-    Verdict,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.json import HIDDEN, in_json
 
 DigestState = Literal["right", "wrong", "missing"]
@@ -24,42 +15,38 @@ FigureOutcome = Literal["held", "better", "worse", "gone", "new", "not compared"
 
 @dataclass(frozen=True)
 class RatchetEntry:
-    """One figure.
-
-    Attributes:
-        group: What it is of.
-        name: Which one.
-        outcome: `held` is no worse than allowed, `gone` is in the file only, `new` in the run only,
-            and `not compared` is of another machine.
-        was: In the file.
-        now: In the run.
-        limit: What it may be at worst.
-        sentence: All of that in words.
-    """
+    """One figure."""
 
     group: str
     name: str
+    # `held` is no worse than allowed, `gone` is in the file only, `new` in the run only, and `not
+    # compared` is of another machine.
     outcome: FigureOutcome
-    was: float | None
-    now: float | None
-    limit: float | None
+    was: float | None  # In the file
+    now: float | None  # In the run
+    limit: float | None  # What it may be at worst
     sentence: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.group, self.name
+
+    @property
+    def is_good(self) -> bool | None:
+        """Whether it is as good as it has to be; None where nothing is compared."""
+        if self.outcome in ("worse", "gone"):
+            return False
+        return None if self.outcome in ("new", "not compared") else True
 
 
 @dataclass(frozen=True)
 class RatchetResult:
-    """The comparison.
+    """The comparison."""
 
-    Attributes:
-        file: The file, as the user named it.
-        entries: Every figure of the file or of the run.
-        updated: The file has been written: with what is new and what is better.
-        digest: The file's own: `wrong` after an edit by hand, `missing` in a file of before.
-    """
-
-    file: str
-    entries: tuple[RatchetEntry, ...]
-    updated: bool
+    file: str  # The file, as the user named it
+    entries: tuple[RatchetEntry, ...]  # Every figure of the file or of the run
+    updated: bool  # The file has been written: with what is new and what is better
+    # The file's own: `wrong` after an edit by hand, `missing` in a file of before.
     digest: DigestState = field(default="right", metadata=HIDDEN)
 
     @property
@@ -123,48 +110,34 @@ class RatchetResult:
 _COLUMNS = ("figure", "of", "#in the file", "#now", "#may be at worst", "outcome")
 
 
-def baseline_section(result: RatchetResult | None) -> Section | None:
+def baseline_section(result: RatchetResult | None) -> doc.Section | None:
     """Return every figure, what is worse, and what could be tightened; None without a file."""
     if result is None:
         return None
-    rows = [
-        (
-            entry.name,
-            entry.group,
-            entry.was,
-            entry.now,
-            entry.limit,
-            Status(entry.outcome, _is_good(entry)),
-        )
-        for entry in result.entries
-    ]
-    verdict = Verdict(
+    rows: list[tuple[doc.Cell, ...]] = []
+    for entry in result.entries:
+        status = doc.Status(entry.outcome, entry.is_good)
+        rows.append((entry.name, entry.group, entry.was, entry.now, entry.limit, status))
+    verdict = doc.Verdict(
         "WORSE" if result.reasons else "NO WORSE",
         not result.reasons,
         lines=(result.summary,),
         reasons=result.reasons,
         notes=tuple(f"better: {text}" for text in result.better),
     )
-    table = Table(result.summary, _COLUMNS, rows, "ratchet", PAGE)
-    return Section("Baseline file", (table,), verdict)
+    table = doc.Table(result.summary, _COLUMNS, rows, "ratchet", doc.PAGE)
+    return doc.Section("Baseline file", (table,), verdict)
 
 
-def baseline_suites(result: RatchetResult | None) -> tuple[CiSuite, ...]:
+def baseline_suites(result: RatchetResult | None) -> tuple[doc.CiSuite, ...]:
     """Return a test case for each figure, and one for the verdict; nothing without a file."""
     if result is None:
         return ()
-    outcome: CiOutcome = "failure" if result.reasons else "passed"
-    verdict = CiCase("baseline", "verdict", outcome, (*result.reasons, result.summary)[0])
-    return (CiSuite((verdict, *map(_case, result.entries)), f"baseline {result.file}"),)
-
-
-def _is_good(entry: RatchetEntry) -> bool | None:
-    if entry.outcome in ("worse", "gone"):
-        return False
-    return None if entry.outcome in ("new", "not compared") else True
-
-
-def _case(entry: RatchetEntry) -> CiCase:
-    outcomes: dict[bool | None, CiOutcome] = {True: "passed", False: "failure", None: "skipped"}
-    name = f"{entry.group}: {entry.name}"
-    return CiCase("baseline", name, outcomes[_is_good(entry)], entry.sentence)
+    outcomes: dict[bool | None, doc.CiOutcome]
+    outcomes = {True: "passed", False: "failure", None: "skipped"}
+    message = (*result.reasons, result.summary)[0]
+    cases = [doc.CiCase("baseline", "verdict", outcomes[not result.reasons], message)]
+    for entry in result.entries:
+        name, outcome = f"{entry.group}: {entry.name}", outcomes[entry.is_good]
+        cases.append(doc.CiCase("baseline", name, outcome, entry.sentence))
+    return (doc.CiSuite(tuple(cases), f"baseline {result.file}"),)

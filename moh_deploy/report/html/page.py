@@ -29,30 +29,18 @@ _ROOM = 1.05  # that ratios have on both sides
 
 @dataclass(frozen=True)
 class Mark:
-    """A shape on a track; places are in percent of its length.
+    """A shape on a track; places are in percent of its length."""
 
-    Attributes:
-        kind: A bar, an interval, a dot for what was measured, or a line for a limit.
-        start: Left end of a bar or interval; where the others are.
-        end: Right end of a bar or interval.
-        is_bad: What was measured is not as it should be.
-    """
-
+    # A bar, an interval, a dot for what was measured, or a line for a limit.
     kind: Literal["bar", "interval", "dot", "limit"]
     start: float
-    end: float = 0.0
+    end: float = 0.0  # Right end of a bar or interval
     is_bad: bool = False
 
 
 @dataclass(frozen=True)
 class Track:
-    """A drawn cell.
-
-    Attributes:
-        label: Its numbers in words.
-        marks: In the order in which they are drawn.
-        scale: The axis.
-    """
+    """A drawn cell."""
 
     label: str
     marks: tuple[Mark, ...]
@@ -61,23 +49,15 @@ class Track:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table as a page shows it: numbers that can be compared are drawn on one axis.
-
-    Attributes:
-        caption: What stands above it.
-        id: What it is called.
-        columns: The columns.
-        rows: Cells of letters, with a colour, or drawn; None is a dash.
-        scale: The axis of the drawn ones.
-        drawn: Which column holds them.
-    """
+    """A table as a page shows it: numbers that can be compared are drawn on one axis."""
 
     caption: str
     id: str
     columns: Sequence[Column]
+    # Cells of letters, with a colour, or drawn; None is a dash.
     rows: Sequence[Sequence[str | Status | Track | None]]
     scale: Scale | None
-    drawn: int | None
+    drawn: int | None  # Which column holds them
 
 
 def page_table(table: Table) -> PageTable:
@@ -85,10 +65,9 @@ def page_table(table: Table) -> PageTable:
     columns, rows = table.part("page")
     cells = [cell for row in rows for cell in row if isinstance(cell, Drawn)]
     scale = _scale(table, cells) if cells else None
-    drawn = None
-    if cells:  # Rows on a whole, such as a total, may have none.
-        places = (place for row in rows for place in enumerate(row))
-        drawn = next(index for index, cell in places if isinstance(cell, Drawn))
+    # Rows on a whole, such as a total, may have no drawn cell.
+    places = (place for row in rows for place in enumerate(row))
+    drawn = next((index for index, cell in places if isinstance(cell, Drawn)), None)
     shown = [[_shown(cell, scale) for cell in row] for row in rows]
     return PageTable(table.caption, table.id, columns, shown, scale, drawn)
 
@@ -115,9 +94,8 @@ def _scale(table: Table, cells: Sequence[Drawn]) -> Scale:
     numbers += [end for cell in cells for end in cell.interval or ()]
     if table.axis == "decades":
         # Infinity is drawn at the right end: beyond all limits.
-        return decades(
-            [*numbers, *([10 * limit for limit in limits] if math.inf in numbers else [])]
-        )
+        beyond = [10 * limit for limit in limits] if math.inf in numbers else []
+        return decades([*numbers, *beyond])
     # A round axis cannot hold infinity; what has it is drawn at the nearer end.
     finite = [value for value in numbers if math.isfinite(value)]
     if table.axis == "ratios":
@@ -174,12 +152,6 @@ def _environment() -> Environment:
     # Templates lay out what they show by these filters, and know the types of blocks only.
     # `block|kind` names the macro of blocks.html that shows a block.
     environment.filters["kind"] = lambda block: type(block).__name__
-    layouts = {
-        "table": page_table,
-        "map": page_map,
-        "chart": page_chart,
-        "margins": page_margins,
-        "trade_off": page_trade_off,
-    }
-    environment.filters.update({f"page_{name}": layout for name, layout in layouts.items()})
+    for layout in (page_table, page_map, page_chart, page_margins, page_trade_off):
+        environment.filters[layout.__name__] = layout
     return environment

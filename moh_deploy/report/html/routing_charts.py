@@ -1,4 +1,4 @@
-"""Loads of heads as a table of coloured numbers: layers, or classes of samples, by heads."""
+"""Charts of routing: loads of heads as coloured numbers, and how clear the choices are."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from moh_deploy.report.document import HeatMap, LoadRow, MarginBin, MarginHistog
 from moh_deploy.report.html.scales import Scale, Tick, decades
 from moh_deploy.report.numbers import count
 
-# How clear the choices of each layer are: tokens by margin, with the flips below the axis.
-
 _TOP, _DEPTH = 60.0, 24.0  # px that the most tokens rise and that the most flips hang
 _LEFT, _RIGHT = 7.0, 9.0  # percent for exact ties, and for tokens without a margin
 _GAP = 1.0
+_WIDE_FROM = 25  # heads
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar; `x` and `width` are in percent of the chart, `y` and `height` in px from the axis.
+    """A bar of `tokens`, `explained` or `unexplained` flips, with its count in words.
 
-    Attributes:
-        kind: `tokens`, `explained` or `unexplained`.
-        words: What it counts.
+    `x` and `width` are in percent of the chart, `y` and `height` in px from the axis.
     """
 
     kind: str
@@ -37,51 +34,37 @@ class Bar:
 
 @dataclass(frozen=True)
 class PageMargins:
-    """One layer.
+    """Tokens of one layer by margin, with its flips below the axis.
 
-    Attributes:
-        name: The layer.
-        bars: Tokens above the axis, flips below it.
-        bound: Rounding explains flips of tokens with a smaller margin.
-        bound_at: Where that is, in percent.
-        ticks: Places on the axis.
-        tokens: How many there are.
-        explained: Flips below the bound.
-        unexplained: Flips above it.
+    Left of `bound_at`, in percent, rounding explains flips.
     """
 
     name: str
+    words: str
     bars: tuple[Bar, ...]
-    bound: float
     bound_at: float
     ticks: tuple[Tick, ...]
     tokens: int
     explained: int
     unexplained: int
 
-    @property
-    def words(self) -> str:
-        """Return what the drawing says."""
-        return (
-            f"{count(self.tokens, 'token')}; flips: {self.explained} explained,"
-            f" {self.unexplained} unexplained; bound {self.bound:.3g}"
-        )
-
 
 def page_margins(layers: Sequence[MarginHistogram]) -> list[PageMargins]:
     """Return a chart of each layer, all on one axis."""
-    every = [margin_bin for each in layers for margin_bin in each.bins]
-    edges = [edge for margin_bin in every for edge in (margin_bin.at_least, margin_bin.below)]
+    every = [bin_ for layer in layers for bin_ in layer.bins]
+    edges = [edge for bin_ in every for edge in (bin_.at_least, bin_.below)]
     axis = _Axis(
-        decades([*edges, *(each.bound / 10 for each in layers)]),
-        left=_LEFT if any(margin_bin.at_least == 0 for margin_bin in every) else 0.0,
-        right=_RIGHT if any(math.isinf(margin_bin.at_least) for margin_bin in every) else 0.0,
+        decades([*edges, *(layer.bound / 10 for layer in layers)]),
+        left=_LEFT if any(bin_.at_least == 0 for bin_ in every) else 0.0,
+        right=_RIGHT if any(math.isinf(bin_.at_least) for bin_ in every) else 0.0,
     )
-    return [_chart(each, axis) for each in layers]
+    return [_chart(layer, axis) for layer in layers]
 
 
 @dataclass(frozen=True)
 class _Axis:
+    """The scale of margins, with room on its left and right for tokens that have none on it."""
+
     scale: Scale
     left: float
     right: float
@@ -90,96 +73,76 @@ class _Axis:
         width = 100 - self.left - self.right
         return self.left + self.scale.at(value) * width / 100
 
-    def span(self, margin_bin: MarginBin) -> tuple[float, float]:
+    def span(self, bin_: MarginBin) -> tuple[float, float]:
         """Return where a bar lies and how wide it is."""
-        if margin_bin.at_least == 0:
+        if bin_.at_least == 0:
             return 0.0, self.left - 2 * _GAP
-        if math.isinf(margin_bin.at_least):
+        if math.isinf(bin_.at_least):
             return 100 - self.right + 2 * _GAP, self.right - 2 * _GAP
-        start, end = self.at(margin_bin.at_least), self.at(min(margin_bin.below, self.scale.high))
+        start, end = self.at(bin_.at_least), self.at(min(bin_.below, self.scale.high))
         return start, max(0.5, end - start - _GAP / 4)
 
     def ticks(self) -> tuple[Tick, ...]:
         """Return those of the scale that stand free of the labels beside it."""
-        placed = (
-            replace(tick, at=round(self.at(_value(tick, self.scale)), 2))
-            for tick in self.scale.ticks
-        )
-        free = [tick for tick in placed if 2 * self.left <= tick.at <= 100 - 2 * self.right]
+        free = []
+        for tick in self.scale.ticks:
+            ratio = self.scale.high / self.scale.low
+            at = round(self.at(self.scale.low * math.pow(ratio, tick.at / 100)), 2)
+            if 2 * self.left <= at <= 100 - 2 * self.right:
+                free.append(replace(tick, at=at))
         first = [Tick(0.0, "tie")] if self.left else []
         last = [Tick(100.0, "none")] if self.right else []
         return (*first, *free, *last)
 
 
-def _value(tick: Tick, scale: Scale) -> float:
-    return scale.low * math.pow(scale.high / scale.low, tick.at / 100)
-
-
-def _chart(margin_histogram: MarginHistogram, axis: _Axis) -> PageMargins:
-    most = max((each.tokens for each in margin_histogram.bins), default=1)
-    flips = (
-        max((each.explained + each.unexplained for each in margin_histogram.bins), default=0) or 1
-    )
+def _chart(layer: MarginHistogram, axis: _Axis) -> PageMargins:
+    most = max((bin_.tokens for bin_ in layer.bins), default=1)
+    flips = max((bin_.explained + bin_.unexplained for bin_ in layer.bins), default=0) or 1
+    tokens = sum(bin_.tokens for bin_ in layer.bins)
+    explained = sum(bin_.explained for bin_ in layer.bins)
+    unexplained = sum(bin_.unexplained for bin_ in layer.bins)
     return PageMargins(
-        name=margin_histogram.path,
-        bars=tuple(bar for each in margin_histogram.bins for bar in _bars(each, axis, most, flips)),
-        bound=margin_histogram.bound,
-        bound_at=round(axis.at(margin_histogram.bound), 2),
-        ticks=axis.ticks(),
-        tokens=sum(each.tokens for each in margin_histogram.bins),
-        explained=sum(each.explained for each in margin_histogram.bins),
-        unexplained=sum(each.unexplained for each in margin_histogram.bins),
+        layer.path,
+        f"{count(tokens, 'token')}; flips: {explained} explained, {unexplained} unexplained; bound"
+        f" {layer.bound:.3g}",
+        tuple(bar for bin_ in layer.bins for bar in _bars(bin_, axis, most, flips)),
+        round(axis.at(layer.bound), 2),
+        axis.ticks(),
+        tokens,
+        explained,
+        unexplained,
     )
 
 
-def _bars(margin_bin: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
-    x, width = (round(each, 2) for each in axis.span(margin_bin))
-    where = f"margin {margin_bin.at_least:.2g} to {margin_bin.below:.2g}"
-    tall = _height(margin_bin.tokens, most, _TOP)
-    bars = [Bar("tokens", x, width, -tall, tall, f"{where}: {count(margin_bin.tokens, 'token')}")]
+def _bars(bin_: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
+    """Return a bar of tokens, and flips that hang below it one behind the other."""
+    x, width = (round(place, 2) for place in axis.span(bin_))
+    where = f"margin {bin_.at_least:.2g} to {bin_.below:.2g}"
+    # At least 2 px: what is there is seen.
+    tall = round(max(2.0, _TOP * bin_.tokens / most), 1)
+    bars = [Bar("tokens", x, width, -tall, tall, f"{where}: {count(bin_.tokens, 'token')}")]
     depth = 0.0
-    for kind, number in (
-        ("explained", margin_bin.explained),
-        ("unexplained", margin_bin.unexplained),
-    ):
+    for kind, number in (("explained", bin_.explained), ("unexplained", bin_.unexplained)):
         if number:
-            long = _height(number, flips, _DEPTH)
-            words = f"{where}: {count(number, 'flip')} {kind}"
-            bars.append(Bar(kind, x, width, depth, long, words))
+            long = round(max(2.0, _DEPTH * number / flips), 1)
+            bars.append(
+                Bar(kind, x, width, depth, long, f"{where}: {count(number, 'flip')} {kind}")
+            )
             depth += long
     return bars
 
 
-def _height(number: int, most: int, height: float) -> float:
-    """Return px; what is there is seen."""
-    return round(max(2.0, height * number / most), 1)
-
-
-_WIDE_FROM = 25  # heads
-
-
 @dataclass(frozen=True)
 class Shade:
-    """A share of tokens.
+    """A share of tokens."""
 
-    Attributes:
-        level: 0 for none, 1 to 10 for each tenth; None without tokens.
-        text: In percent, without the sign.
-    """
-
-    level: int | None
-    text: str
+    level: int | None  # 0 for none, 1 to 10 for each tenth; None without tokens
+    text: str  # In percent, without the sign
 
 
 @dataclass(frozen=True)
 class HeatCell:
-    """One head of one row.
-
-    Attributes:
-        package: What ran.
-        reference: What it is compared with; None where both are the same.
-        words: Both counts, where they differ.
-    """
+    """One head of one row; where the reference differs, its share, too, and both counts."""
 
     package: Shade
     reference: Shade | None = None
@@ -188,13 +151,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """One layer or class.
-
-    Attributes:
-        name: It.
-        note: What stands beside the name.
-        cells: One a head.
-    """
+    """One layer or class, a cell for each head."""
 
     name: str
     note: str
@@ -203,14 +160,7 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class HeatBlock:
-    """Rows that follow each other and have the same heads.
-
-    Attributes:
-        shared: Numbers of the shared heads.
-        routed: Numbers of the others.
-        knows_shared: Whether it is known which heads are shared.
-        rows: The rows.
-    """
+    """Rows that follow each other and have the same heads: numbers of shared and routed ones."""
 
     shared: range
     routed: range
@@ -220,12 +170,7 @@ class HeatBlock:
 
 @dataclass(frozen=True)
 class PageMap:
-    """A heat map.
-
-    Attributes:
-        content: What it shows.
-        blocks: Its rows.
-    """
+    """A heat map."""
 
     content: HeatMap
     blocks: tuple[HeatBlock, ...]
@@ -238,9 +183,13 @@ class PageMap:
 
 def page_map(content: HeatMap) -> PageMap:
     """Lay out a map: rows with other heads begin another block."""
+    blocks = []
     # Only neighbours share a block: layers stay in their order of execution.
-    grouped = groupby(content.rows, lambda row: (len(row.got), row.shared))
-    return PageMap(content, tuple(_block(*shape, list(rows)) for shape, rows in grouped))
+    for (heads, shared), rows in groupby(content.rows, lambda row: (len(row.got), row.shared)):
+        first = min(shared or 0, heads)
+        shown = tuple(HeatRow(row.name, row.note, _cells(row)) for row in rows)
+        blocks.append(HeatBlock(range(first), range(first, heads), shared is not None, shown))
+    return PageMap(content, tuple(blocks))
 
 
 def shade(share: float | None) -> Shade:
@@ -254,19 +203,12 @@ def shade(share: float | None) -> Shade:
     return Shade(level, ">99" if 99 < percent < 100 else f"{percent:.0f}")
 
 
-def _block(heads: int, shared: int | None, rows: list[LoadRow]) -> HeatBlock:
-    first = min(shared or 0, heads)
-    shown = tuple(HeatRow(row.name, row.note, _cells(row)) for row in rows)
-    return HeatBlock(range(first), range(first, heads), shared is not None, shown)
-
-
 def _cells(row: LoadRow) -> tuple[HeatCell, ...]:
-    pairs = zip(row.got, row.reference, strict=True)
-    return tuple(_cell(got, reference, row.tokens) for got, reference in pairs)
-
-
-def _cell(got: int, reference: int, tokens: int) -> HeatCell:
-    if got == reference:
-        return HeatCell(shade(got / tokens if tokens else None))
-    words = f"on for {got} of {tokens} tokens in the package, for {reference} in the reference"
-    return HeatCell(shade(got / tokens), shade(reference / tokens), words)
+    tokens, cells = row.tokens, []
+    for got, reference in zip(row.got, row.reference, strict=True):
+        cell = HeatCell(shade(got / tokens if tokens else None))
+        if got != reference:
+            words = f"{got} of {tokens} tokens in the package, for {reference} in the reference"
+            cell = HeatCell(cell.package, shade(reference / tokens), f"on for {words}")
+        cells.append(cell)
+    return tuple(cells)

@@ -9,32 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis.
+    """A labelled place on an axis."""
 
-    Attributes:
-        at: In percent of the axis.
-        label: What stands there.
-    """
-
-    at: float
+    at: float  # In percent of the axis
     label: str
 
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from `low` to `high`.
+    """An axis from `low` to `high`."""
 
-    Attributes:
-        low: Left end, above 0 on a logarithmic axis.
-        high: Right end, above `low`.
-        ticks: Labelled places, ascending.
-        is_log: Equal ratios are equally far apart, not equal differences.
-    """
-
-    low: float
-    high: float
-    ticks: tuple[Tick, ...]
-    is_log: bool
+    low: float  # Left end, above 0 on a logarithmic axis
+    high: float  # Right end, above `low`
+    ticks: tuple[Tick, ...]  # Labelled places, ascending
+    is_log: bool  # Equal ratios are equally far apart, not equal differences
 
     def at(self, value: float) -> float:
         """Return where a number lies, in percent; what lies outside is at the nearer end."""

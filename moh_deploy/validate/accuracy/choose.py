@@ -13,17 +13,9 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.system.user_code import find_callable, user_code
+from moh_deploy.validate.accuracy import task as tasks
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores, has_nan
-from moh_deploy.validate.accuracy.task import (
-    BUILT_IN_METRICS,
-    Labelling,
-    ScoreFunction,
-    Task,
-    UserMetric,
-    check_integers,
-    check_range,
-)
 from moh_deploy.validate.reference.differences import Float64Array
 
 # Metrics of class labels: top-k accuracy, and perplexity.
@@ -31,17 +23,12 @@ from moh_deploy.validate.reference.differences import Float64Array
 
 @dataclass(frozen=True)
 class TopK:
-    """Share of labels that are among the k likeliest classes; of classes that tie, the first wins.
+    """Share of labels among the k likeliest classes; of classes that tie, the first wins."""
 
-    Attributes:
-        k: How many classes may be named.
-        output: Logits, or anything that rises with them: [N, C], or [N, S, C] for a label a token.
-        labelling: How labels are read.
-    """
-
-    k: int
+    k: int  # How many classes may be named
+    # Logits, or anything that rises with them: [N, C], or [N, S, C] for a label a token.
     output: str
-    labelling: Labelling = field(default_factory=Labelling)
+    labelling: tasks.Labelling = field(default_factory=tasks.Labelling)
 
     better: Better = "higher"
 
@@ -59,7 +46,7 @@ class TopK:
                 f"output '{self.output}' has {logits.shape[-1]} classes, so {self.name} is always"
                 " right: choose another --metric."
             )
-        pairs = [self.labelling.pairs(*logit) for logit in zip(logits, labels, strict=True)]
+        pairs = [self.labelling.pairs(*pair) for pair in zip(logits, labels, strict=True)]
         right = np.array([(_ranks(*pair) < self.k).sum() for pair in pairs], np.float64)
         ignored = self.labelling.left_out(labels)
         weights = np.array([len(found) for _, found in pairs], np.float64)
@@ -86,15 +73,10 @@ def _ranks(logits: Array, labels: IntArray) -> IntArray:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(-mean log softmax(logits)[label]), over all tokens of all sequences, in float64.
-
-    Attributes:
-        output: Logits [N, S, V].
-        labelling: How labels are read.
-    """
+    """exp(-mean log softmax(logits)[label]), over all tokens of all sequences, in float64."""
 
     output: str
-    labelling: Labelling = field(default_factory=Labelling)
+    labelling: tasks.Labelling = field(default_factory=tasks.Labelling)
 
     better: Better = "lower"
     name: str = "perplexity"
@@ -136,65 +118,64 @@ def _losses(logits: Array, labels: IntArray) -> Float64Array:
     return losses
 
 
-def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> tuple[Metric, ...]:
+def choose_metrics(
+    task: tasks.Task, labels: Array, outputs: Sequence[TensorInfo]
+) -> tuple[Metric, ...]:
     """Return the metrics that are asked for, or the one that the shape of the labels tells.
-
-    Args:
-        task: What was asked for.
-        labels: Of all samples, or of some.
-        outputs: The model's.
 
     Raises:
         ConfigError: A metric is unknown, or labels and outputs are not what it is of.
     """
     # [N] labels are classes of samples, [N, S] tokens of sequences.
-    names = task.metrics or (_by_shape(labels),)
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a metric is named twice: {', '.join(map(_name, names))}.")
-    # Only of a function that the user wrote it is unknown whether more is better.
-    functions = [name for name in names if callable(name) or ":" in name]
-    if task.better is not None and not functions:
-        raise ConfigError(
-            f"better is '{task.better}', but which values of {', '.join(map(_name, names))} are"
-            " better is known: leave it out."
-        )
-    return tuple(_metric(name, task, labels, outputs) for name in names)
-
-
-def _by_shape(labels: Array) -> str:
-    if labels.ndim > 2:
+    names = task.metrics or {1: ("top-1",), 2: ("perplexity",)}.get(labels.ndim, ())
+    if not names:
         raise ConfigError(
             f"labels are {list(labels.shape)}, which tells no metric: [N] is scored by top-1,"
             " [N, S] by perplexity.",
             hint="Name one of your own: --metric MODULE:FUNCTION.",
         )
-    return "top-1" if labels.ndim == 1 else "perplexity"
-
-
-def _metric(
-    name: str | ScoreFunction, task: Task, labels: Array, outputs: Sequence[TensorInfo]
-) -> Metric:
-    if callable(name) or ":" in name:
-        return _user_metric(name, task, outputs)
-    if name not in BUILT_IN_METRICS:
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a metric is named twice: {', '.join(map(_name, names))}.")
+    # Only of a function that the user wrote it is unknown whether more is better.
+    if task.better is not None and not any(callable(name) or ":" in name for name in names):
         raise ConfigError(
-            f"metric '{name}' is none of {', '.join(BUILT_IN_METRICS)}, nor MODULE:FUNCTION.",
-            hint=did_you_mean(name, BUILT_IN_METRICS) or None,
+            f"better is '{task.better}', but which values of {', '.join(map(_name, names))} are"
+            " better is known: leave it out."
         )
-    check_integers(labels)
-    _check_rank(name, labels, task.labelling)
+    return tuple(
+        _user_metric(name, task, outputs)
+        if callable(name) or ":" in name
+        else _built_in(name, task, labels, outputs)
+        for name in names
+    )
+
+
+def _built_in(name: str, task: tasks.Task, labels: Array, outputs: Sequence[TensorInfo]) -> Metric:
+    if name not in tasks.BUILT_IN_METRICS:
+        raise ConfigError(
+            f"metric '{name}' is none of {', '.join(tasks.BUILT_IN_METRICS)}, nor MODULE:FUNCTION.",
+            hint=did_you_mean(name, tasks.BUILT_IN_METRICS) or None,
+        )
+    tasks.check_integers(labels)
+    shape = list(labels.shape)
+    if name == "perplexity" and labels.ndim != 2:
+        raise ConfigError(f"labels are {shape}; perplexity is of [N, S], a token at each position.")
+    if labels.ndim not in (1, 2):
+        raise ConfigError(f"labels are {shape}; {name} is of [N], or of [N, S] tokens.")
+    if task.labelling.shifted and labels.ndim != 2:
+        raise ConfigError(f"labels are {shape}, and only those of [N, S] tokens can be shifted.")
     info = _scored_output(task.output, labels, outputs)
     # A dynamic number of classes is checked batch by batch instead, in `Labelling.check`.
     if isinstance(info.shape[-1], int):
-        check_range(labels, info.shape[-1], info.name, task.labelling.ignore)
+        tasks.check_range(labels, info.shape[-1], info.name, task.labelling.ignore)
     if name == "perplexity":
         return Perplexity(info.name, task.labelling)
     return TopK(int(name.removeprefix("top-")), info.name, task.labelling)
 
 
 def _user_metric(
-    name: str | ScoreFunction, task: Task, outputs: Sequence[TensorInfo]
-) -> UserMetric:
+    name: str | tasks.ScoreFunction, task: tasks.Task, outputs: Sequence[TensorInfo]
+) -> tasks.UserMetric:
     if task.better is None:
         raise ConfigError(
             f"whether higher or lower scores of metric '{_name(name)}' are better is not said.",
@@ -203,41 +184,34 @@ def _user_metric(
     if task.output is not None:
         _named(task.output, outputs)
     if callable(name):
-        return UserMetric(_name(name), task.better, name, task.output)
+        return tasks.UserMetric(_name(name), task.better, name, task.output)
     with user_code(task.code_dirs):
         found = find_callable(name, what="metric", code_dirs=task.code_dirs)
-    return UserMetric(name, task.better, found, task.output)
+    return tasks.UserMetric(name, task.better, found, task.output)
 
 
-def _name(metric: str | ScoreFunction) -> str:
+def _name(metric: str | tasks.ScoreFunction) -> str:
     if isinstance(metric, str):
         return metric
     module = getattr(metric, "__module__", type(metric).__module__)
     return f"{module}:{getattr(metric, '__qualname__', type(metric).__qualname__)}"
 
 
-def _check_rank(name: str, labels: Array, labelling: Labelling) -> None:
-    shape = list(labels.shape)
-    if name == "perplexity" and labels.ndim != 2:
-        raise ConfigError(f"labels are {shape}; perplexity is of [N, S], a token at each position.")
-    if labels.ndim not in (1, 2):
-        raise ConfigError(f"labels are {shape}; {name} is of [N], or of [N, S] tokens.")
-    if labelling.shifted and labels.ndim != 2:
-        raise ConfigError(f"labels are {shape}, and only those of [N, S] tokens can be shifted.")
-
-
 def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo]) -> TensorInfo:
     """Return the output with an axis of classes behind those of the labels."""
-    fitting = [output for output in outputs if _fits(output, labels)]
-    if name is not None:
-        found = _named(name, outputs)
-        if found not in fitting:
-            raise ConfigError(_no_fit(f"output '{name}' is", [found], labels), hint=_hint(labels))
-        return found
+    asked = outputs if name is None else [_named(name, outputs)]
+    fitting = [output for output in asked if _fits(output, labels)]
+    if not fitting:
+        start = "outputs are" if name is None else f"output '{name}' is"
+        shapes = ", ".join(f"{info.dtype}[{', '.join(map(str, info.shape))}]" for info in asked)
+        letters = "NS"[: labels.ndim]
+        raise ConfigError(
+            f"{start} {shapes}; labels {list(labels.shape)} take one of floats,"
+            f" [{', '.join((*letters, 'classes'))}].",
+            hint=_hint(labels),
+        )
     # Taking the first of several would score something the user did not mean.
     if len(fitting) != 1:
-        if not fitting:
-            raise ConfigError(_no_fit("outputs are", outputs, labels), hint=_hint(labels))
         names = ", ".join(f"'{info.name}'" for info in fitting)
         raise ConfigError(
             f"labels {list(labels.shape)} could be those of outputs {names}.",
@@ -247,14 +221,13 @@ def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo
 
 
 def _named(name: str, outputs: Sequence[TensorInfo]) -> TensorInfo:
-    for output in outputs:
-        if output.name == name:
-            return output
-    names = [output.name for output in outputs]
-    raise ConfigError(
-        f"there is no output '{name}' to score: the model has {', '.join(names)}.",
-        hint=did_you_mean(name, names) or None,
-    )
+    found = {output.name: output for output in outputs}
+    if name not in found:
+        raise ConfigError(
+            f"there is no output '{name}' to score: the model has {', '.join(found)}.",
+            hint=did_you_mean(name, list(found)) or None,
+        )
+    return found[name]
 
 
 def _fits(output: TensorInfo, labels: Array) -> bool:
@@ -264,15 +237,6 @@ def _fits(output: TensorInfo, labels: Array) -> bool:
     # fit [N, S] between it and the classes.
     pairs = zip(output.shape[1:-1], labels.shape[1:], strict=True)
     return all(isinstance(size, str) or size == of_labels for size, of_labels in pairs)
-
-
-def _no_fit(start: str, outputs: Sequence[TensorInfo], labels: Array) -> str:
-    shapes = ", ".join(f"{output.dtype}[{', '.join(map(str, output.shape))}]" for output in outputs)
-    letters = "NS"[: labels.ndim]
-    return (
-        f"{start} {shapes}; labels {list(labels.shape)} take one of floats,"
-        f" [{', '.join((*letters, 'classes'))}]."
-    )
 
 
 def _hint(labels: Array) -> str | None:

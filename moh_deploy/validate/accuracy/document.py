@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
-from moh_deploy.report.document import (
-    PAGE,
-    TEXT,
-    Block,
-    Cell,
-    CiCase,
-    Column,
-    Drawn,
-    Fact,
-    Folded,
-    Section,
-    Status,
-    Table,
-    Text,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.numbers import count, figure
-from moh_deploy.validate.accuracy.metric_parity import shown, shown_gap
-
-if TYPE_CHECKING:
-    from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity
+from moh_deploy.validate.accuracy.metric_parity import MetricParity, shown, shown_gap
 
 # A page has the drawing, and less room beside it.
-_CELLS: tuple[tuple[str | Column, Callable[[MetricParity], Cell]], ...] = (
+_CELLS: tuple[tuple[str | doc.Column, Callable[[MetricParity], doc.Cell]], ...] = (
     ("metric", lambda metric: metric.metric),
-    (Column("loss as a share of what may be lost", PAGE), lambda metric: _drawn(metric)),
+    (doc.Column("loss as a share of what may be lost", doc.PAGE), lambda metric: _drawn(metric)),
     ("#reference", lambda metric: shown(metric.metric, metric.reference)),
     ("#this", lambda metric: shown(metric.metric, metric.package)),
-    (Column("#difference, 95 % interval", PAGE), lambda metric: _change(metric)),
-    (Column("#difference", TEXT), lambda metric: shown_gap(metric.metric, metric.difference)),
-    (Column("#95 % interval", TEXT), lambda metric: _bounds(metric)),
+    (doc.Column("#difference, 95 % interval", doc.PAGE), lambda metric: _change(metric)),
+    (
+        doc.Column("#difference", doc.TEXT),
+        lambda metric: shown_gap(metric.metric, metric.difference),
+    ),
+    (doc.Column("#95 % interval", doc.TEXT), lambda metric: _bounds(metric)),
     ("#may be lost", lambda metric: shown_gap(metric.metric, metric.allowed_drop)),
     ("#samples", lambda metric: metric.samples),
-    (Column("#worse, better", PAGE), lambda metric: f"{metric.worse}, {metric.improved}"),
-    (Column("#worse", TEXT), lambda metric: metric.worse),
-    (Column("#better", TEXT), lambda metric: metric.improved),
+    (doc.Column("#worse, better", doc.PAGE), lambda metric: f"{metric.worse}, {metric.improved}"),
+    (doc.Column("#worse", doc.TEXT), lambda metric: metric.worse),
+    (doc.Column("#better", doc.TEXT), lambda metric: metric.improved),
     ("#p", lambda metric: figure(metric.p_value)),
-    ("verdict", lambda metric: Status(metric.verdict, metric.verdict == "passed")),
+    ("verdict", lambda metric: doc.Status(metric.verdict, metric.verdict == "passed")),
 )
 """The head of each column, and what stands in it."""
 _ABOUT = (
@@ -52,31 +37,31 @@ _ABOUT = (
 )
 
 
-def accuracy_section(metrics: Sequence[MetricParity], id_: str) -> Section:
+def accuracy_section(metrics: Sequence[MetricParity], id_: str) -> doc.Section:
     """Return all metrics, how each came about, and the samples that changed."""
     # The axis shows at least what may be lost twice over, and half as much gained.
     rows, least = [[cell(metric) for _, cell in _CELLS] for metric in metrics], (-1.0, 2.0)
     columns = tuple(head for head, _ in _CELLS)
-    table = Table("accuracy", columns, rows, id_, axis="numbers", axis_holds=least)
-    blocks: list[Block] = [Text(_ABOUT, shown=PAGE), table]
+    table = doc.Table("accuracy", columns, rows, id_, axis="numbers", axis_holds=least)
+    blocks: list[doc.Block] = [doc.Text(_ABOUT, shown=doc.PAGE), table]
     for metric in metrics:
-        blocks += (Text(_how(metric)), *_changed(metric))
-    return Section("Accuracy", tuple(blocks))
+        blocks += (doc.Text(_how(metric)), *_changed(metric))
+    return doc.Section("Accuracy", tuple(blocks))
 
 
-def accuracy_fact(metric: MetricParity) -> Fact:
+def accuracy_fact(metric: MetricParity) -> doc.Fact:
     """Return what the metric is here, beside the reference's."""
     note = f"{shown(metric.metric, metric.reference)} in the reference: {metric.verdict}"
-    return Fact(metric.metric, shown(metric.metric, metric.package), note)
+    return doc.Fact(metric.metric, shown(metric.metric, metric.package), note)
 
 
-def accuracy_case(metric: MetricParity) -> CiCase:
+def accuracy_case(metric: MetricParity) -> doc.CiCase:
     """Return the metric as a test case; not knowing is no pass."""
     name = f"{metric.metric} [{metric.against}]"
     if metric.reason is not None:
-        return CiCase("accuracy", name, "failure", f"{metric.verdict}: {metric.reason}")
+        return doc.CiCase("accuracy", name, "failure", f"{metric.verdict}: {metric.reason}")
     values = f"{shown(metric.metric, metric.reference)}, now {shown(metric.metric, metric.package)}"
-    return CiCase("accuracy", name, "passed", f"{values}, {metric.samples} samples")
+    return doc.CiCase("accuracy", name, "passed", f"{values}, {metric.samples} samples")
 
 
 def _bounds(metric: MetricParity) -> str | None:
@@ -87,19 +72,19 @@ def _change(metric: MetricParity) -> str:
     return f"{shown_gap(metric.metric, metric.difference)}, {_bounds(metric) or 'none'}"
 
 
-def _drawn(metric: MetricParity) -> Drawn:
+def _drawn(metric: MetricParity) -> doc.Drawn:
     """Draw the loss and its interval in shares of what may be lost; there is none without."""
     words = f"{metric.metric}: {_change(metric)}"
     if metric.interval is None or not metric.allowed_drop:
-        return Drawn(words, math.nan, 1.0)
+        return doc.Drawn(words, math.nan, 1.0)
     # To the right is worse, whichever way the metric goes.
     sign = -1.0 if metric.better == "higher" else 1.0
     ends = (*metric.interval, metric.difference)
     low, high, loss = (sign * end / metric.allowed_drop for end in ends)
     if not (math.isfinite(low) and math.isfinite(high)):
-        return Drawn(words, math.nan, 1.0)
+        return doc.Drawn(words, math.nan, 1.0)
     interval = (min(low, high), max(low, high))
-    return Drawn(words, loss, 1.0, interval, is_bad=metric.verdict != "passed")
+    return doc.Drawn(words, loss, 1.0, interval, is_bad=metric.verdict != "passed")
 
 
 def _how(metric: MetricParity) -> str:
@@ -111,42 +96,28 @@ def _how(metric: MetricParity) -> str:
     parts += [f"{metric.labels} labels"] if metric.labels != metric.samples else []
     parts += [f"{metric.ignored} more ignored"] if metric.ignored else []
     parts += ["each scored with the output one position before"] if metric.shifted else []
+    interval = ""
+    if metric.interval is not None:
+        added = ", to which one lost and one won are added" if metric.smoothed else ""
+        drawn = f"{metric.resamples} resamples{added}, seed {metric.seed}"
+        test = "" if metric.p_value is None else " p is of McNemar's exact test."
+        interval = f"Interval: paired bootstrap, {drawn}.{test} "
     limit = f"What may be lost: {metric.rule.reason}."
-    return f"{', '.join(parts)}. Reference: {metric.against}. {_interval(metric)}{limit}"
+    return f"{', '.join(parts)}. Reference: {metric.against}. {interval}{limit}"
 
 
-def _interval(metric: MetricParity) -> str:
-    if metric.interval is None:
-        return ""
-    added = ", to which one lost and one won are added" if metric.smoothed else ""
-    drawn = f"{metric.resamples} resamples{added}, seed {metric.seed}"
-    test = "" if metric.p_value is None else " p is of McNemar's exact test."
-    return f"Interval: paired bootstrap, {drawn}.{test} "
-
-
-def _changed(metric: MetricParity) -> tuple[Folded, ...]:
-    """Return the samples that changed: classes where there are any, else scores."""
+def _changed(metric: MetricParity) -> Iterator[doc.Folded]:
+    """Yield the samples that changed: classes where there are any, else scores."""
     if not metric.changed:
-        return ()
+        return
     has_classes = any(sample.label is not None for sample in metric.changed)
     columns = ("sample", "where", *(("#label",) if has_classes else ()), "#reference", "#this")
     changed = count(metric.worse + metric.improved, "changed sample")
     title = f"{metric.metric}: {len(metric.changed)} of {changed}, the worst first"
-    return (Folded(title, (Table(title, columns, list(map(_sample, metric.changed))),)),)
-
-
-def _sample(changed_sample: ChangedSample) -> tuple[Cell, ...]:
-    if changed_sample.label is None:
-        return (
-            changed_sample.sample,
-            changed_sample.file,
-            f"{changed_sample.reference_score:.5g}",
-            f"{changed_sample.package_score:.5g}",
-        )
-    return (
-        changed_sample.sample,
-        changed_sample.file,
-        changed_sample.label,
-        changed_sample.reference_class,
-        changed_sample.package_class,
-    )
+    rows: list[tuple[doc.Cell, ...]] = []
+    for sample in metric.changed:
+        scores = f"{sample.reference_score:.5g}", f"{sample.package_score:.5g}"
+        classes = sample.label, sample.reference_class, sample.package_class
+        values = scores if sample.label is None else classes
+        rows.append((sample.sample, sample.file, *values))
+    yield doc.Folded(title, (doc.Table(title, columns, rows),))

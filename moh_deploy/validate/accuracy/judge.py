@@ -13,21 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.validate.accuracy.bootstrap import (
-    CONFIDENCE,
-    RESAMPLES,
-    SEED,
-    mcnemar,
-    paired_bootstrap,
-)
-from moh_deploy.validate.accuracy.metric_parity import (
-    AccuracyRule,
-    ChangedSample,
-    MetricParity,
-    MetricVerdict,
-    shown,
-    shown_gap,
-)
+from moh_deploy.validate.accuracy import bootstrap
+from moh_deploy.validate.accuracy import metric_parity as parity
+from moh_deploy.validate.accuracy.metric_parity import AccuracyRule, ChangedSample, MetricParity
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric
 from moh_deploy.validate.accuracy.tally import PairedScores
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
@@ -45,17 +33,11 @@ ONE_LOST_ONE_WON = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
 
 @dataclass(frozen=True)
 class Setting:
-    """The rule, reference and sample places that a metric is judged with.
-
-    Attributes:
-        against: Where the reference's values come from.
-        rule: What may be lost.
-        place: Number of a sample to where it is.
-    """
+    """The rule, reference and sample places that a metric is judged with."""
 
     against: str
     rule: AccuracyRule
-    place: Callable[[int], str]
+    place: Callable[[int], str]  # Number of a sample to where it is
 
 
 def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParity:
@@ -67,7 +49,9 @@ def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParit
     # One sample without a score makes every resample that draws it NaN.
     known = bool(paired.finite.all()) and math.isfinite(reference) and math.isfinite(package)
     interval = _interval(metric, rows, smoothed) if known else None
-    gain = _gain(metric, paired)
+    with np.errstate(invalid="ignore"):
+        gain = (paired.package - paired.reference) / paired.weights  # [N]; NaN without a score
+    gain = gain if metric.better == "higher" else -gain
     worse, improved = int((gain < 0).sum()), int((gain > 0).sum())
     allowed = setting.rule.allowed(reference)
     values = (reference, package)
@@ -84,13 +68,13 @@ def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParit
         reference=reference,
         package=package,
         interval=interval,
-        confidence=CONFIDENCE,
-        resamples=RESAMPLES,
-        seed=SEED,
+        confidence=bootstrap.CONFIDENCE,
+        resamples=bootstrap.RESAMPLES,
+        seed=bootstrap.SEED,
         smoothed=smoothed,
         worse=worse,
         improved=improved,
-        p_value=mcnemar(worse, improved) if smoothed else None,
+        p_value=bootstrap.mcnemar(worse, improved) if smoothed else None,
         rule=setting.rule,
         allowed_drop=allowed,
         changed=tuple(_changed(paired, gain, setting.place)),
@@ -112,14 +96,7 @@ def _interval(metric: Metric, rows: Float64Array, smoothed: bool) -> tuple[float
         return package - reference
 
     drawn = np.concatenate([rows, ONE_LOST_ONE_WON]) if smoothed else rows
-    return paired_bootstrap(drawn, difference)
-
-
-def _gain(metric: Metric, paired: PairedScores) -> Float64Array:
-    """Return by how much each sample's score is better in the package, [N]; NaN without."""
-    with np.errstate(invalid="ignore"):
-        more = (paired.package - paired.reference) / paired.weights
-    return more if metric.better == "higher" else -more
+    return bootstrap.paired_bootstrap(drawn, difference)
 
 
 def _verdict(
@@ -129,7 +106,7 @@ def _verdict(
     values: tuple[float, float],
     interval: tuple[float, float] | None,
     allowed: float,
-) -> tuple[MetricVerdict, str | None]:
+) -> tuple[parity.MetricVerdict, str | None]:
     name, count = metric.name, len(paired.weights)
     if interval is None:
         return "failed", _without_score(name, paired)
@@ -138,9 +115,10 @@ def _verdict(
     loss = (values[1] - values[0]) * (1 if metric.better == "lower" else -1)
     # What is shown to be a loss is called one.
     verb = "went" if not low > 0 else "fell" if metric.better == "higher" else "rose"
-    went = f"{name} {verb} from {shown(name, values[0])} to {shown(name, values[1])}"
-    gap = f"the {100 * CONFIDENCE:.0f} % interval of the loss is {shown_gap(name, low, high)}"
-    limit = f"{shown_gap(name, allowed)} may be lost ({rule.reason})"
+    went = f"{name} {verb} from {parity.shown(name, values[0])} to {parity.shown(name, values[1])}"
+    level = f"{100 * bootstrap.CONFIDENCE:.0f} %"
+    gap = f"the {level} interval of the loss is {parity.shown_gap(name, low, high)}"
+    limit = f"{parity.shown_gap(name, allowed)} may be lost ({rule.reason})"
     # A clear loss is one however few samples there are; a pass needs enough of them.
     if low > allowed:
         return "failed", f"{went} on {count} samples: {gap}; {limit}."
@@ -201,21 +179,19 @@ def _changed(
         # Relative: scores of a perplexity are losses of any size.
         (changed,) = np.nonzero(np.abs(gain) > _ROUNDING * scores)  # NaN is not
     order = changed[np.argsort(gain[changed], kind="stable")][:_MOST_SHOWN]
-    return [_sample(paired, int(index), place) for index in order]
 
-
-def _sample(paired: PairedScores, index: int, place: Callable[[int], str]) -> ChangedSample:
-    number, weight = int(paired.numbers[index]), paired.weights[index]
-
-    def of(values: IntArray | None) -> int | None:
+    def of(values: IntArray | None, index: int) -> int | None:
         return None if values is None else int(values[index])
 
-    return ChangedSample(
-        sample=number,
-        file=place(number),
-        reference_score=float(paired.reference[index] / weight),
-        package_score=float(paired.package[index] / weight),
-        label=of(paired.labels),
-        reference_class=of(paired.reference_classes),
-        package_class=of(paired.package_classes),
-    )
+    return [
+        ChangedSample(
+            sample=int(paired.numbers[index]),
+            file=place(int(paired.numbers[index])),
+            reference_score=float(paired.reference[index] / paired.weights[index]),
+            package_score=float(paired.package[index] / paired.weights[index]),
+            label=of(paired.labels, index),
+            reference_class=of(paired.reference_classes, index),
+            package_class=of(paired.package_classes, index),
+        )
+        for index in map(int, order)
+    ]

@@ -1,4 +1,4 @@
-"""Cut samples into runs of a model, and runs into turns whose outputs fit into memory."""
+"""Samples with labels in files, cut into runs of a model, and into turns that fit into memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
+from moh_deploy.package import TensorInfo, VectorSet
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.task import Task
@@ -21,33 +21,30 @@ from moh_deploy.validate.reference.samples import Sample, label, valid_tokens_of
 from moh_deploy.validate.reference.subject import Subject
 from moh_deploy.validate.reference.user_vectors import check_ranges
 
-# Samples with labels in files, cut into batches that a model runs.
-
 _Arrays = dict[str, Array]
 
 Fits = Callable[[int], bool]
 """Whether the model runs so many samples at once."""
 
+_MOST = 4097
+_MOST_SAMPLES = 64
+_RUN_BYTES = 2**27
+"""Outputs of one run."""
+_TURN_BYTES = 2**28
+"""What one side returns in one turn: a reference is loaded once a turn."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that the model runs at once.
+    """Samples that the model runs at once."""
 
-    Attributes:
-        inputs: Name to array, for every input of the model.
-        expected: Name to array, for the outputs whose values the file holds.
-        labels: [B, ...].
-        others: What else the file holds of these samples.
-        start: Number of the first sample in its file.
-        added: How many copies of the last sample stand behind it in inputs and expected outputs,
-            because the model does not run fewer.
-    """
-
-    inputs: _Arrays
-    expected: _Arrays
-    labels: Array
-    others: _Arrays
-    start: int
+    inputs: _Arrays  # Name to array, for every input of the model
+    expected: _Arrays  # Name to array, for the outputs whose values the file holds
+    labels: Array  # [B, ...]
+    others: _Arrays  # What else the file holds of these samples
+    start: int  # Number of the first sample in its file
+    # How many copies of the last sample stand behind it in inputs and expected outputs, because the
+    # model does not run fewer.
     added: int
 
     def real(self, outputs: Mapping[str, Array]) -> _Arrays:
@@ -62,49 +59,50 @@ class Batch:
 
 @dataclass(frozen=True)
 class LabelledSamples:
-    """The arrays of a file, and the axis along which each has samples.
-
-    Attributes:
-        file: The file.
-        inputs: Name to array, for every input of the model.
-        expected: Name to array, for the outputs whose values the file holds.
-        others: What else it holds of the samples: a mask of tokens.
-        axes: The axis of samples of each array that has one.
-        name: What reports call the file.
-        by_order: As in `UserVectors`.
-    """
+    """The arrays of a file, and the axis along which each has samples."""
 
     file: Path
     inputs: _Arrays
     expected: _Arrays
-    others: _Arrays
-    axes: Mapping[str, int]
-    name: str
-    by_order: str = ""
+    others: _Arrays  # What it holds besides inputs and expected outputs: a mask of tokens
+    axes: Mapping[str, int]  # The axis of samples of each array that has one
+    name: str  # What reports call the file
+    by_order: str = ""  # As in `UserVectors`
 
     def __len__(self) -> int:
         # All arrays with an axis of samples have equally many, which `samples_of` has checked.
         name, axis = next(iter(self.axes.items()))
-        return len(np.moveaxis({**self.inputs, **self.expected}[name], axis, 0))
+        return int({**self.inputs, **self.expected}[name].shape[axis])
 
     def taken(self, start: int, stop: int, added: int, arrays: Mapping[str, Array]) -> _Arrays:
         """Cut a range of samples out of arrays, and repeat the last one `added` times."""
-        axes = self.axes
-        cut = {k: _taken(arrays[k], axes[k], start, stop, added) for k in arrays if k in axes}
-        return {**arrays, **cut}
+        found = dict(arrays)
+        for name in arrays.keys() & self.axes.keys():
+            axis = self.axes[name]
+            # [..., samples, ...]: everything in front of the axis of samples is kept.
+            whole = (slice(None),) * axis
+            some = arrays[name][*whole, start:stop]
+            if added:
+                last = np.repeat(some[*whole, -1:], added, axis)
+                some = np.concatenate([some, last], axis)
+            found[name] = some
+        return found
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples and the label of each.
-
-    Attributes:
-        samples: N of them.
-        labels: [N, ...].
-    """
+    """Samples, N of them, and the label of each, [N, ...]."""
 
     samples: LabelledSamples
     labels: Array
+
+    @property
+    def file(self) -> Path:
+        return self.samples.file
+
+    @property
+    def expected(self) -> Mapping[str, Array]:
+        return self.samples.expected
 
     def batches(self, size: int, fits: Fits) -> Iterator[Batch]:
         """Cut into batches of a size; the last is filled up where the rest alone does not run."""
@@ -119,28 +117,20 @@ class Dataset:
 
 @dataclass(frozen=True)
 class SampleAxis:
-    """The size by which a model counts samples: the first axis of its outputs.
+    """The size by which a model counts samples: the first axis of its outputs."""
 
-    Attributes:
-        size: A name, or a number if the model takes just so many at once.
-    """
-
-    size: int | str
+    size: int | str  # A name, or a number if the model takes just so many at once
 
     def of(self, info: TensorInfo) -> int | None:
         """Return the axis of samples of an input; None if it has none."""
         if isinstance(self.size, int):
             # A fixed size may turn up on other axes by chance, so only the first one counts.
             return 0 if info.shape[:1] == (self.size,) else None
-        found = [axis for axis, size in enumerate(info.shape) if size == self.size]
-        return found[0] if found else None
+        return next((axis for axis, size in enumerate(info.shape) if size == self.size), None)
 
 
 def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
     """Find the axis by which a model counts samples.
-
-    Args:
-        outputs: Those that are scored.
 
     Raises:
         ConfigError: They have no axis in common that could be it.
@@ -167,8 +157,6 @@ def samples_of(
 
     Args:
         held: The same without axes.
-        infos: The model's inputs.
-        axis: How it counts samples.
 
     Raises:
         ConfigError: Arrays have not equally many, or one has no axis of them.
@@ -179,18 +167,15 @@ def samples_of(
         raise ConfigError(f"no input of the model has an axis '{axis.size}', so none has samples.")
     # Outputs and masks have samples first, whatever the inputs have.
     axes |= dict.fromkeys((*held.expected, *held.others), 0)
-    counted = {
-        name: array
-        for name, array in {**held.inputs, **held.expected, **held.others}.items()
-        if name in axes
-    }
-    for name, array in counted.items():
-        if axes[name] >= array.ndim:
+    counts = {}
+    for name, array in {**held.inputs, **held.expected, **held.others}.items():
+        if name in axes and axes[name] >= array.ndim:
             raise ConfigError(
                 f"'{name}' is {list(array.shape)}, expected samples on axis {axes[name]}.",
                 hint="Leave out what is one number for all samples.",
             )
-    counts = {name: array.shape[axes[name]] for name, array in counted.items()}
+        if name in axes:
+            counts[name] = array.shape[axes[name]]
     first, count = next(iter(counts.items()))
     for name, other in counts.items():
         if other != count:
@@ -200,52 +185,13 @@ def samples_of(
     return replace(held, axes=axes)
 
 
-def _taken(array: Array, axis: int, start: int, stop: int, added: int) -> Array:
-    # [..., samples, ...]: everything in front of the axis of samples is kept.
-    whole = (slice(None),) * axis
-    some = array[whole + (slice(start, stop),)]
-    if not added:
-        return some
-    last = some[whole + (slice(-1, None),)]
-    return np.concatenate([some, np.repeat(last, added, axis)], axis)
-
-
-def choose_size(wanted: int, fits: Fits) -> int:
-    """Return the largest batch up to `wanted` that the model runs, or the next larger one.
-
-    Raises:
-        ConfigError: It runs none.
-    """
-    # Smaller ones first: the wanted size is what memory allows.
-    for size in chain(range(wanted, 0, -1), range(wanted + 1, _MOST)):
-        if fits(size):
-            return size
-    raise ConfigError(f"the model runs at no number of samples from 1 to {_MOST - 1}.")
-
-
-_MOST = 4097
-
-
-_MOST_SAMPLES = 64
-_RUN_BYTES = 2**27
-"""Outputs of one run."""
-_TURN_BYTES = 2**28
-"""What one side returns in one turn: a reference is loaded once a turn."""
-
-
 @dataclass(frozen=True)
 class LabelledRun:
-    """One run.
-
-    Attributes:
-        batch: Its samples and their labels.
-        sample: The same as what two sides are compared on.
-        held_bytes: What one side returns, gates included, about.
-    """
+    """One run: its samples with their labels, and the same as two sides are compared on it."""
 
     batch: Batch
     sample: Sample
-    held_bytes: int
+    held_bytes: int  # What one side returns, gates included, about
 
 
 def labelled_runs(
@@ -253,25 +199,25 @@ def labelled_runs(
 ) -> list[LabelledRun]:
     """Cut the samples of a file.
 
-    Args:
-        subject: What runs them.
-        data: The samples.
-        axis: How the model counts them.
-        task: What was asked for.
-
     Raises:
         ConfigError: The model does not take them, or not so many at once.
     """
     try:
         sizes, fits = _sizes(subject, data, axis)
         each = _output_bytes(subject.package.manifest.outputs, sizes, axis)
-        size = _batch_size(axis, fits, each, task.batch_size)
+        size = axis.size if isinstance(axis.size, int) else task.batch_size
+        if task.batch_size is not None and (task.batch_size < 1 or not fits(task.batch_size)):
+            raise ConfigError(f"the model does not run {task.batch_size} samples at once.")
+        if size is None:
+            size = choose_size(min(_MOST_SAMPLES, max(1, _RUN_BYTES // max(1, each))), fits)
         # Gates are returned besides outputs, and may be larger than they are.
-        held = size * (each + _gate_bytes(subject.package, data))
-        batches = data.batches(size, fits)
-        return [_run(subject, data, batch, held, task.valid_tokens) for batch in batches]
+        held = size * (each + _gate_bytes(subject.package.vectors, data))
+        return [
+            LabelledRun(batch, _sample(subject, data, batch, task.valid_tokens), held)
+            for batch in data.batches(size, fits)
+        ]
     except ConfigError as error:
-        raise ConfigError(f"{data.samples.file}: {error.message}", hint=error.hint) from error
+        raise ConfigError(f"{data.file}: {error.message}", hint=error.hint) from error
 
 
 def turns(runs: Sequence[LabelledRun]) -> Iterator[list[LabelledRun]]:
@@ -286,6 +232,19 @@ def turns(runs: Sequence[LabelledRun]) -> Iterator[list[LabelledRun]]:
         turn.append(run)
         held += run.held_bytes
     yield turn
+
+
+def choose_size(wanted: int, fits: Fits) -> int:
+    """Return the largest batch up to `wanted` that the model runs, or the next larger one.
+
+    Raises:
+        ConfigError: It runs none.
+    """
+    # Smaller ones first: the wanted size is what memory allows.
+    for size in chain(range(wanted, 0, -1), range(wanted + 1, _MOST)):
+        if fits(size):
+            return size
+    raise ConfigError(f"the model runs at no number of samples from 1 to {_MOST - 1}.")
 
 
 def _sizes(subject: Subject, data: Dataset, axis: SampleAxis) -> tuple[dict[str, int], Fits]:
@@ -308,16 +267,6 @@ def _sizes(subject: Subject, data: Dataset, axis: SampleAxis) -> tuple[dict[str,
     return sizes, fits
 
 
-def _batch_size(axis: SampleAxis, fits: Fits, each: int, asked: int | None) -> int:
-    if asked is not None:
-        if asked < 1 or not fits(asked):
-            raise ConfigError(f"the model does not run {asked} samples at once.")
-        return asked
-    if isinstance(axis.size, int):
-        return axis.size
-    return choose_size(min(_MOST_SAMPLES, max(1, _RUN_BYTES // max(1, each))), fits)
-
-
 def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
     """Return the bytes of all outputs for one sample; a size that is not known counts as 1."""
     of_one, total = {**sizes, str(axis.size): 1}, 0
@@ -328,28 +277,24 @@ def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis:
     return total
 
 
-def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
+def _gate_bytes(vectors: Sequence[VectorSet], data: Dataset) -> int:
     """Return the bytes of all gates for one sample: as recorded, for as much input."""
-    if not package.vectors:
+    if not vectors:
         return 0
-    recorded = package.vectors[0]
     # Gates grow with tokens, as inputs do: the recorded ratio of both is scaled to these inputs.
-    gates = sum(gate.nbytes for gate in recorded.gates)
+    gates = sum(gate.nbytes for gate in vectors[0].gates)
     inputs, given = (
         sum(array.nbytes for array in arrays.values())
-        for arrays in (recorded.inputs, data.samples.inputs)
+        for arrays in (vectors[0].inputs, data.samples.inputs)
     )
     return math.ceil(gates * given / max(1, inputs * len(data.labels)))
 
 
-def _run(
-    subject: Subject, data: Dataset, batch: Batch, held_bytes: int, tokens: str | None
-) -> LabelledRun:
-    manifest, file = subject.package.manifest, data.samples.file
+def _sample(subject: Subject, data: Dataset, batch: Batch, tokens: str | None) -> Sample:
+    manifest, file = subject.package.manifest, data.file
     sizes = check_inputs(manifest.inputs, batch.inputs)
     vectors = VectorSet(sizes, batch.inputs, batch.expected, (), ())
     stop = batch.start + len(batch.labels)
     name = label(f"{data.samples.name}[{batch.start}:{stop}]", sizes)
     valid = valid_tokens_of(vectors, batch.others, str(file), manifest, tokens)
-    sample = Sample(vectors, name, file, valid, data.samples.by_order)
-    return LabelledRun(batch, sample, held_bytes)
+    return Sample(vectors, name, file, valid, data.samples.by_order)

@@ -31,18 +31,12 @@ def _is_share(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class AccuracyRule:
-    """The largest loss of a metric that is accepted.
+    """The largest loss of a metric that is accepted."""
 
-    Attributes:
-        max_drop: In units of the metric: 0.01 is one point of top-1; None to take the relative one.
-        max_relative_drop: As a share of the reference's value.
-        min_samples: With fewer, nothing can be told: a bootstrap covers less than it says.
-        reason: Why these figures.
-    """
-
+    # In units of the metric: 0.01 is one point of top-1; None to take the relative one.
     max_drop: float | None
-    max_relative_drop: float
-    min_samples: int
+    max_relative_drop: float  # As a share of the reference's value
+    min_samples: int  # With fewer, nothing can be told: a bootstrap covers less than it says
     reason: str
 
     def allowed(self, reference: float) -> float:
@@ -66,24 +60,16 @@ MetricVerdict = Literal["passed", "failed", "cannot tell"]
 
 @dataclass(frozen=True)
 class ChangedSample:
-    """A sample that the two sides do not score alike.
+    """A sample that the two sides do not score alike."""
 
-    Attributes:
-        sample: Its number, over all files.
-        file: Where it is.
-        reference_score: What the reference gets for it: 1 or 0 for right or wrong, the share of
-            right tokens, the mean negative log-likelihood of a token, or what the callable said.
-        package_score: The same of the package.
-        label: Its class; None where a sample has no one class.
-        reference_class: The class that the reference takes for likeliest; None likewise.
-        package_class: The same of the package.
-    """
-
-    sample: int
+    sample: int  # Its number, over all files
     file: str
+    # What the reference gets for it: 1 or 0 for right or wrong, the share of right tokens, the mean
+    # negative log-likelihood of a token, or what the callable said.
     reference_score: float
     package_score: float
-    label: int | None = None
+    label: int | None = None  # Its class; None where a sample has no one class
+    # The class that the reference takes for likeliest; None likewise.
     reference_class: int | None = None
     package_class: int | None = None
 
@@ -95,22 +81,16 @@ class MetricParity:
     Attributes:
         metric: `top-1`, `top-5`, `perplexity`, or `module:function`.
         output: The output that is scored; None where a callable is given all of them.
-        better: Which values are better.
         samples: How many were scored. A sample is what was drawn anew: an image, a sequence.
         labels: How many labels were scored: as many, or tokens.
         ignored: How many labels were left out, because they have the number for that.
         shifted: The output at a position was scored with the label of the next.
         against: Where the reference's values come from.
         reference: The metric of the reference; NaN if a sample has no score.
-        package: The metric of the package or engine.
         interval: Of `package - reference`, by paired bootstrap; None where there is none.
-        confidence: Of the interval.
         resamples: How many times samples were drawn anew.
-        seed: Of the draws.
         smoothed: Two samples were added for the interval, one lost and one won: without, it would
             be too narrow where few samples change.
-        worse: How many samples have a worse score in the package.
-        improved: How many have a better one.
         p_value: Of McNemar's exact test; None where a sample is more than right or wrong.
         rule: What may be lost.
         allowed_drop: The same in units of the metric.

@@ -18,18 +18,12 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MetricScores:
-    """Scores of the samples of a batch.
+    """Scores of the samples of a batch."""
 
-    Attributes:
-        totals: Of each sample, [B]; NaN where an output is.
-        weights: How many labels each total adds up, [B]; 0 leaves a sample out.
-        ignored: How many labels were left out.
-        classes: The likeliest class of each sample, [B]; None where a sample has no one class.
-    """
-
-    totals: Float64Array
-    weights: Float64Array
-    ignored: int = 0
+    totals: Float64Array  # Of each sample, [B]; NaN where an output is
+    weights: Float64Array  # How many labels each total adds up, [B]; 0 leaves a sample out
+    ignored: int = 0  # How many labels were left out
+    # The likeliest class of each sample, [B]; None where a sample has no one class.
     classes: IntArray | None = None
 
 
@@ -54,10 +48,6 @@ class Metric(Protocol):
 
     def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
         """Score each sample of a batch.
-
-        Args:
-            outputs: Name to array, [B, ...].
-            labels: [B, ...].
 
         Raises:
             ConfigError: Outputs or labels are not what the metric is of.

@@ -15,14 +15,8 @@ from moh_deploy.package.interface import mask_input
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.system.bounded_file import read_text
 from moh_deploy.system.npz import Array, map_npz, read_npy, read_npz
+from moh_deploy.validate.accuracy import labelled_runs
 from moh_deploy.validate.accuracy.choose import choose_metrics
-from moh_deploy.validate.accuracy.labelled_runs import (
-    Dataset,
-    LabelledSamples,
-    SampleAxis,
-    sample_axis,
-    samples_of,
-)
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.task import Task, same_tokens
 from moh_deploy.validate.reference.samples import short_names
@@ -46,26 +40,23 @@ def read_labels(path: Path) -> Array:
     Raises:
         ConfigError: The file cannot be read, or holds something else.
     """
-    readers = {".npy": _read_npy, ".npz": _read_member, ".csv": _read_csv}
-    labels = readers[path.suffix.lower()](path)
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        labels = _read_csv(path)
+    elif suffix == ".npy":
+        labels = read_npy(path, error=ConfigError)
+    else:
+        members = read_npz(path, error=ConfigError)
+        names = list(members) if len(members) == 1 else [name for name in _NAMES if name in members]
+        if len(names) != 1:
+            listed = ", ".join(f"'{name}'" for name in members) or "none"
+            raise ConfigError(
+                f"{path} has members {listed}; expected one array, or one that is named 'labels'."
+            )
+        labels = members[names[0]]
     if not labels.shape or not labels.size:
         raise ConfigError(f"{path} holds no labels: its shape is {list(labels.shape)}.")
     return labels
-
-
-def _read_npy(path: Path) -> Array:
-    return read_npy(path, error=ConfigError)
-
-
-def _read_member(path: Path) -> Array:
-    members = read_npz(path, error=ConfigError)
-    names = list(members) if len(members) == 1 else [name for name in _NAMES if name in members]
-    if len(names) != 1:
-        listed = ", ".join(f"'{name}'" for name in members) or "none"
-        raise ConfigError(
-            f"{path} has members {listed}; expected one array, or one that is named 'labels'."
-        )
-    return members[names[0]]
 
 
 def _read_csv(path: Path) -> Array:
@@ -80,13 +71,21 @@ def _read_csv(path: Path) -> Array:
         raise ConfigError(f"{path} cannot be read as csv: {problem}.") from problem
     column = None
     # A first line of numbers is a sample, not a header.
-    if lines and not all(map(_is_number, lines[0][1])):
+    if lines and None in map(_number, lines[0][1]):
         column = _column(path, lines.pop(0)[1])
-    rows = [_numbers(path, i, row, column) for i, row in lines]
-    for (i, _), row in zip(lines, rows, strict=True):
-        if len(row) != len(rows[0]):
+    rows = []
+    for i, row in lines:
+        if column is not None and column >= len(row):
+            raise ConfigError(f"{path}, line {i}: there is no column {column + 1}.")
+        cells = row if column is None else [row[column]]
+        numbers = [_number(cell) for cell in cells]
+        if None in numbers:
+            wrong = cells[numbers.index(None)]
+            raise ConfigError(f"{path}, line {i}: '{wrong[:60]}' is no number.")
+        rows.append(numbers)
+        if len(numbers) != len(rows[0]):
             raise ConfigError(
-                f"{path}, line {i}: {len(row)} labels, the first line has {len(rows[0])}."
+                f"{path}, line {i}: {len(numbers)} labels, the first line has {len(rows[0])}."
             )
     labels = np.array(rows)
     # One number a line is a class a sample, [N]; several are tokens, [N, S].
@@ -107,57 +106,30 @@ def _column(path: Path, header: list[str]) -> int | None:
     return found[0]
 
 
-def _numbers(path: Path, line: int, row: list[str], column: int | None) -> list[int | float]:
-    if column is not None and column >= len(row):
-        raise ConfigError(f"{path}, line {line}: there is no column {column + 1}.")
-    cells = row if column is None else [row[column]]
-    for cell in cells:
-        if not _is_number(cell):
-            raise ConfigError(f"{path}, line {line}: '{cell[:60]}' is no number.")
-    return [_number(cell) for cell in cells]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        _number(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(text: str) -> int | float:
+def _number(text: str) -> int | float | None:
+    """Return a number, whole ones as such; None if it is none, or has more than 63 bits."""
     try:
         # Integers first: as floats, those beyond 2**53 would become other labels.
         whole = int(text)
     except ValueError:
-        return float(text)
-    if whole.bit_length() >= 64:
-        raise ValueError(f"{text[:40]} is no label: it has more than 63 bits")
-    return whole
+        try:
+            return float(text)
+        except ValueError:
+            return None
+    return whole if whole.bit_length() < 64 else None
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """The samples, labels and metrics of a task.
+    """The samples, labels and metrics of a task."""
 
-    Attributes:
-        datasets: One for each file.
-        metrics: What scores.
-        axis: How the model counts samples.
-    """
-
-    datasets: tuple[Dataset, ...]
+    datasets: tuple[labelled_runs.Dataset, ...]
     metrics: tuple[Metric, ...]
-    axis: SampleAxis
+    axis: labelled_runs.SampleAxis  # How the model counts samples
 
 
 def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> LabelledData:
     """Read inputs, expected outputs and labels, and choose the metrics.
-
-    Args:
-        paths: npz files of inputs.
-        task: What was asked for.
-        model: What inputs have to fit.
 
     Raises:
         ConfigError: Something cannot be read, or does not fit.
@@ -173,7 +145,9 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
     metrics, *_ = (choose_metrics(task, array, model.outputs) for array in given)  # checks them all
     # A metric that is given all outputs names none of them.
     named = {metric.output for metric in metrics if metric.output is not None}
-    axis = sample_axis([output for output in model.outputs if not named or output.name in named])
+    axis = labelled_runs.sample_axis(
+        [output for output in model.outputs if not named or output.name in named]
+    )
     held = zip(paths, short_names(paths), members, strict=True)
     samples = [_read_samples(*group, model, axis, task.valid_tokens) for group in held]
     # One array for all files is divided in the order of the files.
@@ -185,7 +159,7 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
                 f" {', '.join(map(str, paths))}."
             )
         given = np.split(labels, np.cumsum(counts)[:-1])
-    sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
+    sets = tuple(labelled_runs.Dataset(*pair) for pair in zip(samples, given, strict=True))
     for dataset in sets:
         _check(dataset, named)
         # A function of the user's decides itself which position is scored with which label.
@@ -225,24 +199,22 @@ def _read_samples(
     name: str,
     members: dict[str, Array],
     model: ModelInterface,
-    axis: SampleAxis,
+    axis: labelled_runs.SampleAxis,
     mask: str | None,
-) -> LabelledSamples:
-    # A mask that is an input stays one, and is found there.
-    if mask is not None:
-        mask = mask_input(mask)
-    is_input = mask in [info.name for info in model.inputs]
-    others = {mask: members.pop(mask)} if mask in members and not is_input else {}
+) -> labelled_runs.LabelledSamples:
     try:
-        found = split_members(members, model)
+        # A mask that is an input stays one, and is found there.
+        found = split_members(members, model, () if mask is None else (mask_input(mask),))
         by_order = found.by_order and f"{path}: {found.by_order}"
-        held = LabelledSamples(path, found.inputs, found.expected, others, {}, name, by_order)
-        return samples_of(held, model.inputs, axis)
+        held = labelled_runs.LabelledSamples(
+            path, found.inputs, found.expected, found.others, {}, name, by_order
+        )
+        return labelled_runs.samples_of(held, model.inputs, axis)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-def _check(dataset: Dataset, named: set[str]) -> None:
+def _check(dataset: labelled_runs.Dataset, named: set[str]) -> None:
     path, expected = dataset.samples.file, dataset.samples.expected
     if len(dataset.labels) != len(dataset.samples):
         raise ConfigError(

@@ -17,25 +17,14 @@ from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Scores of all samples that count, paired.
+    """Scores of all samples that count, paired."""
 
-    Attributes:
-        reference: Totals, [N].
-        package: Totals, [N].
-        weights: How many labels a total adds up, [N], 1 or more.
-        numbers: Of the samples, over all files, [N].
-        labels: Class of each sample, [N]; None where a sample has no one class.
-        reference_classes: The likeliest class, [N]; None likewise.
-        package_classes: The same of the package.
-        ignored: How many labels were left out.
-    """
-
-    reference: Float64Array
+    reference: Float64Array  # Totals, [N]
     package: Float64Array
-    weights: Float64Array
-    numbers: IntArray
-    labels: IntArray | None
-    reference_classes: IntArray | None
+    weights: Float64Array  # How many labels a total adds up, [N], 1 or more
+    numbers: IntArray  # Of the samples, over all files, [N]
+    labels: IntArray | None  # Class of each sample, [N]; None where a sample has no one class
+    reference_classes: IntArray | None  # The likeliest class, [N]; None likewise
     package_classes: IntArray | None
     ignored: int = 0
 
@@ -54,11 +43,7 @@ class PairedScores:
 
 @dataclass
 class Tally:
-    """Scores of one metric.
-
-    Attributes:
-        metric: What scores.
-    """
+    """Scores of one metric."""
 
     metric: Metric
     _reference: list[MetricScores] = field(default_factory=list)
@@ -110,12 +95,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """The files that samples are from, in order.
-
-    Attributes:
-        files: What reports call the files, in order.
-        counts: How many samples each has.
-    """
+    """The files that samples are from, in order."""
 
     files: tuple[str, ...]
     counts: tuple[int, ...]
@@ -136,16 +116,11 @@ def _classes(scores: list[MetricScores], kept: IntArray) -> IntArray | None:
 
 @dataclass(frozen=True)
 class Scored:
-    """One run.
+    """One run."""
 
-    Attributes:
-        reference: Name to array, [B, ...], for the outputs that the reference has.
-        package: The same of the package, for all outputs.
-        labels: [B, ...].
-    """
-
+    # Name to array, [B, ...], for the outputs that the reference has.
     reference: Mapping[str, Array]
-    package: Mapping[str, Array]
+    package: Mapping[str, Array]  # The same of the package, for all outputs
     labels: Array
 
     def of_valid(self, valid: ValidTokens | None, ignore: int) -> Scored:
@@ -158,16 +133,14 @@ class Scored:
         if valid is None:
             return self
         # Without the copies that fill up a batch, which have no labels.
-        mask = valid.mask[: len(self.labels)]
-        is_placed = self.labels.shape == mask.shape
-        is_of_tokens = is_placed and self.labels.dtype.kind in "iu"
+        labels, mask = self.labels, valid.mask[: len(self.labels)]
+        is_placed = labels.shape == mask.shape
         # Zeros on both sides: NaN at padding would leave the whole sample without a score.
         reference, package = (
             {name: _blank(array, valid.mask, is_placed) for name, array in side.items()}
             for side in (self.reference, self.package)
         )
-        labels = self.labels
-        if is_of_tokens:
+        if is_placed and labels.dtype.kind in "iu":
             labels = np.where(mask, labels.astype(np.int64), ignore)
         return Scored(reference, package, labels)
 

@@ -20,16 +20,12 @@ from moh_deploy.validate.reference.differences import Float64Array
 
 @dataclass(frozen=True)
 class Labelling:
-    """The conventions by which labels are read.
-
-    Attributes:
-        ignore: Labels of this number are left out.
-        shifted: The output at a position is scored with the label of the next one: labels are the
-            tokens that the model was given.
-    """
+    """The conventions by which labels are read."""
 
     # What PyTorch's cross_entropy ignores.
     ignore: int = -100
+    # The output at a position is scored with the label of the next one: labels are the tokens that
+    # the model was given.
     shifted: bool = False
 
     def left_out(self, labels: Array) -> int:
@@ -50,12 +46,7 @@ class Labelling:
         check_range(labels, logits.shape[-1], output, self.ignore)
 
     def pairs(self, logits: Array, labels: Array) -> tuple[Array, IntArray]:
-        """Return the logits [P, C] and labels [P] that are scored, of one sample.
-
-        Args:
-            logits: [C], or [S, C].
-            labels: A number, or [S].
-        """
+        """Return the logits [P, C] and labels [P] that are scored, of one sample."""
         if labels.ndim == 0:
             logits, labels = logits[None], labels[None]
         elif self.shifted:
@@ -145,19 +136,12 @@ ScoreFunction = Callable[[Mapping[str, Array], Array], object]
 
 @dataclass(frozen=True)
 class UserMetric:
-    """A metric that is the mean of a user's function over samples.
-
-    Attributes:
-        name: What the user calls it.
-        better: Which scores are better.
-        function: What scores a batch.
-        output: The one output that it is given, by name; None for all.
-    """
+    """A metric that is the mean of a user's function over samples."""
 
     name: str
-    better: Better
+    better: Better  # Which scores are better
     function: ScoreFunction
-    output: str | None = None
+    output: str | None = None  # The one output that it is given, by name; None for all
     shifted: bool = False
 
     def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
@@ -189,24 +173,16 @@ BUILT_IN_METRICS = ("top-1", "top-5", "perplexity")
 
 @dataclass(frozen=True)
 class Task:
-    """The labels, metrics and options that a user asked for.
+    """The labels, metrics and options that a user asked for."""
 
-    Attributes:
-        labels: A file of `label_files`, a member of the inputs files, or the labels themselves.
-        metrics: Of `BUILT_IN_METRICS`, `MODULE:FUNCTION`, or functions; empty to choose by shapes.
-        better: Which scores of functions are better.
-        output: The output that is scored; None to choose by shapes.
-        labelling: How labels of classes are read.
-        batch_size: How many samples run at once; None to choose.
-        code_dirs: Where modules of metrics are.
-        valid_tokens: The input, or member of the files, that says which tokens are no padding.
-    """
-
+    # A file of `label_files`, a member of the inputs files, or the labels themselves.
     labels: Path | str | Array
+    # Of `BUILT_IN_METRICS`, `MODULE:FUNCTION`, or functions; empty to choose by shapes.
     metrics: tuple[str | ScoreFunction, ...] = ()
     better: Better | None = None
-    output: str | None = None
+    output: str | None = None  # The output that is scored; None to choose by shapes
     labelling: Labelling = field(default_factory=Labelling)
-    batch_size: int | None = None
+    batch_size: int | None = None  # How many samples run at once; None to choose
     code_dirs: tuple[Path, ...] = ()
+    # The input, or member of the files, that says which tokens are no padding.
     valid_tokens: str | None = None

@@ -16,12 +16,12 @@ from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
 from moh_deploy.validate.bisection.places import ForcedModel
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity import compare_samples
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.reference.layer_values import Recorder, names_to_return
 from moh_deploy.validate.reference.reference import RECORDED
-from moh_deploy.validate.reference.samples import Sample
+from moh_deploy.validate.reference.samples import Sample, with_valid_tokens
 
 
 @dataclass
@@ -158,11 +158,10 @@ class Experiments:
         if files:
             by = "the reference" if self.float32 is None else "the same graph in float32"
             sources.append(f"{by} on {', '.join(files)}")
-        return compare(
+        return compare_samples(
             model.package,
             runner,
-            [sample.known for sample in samples],
-            labels=[sample.label for sample in samples],
+            with_valid_tokens(samples, model.package.manifest, model.package.manifest.valid_tokens),
             reference=" and ".join(sources),
             variants=PackageVariants(model.package, Variant(kernels=model.variant.kernels)),
             policy=self.policy,

@@ -1,4 +1,4 @@
-"""Checks beside outputs, layers and metrics: stored weights, and how many tokens may flip."""
+"""Checks beside outputs, layers and metrics: agreement of classes and heads, stored weights."""
 
 from __future__ import annotations
 
@@ -24,19 +24,12 @@ from moh_deploy.validate.reference.differences import abs_error, structural_mism
 
 @dataclass(frozen=True)
 class Check:
-    """One more thing that was judged.
+    """One more thing that was judged."""
 
-    Attributes:
-        name: `stored weights`, or the condition as it was written.
-        measured: A sentence on what was found.
-        verdict: Only `passed` is a pass.
-        asked: It is a condition of the user's.
-    """
-
-    name: str
-    measured: str
-    verdict: MetricVerdict
-    asked: bool = False
+    name: str  # `stored weights`, or the condition as it was written
+    measured: str  # A sentence on what was found
+    verdict: MetricVerdict  # Only `passed` is a pass
+    asked: bool = False  # It is a condition of the user's
 
     @property
     def reason(self) -> str | None:
@@ -44,36 +37,9 @@ class Check:
         return None if self.verdict == "passed" else f"{self.name}: {self.measured}"
 
 
-def check_flips(flips: Flips | None, conditions: Sequence[FlipsCondition]) -> tuple[Check, ...]:
-    """Judge how many tokens chose other heads; None where gates were not compared."""
-    if flips is None:
-        why = "routing was not compared, so flips are not known."
-        return tuple(
-            Check(condition.text.strip(), why, "cannot tell", True) for condition in conditions
-        )
-    found = f"{flips.tokens} of {flips.of} tokens chose other heads."
-    return tuple(
-        Check(
-            condition.text.strip(),
-            found,
-            "passed" if flips.tokens <= condition.allowed(flips.of) else "failed",
-            asked=True,
-        )
-        for condition in conditions
-    )
-
-
-# Measure how far two sides agree: top-1 classes of outputs, and heads of tokens.
-
-
 @dataclass(frozen=True)
 class Top1Agreement:
-    """The rows of an output that have the same top-1 class as the reference.
-
-    Attributes:
-        same: Their number.
-        of: The number of all rows.
-    """
+    """How many rows of an output, of all, have the same top-1 class as the reference."""
 
     same: int
     of: int
@@ -84,15 +50,25 @@ class Top1Agreement:
 
 @dataclass(frozen=True)
 class Flips:
-    """Tokens that chose other heads than in the reference, each counted once a layer.
-
-    Attributes:
-        tokens: So many.
-        of: Of so many.
-    """
+    """How many of all tokens chose other heads than in the reference, counted once a layer."""
 
     tokens: int
     of: int
+
+
+def check_flips(flips: Flips | None, conditions: Sequence[FlipsCondition]) -> tuple[Check, ...]:
+    """Judge how many tokens chose other heads; None where gates were not compared."""
+
+    def check(condition: FlipsCondition) -> Check:
+        name = condition.text.strip()
+        if flips is None:
+            why = "routing was not compared, so flips are not known."
+            return Check(name, why, "cannot tell", asked=True)
+        found = f"{flips.tokens} of {flips.of} tokens chose other heads."
+        is_within = flips.tokens <= condition.allowed(flips.of)
+        return Check(name, found, "passed" if is_within else "failed", asked=True)
+
+    return tuple(map(check, conditions))
 
 
 def holds_classes(output: TensorInfo) -> bool:

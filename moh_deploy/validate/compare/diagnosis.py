@@ -31,7 +31,6 @@ def diagnosis(
 
     Args:
         layers: Every layer of one run with forced routing, in the order in which they run.
-        outputs: Its outputs.
         sources: What each layer is computed from.
     """
     # From the surest evidence to the weakest: an attention that differs names a layer, outputs that
@@ -55,11 +54,7 @@ def diagnosis(
 
 
 def reference_is_nan(values: Iterable[Array], label: str) -> str | None:
-    """Say that the reference itself holds NaN, in which case nothing is known of any layer.
-
-    Args:
-        values: What is compared of it.
-    """
+    """Say that the reference itself holds NaN, in which case nothing is known of any layer."""
     if not any(np.isnan(value.astype(np.float64)).any() for value in values):
         return None
     return (

@@ -20,8 +20,8 @@ from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.onnxruntime.session import runtime_name
 from moh_deploy.system.isolate import EarlyProcess, isolated, started_early
-from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import SilentProgress
+from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
 from moh_deploy.validate.reference.samples import only_padding, padding_place
@@ -31,39 +31,25 @@ from moh_deploy.validate.reference.valid_tokens import TokenCount
 
 @dataclass(frozen=True)
 class ProvenRun:
-    """The agreement of a package with the original model, run in one way.
-
-    Attributes:
-        vector_sets: How many runs of the original were compared.
-        max_abs_error: Largest absolute difference of any output element over all vectors.
-        routing_agreement: Share of equal (token, head) decisions, near-ties left out.
-        kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
-        function_nodes: How many ran as their function body.
-        layer_runs: What ran each MoH layer, read from the runtime.
-        kernels: The kernel library that was registered, or why none was.
-        tokens: How many were left out, being padding; None if it is not known which are.
-    """
+    """The agreement of a package with the original model, run in one way."""
 
     vector_sets: int
-    max_abs_error: float
-    routing_agreement: float
+    max_abs_error: float  # Largest absolute difference of any output element over all vectors
+    routing_agreement: float  # Share of equal (token, head) decisions, near-ties left out
     kernel_nodes: int
     function_nodes: int
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
+    # How many were left out, being padding; None if it is not known which are.
     tokens: TokenCount | None
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a package.
-
-    Attributes:
-        kernels: What runs MoH nodes, see `Variant`.
-        vectors: Compare with the first so many runs of the original only; None takes all.
-    """
+    """One way to run a package."""
 
     kernels: Kernels
+    # Compare with the first so many runs of the original only; None takes all.
     vectors: int | None = None
 
 
@@ -113,44 +99,40 @@ def prove(
 def proven(root: Path, ways: Sequence[Way]) -> tuple[ProvenRun, ...]:
     """Verify a package in this process; as `prove` otherwise."""
     # Read once: what it is run by has no part in it.
-    subject = read_subject(root, None, "off", staged=True)
-    return tuple(
-        _proven_in(replace(subject, kernels=way.kernels), vectors=way.vectors) for way in ways
-    )
+    package, found = read_subject(root, None, "off", staged=True), []
+    for way in ways:
+        subject = replace(package, kernels=way.kernels)
+        # No files, no other reference, built-in tolerances: `verify` as it is without options.
+        what = WhatToRun((), way.vectors, subject.package.manifest.valid_tokens)
+        report = _verified(subject, what)
+        if report.failure is not None:
+            raise _told_apart(report.failure, subject, what)
+        assert report.routing_agreement is not None  # It is compared with recorded runs.
+        figures = {field.name: getattr(report, field.name) for field in fields(ProvenRun)}
+        found.append(ProvenRun(**figures))
+    return tuple(found)
 
 
-def _proven_in(subject: Subject, *, vectors: int | None) -> ProvenRun:
-    # No files, no other reference, built-in tolerances: `verify` as it is without options.
-    what = WhatToRun((), vectors, subject.package.manifest.valid_tokens)
-    policy = BUILT_IN_POLICY
-    report = verify_runs(subject, what, against=(), policy=policy, progress=SilentProgress())
-    if report.failure is not None:
-        raise _told_apart(report.failure, subject, what)
-    assert report.routing_agreement is not None  # It is compared with recorded runs.
-    return ProvenRun(**{field.name: getattr(report, field.name) for field in fields(ProvenRun)})
+def _verified(subject: Subject, what: WhatToRun) -> ParityReport:
+    progress = SilentProgress()
+    return verify_runs(subject, what, against=(), policy=BUILT_IN_POLICY, progress=progress)
 
 
 def _told_apart(failure: ValidationError, subject: Subject, what: WhatToRun) -> ValidationError:
     """Return the failure, and say of it whether all that differs lies where a mask is 0."""
     runs = subject.package.vectors[: what.vectors]
-    names = [spec.name for spec in subject.package.manifest.inputs]
-    masks = [
-        mask_name(name, marks_padding=padding)
-        for name in names
-        if all(_may_be_mask(run.inputs[name]) for run in runs)
-        for padding in (False, True)
+    masks = []
+    for spec in subject.package.manifest.inputs:
+        arrays = [run.inputs[spec.name] for run in runs]
+        may_be_mask = all(array.ndim == 2 and np.isin(array, (0, 1)).all() for array in arrays)
         # A mask without padding leaves nothing out.
-        if any((run.inputs[name] == padding).any() for run in runs)
-    ]
+        masks += [
+            mask_name(spec.name, marks_padding=padding)
+            for padding in (False, True)
+            if may_be_mask and any((array == padding).any() for array in arrays)
+        ]
     for name in masks if what.valid_tokens is None else ():
-        known = replace(what, valid_tokens=name)
-        if verify_runs(
-            subject, known, against=(), policy=BUILT_IN_POLICY, progress=SilentProgress()
-        ).equal:
+        if _verified(subject, replace(what, valid_tokens=name)).equal:
             where = f"{failure.message} It is so only {padding_place(name)}."
             return ValidationError(where, hint=only_padding([name]).strip())
     return failure
-
-
-def _may_be_mask(array: Array) -> bool:
-    return array.ndim == 2 and bool(np.isin(array, (0, 1)).all())

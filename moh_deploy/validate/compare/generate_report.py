@@ -11,7 +11,7 @@ import numpy as np
 
 from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.errors import MoHDeployError, ValidationError
-from moh_deploy.report.document import Document, Share, Table, Text
+from moh_deploy.report.document import Cell, Document, Share, Table, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
@@ -26,22 +26,14 @@ from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
 
 @dataclass(frozen=True)
 class TokenDifference:
-    """The first token of a text that is another one.
+    """The first token of a text that is another one."""
 
-    Attributes:
-        prompt: Number of the prompt, from 1.
-        position: How many tokens of the text are equal before it.
-        token: The token here.
-        expected: The reference's.
-        margin: By how much the reference's logit of its token exceeds that of the other.
-        allowed: How far logits may be off, by rounding alone: below twice that nothing is decided.
-    """
-
-    prompt: int
-    position: int
+    prompt: int  # Number of the prompt, from 1
+    position: int  # How many tokens of the text are equal before it
     token: int
     expected: int
-    margin: float
+    margin: float  # By how much the reference's logit of its token exceeds that of the other
+    # How far logits may be off, by rounding alone: below twice that nothing is decided.
     allowed: float
 
     @property
@@ -53,18 +45,10 @@ class TokenDifference:
 
 @dataclass(frozen=True)
 class TokenParity:
-    """The comparison of what was generated with what another model generates.
+    """The comparison of what was generated with what another model generates."""
 
-    Attributes:
-        against: The other model, in words.
-        compared: How many tokens were compared: of each text up to its first difference.
-        differences: That of each text that has one.
-        tokens: How many the package generated.
-        precision: Of the package.
-    """
-
-    against: str
-    compared: int
+    against: str  # The other model, in words
+    compared: int  # How many tokens were compared: of each text up to its first difference
     differences: tuple[TokenDifference, ...]
     tokens: int
     precision: str
@@ -151,47 +135,26 @@ class TokenComparison:
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """The tokens and the text that were added to one prompt.
-
-    Attributes:
-        prompt_tokens: How many tokens the prompt has.
-        tokens: What was added, the token that ends a text included.
-        text: The same as text; None without a tokenizer.
-        ended: Whether the last of them ends a text; else the length was reached.
-    """
+    """The tokens and the text that were added to one prompt."""
 
     prompt_tokens: int
-    tokens: tuple[int, ...]
-    text: str | None
-    ended: bool
+    tokens: tuple[int, ...]  # What was added, the token that ends a text included
+    text: str | None  # The same as text; None without a tokenizer
+    ended: bool  # Whether the last of them ends a text; else the length was reached
 
 
 @dataclass(frozen=True)
 class GenerateReport(Report):
-    """Texts that a package generated.
-
-    Attributes:
-        package: The package.
-        texts: One for each prompt.
-        prompt_tokens: Of all prompts.
-        prompt_seconds: How long they took together, in one batch.
-        new_tokens: Of all texts.
-        step_seconds: How long the steps behind the prompts took.
-        steps: How many there were.
-        open_heads: Share of open heads, over tokens and layers; None without MoH layers.
-        layer_runs: What ran each MoH layer.
-        kernels: The kernel library that was registered, or why none was.
-        parity: The comparison with another model; None where none was named.
-    """
+    """Texts that a package generated."""
 
     package: Path
     texts: tuple[GeneratedText, ...]
     prompt_tokens: int
-    prompt_seconds: float
+    prompt_seconds: float  # How long they took together, in one batch
     new_tokens: int
-    step_seconds: float
+    step_seconds: float  # How long the steps behind the prompts took
     steps: int
-    open_heads: float | None
+    open_heads: float | None  # Share of open heads, over tokens and layers; None without MoH layers
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     parity: TokenParity | None = None
@@ -221,11 +184,8 @@ class GenerateReport(Report):
         sections: list[Table | Text] = [Table("generated text", ("", "value"), rows)]
         if self.parity is not None:
             sections += parity_sections(self.parity)
-        return Document(
-            "generate",
-            tuple(sections),
-            remarks=(runs_text(self.layer_runs), self.kernels.describe()),
-        )
+        remarks = (runs_text(self.layer_runs), self.kernels.describe())
+        return Document("generate", tuple(sections), remarks=remarks)
 
 
 def parity_sections(parity: TokenParity) -> list[Table | Text]:
@@ -236,21 +196,14 @@ def parity_sections(parity: TokenParity) -> list[Table | Text]:
         parted = "tokens part by rounding alone"
         words = f"WITHIN TOLERANCE ({parity.precision})" if in_integers else parted
     same = parity.compared - len(parity.differences)
-    found = f"{same} of {count(parity.tokens, 'greedy token')} are the same before texts part"
+    words_of = f"{same} of {count(parity.tokens, 'greedy token')} are the same before texts part"
     is_good = parity.verdict != "not equal"
-    verdict = Text(f"{words}: {found}, compared with {parity.against}", is_good)
+    verdict = Text(f"{words}: {words_of}, compared with {parity.against}", is_good)
     if not parity.differences:
         return [verdict]
     columns = ("prompt", "#equal before", "#token", "#expected", "#margin", "explained")
-    rows = [
-        (
-            str(difference.prompt),
-            difference.position,
-            difference.token,
-            difference.expected,
-            difference.margin,
-            difference.is_near_tie,
-        )
-        for difference in parity.differences
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for found in parity.differences:
+        tokens = (found.position, found.token, found.expected)
+        rows.append((str(found.prompt), *tokens, found.margin, found.is_near_tie))
     return [verdict, Table("first tokens that differ", columns, rows)]

@@ -20,26 +20,10 @@ from moh_deploy.graph.forced_gates import computed_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.compare import layer_parity, noise_floor, output_parity, tolerances
 from moh_deploy.validate.compare.checks import holds_classes
 from moh_deploy.validate.compare.diagnosis import diagnosis, reference_is_nan
-from moh_deploy.validate.compare.layer_parity import (
-    LayerReference,
-    LayerValuesFound,
-    compare_layer,
-    incomparable_layer,
-)
-from moh_deploy.validate.compare.noise_floor import (
-    NO_FLOOR,
-    NOISE,
-    NoiseFloor,
-    NoisyModel,
-    recorded_floor,
-)
-from moh_deploy.validate.compare.output_parity import (
-    compare_output,
-    incomparable_output,
-    unjudged_output,
-)
+from moh_deploy.validate.compare.noise_floor import NO_FLOOR, NoiseFloor
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.compare.routing_statistics import (
@@ -48,13 +32,7 @@ from moh_deploy.validate.compare.routing_statistics import (
     joined,
     layer_statistics,
 )
-from moh_deploy.validate.compare.tolerances import (
-    BFLOAT16_PRODUCTS,
-    Tolerance,
-    coarsest,
-    output_rule,
-    rules_of,
-)
+from moh_deploy.validate.compare.tolerances import Tolerance
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 from moh_deploy.validate.reference.subject import Variants
 from moh_deploy.validate.reference.valid_tokens import TokenView
@@ -92,33 +70,25 @@ class Judged:
 
 @dataclass
 class Judge:
-    """Runs vector sets. The variants are opened when they are first needed.
-
-    Attributes:
-        package: Says which outputs and layers there are.
-        runner: Runs it.
-        policy: What counts as equal.
-        variants: Opens it with gates fed to it; None: it cannot be.
-        has_inner: References hold scores or fingerprints: those of the package are looked at, too.
-        rules: The rules that applied, by name.
-    """
+    """Runs vector sets. The variants are opened when they are first needed."""
 
     package: OnnxPackage
     runner: Runner
     policy: Policy
-    variants: Variants | None
+    variants: Variants | None  # Opens it with gates fed to it; None: it cannot be
+    # References hold scores or fingerprints: those of the package are looked at, too.
     has_inner: bool = False
     rules: dict[str, Tolerance] = field(default_factory=dict)
     _forced: Runner | None = None
-    _noisy: dict[str, NoisyModel] = field(default_factory=dict)
+    _noisy: dict[str, noise_floor.NoisyModel] = field(default_factory=dict)
     _why_not: str | None = None
     _asked: bool = False
 
     def __post_init__(self) -> None:
         # A kernel that computes in bfloat16 rounds more than the model's own dtype does.
         manifest = self.package.manifest
-        own, *others = map(self._rule_for, rules_of(manifest.precision, self.runner))
-        self._own_rule, self._rule = own, coarsest(own, *others)
+        own, *others = map(self._rule_for, tolerances.rules_of(manifest.precision, self.runner))
+        self._own_rule, self._rule = own, tolerances.coarsest(own, *others)
         # Without float32's floor, what kernels round comes on top of the most that float32 allows.
         if self._rule is not own and manifest.rounding is None:
             self._rule = replace(self._rule, least=own.relative)
@@ -151,13 +121,37 @@ class Judge:
         notes = () if forced.equal else (self._where(case, forced),)
         if not free.flips:
             return replace(forced, outputs=[*forced.outputs, *free.outputs], notes=notes)
-        # A flip: what the model computed by itself behind it is shown, and not judged but for being
-        # finite. The routing counts are those of the free run, the margins those of the forced one.
-        unjudged = list(_unjudged(self.package, case, got))
-        layers = [_merged(*pair) for pair in zip(forced.layers, free.layers, strict=True)]
-        layers[0] = _with_own_choice(layers[0], free.layers[0])
+        return replace(self._behind_flip(case, got, free, forced), notes=notes)
+
+    def _behind_flip(
+        self, case: ComparedSet, got: Mapping[str, Array], free: Judged, forced: Judged
+    ) -> Judged:
+        """Judge the forced run; what the free one computed behind a flip is shown, and not judged
+        but for being finite."""
+        unjudged = []
+        for spec in self.package.manifest.outputs:
+            name, expected, label = spec.name, case.expected.outputs, f"{case.label}, behind a flip"
+            if name in expected:
+                value, reference, _ = case.view.of(name, got.get(name), expected[name])
+                classes = holds_classes(spec)
+                unjudged.append(
+                    output_parity.unjudged_output(
+                        name, label, value, reference, has_classes=classes
+                    )
+                )
+        layers = []
+        for layer, own in zip(forced.layers, free.layers, strict=True):
+            # Gates that are NaN, or cannot be compared, fail the free run whatever the other says.
+            reason = layer.reason or (own.reason if math.isnan(own.gate_error) else None)
+            layers.append(replace(layer, reason=reason, free_flips=_other_heads(own)))
+        # No gates stand before the first layer, so that both runs read the same there, and heads
+        # that no tie explains are a fault in either.
+        first = free.layers[0]
+        if layers[0].reason is None and "choice" in first.wrong:
+            layers[0] = replace(layers[0], reason=first.reason, wrong=("choice",))
+        # The routing counts are those of the free run, the margins those of the forced one.
         statistics = replace(free.statistics, margins=forced.statistics.margins)
-        return Judged([*forced.outputs, *unjudged], layers, notes, statistics)
+        return Judged([*forced.outputs, *unjudged], layers, statistics=statistics)
 
     def _where(self, case: ComparedSet, forced: Judged) -> str:
         """Say where the error enters, unless the reference is at fault itself."""
@@ -178,7 +172,7 @@ class Judge:
         for index, layer in enumerate(self.package.manifest.layers):
             if index >= len(case.expected.gates):
                 reason = f"gates of layer '{layer.path}' are not in vectors {case.label}."
-                layers.append(incomparable_layer(layer.path, case.label, reason))
+                layers.append(layer_parity.incomparable_layer(layer.path, case.label, reason))
                 continue
             # A layer behind a flip saw other inputs than the reference did, hence the looser rule
             # from there.
@@ -202,7 +196,7 @@ class Judge:
         if self._forced is None:
             types = {name: array.dtype for name, array in gates.items()}
             self._forced = self.variants.forced(types, self._inner)
-        got = self._forced.run(self._inputs(case.expected, gates))
+        got = self._forced.run(_fed(case.expected, gates))
         forced = replace(case, label=f"{case.label}, routing forced")
         # Fed gates hide those that the router makes, which a forced run returns by another name.
         found = []
@@ -225,20 +219,22 @@ class Judge:
 
     def _found(
         self, case: ComparedSet, index: int, got: Mapping[str, Array], named: Named = str
-    ) -> LayerValuesFound:
+    ) -> layer_parity.LayerValuesFound:
         """Collect a layer's gates, scores and fingerprint from a run, of all tokens."""
         gates = got.get(named(self.package.manifest.layers[index].gates))
         # Without references to compare with, inner values would be returned for nothing.
         if not self.has_inner:
-            return LayerValuesFound(gates)
+            return layer_parity.LayerValuesFound(gates)
         values, tokens = self._values[index], case.expected.gates[index].shape[:2]
-        return LayerValuesFound(gates, values.scores(got, tokens), values.fingerprint(got, tokens))
+        return layer_parity.LayerValuesFound(
+            gates, values.scores(got, tokens), values.fingerprint(got, tokens)
+        )
 
     def _layer(
         self,
         case: ComparedSet,
         index: int,
-        found: LayerValuesFound,
+        found: layer_parity.LayerValuesFound,
         rule: Tolerance,
         floor: NoiseFloor,
         *,
@@ -250,8 +246,8 @@ class Judge:
         gates, reference, place = view.of(name, found.gates, expected.gates[index])
         scores = _selected(view, name, found.scores, expected.scores, index)
         attention = _selected(view, name, found.attention, expected.attention, index)
-        compared = compare_layer(
-            LayerReference(
+        compared = layer_parity.compare_layer(
+            layer_parity.LayerReference(
                 path=layer.path,
                 vectors=case.label,
                 gates=reference,
@@ -262,7 +258,7 @@ class Judge:
                 has_scores=bool(expected.scores),
                 place=place,
             ),
-            LayerValuesFound(gates, scores[0], attention[0]),
+            layer_parity.LayerValuesFound(gates, scores[0], attention[0]),
             rule,
             floor=floor.of_layer(index),
             forced=forced,
@@ -280,16 +276,16 @@ class Judge:
         if rounding is not None:
             # Recorded by the export: nothing has to run here.
             compared = case.view.select(case.expected.outputs)
-            own = recorded_floor(self.package, rounding, case.expected, compared)
+            own = noise_floor.recorded_floor(self.package, rounding, case.expected, compared)
         # Half precision is measured on the package itself; float32 without recorded figures has no
         # floor of its own.
-        elif precision in NOISE:
+        elif precision in noise_floor.NOISE:
             own = self._measured_floor(case, got, precision)
         if self._rule is self._own_rule:
             return own
         # Kernels round operands: that moves values beyond the model's own floor, which keeps the
         # factors of its own rule.
-        rounded = self._measured_floor(case, got, BFLOAT16_PRODUCTS)
+        rounded = self._measured_floor(case, got, tolerances.BFLOAT16_PRODUCTS)
         if own is NO_FLOOR:
             return rounded
         return rounded.joined(
@@ -309,32 +305,25 @@ class Judge:
             assert self.variants is not None
             types = {name: array.dtype for name, array in (gates or {}).items()}
             inner = self._inner if gates else [*self.package.gate_names, *self._inner]
-            self._noisy[rule] = NoisyModel(self.variants, types, inner, rule)
-        found = self._noisy[rule].results(self._inputs(case.expected, gates or {}))
+            self._noisy[rule] = noise_floor.NoisyModel(self.variants, types, inner, rule)
+        found = self._noisy[rule].results(_fed(case.expected, gates or {}))
         if found is None or (gates is None and found.has_flips(self.package.gate_names)):
             return NO_FLOOR
         named = computed_gates if gates else str
         outputs = found.selected(case.view.select)
-        return NoiseFloor(
-            {spec.name: outputs.move(spec.name) for spec in self.package.manifest.outputs},
-            [
-                found.of_layer(partial(self._compared, case, index, named))
-                for index in range(len(case.expected.gates))
-            ],
-        )
+        moves = {spec.name: outputs.move(spec.name) for spec in self.package.manifest.outputs}
+        shows = (partial(self._compared, case, i, named) for i in range(len(case.expected.gates)))
+        return NoiseFloor(moves, [found.of_layer(show) for show in shows])
 
     def _compared(
         self, case: ComparedSet, index: int, named: Named, got: Mapping[str, Array]
-    ) -> LayerValuesFound:
+    ) -> layer_parity.LayerValuesFound:
         """Collect a layer's values from a run with noise, of the tokens that count."""
         found = self._found(case, index, got, named)
-        name = self.package.manifest.layers[index].gates
-        return LayerValuesFound(
-            *(
-                None if value is None else case.view.of(name, value, value).reference
-                for value in (found.gates, found.scores, found.attention)
-            )
-        )
+        name, view = self.package.manifest.layers[index].gates, case.view
+        values = (found.gates, found.scores, found.attention)
+        own = (None if value is None else view.of(name, value, value).reference for value in values)
+        return layer_parity.LayerValuesFound(*own)
 
     def _gates_to_feed(
         self, expected: VectorSet, got: Mapping[str, Array]
@@ -355,10 +344,6 @@ class Judge:
         # Fed in the dtype that the graph computes gates in: the reference's may be wider.
         return {name: gates.astype(got[name].dtype) for name, gates in recorded.items()}
 
-    @staticmethod
-    def _inputs(expected: VectorSet, gates: Mapping[str, Array]) -> dict[str, Array]:
-        return {**expected.inputs, **{forced_gates(k): v for k, v in gates.items()}}
-
     def _outputs(
         self,
         case: ComparedSet,
@@ -376,12 +361,12 @@ class Judge:
                     name, got.get(name), case.expected.outputs[name]
                 )
                 dtype = reference.dtype.name
-                yield compare_output(
+                yield output_parity.compare_output(
                     name,
                     case.label,
                     value,
                     reference,
-                    output_rule(dtype, self._rule_for(dtype), rule),
+                    tolerances.output_rule(dtype, self._rule_for(dtype), rule),
                     floor=floor.outputs.get(name),
                     forced=forced,
                     place=place,
@@ -389,7 +374,7 @@ class Judge:
                 )
             elif not skip_absent:
                 why = f"output '{name}' is not in vectors {case.label}."
-                yield incomparable_output(name, case.label, why)
+                yield output_parity.incomparable_output(name, case.label, why)
 
     def _rule_for(self, dtype: str) -> Tolerance:
         self.rules[dtype] = self.policy.rule(dtype)
@@ -408,31 +393,8 @@ def _selected(
     return own, view.select({name: reference})[name]
 
 
-def _unjudged(
-    package: OnnxPackage, case: ComparedSet, got: Mapping[str, Array]
-) -> Iterator[OutputParity]:
-    label = f"{case.label}, behind a flip"
-    for spec in package.manifest.outputs:
-        name = spec.name
-        if name in case.expected.outputs:
-            value, reference, _ = case.view.of(name, got.get(name), case.expected.outputs[name])
-            has_classes = holds_classes(spec)
-            yield unjudged_output(name, label, value, reference, has_classes=has_classes)
-
-
-def _merged(forced: LayerParity, free: LayerParity) -> LayerParity:
-    """Return the judgement under forced routing, with what was seen of the model by itself."""
-    # Gates that are NaN, or cannot be compared, fail the free run whatever the forced one says.
-    reason = forced.reason or (free.reason if math.isnan(free.gate_error) else None)
-    return replace(forced, reason=reason, free_flips=_other_heads(free))
-
-
-def _with_own_choice(first: LayerParity, free: LayerParity) -> LayerParity:
-    """Keep what the first layer chose by itself: no gates stand before it, so that both runs read
-    the same there, and heads that no tie explains are a fault in either."""
-    if first.reason is not None or "choice" not in free.wrong:
-        return first
-    return replace(first, reason=free.reason, wrong=("choice",))
+def _fed(expected: VectorSet, gates: Mapping[str, Array]) -> dict[str, Array]:
+    return {**expected.inputs, **{forced_gates(k): v for k, v in gates.items()}}
 
 
 def _other_heads(layer: LayerParity) -> int:

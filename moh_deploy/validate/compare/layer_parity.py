@@ -19,13 +19,8 @@ from moh_deploy.package import LayerRounding, Spread, beside_masks, fingerprint_
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.compare.parity_result import JudgedBy, LayerParity, LayerPart
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.reference.differences import (
-    ShownIndex,
-    abs_error,
-    describe_worst,
-    finite,
-    structural_mismatch,
-)
+from moh_deploy.validate.reference import differences
+from moh_deploy.validate.reference.differences import ShownIndex, abs_error
 
 EXPORT_AGAIN = (
     "the package holds no scores of its routers, as those of earlier versions: export the model"
@@ -35,31 +30,21 @@ EXPORT_AGAIN = (
 
 @dataclass(frozen=True)
 class LayerReference:
-    """The reference values of one layer.
-
-    Attributes:
-        path: The layer.
-        vectors: Label of the vector set.
-        gates: [B, S, H], or of some tokens [T, H].
-        margins: How clear each token's choice is, [B, S] or [T].
-        scores: What is ranked, of the last heads, [B, S, R] or [T, R]; None if it is not known.
-        attention: The fingerprint of what its attention computes, [B, S, NUMBERS] or of some
-            tokens; None likewise.
-        num_shared_heads: The first so many heads are on for every token; None where the router's
-            form does not tell.
-        has_scores: The reference holds scores, if not of this layer.
-        place: From an index into these arrays to what is shown of it.
-    """
+    """The reference values of one layer."""
 
     path: str
-    vectors: str
-    gates: Array
-    margins: Array
+    vectors: str  # Label of the vector set
+    gates: Array  # [B, S, H], or of some tokens [T, H]
+    margins: Array  # How clear each token's choice is, [B, S] or [T]
+    # What is ranked, of the last heads, [B, S, R] or [T, R]; None if it is not known.
     scores: Array | None = None
+    # The fingerprint of what its attention computes, [B, S, NUMBERS] or of some tokens; None
+    # likewise.
     attention: Array | None = None
+    # The first so many heads are on for every token; None where the router's form does not tell.
     num_shared_heads: int | None = None
-    has_scores: bool = True
-    place: ShownIndex = list
+    has_scores: bool = True  # The reference holds scores, if not of this layer
+    place: ShownIndex = list  # From an index into these arrays to what is shown of it
 
 
 @dataclass(frozen=True)
@@ -82,22 +67,24 @@ def compare_layer(
     """Compare all that is known of a layer on both sides. A head is chosen where its gate is not 0.
 
     Args:
-        tolerance: The rule for the model's precision.
         floor: How far rounding noise moves this layer; None if it is not known.
         forced: The reference gates were fed to every layer before this one.
     """
     what = f"gates of layer '{expected.path}' in vectors {expected.vectors}"
     reference, got = expected.gates, found.gates
-    mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(what, expected)
+    mismatch = differences.structural_mismatch(what, got, reference)
+    margins, wanted = list(expected.margins.shape), list(reference.shape[:-1])
+    if mismatch is None and margins != wanted:
+        mismatch = f"{what}: margins are of shape {margins}, expected {wanted}."
     if got is None or mismatch is not None:
         return incomparable_layer(expected.path, expected.vectors, mismatch)
-    scores = _compare_inner(
+    score_error, score_limit, why_scores = _compare_inner(
         f"scores of the router of layer '{expected.path}' in vectors {expected.vectors}",
         (found.scores, expected.scores),
         tolerance,
         None if floor is None else floor.scores,
     )
-    attention = _compare_inner(
+    attention_error, attention_limit, why_attention = _compare_inner(
         f"the attention of layer '{expected.path}' in vectors {expected.vectors}",
         (found.attention, expected.attention),
         tolerance,
@@ -107,19 +94,30 @@ def compare_layer(
     # Ties are judged by the scores' own floor: how far rounding moves what is ranked.
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
     choice = _Choice.of(expected, found, bound)
-    gates = _compare_gates(what, expected, got, choice, tolerance, floor)
+    gate_error, gate_limit, why_gates = _compare_gates(
+        what, expected, got, choice, tolerance, floor
+    )
     wrong: dict[LayerPart, str | None] = {
-        "scores": scores.reason,
+        "scores": why_scores,
         "choice": choice.fault(what, expected, got),
-        "gates": gates.reason,
-        "attention": attention.reason,
+        "gates": why_gates,
+        "attention": why_attention,
     }
     # Other heads say more than the scores that led to them.
     told: tuple[LayerPart, ...] = ("choice", "scores", "gates", "attention")
     reason = next((wrong[part] for part in told if wrong[part] is not None), None)
     undecided = choice.doubt(what, expected) if reason is None else None
+    flipped = choice.explained | choice.unexplained | choice.undecided
+    chosen, meant = got != 0, reference != 0  # [B, S, H]
+    both, either = (chosen & meant).sum(axis=-1), (chosen | meant).sum(axis=-1)  # [B, S]
+    # [B, S]: a token that takes no head on either side agrees.
+    shares: NDArray[np.float64] = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    judged_by: JudgedBy = "choices" if choice.clear.size else "nothing"
+    # Where most tokens are near-ties, equal choices say little and scores carry the verdict.
+    if score_error is not None and 2 * choice.clear.sum() < choice.clear.size:
+        judged_by = "scores"
     # Decisions at near-ties count as neither equal nor unequal: which way they go is chance.
-    same = (got != 0) == (reference != 0)
+    same = chosen == meant
     return LayerParity(
         path=expected.path,
         vectors=expected.vectors,
@@ -127,21 +125,21 @@ def compare_layer(
         equal_decisions=int(same[choice.clear].sum()),
         flipped_tokens=int(choice.unexplained.sum()),
         excused_tokens=int(choice.explained.sum()),
-        gate_error=gates.error,
-        gate_tolerance=gates.limit,
+        gate_error=gate_error,
+        gate_tolerance=gate_limit,
         reason=reason or undecided,
         forced=forced,
         agreement=float(same.mean()) if same.size else None,
-        jaccard=_jaccard(got != 0, reference != 0),
+        jaccard=float(shares.mean()) if shares.size else None,
         smallest_margin=float(expected.margins.min()) if expected.margins.size else None,
-        flip_margin=choice.flip_margin(expected.margins),
+        flip_margin=float(expected.margins[flipped].max()) if flipped.any() else None,
         margin_bound=bound,
-        score_error=scores.error if scores.compared else None,
-        score_tolerance=scores.limit if scores.compared else None,
-        attention_error=attention.error if attention.compared else None,
-        attention_tolerance=attention.limit if attention.compared else None,
+        score_error=score_error,
+        score_tolerance=score_limit,
+        attention_error=attention_error,
+        attention_tolerance=attention_limit,
         undecided_tokens=int(choice.undecided.sum()),
-        judged_by=_judged_by(choice, scores),
+        judged_by=judged_by,
         wrong=tuple(part for part, why in wrong.items() if why is not None),
     )
 
@@ -154,21 +152,14 @@ def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerPari
 
 @dataclass(frozen=True)
 class _Choice:
-    """The verdict on each token's choice of heads, [B, S] or [T] each.
+    """The verdict on each token's choice of heads, [B, S] or [T] each."""
 
-    Attributes:
-        clear: Its margin is no near-tie.
-        explained: It took other heads, as a tie may make it.
-        unexplained: It took other heads, and no tie explains that.
-        undecided: It took other heads at a near-tie, and the scores that would tell are not known.
-        bound: Margins and distances below it are within rounding.
-    """
-
-    clear: BoolArray
-    explained: BoolArray
-    unexplained: BoolArray
+    clear: BoolArray  # Its margin is no near-tie
+    explained: BoolArray  # It took other heads, as a tie may make it
+    unexplained: BoolArray  # It took other heads, and no tie explains that
+    # It took other heads at a near-tie, and the scores that would tell are not known.
     undecided: BoolArray
-    bound: float
+    bound: float  # Margins and distances below it are within rounding
 
     @classmethod
     def of(cls, expected: LayerReference, found: LayerValuesFound, bound: float) -> _Choice:
@@ -192,14 +183,6 @@ class _Choice:
             undecided = np.zeros_like(flipped)
             explained = flipped & possible & _within_bound(expected.scores, chosen, wanted, bound)
         return cls(~near, explained, flipped & ~explained & ~undecided, undecided, bound)
-
-    @property
-    def flipped(self) -> BoolArray:
-        return self.explained | self.unexplained | self.undecided
-
-    def flip_margin(self, margins: Array) -> float | None:
-        """Return the largest margin of a token that took other heads; None without any."""
-        return float(margins[self.flipped].max()) if self.flipped.any() else None
 
     def fault(self, what: str, expected: LayerReference, got: Array) -> str | None:
         """Return a sentence on choices that no tie explains; None without any."""
@@ -249,10 +232,6 @@ def _are_the_best(scores: Array, chosen: BoolArray) -> BoolArray:
     """Tell for each token whether the heads that it chose are the best by its own scores.
 
     Routers rank in float32, whatever the model computes in: a tie moves scores, and not the rule.
-
-    Args:
-        scores: [..., R], of the last heads.
-        chosen: [..., H].
     """
     wide, taken = scores.astype(np.float64), chosen[..., -scores.shape[-1] :]
     last = np.where(taken, wide, np.inf).min(axis=-1)
@@ -264,12 +243,7 @@ def _are_the_best(scores: Array, chosen: BoolArray) -> BoolArray:
 
 
 def _within_bound(scores: Array, chosen: BoolArray, wanted: BoolArray, bound: float) -> BoolArray:
-    """Tell for each token whether all exchanged heads have scores within the bound of the boundary.
-
-    Args:
-        scores: [..., R], of the last heads.
-        chosen, wanted: [..., H].
-    """
+    """Tell for each token whether all exchanged heads are within the bound of the boundary."""
     candidates = scores.shape[-1]
     wide = scores.astype(np.float64)
     kept, taken = wanted[..., -candidates:], chosen[..., -candidates:]
@@ -285,19 +259,6 @@ def _within_bound(scores: Array, chosen: BoolArray, wanted: BoolArray, bound: fl
     return np.asarray(~(dropped | added).any(axis=-1) & ~outside)
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """One quantity of a layer: its error beside what it may be, and why it is not equal."""
-
-    error: float = 0.0
-    limit: float = 0.0
-    reason: str | None = None
-    compared: bool = True
-
-
-_NOT_COMPARED = _Compared(compared=False)
-
-
 def _compare_gates(
     what: str,
     expected: LayerReference,
@@ -305,8 +266,12 @@ def _compare_gates(
     choice: _Choice,
     tolerance: Tolerance,
     floor: LayerRounding | None,
-) -> _Compared:
-    """Compare the gates of heads that both chose, where the token chose no others by a tie."""
+) -> tuple[float, float, str | None]:
+    """Compare the gates of heads that both chose, where the token chose no others by a tie.
+
+    Returns:
+        The error, the largest that counts as equal, and why they are not.
+    """
     reference = expected.gates
     comparable = (got != 0) & (reference != 0) & ~choice.explained[..., None]
     error = np.where(comparable, abs_error(got, reference), 0.0)
@@ -317,15 +282,11 @@ def _compare_gates(
     known = None if floor is None else floor.gates
     # With NaN anywhere all elements are measured: the mask may leave the NaN out.
     measured = spread(error[comparable] if not np.isnan(error).any() else error)
-    limit = tolerance.spread_limit(spread(finite(reference)), known, reference.shape)
-    reason = None
-    if not measured.largest <= limit.largest:  # not `>`: a NaN must fail
-        reason = describe_worst(what, got, reference, error, limit.largest, expected.place)
-    elif measured.rms > limit.rms:
-        reason = (
-            f"{what} differ by {measured.rms:.3g} by root mean square, tolerance {limit.rms:.3g}."
-        )
-    return _Compared(measured.largest, limit.largest, reason)
+    limit = tolerance.spread_limit(spread(differences.finite(reference)), known, reference.shape)
+    reason = differences.beyond(
+        what, (got, reference), error, (measured, limit), expected.place, "differ"
+    )
+    return measured.largest, limit.largest, reason
 
 
 def _compare_inner(
@@ -335,28 +296,31 @@ def _compare_inner(
     floor: Spread | None,
     *,
     is_fingerprint: bool = False,
-) -> _Compared:
+) -> tuple[float | None, float | None, str | None]:
     """Compare what a router ranked, or fingerprints of attention, with those of the reference.
 
     Args:
         values: As the runtime computed them, and the reference.
         floor: How far rounding moves them.
+
+    Returns:
+        As `_compare_gates`; None where they are not known on both sides.
     """
     got, reference = values
     if reference is None or got is None or got.shape != reference.shape or not got.size:
-        return _NOT_COMPARED
+        return None, None, None
     # NaN of the reference is judged where it shows, in gates and outputs.
     moved = np.where(np.isnan(reference), 0.0, abs_error(got, reference))
     if is_fingerprint:
         # They come as shares of the reference, so the size that they are held against is 1.
-        error, size = fingerprint_spread(moved, finite(reference)), Spread(1.0, 1.0)
+        error, size = fingerprint_spread(moved, differences.finite(reference)), Spread(1.0, 1.0)
     else:
         # Routers that rank scores themselves may have masked some.
         moved, known = beside_masks(moved, reference)
         error, size = spread(moved), spread(known)
     limit = tolerance.spread_limit(size, floor, got.shape, is_inner=True)
     if error.rms <= limit.rms and error.largest <= limit.largest:  # not `>`: a NaN must fail
-        return _Compared(error.rms, limit.rms)
+        return error.rms, limit.rms, None
     of_whole = not error.rms <= limit.rms
     off, most = (error.rms, limit.rms) if of_whole else (error.largest, limit.largest)
     measure = "by root mean square" if of_whole else "at one token"
@@ -364,28 +328,4 @@ def _compare_inner(
     if floor is not None:
         noise = f"; rounding moves it by {floor.rms if of_whole else floor.largest:.3g}"
     reason = f"{what} differs by {off:.3g} {measure}, tolerance {most:.3g}{noise}."
-    return _Compared(error.rms, limit.rms, reason)
-
-
-def _judged_by(choice: _Choice, scores: _Compared) -> JudgedBy:
-    """Tell whether the verdict on a router rests on choices, on scores, or on nothing."""
-    if not choice.clear.size:
-        return "nothing"
-    # Where most tokens are near-ties, equal choices say little and scores carry the verdict.
-    by_scores = scores.compared and 2 * choice.clear.sum() < choice.clear.size
-    return "scores" if by_scores else "choices"
-
-
-def _jaccard(chosen: BoolArray, expected: BoolArray) -> float | None:
-    """Return the mean over tokens of heads that both choose to heads that either does."""
-    both, either = (chosen & expected).sum(axis=-1), (chosen | expected).sum(axis=-1)  # [B, S]
-    # [B, S]: a token that takes no head on either side agrees.
-    shares: NDArray[np.float64] = np.where(either == 0, 1.0, both / np.maximum(either, 1))
-    return float(shares.mean()) if shares.size else None
-
-
-def _margins_mismatch(what: str, expected: LayerReference) -> str | None:
-    margins, wanted = expected.margins, list(expected.gates.shape[:-1])
-    if list(margins.shape) == wanted:
-        return None
-    return f"{what}: margins are of shape {list(margins.shape)}, expected {wanted}."
+    return error.rms, limit.rms, reason

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -55,16 +55,12 @@ not by 0.29."""
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The distances that rounding noise moves the values of one run.
+    """The distances that rounding noise moves the values of one run."""
 
-    Attributes:
-        outputs: Of each output; infinite where noise makes a number infinite or NaN. Outputs that
-            are not known are missing.
-        layers: Of each layer; empty if they are not known.
-    """
-
+    # Of each output; infinite where noise makes a number infinite or NaN. Outputs that are not
+    # known are missing.
     outputs: Mapping[str, Spread] = field(default_factory=dict)
-    layers: Sequence[LayerRounding] = ()
+    layers: Sequence[LayerRounding] = ()  # Of each layer; empty if they are not known
 
     def of_layer(self, index: int) -> LayerRounding | None:
         return self.layers[index] if self.layers else None
@@ -79,36 +75,42 @@ class NoiseFloor:
         """
 
         def both(own: Spread, more: Spread) -> Spread:
-            return Spread(
-                math.hypot(own.rms, rms * more.rms),
-                math.hypot(own.largest, largest * more.largest),
-            )
+            return _added(own, Spread(rms * more.rms, largest * more.largest))
 
-        def known(own: Spread | None, more: Spread | None) -> Spread | None:
-            return None if own is None or more is None else both(own, more)
-
-        known_outputs = self.outputs.keys() & other.outputs.keys()
+        names = self.outputs.keys() & other.outputs.keys()
+        layers = [_by_part(both, *pair) for pair in zip(self.layers, other.layers, strict=False)]
         return NoiseFloor(
-            {name: both(self.outputs[name], other.outputs[name]) for name in known_outputs},
-            [
-                LayerRounding(
-                    known(own.scores, more.scores),
-                    both(own.gates, more.gates),
-                    known(own.attention, more.attention),
-                )
-                for own, more in zip(self.layers, other.layers, strict=False)
-            ],
+            {name: both(self.outputs[name], other.outputs[name]) for name in names}, layers
         )
 
 
 NO_FLOOR = NoiseFloor()
 
 
+def _added(first: Spread, second: Spread) -> Spread:
+    """Add up independent errors: squares add."""
+    return Spread(math.hypot(first.rms, second.rms), math.hypot(first.largest, second.largest))
+
+
+def _times(factor: float, noise: Spread) -> Spread:
+    return Spread(factor * noise.rms, factor * noise.largest)
+
+
+def _by_part(change: Callable[..., Spread], *layers: LayerRounding) -> LayerRounding:
+    """Change floors of one layer value by value; one that is not known stays so."""
+
+    def known(*spreads: Spread | None) -> Spread | None:
+        return None if None in spreads else change(*spreads)
+
+    return LayerRounding(
+        known(*(layer.scores for layer in layers)),
+        change(*(layer.gates for layer in layers)),
+        known(*(layer.attention for layer in layers)),
+    )
+
+
 def recorded_floor(
-    package: OnnxPackage,
-    rounding: Rounding,
-    expected: VectorSet,
-    references: Mapping[str, Array],
+    package: OnnxPackage, rounding: Rounding, expected: VectorSet, references: Mapping[str, Array]
 ) -> NoiseFloor:
     """Return the floor that an export measured, for a run at whatever sizes.
 
@@ -124,27 +126,26 @@ def recorded_floor(
     for first in package.vectors[:1]:
         example = own_view(package.manifest, first, "0").select(first.outputs)
 
-    def floor(name: str, reference: Array) -> Spread:
+    def floor(share: Spread, *values: Array) -> Spread:
         # What is small by cancellation is moved as far as what is large: a loss, say.
-        sizes = [_size(array) for array in (reference, example.get(name, reference))]
-        share = rounding.outputs[name]
+        sizes = [spread(beside_masks(np.zeros(array.shape), array)[1]) for array in values]
         return Spread(
             growth * share.rms * max(size.rms for size in sizes),
             growth * share.largest * max(size.largest for size in sizes),
         )
 
-    known = {name: array for name, array in references.items() if name in rounding.outputs}
-    layers = [_grown(layer, growth) for layer in rounding.layers]
-    return NoiseFloor({name: floor(name, array) for name, array in known.items()}, layers)
-
-
-def _size(values: Array) -> Spread:
-    return spread(beside_masks(np.zeros(values.shape), values)[1])
+    outputs = {
+        name: floor(rounding.outputs[name], array, example.get(name, array))
+        for name, array in references.items()
+        if name in rounding.outputs
+    }
+    layers = [_by_part(partial(_times, growth), layer) for layer in rounding.layers]
+    return NoiseFloor(outputs, layers)
 
 
 _FEW_TERMS = 64
 """Sums of more terms than this are further off than a step, by the root of their number, as in the
-noise that the floor was measured with: see `frontend/prove/measured_rounding.py`."""
+noise that the floor was measured with: see `frontend/prove/noisy_run.py`."""
 
 
 def _growth(package: OnnxPackage, expected: VectorSet) -> float:
@@ -172,30 +173,13 @@ def _growth(package: OnnxPackage, expected: VectorSet) -> float:
     return math.sqrt(max(1.0, terms * longer / _FEW_TERMS) / max(1.0, terms / _FEW_TERMS))
 
 
-def _grown(floor: LayerRounding, growth: float) -> LayerRounding:
-    return LayerRounding(
-        None if floor.scores is None else _times(floor.scores, growth),
-        _times(floor.gates, growth),
-        None if floor.attention is None else _times(floor.attention, growth),
-    )
-
-
-def _times(noise: Spread, factor: float) -> Spread:
-    return Spread(factor * noise.rms, factor * noise.largest)
-
-
 @dataclass(frozen=True)
 class NoisyResults:
-    """The results of a model with its weights as they are, and with noise.
-
-    Attributes:
-        exact: By name.
-        drawn: The same of each draw.
-        rounded: The same without noise, with every result rounded; None where all of the above are.
-    """
+    """The results of a model with its weights as they are, and with noise, by name."""
 
     exact: Mapping[str, Array]
-    drawn: Sequence[Mapping[str, Array]]
+    drawn: Sequence[Mapping[str, Array]]  # Those of each draw
+    # Those without noise, with every result rounded; None where all of the above are.
     rounded: Mapping[str, Array] | None = None
 
     def selected(self, select: Callable[[Mapping[str, Array]], dict[str, Array]]) -> NoisyResults:
@@ -204,11 +188,7 @@ class NoisyResults:
         return NoisyResults(select(self.exact), [select(arrays) for arrays in self.drawn], rounded)
 
     def has_flips(self, gates: Sequence[str]) -> bool:
-        """Tell whether noise makes a token choose other heads: then it moves more than rounding.
-
-        Args:
-            gates: Names of the gates of all layers.
-        """
+        """Tell whether noise makes a token choose other heads: then it moves more than rounding."""
         # Heads flipped by noise move values by far more than rounding, and would excuse anything.
         others = [*self.drawn, *([] if self.rounded is None else [self.rounded])]
         pairs = ((other[name], self.exact[name]) for other in others for name in gates)
@@ -221,13 +201,12 @@ class NoisyResults:
             only_chosen: Only elements count that are not 0 in either run: gates of heads.
         """
 
-        def from_exact(*runs: Mapping[str, Array]) -> Spread:
+        def moves(runs: Sequence[Mapping[str, Array]]) -> Spread:
             exact = self.exact[name]
-            moves = [_difference(run[name], exact, only_chosen=only_chosen) for run in runs]
-            return spread(np.concatenate(moves))
+            return spread(_differences([run[name] for run in runs], exact, only_chosen=only_chosen))
 
-        rounded = None if self.rounded is None else from_exact(self.rounded)
-        return _together(from_exact(*self.drawn), rounded)
+        noise = moves(self.drawn)
+        return noise if self.rounded is None else _together(noise, moves([self.rounded]))
 
     def of_layer(self, show: Callable[[Mapping[str, Array]], LayerValuesFound]) -> LayerRounding:
         """Measure how far rounding moves the known values of a layer.
@@ -239,40 +218,58 @@ class NoisyResults:
         noise = _layer_moves(exact, [show(arrays) for arrays in self.drawn])
         if self.rounded is None:
             return noise
-        rounding = _layer_moves(exact, [show(self.rounded)])
-        scores, attention = noise.scores, noise.attention
-        return LayerRounding(
-            None if scores is None else _together(scores, rounding.scores),
-            _together(noise.gates, rounding.gates),
-            None if attention is None else _together(attention, rounding.attention),
-        )
+        return _by_part(_together, noise, _layer_moves(exact, [show(self.rounded)]))
 
 
-def _together(noise: Spread, rounding: Spread | None) -> Spread:
-    """Add up what rounding the weights and rounding the results does, as independent errors add."""
-    if rounding is None:
-        return noise
-    return Spread(
-        math.hypot(noise.rms / _ROUNDINGS, rounding.rms),
-        math.hypot(noise.largest / _ROUNDINGS, rounding.largest),
-    )
+def _together(noise: Spread, rounding: Spread) -> Spread:
+    """Add up what rounding the weights and rounding the results does."""
+    return _added(Spread(noise.rms / _ROUNDINGS, noise.largest / _ROUNDINGS), rounding)
+
+
+def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) -> LayerRounding:
+    assert exact.gates is not None
+    scores, attention = exact.scores, exact.attention
+    gates = [other.gates for other in others if other.gates is not None]
+    moved_scores, moved_attention = None, None
+    if scores is not None:
+        moved = _moved([other.scores for other in others], scores)
+        moved_scores = spread(beside_masks(moved, scores)[0])
+    if attention is not None:
+        moved = _moved([other.attention for other in others], attention)
+        moved_attention = fingerprint_spread(moved, attention)
+    # Only gates of heads that are on in both: a head that noise switches is a flip, not a move.
+    moved_gates = spread(_differences(gates, exact.gates, only_chosen=True))
+    return LayerRounding(moved_scores, moved_gates, moved_attention)
+
+
+def _moved(values: Sequence[Array | None], exact: Array) -> Float64Array:
+    wide = exact.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
+        moved = np.stack([value.astype(np.float64) - wide for value in values if value is not None])
+    return np.where(np.isnan(moved), 0.0, moved)
+
+
+def _differences(runs: Sequence[Array], exact: Array, *, only_chosen: bool) -> Float64Array:
+    """Return [elements]: the moves of all in all runs, or of those alone that are not 0 in both."""
+    found = []
+    for got in runs:
+        error, _ = beside_masks(abs_error(got, exact), exact)
+        error = np.where(np.isfinite(exact), error, 0.0)
+        # What noise turns into NaN moves infinitely far.
+        error = np.where(np.isnan(error), np.inf, error)
+        # Compared gates are those of chosen heads: among closed ones their floor would be diluted.
+        found.append(error[(got != 0) & (exact != 0)] if only_chosen else error.reshape(-1))
+    return np.concatenate(found)
 
 
 @dataclass
 class NoisyModel:
-    """A package whose weights move, or operands are rounded, opened when it is first run.
-
-    Attributes:
-        variants: Opens it.
-        gates: Name of each layer's gates to their dtype.
-        inner: Names of inner values to return besides.
-        rule: Name of the rule whose floor is measured, a key of NOISE.
-    """
+    """A package whose weights move, or operands are rounded, opened when it is first run."""
 
     variants: Variants
-    gates: GateTypes
+    gates: GateTypes  # Name of each layer's gates to their dtype
     inner: Sequence[str]
-    rule: str
+    rule: str  # Name of the rule whose floor is measured, a key of NOISE
 
     @cached_property
     def _noisy(self) -> Runner | None:
@@ -286,11 +283,7 @@ class NoisyModel:
         return self.variants.noisy("results", self.gates, self.inner)
 
     def results(self, inputs: Mapping[str, Array]) -> NoisyResults | None:
-        """Run it as it is, and with noise; None where no weight can move.
-
-        Args:
-            inputs: Those of the model, and the gates.
-        """
+        """Run it as it is, and with noise; None where no weight can move."""
         if self._noisy is None:
             return None
         # Step 0 comes first: the weights as they are, in the same session.
@@ -300,41 +293,3 @@ class NoisyModel:
         )
         rounded = None if self._rounded is None else self._rounded.run(inputs)
         return NoisyResults(exact, drawn, rounded)
-
-
-def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) -> LayerRounding:
-    assert exact.gates is not None
-    gates = exact.gates
-    scores, attention = exact.scores, exact.attention
-    return LayerRounding(
-        scores=None
-        if scores is None
-        else spread(beside_masks(_moved([other.scores for other in others], scores), scores)[0]),
-        # Only gates of heads that are on in both: a head that noise switches is a flip, not a move.
-        gates=spread(
-            np.concatenate([_difference(other.gates, gates, only_chosen=True) for other in others])
-        ),
-        attention=None
-        if attention is None
-        else fingerprint_spread(
-            _moved([other.attention for other in others], attention), attention
-        ),
-    )
-
-
-def _moved(values: Sequence[Array | None], exact: Array) -> Float64Array:
-    wide = exact.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
-        moved = np.stack([value.astype(np.float64) - wide for value in values if value is not None])
-    return np.where(np.isnan(moved), 0.0, moved)
-
-
-def _difference(got: Array | None, exact: Array, *, only_chosen: bool) -> Float64Array:
-    """Return [elements]: the moves of all, or of those alone that are not 0 in either."""
-    assert got is not None
-    error, _ = beside_masks(abs_error(got, exact), exact)
-    error = np.where(np.isfinite(exact), error, 0.0)
-    # What noise turns into NaN moves infinitely far.
-    error = np.where(np.isnan(error), np.inf, error)
-    # Compared gates are those of chosen heads: among closed ones their floor would be diluted.
-    return error[(got != 0) & (exact != 0)] if only_chosen else error.reshape(-1)

@@ -13,7 +13,7 @@ from moh_deploy.validate.reference.differences import (
     Float64Array,
     ShownIndex,
     abs_error,
-    describe_worst,
+    beyond,
     largest,
     largest_finite,
     structural_mismatch,
@@ -36,11 +36,7 @@ def compare_output(
     """Compare an output element by element.
 
     Args:
-        name: The output.
         vectors: Label of the vector set.
-        got: What the runtime returned; None if it returned no such output.
-        reference: What is expected.
-        tolerance: The rule for this output.
         floor: How far rounding noise moves this output; None if it is not known.
         forced: The reference gates were fed to every layer.
         place: From an index into these arrays to what is shown of it.
@@ -54,14 +50,7 @@ def compare_output(
     error, known = beside_masks(abs_error(got, reference), reference)
     measured, size = spread(error), spread(known)
     limit = tolerance.spread_limit(size, floor, reference.shape)
-    reason = None
-    if not measured.largest <= limit.largest:  # not `>`: a NaN must fail
-        reason = describe_worst(what, got, reference, error, limit.largest, place)
-    # The largest error finds a single wrong element, the mean square a small shift of all of them.
-    elif measured.rms > limit.rms:
-        reason = (
-            f"{what} differs by {measured.rms:.3g} by root mean square, tolerance {limit.rms:.3g}."
-        )
+    reason = beyond(what, (got, reference), error, (measured, limit), place, "differs")
     return OutputParity(
         name=name,
         vectors=vectors,

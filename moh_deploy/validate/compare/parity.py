@@ -1,4 +1,4 @@
-"""Compare a runtime with reference vectors: outputs, chosen heads, gates."""
+"""Compare a runtime with reference values: outputs, chosen heads, gates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,13 @@ from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.compare.routing_statistics import joined
 from moh_deploy.validate.reference.layer_values import names_to_return
-from moh_deploy.validate.reference.reference import RECORDED
-from moh_deploy.validate.reference.samples import (
-    Sample,
-    label,
-    own_masks,
-    recorded_samples,
-    with_valid_tokens,
-)
-from moh_deploy.validate.reference.subject import Variants
-from moh_deploy.validate.reference.valid_tokens import (
-    EVERY_TOKEN,
-    ValidTokens,
-    count_tokens,
-    token_view,
-)
+from moh_deploy.validate.reference.reference import RECORDED, Answered
+from moh_deploy.validate.reference.samples import Sample, recorded_samples, with_valid_tokens
+from moh_deploy.validate.reference.subject import Subject, Variants
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, count_tokens, token_view
+
+ON_BODIES = ", on function bodies"
+"""Ends the name of a reference that function bodies were compared with."""
 
 
 def compare(
@@ -37,58 +29,81 @@ def compare(
     runner: Runner,
     vectors: Sequence[VectorSet],
     *,
-    labels: Sequence[str] = (),
-    valid: Sequence[ValidTokens] | None = None,
     reference: str = RECORDED,
     outputs_only: bool = False,
     variants: Variants | None = None,
     policy: Policy = BUILT_IN_POLICY,
 ) -> ParityReport:
-    """Run every vector set and compare outputs, chosen heads and gates with it.
+    """Compare with vectors whose valid tokens are those that the package names.
 
-    Args:
-        package: Says which outputs and layers there are.
-        runner: A session of it that also returns the values `names_to_return(package)`; those that
-            it does not return are not compared.
-        vectors: What to run, and what to expect.
-        labels: How reports call each of them; empty for their numbers and sizes.
-        valid: Which tokens of each of them count; empty for all, None for those that the package
-            says are valid.
-        reference: Where the expected values come from, for the report.
-        outputs_only: The vectors hold no gates, and maybe not every output: compare what they hold.
-        variants: Opens the model with gates fed to it. Without, what is behind a flip is judged by
-            a looser rule, and half precision by the most that its rule allows.
-        policy: What counts as equal.
+    Arguments are those of `compare_samples`.
 
     Raises:
         ConfigError: The vectors' inputs do not fit the model.
         BackendError: The runtime failed.
     """
-    # Scores and fingerprints are fetched only if there is something to compare them with.
-    has_inner = not outputs_only and any(
-        vector_set.scores or vector_set.attention for vector_set in vectors
+    manifest = package.manifest
+    return compare_samples(
+        package,
+        runner,
+        with_valid_tokens(recorded_samples(vectors), manifest, manifest.valid_tokens),
+        reference=reference,
+        outputs_only=outputs_only,
+        variants=variants,
+        policy=policy,
     )
+
+
+def compare_samples(
+    package: OnnxPackage,
+    runner: Runner,
+    samples: Sequence[Sample],
+    answers: Sequence[VectorSet] | None = None,
+    *,
+    reference: str = RECORDED,
+    outputs_only: bool = False,
+    variants: Variants | None = None,
+    policy: Policy = BUILT_IN_POLICY,
+) -> ParityReport:
+    """Run every sample and compare outputs, chosen heads and gates.
+
+    Args:
+        package: Says which outputs and layers there are.
+        runner: A session of it that also returns the values `names_to_return(package)`; those that
+            it does not return are not compared.
+        samples: The inputs to run, their labels in reports, and which of their tokens count.
+        answers: The expected values of each; None for those that the samples hold.
+        reference: Where the expected values come from, for the report.
+        outputs_only: The answers hold no gates, and maybe not every output: compare what they hold.
+        variants: Opens the model with gates fed to it. Without, what is behind a flip is judged by
+            a looser rule, and half precision by the most that its rule allows.
+
+    Raises:
+        ConfigError: The inputs do not fit the model.
+        BackendError: The runtime failed.
+    """
+    expected = [sample.known for sample in samples] if answers is None else answers
+    # Scores and fingerprints are fetched only if there is something to compare them with.
+    has_inner = not outputs_only and any(known.scores or known.attention for known in expected)
     # Forced routing needs gates to feed, so outputs alone are judged without variants.
     judge = Judge(package, runner, policy, None if outputs_only else variants, has_inner)
-    names = labels or [
-        label(str(index), vector_set.sizes) for index, vector_set in enumerate(vectors)
+    masks = [sample.valid for sample in samples]
+    # Without a mask every token counts.
+    views = [
+        EVERY_TOKEN if mask is None else token_view(mask, package.manifest, known)
+        for mask, known in zip(masks, expected, strict=True)
     ]
-    if valid is None:
-        valid = own_masks(package.manifest, vectors, names)
-    # Without masks every token counts.
-    views = [EVERY_TOKEN] * len(vectors)
-    if valid:
-        pairs = zip(valid, vectors, strict=True)
-        views = [token_view(tokens, package.manifest, vector_set) for tokens, vector_set in pairs]
-    cases = [ComparedSet(*case) for case in zip(vectors, names, views, strict=True)]
+    cases = [
+        ComparedSet(known, sample.label, view)
+        for known, sample, view in zip(expected, samples, views, strict=True)
+    ]
     judged = [judge.outputs_of(case) if outputs_only else judge.everything(case) for case in cases]
-    notes = [note for view in views for note in view.notes]
-    notes += [note for report in judged for note in report.notes]
     found = runner.describe()
-    notes += found.notes
+    notes = [note for view in views for note in view.notes]
+    notes += [*(note for report in judged for note in report.notes), *found.notes]
     return ParityReport(
         reference=reference,
-        vector_sets=len(vectors),
+        vector_sets=len(samples),
         outputs=tuple(output for report in judged for output in report.outputs),
         layers=tuple(layer for report in judged for layer in report.layers),
         has_routing=not outputs_only,
@@ -100,15 +115,31 @@ def compare(
         policy=policy.source,
         notes=tuple(dict.fromkeys(notes)),
         statistics=joined(report.statistics for report in judged),
-        tokens=count_tokens(valid),
+        tokens=count_tokens([mask for mask in masks if mask is not None]),
         precision=package.manifest.precision,
     )
 
 
-# Compare a package with its recorded runs, on kernels and on function bodies.
-
-ON_BODIES = ", on function bodies"
-"""What the name of a reference gets that function bodies were compared with."""
+def compare_answered(
+    subject: Subject, runner: Runner, part: Answered, samples: Sequence[Sample], policy: Policy
+) -> ParityReport:
+    """Compare with the answers of a reference to some of the samples."""
+    # Samples and answers are matched by their places among all samples.
+    answers, own = part.answers, [samples[number] for number in part.numbers]
+    report = compare_samples(
+        subject.package,
+        runner,
+        own,
+        answers.vectors,
+        reference=part.reference,
+        # Gates on one side only cannot be compared.
+        outputs_only=not (answers.has_gates and subject.has_gates),
+        variants=subject.variants,
+        policy=policy,
+    )
+    by_order = dict.fromkeys(sample.by_order for sample in own if sample.by_order)
+    notes = (*by_order, *answers.notes, *report.notes)
+    return replace(report, subject=subject.model.name, notes=notes)
 
 
 def compare_recorded(
@@ -116,7 +147,7 @@ def compare_recorded(
 ) -> ParityReport:
     """Compare a package with the original model, on the recorded runs.
 
-    What ran on kernels is compared on function bodies too: other machines run those.
+    Nodes that ran on kernels are compared on function bodies too: other machines run those.
 
     Args:
         variant: The way in which it is opened.
@@ -127,14 +158,13 @@ def compare_recorded(
     """
     opened = runner or open_runner(package, variant.returning(names_to_return(package)))
     # Flips and half precision are judged on variants that are opened in the same way.
-    variants = PackageVariants(package, variant)
-    found, ran = compare(package, opened, package.vectors, variants=variants), opened.describe()
+    variants, tokens = PackageVariants(package, variant), package.manifest.valid_tokens
+    samples = with_valid_tokens(recorded_samples(package.vectors), package.manifest, tokens)
+    found, ran = compare_samples(package, opened, samples, variants=variants), opened.describe()
     del opened  # Two sessions would hold the weights twice.
     # What rounding every result changes was asked of kernels and of bodies before.
     if variant.round_results:
         return found
-    samples = recorded_samples(package.vectors)
-    samples = with_valid_tokens(samples, package.manifest, package.manifest.valid_tokens)
     return combined([found], compare_bodies(package, ran, samples, variant.runtime))
 
 
@@ -152,9 +182,6 @@ def compare_bodies(
     Args:
         ran: What ran the package. If that was no kernel, the bodies were compared already.
         samples: The runs; one of them is enough, unless kernels round.
-        runtime: What runs the bodies.
-        reference: What recorded the runs, in the words of a report.
-        policy: What counts as equal.
 
     Returns:
         None if no kernel ran.
@@ -166,17 +193,14 @@ def compare_bodies(
         return None
     # Kernels that round are held to a wider rule: of the graph, the bodies have to say all.
     rounds = ran.kernels.compute_type == "bfloat16" and package.manifest.precision == "float32"
-    chosen = samples if rounds else [_smallest_telling(samples)]
     # As they are written: to load them takes half the time, and a server tries what it optimised.
     # OpenVINO always optimises.
     bodies = replace(FUNCTION_BODIES, optimize=runtime == "openvino")
     variant = replace(bodies, runtime=runtime, spins=False, apart=True)
-    return compare(
+    return compare_samples(
         package,
         open_runner(package, variant.returning(names_to_return(package))),
-        [sample.known for sample in chosen],
-        labels=[sample.label for sample in chosen],
-        valid=[sample.valid for sample in chosen if sample.valid is not None],
+        samples if rounds else [_smallest_telling(samples)],
         reference=reference + ON_BODIES,
         variants=PackageVariants(package, variant),
         policy=policy,
@@ -221,12 +245,6 @@ def publish_if_equal(
     writer: PackageWriter, manifest: Manifest, *, name: str, hint: str | None = None
 ) -> tuple[OnnxPackage, ParityReport]:
     """Publish a package that was made of another, with its proof, if it computes what it recorded.
-
-    Args:
-        writer: Where it was staged.
-        manifest: As it was staged.
-        name: The package, in the words of a message.
-        hint: What to do where it is not equal.
 
     Raises:
         ValidationError: It is not. Nothing is published.

@@ -63,8 +63,6 @@ class LayerParity:
     """One layer's routing in one vector set.
 
     Attributes:
-        path: The layer.
-        vectors: Which vector set.
         decisions: (token, head) pairs compared, tokens with a near-tie left out.
         equal_decisions: Those of them where both select the head, or both do not.
         flipped_tokens: Tokens without a near-tie that chose other heads: unexplained.
@@ -142,7 +140,6 @@ class ParityResult:
         vector_sets: How many runs were compared.
         outputs: One entry for each output of each run.
         layers: One entry for each MoH layer of each run whose gates are known.
-        has_routing: Gates were compared. False where the reference holds outputs only.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
         layer_runs: What ran each MoH layer, read from the runtime.
@@ -156,7 +153,6 @@ class ParityResult:
         parts: Of a report that joins several comparisons, each by itself.
         ratchet: How it compares with a baseline file; None without one, or if it is not equal.
         accuracy: Metrics of a task, where there are labels.
-        precision: Of the package that ran.
         checks: What else was judged: stored weights, conditions on flips.
     """
 

@@ -21,15 +21,8 @@ from moh_deploy.validate.accuracy.metric_parity import (
     Better,
 )
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
-from moh_deploy.validate.compare.tolerances import (
-    BUILT_IN,
-    TOLERANCES,
-    Tolerance,
-    coarsest,
-    output_rule,
-    rules_of,
-    tolerance_for,
-)
+from moh_deploy.validate.compare import tolerances as rules
+from moh_deploy.validate.compare.tolerances import BUILT_IN, TOLERANCES, Tolerance
 
 # Conditions on what a package computes: `top-1 >= 0.98 * reference`, `flips <= 0`, `parity`.
 #
@@ -47,28 +40,18 @@ _LOWER_IS_BETTER = ("perplexity",)
 
 @dataclass(frozen=True)
 class ParityCondition:
-    """The condition `parity`: `verify` finds the package equal, by the rule for its precision.
-
-    Attributes:
-        text: As it was written.
-    """
+    """The condition `parity`: `verify` finds the package equal, by the rule for its precision."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class FlipsCondition:
-    """The condition `flips`: so many tokens may choose other heads, each counted once a layer.
-
-    Attributes:
-        text: As it was written.
-        most: So many, or this share.
-        is_share: `most` is a share of all tokens.
-    """
+    """The condition `flips`: so many tokens may choose other heads, each counted once a layer."""
 
     text: str
-    most: float
-    is_share: bool
+    most: float  # So many, or this share
+    is_share: bool  # `most` is a share of all tokens
 
     def allowed(self, tokens: int) -> float:
         """Return how many of so many tokens may."""
@@ -77,19 +60,12 @@ class FlipsCondition:
 
 @dataclass(frozen=True)
 class AccuracyCondition:
-    """A condition on a metric: how much worse than the reference's it may be.
-
-    Attributes:
-        text: As it was written.
-        metric: `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`.
-        better: Which values are.
-        rule: The same as what may be lost.
-    """
+    """A condition on a metric: how much worse than the reference's it may be."""
 
     text: str
-    metric: str
+    metric: str  # `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`
     better: Better
-    rule: AccuracyRule
+    rule: AccuracyRule  # The same as what may be lost
 
 
 Condition: TypeAlias = ParityCondition | FlipsCondition | AccuracyCondition
@@ -123,11 +99,7 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
     if not texts:
         raise ConfigError("no condition is given, expected at least one.", hint=_EXAMPLES)
     found = tuple(map(parse_condition, texts))
-    metrics = [
-        parity_condition.metric
-        for parity_condition in found
-        if isinstance(parity_condition, AccuracyCondition)
-    ]
+    metrics = [condition.metric for condition in _on_metrics(found)]
     for name in metrics:
         if metrics.count(name) > 1:
             raise ConfigError(f"{metrics.count(name)} conditions are about {name}, expected one.")
@@ -140,9 +112,7 @@ def metrics_of(conditions: Sequence[Condition], *, has_labels: bool) -> tuple[st
     Raises:
         ConfigError: There are some, and no labels.
     """
-    metrics = tuple(
-        condition.metric for condition in conditions if isinstance(condition, AccuracyCondition)
-    )
+    metrics = tuple(condition.metric for condition in _on_metrics(conditions))
     if metrics and not has_labels:
         raise ConfigError(
             f"the condition on {metrics[0]} needs labels, and there are none.",
@@ -157,14 +127,17 @@ def better_of(conditions: Sequence[Condition]) -> Better | None:
     Raises:
         ConfigError: Conditions bound them from both sides.
     """
-    on_metrics = [condition for condition in conditions if isinstance(condition, AccuracyCondition)]
-    sides = {metric.better for metric in on_metrics if ":" in metric.metric}
+    sides = {on.better for on in _on_metrics(conditions) if ":" in on.metric}
     if len(sides) > 1:
         raise ConfigError(
             "conditions bound metrics of your own from both sides, expected one side for all.",
             hint="Let one function return its values with the other sign.",
         )
     return next(iter(sides), None)
+
+
+def _on_metrics(conditions: Sequence[Condition]) -> list[AccuracyCondition]:
+    return [condition for condition in conditions if isinstance(condition, AccuracyCondition)]
 
 
 def _flips(text: str, comparison: str, limit: str) -> FlipsCondition:
@@ -217,37 +190,29 @@ def _accuracy(text: str, name: str, comparison: str, limit: str) -> AccuracyCond
 
 # Fields of `Tolerance` that a file may set, by the same names.
 _NUMBERS = ("relative", "near_tie", "relative_after_flip", "floor_factor", "peak_factor", "least")
-_KEYS = (*_NUMBERS, "reason")
 _ACCURACY_NUMBERS = ("max_drop", "max_relative_drop", "min_samples")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The tolerances of outputs, layers and metrics.
-
-    Attributes:
-        tolerances: A rule for each dtype.
-        source: Where they come from, for the report.
-        accuracy: A rule for each metric.
-        flips: How many tokens may choose other heads, ties included.
-    """
+    """The tolerances of outputs, layers and metrics."""
 
     tolerances: Mapping[str, Tolerance]
-    source: str
+    source: str  # Where they come from, for the report
     accuracy: Mapping[str, AccuracyRule] = field(default_factory=lambda: ACCURACY_RULES)
-    flips: tuple[FlipsCondition, ...] = ()
+    flips: tuple[FlipsCondition, ...] = ()  # How many tokens may choose other heads, ties included
 
     def rule(self, dtype: str) -> Tolerance:
         """Return the rule for a dtype; see `tolerance_for`."""
-        return tolerance_for(dtype, self.tolerances)
+        return rules.tolerance_for(dtype, self.tolerances)
 
     def model_rule(self, precision: str, runner: Runner) -> Tolerance:
         """Return the rule for a model's precision and for what its kernels round to."""
-        return coarsest(*map(self.rule, rules_of(precision, runner)))
+        return rules.coarsest(*map(self.rule, rules.rules_of(precision, runner)))
 
     def output_rule(self, dtype: str, model_rule: Tolerance) -> Tolerance:
         """Return the rule for an output; see `output_rule`."""
-        return output_rule(dtype, self.rule(dtype), model_rule)
+        return rules.output_rule(dtype, self.rule(dtype), model_rule)
 
     def accuracy_rule(self, metric: str) -> AccuracyRule:
         """Return the rule for a metric; all that are no built-in ones have one in common."""
@@ -273,14 +238,9 @@ class Policy:
 
     def within(self, conditions: Sequence[Condition]) -> Policy:
         """Return the policy that asks for some conditions besides; `parity` is asked for anyway."""
-        on_metrics = (
-            condition for condition in conditions if isinstance(condition, AccuracyCondition)
-        )
-        rules = {metric.metric: metric.rule for metric in on_metrics}
-        flips = tuple(
-            condition for condition in conditions if isinstance(condition, FlipsCondition)
-        )
-        return replace(self, accuracy={**self.accuracy, **rules}, flips=flips)
+        limits = {condition.metric: condition.rule for condition in _on_metrics(conditions)}
+        flips = tuple(asked for asked in conditions if isinstance(asked, FlipsCondition))
+        return replace(self, accuracy={**self.accuracy, **limits}, flips=flips)
 
 
 BUILT_IN_POLICY: Policy = Policy(TOLERANCES, BUILT_IN)
@@ -296,15 +256,17 @@ def read_policy(path: Path) -> Policy:
         ConfigError: The file cannot be read, or holds something else.
     """
     # Unknown keys are errors at every level: a misspelt tolerance would else be the built-in one.
-    entries = _mapping(read_yaml(path, error=ConfigError), f"{path}")
-    _known(entries, ("tolerances", "accuracy"), f"{path}")
-    rules = _section(entries, "tolerances", path)
-    _known(rules, TOLERANCES, f"{path}: tolerances")
-    changed = {name: _rule(name, rules[name], f"{path}: tolerances.{name}") for name in rules}
-    metrics = {
-        name: _accuracy_rule(name, figures, f"{path}: accuracy.{name}")
-        for name, figures in _section(entries, "accuracy", path).items()
-    }
+    entries = _mapping(read_yaml(path, error=ConfigError), f"{path}", ("tolerances", "accuracy"))
+    changed, metrics = {}, {}
+    if "tolerances" in entries:
+        where = f"{path}: tolerances"
+        for name, entry in _mapping(entries["tolerances"], where, tuple(TOLERANCES)).items():
+            numbers, reason = _figures(entry, _NUMBERS, f"{where}.{name}")
+            # What the entry leaves out stays as it is in the built-in table.
+            changed[name] = replace(TOLERANCES[name], reason=reason, **numbers)
+    if "accuracy" in entries:
+        for name, entry in _mapping(entries["accuracy"], f"{path}: accuracy").items():
+            metrics[name] = _accuracy_rule(name, entry, f"{path}: accuracy.{name}")
     return Policy(
         {**TOLERANCES, **changed},
         f"{path} ({', '.join((*changed, *metrics))}) over {BUILT_IN}",
@@ -312,24 +274,10 @@ def read_policy(path: Path) -> Policy:
     )
 
 
-def _section(entries: Mapping[str, object], name: str, path: Path) -> Mapping[str, object]:
-    return _mapping(entries[name], f"{path}: {name}") if name in entries else {}
-
-
-def _rule(name: str, entry: object, where: str) -> Tolerance:
-    figures = _mapping(entry, where)
-    _known(figures, _KEYS, where)
-    numbers = {key: _number(figures[key], f"{where}.{key}") for key in _NUMBERS if key in figures}
-    # What the entry leaves out stays as it is in the built-in table.
-    return replace(TOLERANCES[name], reason=_reason(figures, where), **numbers)
-
-
 def _accuracy_rule(name: str, entry: object, where: str) -> AccuracyRule:
     if name not in ACCURACY_RULES and ":" not in name:
         raise ConfigError(f"{where} is none of {', '.join(ACCURACY_RULES)}, nor MODULE:FUNCTION.")
-    figures = _mapping(entry, where)
-    _known(figures, (*_ACCURACY_NUMBERS, "reason"), where)
-    numbers = {k: _number(figures[k], f"{where}.{k}") for k in _ACCURACY_NUMBERS if k in figures}
+    numbers, reason = _figures(entry, _ACCURACY_NUMBERS, where)
     # Two limits would raise the question which one applies.
     if len(numbers.keys() & {"max_drop", "max_relative_drop"}) == 2:
         raise ConfigError(f"{where} has max_drop and max_relative_drop: one of them is the limit.")
@@ -338,41 +286,36 @@ def _accuracy_rule(name: str, entry: object, where: str) -> AccuracyRule:
     least = numbers.get("min_samples", usual.min_samples)
     if least != int(least) or least < 1:
         raise ConfigError(f"{where}.min_samples is {least}, expected a whole number, 1 or more.")
-    return AccuracyRule(
-        numbers.get("max_drop"),
-        numbers.get("max_relative_drop", usual.max_relative_drop),
-        int(least),
-        _reason(figures, where),
-    )
+    relative = numbers.get("max_relative_drop", usual.max_relative_drop)
+    return AccuracyRule(numbers.get("max_drop"), relative, int(least), reason)
 
 
-def _reason(figures: Mapping[str, object], where: str) -> str:
+def _figures(entry: object, names: Sequence[str], where: str) -> tuple[dict[str, float], str]:
+    """Return the numbers that an entry sets, and the reason that it gives."""
+    figures = _mapping(entry, where, (*names, "reason"))
+    numbers = {}
+    for name in names:
+        value = figures.get(name, 0)
+        # In Python a bool is an int.
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if not numeric or not 0 <= float(str(value)) < math.inf:
+            raise ConfigError(
+                f"{where}.{name} is {value!r}, expected a finite number, 0 or more.",
+                hint="YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else None,
+            )
+        if name in figures:
+            numbers[name] = float(str(value))
     reason = figures.get("reason")
     if not isinstance(reason, str) or not reason.strip():
         raise ConfigError(f"{where}.reason is {reason!r}, expected a sentence that says why.")
-    return reason
+    return numbers, reason
 
 
-def _number(value: object, where: str) -> float:
-    # In Python a bool is an int.
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not 0 <= float(str(value)) < float("inf"):
-        raise ConfigError(
-            f"{where} is {value!r}, expected a finite number, 0 or more.",
-            hint="YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else None,
-        )
-    return float(str(value))
-
-
-def _mapping(value: object, where: str) -> Mapping[str, object]:
+def _mapping(value: object, where: str, known: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return a mapping that is not empty; its keys are known ones, if these are given."""
     if not isinstance(value, dict) or not value:
         raise ConfigError(f"{where} holds {value!r}, expected a mapping.")
-    return {str(key): item for key, item in value.items()}
-
-
-def _known(
-    found: Mapping[str, object], known: Mapping[str, object] | tuple[str, ...], where: str
-) -> None:
-    for key in found:
-        if key not in known:
+    for key in value:
+        if known and str(key) not in known:
             raise ConfigError(f"{where}: '{key}' is none of {', '.join(known)}.")
+    return {str(key): item for key, item in value.items()}

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moh_deploy.report.document import (
-    NOT_TERMINAL,
-    PAGE,
-    HeatMap,
-    HeatMaps,
-    LoadRow,
-    MarginCharts,
-    Section,
-    Text,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.validate.compare.routing_statistics import ClassLoad, HeadLoad, RoutingStatistics
 
 MOST_CLASSES = 40
@@ -27,42 +18,45 @@ _ABOUT_CLASSES = (
 
 def routing_sections(
     statistics: RoutingStatistics, index: int, *, has_routing: bool
-) -> Iterator[Section]:
-    """Yield what is drawn of a comparison.
-
-    Args:
-        index: Its number, for names.
-        has_routing: Gates were compared.
-    """
+) -> Iterator[doc.Section]:
+    """Yield what is drawn of a comparison."""
     loads = statistics.head_loads
     if not has_routing:
         # A terminal's verdict says so.
-        yield Section("Load of heads", (Text(_NOT_COMPARED, shown=NOT_TERMINAL),))
+        yield doc.Section("Load of heads", (doc.Text(_NOT_COMPARED, shown=doc.NOT_TERMINAL),))
     elif not loads:
-        yield Section("Load of heads", (Text(_NO_LAYERS),), shown=PAGE)
+        yield doc.Section("Load of heads", (doc.Text(_NO_LAYERS),), shown=doc.PAGE)
     else:
         rows = tuple(
-            LoadRow(load.path, load.tokens, load.got, load.reference, load.num_shared_heads)
+            doc.LoadRow(load.path, load.tokens, load.got, load.reference, load.num_shared_heads)
             for load in loads
         )
-        heat = HeatMap("share of tokens, in percent", "layer", rows, f"loads-{index}")
-        yield Section("Load of heads", (Text(_about_loads(loads)), HeatMaps((heat,))), shown=PAGE)
+        heat = doc.HeatMap("share of tokens, in percent", "layer", rows, f"loads-{index}")
+        yield doc.Section(
+            "Load of heads", (doc.Text(_about_loads(loads)), doc.HeatMaps((heat,))), shown=doc.PAGE
+        )
     if statistics.class_loads:
         # A page opens the last map and folds the others, so that one has the name.
         *earlier, last = statistics.class_loads
         maps = (*map(class_map, earlier), class_map(last, f"classes-{index}"))
-        about = Text(_ABOUT_CLASSES)
-        yield Section("Load of heads by class", (about, HeatMaps(maps)), shown=PAGE)
+        about = doc.Text(_ABOUT_CLASSES)
+        yield doc.Section("Load of heads by class", (about, doc.HeatMaps(maps)), shown=doc.PAGE)
     if statistics.margins:
-        yield _margins(statistics)
+        about = doc.Text(
+            "Tokens by margin: how far the last chosen head is from the first that was not. Tokens"
+            " that chose other heads than the reference hang below the line. Left of the dashed"
+            f" line, at {statistics.margins[0].bound:.3g}, rounding explains that."
+        )
+        charts = doc.MarginCharts(statistics.margins)
+        yield doc.Section("Margins of choices", (about, charts), shown=doc.PAGE)
 
 
-def class_map(load: ClassLoad, id_: str = "") -> HeatMap:
+def class_map(load: ClassLoad, id_: str = "") -> doc.HeatMap:
     """Return classes by heads of one layer; of many classes, those with the most samples."""
     # ImageNet has 1,000 classes. Those with most samples have the steadiest loads.
     most = sorted(range(len(load.classes)), key=lambda index: -load.samples[index])[:MOST_CLASSES]
     rows = tuple(
-        LoadRow(
+        doc.LoadRow(
             load.classes[index],
             load.tokens[index],
             load.on[index],  # There is no reference for classes: both sides are the same.
@@ -72,7 +66,7 @@ def class_map(load: ClassLoad, id_: str = "") -> HeatMap:
         )
         for index in sorted(most, key=lambda index: _in_order(load.classes[index]))
     )
-    return HeatMap(load.path, "class", rows, id_, len(load.classes) - len(rows))
+    return doc.HeatMap(load.path, "class", rows, id_, len(load.classes) - len(rows))
 
 
 def _in_order(name: str) -> tuple[int, str]:
@@ -90,13 +84,3 @@ def _about_loads(loads: tuple[HeadLoad, ...]) -> str:
             " reference's. All others are the same in both."
         )
     return f"For how many of all tokens each head is on, in percent. {cells}"
-
-
-def _margins(statistics: RoutingStatistics) -> Section:
-    about = (
-        "Tokens by margin: how far the last chosen head is from the first that was not. Tokens that"
-        " chose other heads than the reference hang below the line. Left of the dashed line, at"
-        f" {statistics.margins[0].bound:.3g}, rounding explains that."
-    )
-    charts = MarginCharts(statistics.margins)
-    return Section("Margins of choices", (Text(about), charts), shown=PAGE)

@@ -25,58 +25,37 @@ _EDGES = np.concatenate([[0.0], 10.0 ** (np.arange(-32, 9) / 4), [np.inf]])
 
 @dataclass(frozen=True)
 class HeadLoad:
-    """For how many tokens each head of a layer is on: its gate is not 0.
-
-    Attributes:
-        path: The layer.
-        num_shared_heads: The first so many heads are meant to be on for every token; None where the
-            router's form does not tell.
-        tokens: How many there were.
-        reference: For how many of them each head is on in the reference.
-        got: The same in the runtime, left to itself.
-    """
+    """For how many tokens each head of a layer is on: its gate is not 0."""
 
     path: str
+    # The first so many heads are meant to be on for every token; None where the router's form does
+    # not tell.
     num_shared_heads: int | None
     tokens: int
-    reference: tuple[int, ...]
-    got: tuple[int, ...]
+    reference: tuple[int, ...]  # For how many of them each head is on in the reference
+    got: tuple[int, ...]  # The same in the runtime, left to itself
 
 
 @dataclass(frozen=True)
 class ClassLoad:
-    """For how many tokens of the samples of each class each head of a layer is on.
-
-    Attributes:
-        path: The layer.
-        num_shared_heads: As in `HeadLoad`.
-        classes: Their names.
-        samples: How many each class has.
-        tokens: How many these have.
-        on: For how many of them each head is on, one row a class.
-    """
+    """For how many tokens of the samples of each class each head of a layer is on."""
 
     path: str
     num_shared_heads: int | None
     classes: tuple[str, ...]
-    samples: tuple[int, ...]
-    tokens: tuple[int, ...]
-    on: tuple[tuple[int, ...], ...]
+    samples: tuple[int, ...]  # How many each class has
+    tokens: tuple[int, ...]  # How many these have
+    on: tuple[tuple[int, ...], ...]  # For how many of them each head is on, one row a class
 
 
 @dataclass(frozen=True)
 class RoutingStatistics:
-    """Counts of the routers' choices, one entry for each layer whose gates are known.
+    """Counts of the routers' choices, one entry for each layer whose gates are known."""
 
-    Attributes:
-        head_loads: Over all vector sets.
-        margins: The same; where the reference gates were fed, of the choices made with them.
-        class_loads: Of samples with labels; empty without.
-    """
-
-    head_loads: tuple[HeadLoad, ...] = ()
+    head_loads: tuple[HeadLoad, ...] = ()  # Over all vector sets
+    # The same; where the reference gates were fed, of the choices made with them.
     margins: tuple[MarginHistogram, ...] = ()
-    class_loads: tuple[ClassLoad, ...] = ()
+    class_loads: tuple[ClassLoad, ...] = ()  # Of samples with labels; empty without
 
 
 NO_STATISTICS = RoutingStatistics()
@@ -93,8 +72,6 @@ def layer_statistics(
     """Count what a layer did in one vector set; nothing if its gates cannot be compared.
 
     Args:
-        path: The layer.
-        num_shared_heads: As in `HeadLoad`.
         got: Gates [B, S, H] from the runtime; None if it returned none.
         reference: Gates [B, S, H] that are expected.
         margins: How clear each token's choice is, [B, S].
@@ -119,8 +96,6 @@ def class_load(
     """Count for each class for how many tokens each head of a layer is on; `joined` adds batches.
 
     Args:
-        path: The layer.
-        num_shared_heads: As in `HeadLoad`.
         gates: [B, S, H].
         labels: The class of each sample, [B]; a class is called as its label.
         valid: Which tokens count, [B, S]; None: all.
@@ -146,18 +121,9 @@ def joined(found: Iterable[RoutingStatistics]) -> RoutingStatistics:
     """Add up what several vector sets gave, layer by layer."""
     every = list(found)
     return RoutingStatistics(
-        _by_path(
-            (load for routing_statistics in every for load in routing_statistics.head_loads),
-            _loads_together,
-        ),
-        _by_path(
-            (margins for routing_statistics in every for margins in routing_statistics.margins),
-            _margins_together,
-        ),
-        _by_path(
-            (load for routing_statistics in every for load in routing_statistics.class_loads),
-            _classes_together,
-        ),
+        _by_path((load for of in every for load in of.head_loads), _loads_together),
+        _by_path((margins for of in every for margins in of.margins), _margins_together),
+        _by_path((load for of in every for load in of.class_loads), _classes_together),
     )
 
 
@@ -184,41 +150,36 @@ def _bins(margins: Array, flipped: NDArray[np.bool_], bound: float) -> tuple[Mar
     )
 
 
-def _loads_together(head_load: HeadLoad, other: HeadLoad) -> HeadLoad:
+def _loads_together(first: HeadLoad, other: HeadLoad) -> HeadLoad:
     return replace(
-        head_load,
-        tokens=head_load.tokens + other.tokens,
-        reference=_added(head_load.reference, other.reference),
-        got=_added(head_load.got, other.got),
+        first,
+        tokens=first.tokens + other.tokens,
+        reference=_added(first.reference, other.reference),
+        got=_added(first.got, other.got),
     )
 
 
-def _margins_together(margin_histogram: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
+def _margins_together(first: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
     # All histograms have the same edges, so bins with equal edges hold alike margins.
-    bins: dict[tuple[float, float], MarginBin] = {}
-    for each in (*margin_histogram.bins, *other.bins):
-        edges = each.at_least, each.below
-        before = bins.get(edges, MarginBin(*edges, 0, 0, 0))
-        bins[edges] = MarginBin(
-            *edges,
-            before.tokens + each.tokens,
-            before.explained + each.explained,
-            before.unexplained + each.unexplained,
-        )
-    return replace(margin_histogram, bins=tuple(bins[edges] for edges in sorted(bins)))
+    counts: dict[tuple[float, float], tuple[int, ...]] = {}
+    for bin_ in (*first.bins, *other.bins):
+        edges, own = (bin_.at_least, bin_.below), (bin_.tokens, bin_.explained, bin_.unexplained)
+        counts[edges] = _added(counts.get(edges, (0, 0, 0)), own)
+    bins = tuple(MarginBin(*edges, *counts[edges]) for edges in sorted(counts))
+    return replace(first, bins=bins)
 
 
-def _classes_together(one: ClassLoad, other: ClassLoad) -> ClassLoad:
+def _classes_together(first: ClassLoad, other: ClassLoad) -> ClassLoad:
     """Return every class of either, those of the first one first."""
     samples, tokens = Counter[str](), Counter[str]()
     on: dict[str, tuple[int, ...]] = {}
-    for load in (one, other):
+    for load in (first, other):
         for index, name in enumerate(load.classes):
             samples[name] += load.samples[index]
             tokens[name] += load.tokens[index]
             on[name] = _added(on[name], load.on[index]) if name in on else load.on[index]
     return replace(
-        one,
+        first,
         classes=tuple(on),
         samples=tuple(samples[name] for name in on),
         tokens=tuple(tokens[name] for name in on),
@@ -251,16 +212,10 @@ _MOST_CLASSES = 100
 
 @dataclass
 class ClassLoads:
-    """Counts, batch by batch, for how many tokens of the samples of each class a head is on.
-
-    Attributes:
-        layers: Of the package.
-        classes: Those that are counted.
-        statistics: What was counted.
-    """
+    """Counts, batch by batch, for how many tokens of the samples of each class a head is on."""
 
     layers: Sequence[LayerInfo]
-    classes: Array
+    classes: Array  # Those that are counted
     statistics: RoutingStatistics = field(default_factory=RoutingStatistics)
 
     def add(

@@ -13,33 +13,27 @@ from moh_deploy.runtime.base import Runner
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The errors that are allowed for one dtype.
+    """The errors that are allowed for one dtype."""
 
-    Attributes:
-        relative: A tensor agrees if its largest absolute error is at most `relative * max(1,
-            largest absolute reference value)`.
-        near_tie: A token whose margin is below this may choose other heads: rounding alone decides
-            there.
-        reason: Why these figures.
-        relative_after_flip: What `relative` is in layers and outputs behind a near-tie that went
-            the other way, where the reference gates cannot be fed to the model: another head moves
-            a token by more than rounding does. None for the same.
-        floor_factor: Where the noise floor of the model was measured, the root mean square of an
-            error may be this many times that of the noise, and `relative` is only the most that a
-            floor may excuse. 0 for no floor.
-        peak_factor: The same for the largest error: of the one element, or token, that differs
-            most. It is larger: of a thousand images one may be noisier than all those that the
-            floor was measured on.
-        least: What may differ whatever the floor is, as a share of the largest value: two steps of
-            the dtype.
-    """
-
+    # A tensor agrees if its largest absolute error is at most `relative * max(1, largest absolute
+    # reference value)`.
     relative: float
+    # A token whose margin is below this may choose other heads: rounding alone decides there.
     near_tie: float
-    reason: str
+    reason: str  # Why these figures
+    # What `relative` is in layers and outputs behind a near-tie that went the other way, where the
+    # reference gates cannot be fed to the model: another head moves a token by more than rounding
+    # does. None for the same.
     relative_after_flip: float | None = None
+    # Where the noise floor of the model was measured, the root mean square of an error may be this
+    # many times that of the noise, and `relative` is only the most that a floor may excuse. 0 for
+    # no floor.
     floor_factor: float = 0.0
+    # The same for the largest error: of the one element, or token, that differs most. It is larger:
+    # of a thousand images one may be noisier than all those that the floor was measured on.
     peak_factor: float = 0.0
+    # What may differ whatever the floor is, as a share of the largest value: two steps of the
+    # dtype.
     least: float = 0.0
 
     def after_flip(self) -> Tolerance:
@@ -48,11 +42,7 @@ class Tolerance:
         return self if behind is None else replace(self, relative=behind)
 
     def limit(self, reference_max: float) -> float:
-        """Return the largest absolute error allowed where the noise floor is not known.
-
-        Args:
-            reference_max: The largest |reference|.
-        """
+        """Return the largest absolute error allowed where the noise floor is not known."""
         return self.relative * max(1.0, reference_max)
 
     def spread_limit(
@@ -61,7 +51,6 @@ class Tolerance:
         """Return the root mean square and the largest error allowed.
 
         Args:
-            size: The same of the reference.
             floor: The same of what noise of the dtype's rounding makes; None if it is not known.
             shape: Of the values, [..., numbers of one token].
             is_inner: Of a value inside of the model, which is compared as a whole.
@@ -89,9 +78,6 @@ class Tolerance:
     def tie_bound(self, floor: Spread | None) -> float:
         """Return the margin below which a token may choose other heads: of two scores each may be
         off by what it may differ.
-
-        Args:
-            floor: How far rounding moves the scores; None if it is not known.
         """
         if floor is None or not self.floor_factor:
             return self.near_tie

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,25 +14,26 @@ from moh_deploy.runtime.base import RecordingRunner, Runner
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.labelled_runs import Dataset, LabelledRun, labelled_runs, turns
-from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.reading import read_labelled
 from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.compare.checks import Top1Agreement
+from moh_deploy.validate.compare.parity import compare_answered
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.compare.routing_statistics import ClassLoads, joined, main_classes
-from moh_deploy.validate.compare.verify_runs import compare_answered, with_checks
-from moh_deploy.validate.reference.reference import Reference, by_gates, expected_outputs
-from moh_deploy.validate.reference.references import Against, function_bodies, references
+from moh_deploy.validate.compare.verify_runs import with_checks
+from moh_deploy.validate.reference.reference import Reference, by_gates
+from moh_deploy.validate.reference.references import Against, rounds_of_files
 from moh_deploy.validate.reference.samples import npz_files
 from moh_deploy.validate.reference.subject import Subject
 from moh_deploy.validate.reference.valid_tokens import added_tokens
 
-# One report of many batches: a dataset of a thousand batches is not a thousand test cases.
-
 Entry = TypeVar("Entry", OutputParity, LayerParity)
+
+_JUDGED = ("nothing", "choices", "scores")
+"""What a batch is judged by, the strictest last."""
 
 
 def folded(reports: Sequence[ParityReport]) -> ParityReport:
@@ -40,100 +41,85 @@ def folded(reports: Sequence[ParityReport]) -> ParityReport:
 
     The worst batch of each output and layer stands for all; what is counted adds up.
     """
-    # The parts are the batches themselves, which the fold replaces.
+    # The parts are the batches themselves, which the fold replaces: a dataset of a thousand batches
+    # is not a thousand test cases.
     whole = replace(combined(reports), parts=())
-    return replace(
-        whole,
+    outputs: dict[tuple[str, bool, bool], list[OutputParity]] = {}
+    layers: dict[str, list[LayerParity]] = {}
+    for output in whole.outputs:
         # Runs with forced routing, and outputs behind a flip, which have no tolerance, stay apart:
         # their errors answer other questions.
-        outputs=_by(whole.outputs, lambda o: (o.name, o.forced, o.tolerance is None), _outputs),
-        layers=_by(whole.layers, lambda layer: (layer.path,), _layers),
+        key = output.name, output.forced, output.tolerance is None
+        outputs.setdefault(key, []).append(output)
+    for layer in whole.layers:
+        layers.setdefault(layer.path, []).append(layer)
+    return replace(
+        whole,
+        outputs=tuple(_outputs(of) if len(of) > 1 else of[0] for of in outputs.values()),
+        layers=tuple(_layers(of) if len(of) > 1 else of[0] for of in layers.values()),
         tokens=added_tokens([report.tokens for report in reports if report.tokens is not None]),
     )
 
 
-def _by(
-    entries: Iterable[Entry],
-    key: Callable[[Entry], tuple[object, ...]],
-    join: Callable[[list[Entry]], Entry],
-) -> tuple[Entry, ...]:
-    groups: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(key(entry), []).append(entry)
-    return tuple(join(group) if len(group) > 1 else group[0] for group in groups.values())
-
-
 def _outputs(group: list[OutputParity]) -> OutputParity:
-    worst = max(group, key=lambda item: _badness(item.reason, item.max_abs_error, item.tolerance))
     counted = [output.elements for output in group if output.elements is not None]
     agreements = [output.top_1 for output in group if output.top_1 is not None]
     return replace(
-        worst,
-        vectors=_label(worst, group),
+        _worst(group, lambda output: _badness(output.max_abs_error, output.tolerance)),
         elements=sum(counted) if counted else None,
         top_1=sum(agreements, Top1Agreement(0, 0)) if agreements else None,
     )
 
 
 def _layers(group: list[LayerParity]) -> LayerParity:
-    # What cannot be told has a reason, too, and hides no fault.
-    worst = max(
-        group,
-        key=lambda layer: (
-            _badness(layer.reason, layer.gate_error, layer.gate_tolerance),
-            not layer.no_data,
-        ),
-    )
+    worst = _worst(group, lambda layer: _badness(layer.gate_error, layer.gate_tolerance))
     forced = any(layer.forced for layer in group)
+
+    def known(of: Callable[[LayerParity], float | None]) -> list[float]:
+        return [value for layer in group if (value := of(layer)) is not None]
+
+    def mean(of: Callable[[LayerParity], float | None]) -> float | None:
+        # Batches weigh as many decisions as they hold.
+        weighed = [(value, layer.decisions) for layer in group if (value := of(layer)) is not None]
+        total = sum(weight for _, weight in weighed)
+        return sum(value * weight for value, weight in weighed) / total if total else None
+
     return replace(
         worst,
-        vectors=_label(worst, group),
         decisions=sum(layer.decisions for layer in group),
         equal_decisions=sum(layer.equal_decisions for layer in group),
         flipped_tokens=sum(layer.flipped_tokens for layer in group),
         excused_tokens=sum(layer.excused_tokens for layer in group),
         forced=forced,
         free_flips=sum(layer.own_flips for layer in group) if forced else None,
-        agreement=_mean(group, lambda layer: layer.agreement),
-        jaccard=_mean(group, lambda layer: layer.jaccard),
-        smallest_margin=_of(min, group, lambda layer: layer.smallest_margin),
-        flip_margin=_of(max, group, lambda layer: layer.flip_margin),
-        margin_bound=_of(max, group, lambda layer: layer.margin_bound),
+        agreement=mean(lambda layer: layer.agreement),
+        jaccard=mean(lambda layer: layer.jaccard),
+        smallest_margin=min(known(lambda layer: layer.smallest_margin), default=None),
+        flip_margin=max(known(lambda layer: layer.flip_margin), default=None),
+        margin_bound=max(known(lambda layer: layer.margin_bound), default=None),
         undecided_tokens=sum(layer.undecided_tokens for layer in group),
         judged_by=max((layer.judged_by for layer in group), key=_JUDGED.index),
     )
 
 
-_JUDGED = ("nothing", "choices", "scores")
-"""What a batch is judged by, the strictest last."""
+def _worst(group: list[Entry], badness: Callable[[Entry], float]) -> Entry:
+    """Return the worst batch, with a label that says what it stands for."""
 
+    def rank(entry: Entry) -> tuple[float, bool]:
+        # What failed is worse than any error that passed. What cannot be told has a reason, too,
+        # and hides no fault.
+        no_data = isinstance(entry, LayerParity) and entry.no_data
+        return (badness(entry) if entry.reason is None else math.inf), not no_data
 
-def _label(worst: Entry, group: list[Entry]) -> str:
-    wrong = sum(output.reason is not None for output in group)
+    worst = max(group, key=rank)
+    wrong = sum(entry.reason is not None for entry in group)
     differ = f", {wrong} of which differ" if wrong else ""
-    return f"{worst.vectors}, worst of {len(group)} batches{differ}"
+    return replace(worst, vectors=f"{worst.vectors}, worst of {len(group)} batches{differ}")
 
 
-def _badness(reason: str | None, error: float, tolerance: float | None) -> float:
+def _badness(error: float, tolerance: float | None) -> float:
     share = error / tolerance if tolerance else error
-    # What failed is worse than any error that passed. NaN that nobody judged must not win `max`.
-    return (0.0 if math.isnan(share) else share) if reason is None else math.inf
-
-
-def _mean(group: list[LayerParity], of: Callable[[LayerParity], float | None]) -> float | None:
-    """Return the mean, batches weighing as many decisions as they hold."""
-    known = [(value, layer.decisions) for layer in group if (value := of(layer)) is not None]
-    total = sum(weight for _, weight in known)
-    return sum(value * weight for value, weight in known) / total if total else None
-
-
-def _of(
-    choose: Callable[[list[float]], float],
-    group: list[LayerParity],
-    of: Callable[[LayerParity], float | None],
-) -> float | None:
-    known = [value for layer in group if (value := of(layer)) is not None]
-    return choose(known) if known else None
+    return 0.0 if math.isnan(share) else share  # NaN that nobody judged must not win `max`
 
 
 def verify_labelled(
@@ -160,7 +146,7 @@ def verify_labelled(
         layers = subject.package.manifest.layers
         rounds = [
             _Round(*pair, [*map(Tally, data.metrics)], ClassLoads(layers, classes))
-            for pair in _references(subject, data.datasets, against)
+            for pair in rounds_of_files(data.datasets, subject, against)
         ]
         # By file: references with different samples share the runs that are cut from them.
         cut = partial(labelled_runs, subject, axis=data.axis, task=task)
@@ -180,20 +166,6 @@ class _Round:
     datasets: Sequence[Dataset]
     tallies: Sequence[Tally]
     loads: ClassLoads
-
-
-def _references(
-    subject: Subject, datasets: Sequence[Dataset], against: Sequence[Against]
-) -> list[tuple[Reference, Sequence[Dataset]]]:
-    """Return the references, each with the samples that it has an answer for."""
-    # Without `against`: expected outputs where files hold them, function bodies for the others.
-    known = [dataset for dataset in datasets if dataset.samples.expected]
-    others = [dataset for dataset in datasets if not dataset.samples.expected]
-    recorded = expected_outputs(dataset.samples.file for dataset in known or datasets)
-    if against:
-        return [(reference, datasets) for reference in references(against, subject, recorded)]
-    found: list[tuple[Reference, Sequence[Dataset]]] = [(recorded, known)] if known else []
-    return [*found, *([(function_bodies(subject.package), others)] if others else [])]
 
 
 @dataclass(frozen=True)
@@ -229,10 +201,23 @@ class _Job:
     def _whole(
         self, round_: _Round, whole: ParityReport, runs: Sequence[LabelledRun]
     ) -> ParityReport:
-        notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
-        accuracy = tuple(self._judged(round_, tally) for tally in round_.tallies)
+        notes = list(whole.notes)
+        for run in runs:
+            size = len(run.batch.labels) + run.batch.added
+            if run.batch.added:
+                notes.append(
+                    f"{run.sample.label} was filled up to {size} samples with copies of its last"
+                    " one, because the model does not run fewer; they are not scored."
+                )
+        sizes = {data.samples.name: len(data.labels) for data in round_.datasets}
+        place = SampleFiles(tuple(sizes), tuple(sizes.values())).place
+        accuracy = []
+        for tally in round_.tallies:
+            rule = self.policy.accuracy_rule(tally.metric.name)
+            setting = Setting(round_.reference.name, rule, place)
+            accuracy.append(judge(tally.metric, tally.paired(), setting))
         statistics = joined([whole.statistics, round_.loads.statistics])
-        whole = replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
+        whole = replace(whole, notes=tuple(notes), accuracy=tuple(accuracy), statistics=statistics)
         return with_checks(whole, self.subject, round_.reference, self.policy)
 
     def _compare(
@@ -266,14 +251,6 @@ class _Job:
             round_.loads.add(run.batch.real(got), run.batch.labels, real)
         return reports
 
-    def _judged(self, round_: _Round, tally: Tally) -> MetricParity:
-        sizes = {data.samples.name: len(data.labels) for data in round_.datasets}
-        files, metric = SampleFiles(tuple(sizes), tuple(sizes.values())), tally.metric
-        setting = Setting(
-            round_.reference.name, self.policy.accuracy_rule(metric.name), files.place
-        )
-        return judge(metric, tally.paired(), setting)
-
 
 def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
     for name, reference in scored.reference.items():
@@ -289,11 +266,3 @@ def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
     package = {name: scored.package[name] for name in scored.reference}
     for tally in tallies:
         tally.add(real(scored.reference), real(package), scored.labels)
-
-
-def _filled(run: LabelledRun) -> str:
-    size = len(run.batch.labels) + run.batch.added
-    return (
-        f"{run.sample.label} was filled up to {size} samples with copies of its last one, because"
-        " the model does not run fewer; they are not scored."
-    )

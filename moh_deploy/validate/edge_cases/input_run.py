@@ -16,7 +16,7 @@ from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.compare.noise_floor import NOISE, NoisyModel
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity import compare_samples
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
@@ -24,6 +24,7 @@ from moh_deploy.validate.edge_cases import routing_judge, source
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.reference.input_sets import known_size
 from moh_deploy.validate.reference.layer_values import Recorder
+from moh_deploy.validate.reference.samples import Sample, label
 from moh_deploy.validate.reference.subject import Variants
 
 _Values = Mapping[str, Array]
@@ -91,11 +92,11 @@ class InputJudge:
         gates_known = not any(name in nan for name in self.package.gate_names)
         variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
         valid = source.counted_tokens(expected, self.package.manifest, self.valid_tokens)
-        return compare(
+        zeroed = _zeroed(self.package, expected, nan)
+        return compare_samples(
             self.package,
             NanKept(self.subject, nan),
-            [_zeroed(self.package, expected, nan)],
-            valid=[] if valid is None else [valid],
+            [Sample(zeroed, label("0", zeroed.sizes), valid=valid)],
             reference="function bodies with optimisations off",
             variants=None if variants is None else NanKeptVariants(variants, nan),
             policy=self.policy,

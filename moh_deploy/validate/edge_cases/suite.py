@@ -14,7 +14,7 @@ from moh_deploy.package.graph_nodes import operator_text
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity import compare_samples
 from moh_deploy.validate.compare.tolerances import coarsest, rule_name
 from moh_deploy.validate.edge_cases import source
 from moh_deploy.validate.edge_cases.input_run import InputJudge, first_difference
@@ -147,12 +147,10 @@ def _run_corpus(sides: source.Sides, case: str, kept: Sequence[CorpusSample]) ->
     manifest = sides.package.manifest
     samples = with_valid_tokens(corpus_samples(kept), manifest, sides.valid_tokens)
     try:
-        report = compare(
+        report = compare_samples(
             sides.package,
             sides.runner,
-            [sample.known for sample in samples],
-            labels=[sample.label for sample in samples],
-            valid=[sample.valid for sample in samples if sample.valid is not None],
+            samples,
             reference=corpus_reference(kept).name,
             variants=sides.variants,
             policy=sides.policy,

@@ -9,6 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from moh_deploy.package import Spread
 from moh_deploy.system.npz import Array
 
 Float64Array = NDArray[np.float64]
@@ -67,6 +68,30 @@ def structural_mismatch(what: str, got: Array | None, reference: Array) -> str |
         return f"{what} is of shape {list(got.shape)}, the reference {list(reference.shape)}."
     if got.dtype != reference.dtype:
         return f"{what} is of dtype {got.dtype}, the reference {reference.dtype}."
+    return None
+
+
+def beyond(
+    what: str,
+    values: tuple[Array, Array],
+    error: Float64Array,
+    spreads: tuple[Spread, Spread],
+    place: ShownIndex,
+    verb: str,
+) -> str | None:
+    """Return a sentence on why an error is beyond its limit; None if it is not.
+
+    Args:
+        values: Got, and the reference.
+        spreads: The error's, and its limit.
+    """
+    measured, limit = spreads
+    if not measured.largest <= limit.largest:  # not `>`: a NaN must fail
+        return describe_worst(what, *values, error, limit.largest, place)
+    # The largest error finds a single wrong element, the mean square a small shift of all of them.
+    if measured.rms > limit.rms:
+        off = f"{measured.rms:.3g} by root mean square"
+        return f"{what} {verb} by {off}, tolerance {limit.rms:.3g}."
     return None
 
 

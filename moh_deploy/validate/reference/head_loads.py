@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.forced_gates import forced_gates
 from moh_deploy.graph.narrowing import FixedHeads
-from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, VectorSet
+from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
@@ -23,19 +23,12 @@ from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, token_view
 
 @dataclass(frozen=True)
 class HeadLoads:
-    """The use of each head of one layer over some tokens, padding left out.
-
-    Attributes:
-        tokens: How many.
-        load: Share of the tokens with an open gate, by head.
-        mass: Mean of the gate's absolute value, closed gates counted as 0.
-        gate: Mean of the gate itself.
-    """
+    """The use of each head of one layer over some tokens, padding left out."""
 
     tokens: int
-    load: tuple[float, ...]
-    mass: tuple[float, ...]
-    gate: tuple[float, ...]
+    load: tuple[float, ...]  # Share of the tokens with an open gate, by head
+    mass: tuple[float, ...]  # Mean of the gate's absolute value, closed gates counted as 0
+    gate: tuple[float, ...]  # Mean of the gate itself
 
     @classmethod
     def of(cls, gates: Sequence[Array]) -> HeadLoads:
@@ -56,7 +49,6 @@ class HeadLoads:
         the router gives (docs/adr/0067).
 
         Args:
-            keep: How many.
             by: `load` or `gate`.
         """
         first, second = (self.load, self.mass) if by == "load" else (self.mass, self.load)
@@ -72,35 +64,22 @@ def head_loads(package: OnnxPackage, samples: Sequence[Sample]) -> tuple[HeadLoa
         ConfigError: A sample does not fit the model.
         BackendError: The runtime failed.
     """
-    manifest = package.manifest
-    by_layer: list[list[Array]] = [[] for _ in manifest.layers]
+    manifest, names = package.manifest, tuple(dict.fromkeys(package.gate_names))
     needs_run = any(not sample.known.gates for sample in samples)
-    runner = open_runner(package, AS_IT_IS.returning(_names(manifest))) if needs_run else None
+    runner = open_runner(package, AS_IT_IS.returning(names)) if needs_run else None
+    by_sample = []
     for sample in samples:
-        gates = sample.known.gates
+        known, gates = sample.known, sample.known.gates
         if not gates:
             assert runner is not None
-            found = runner.run(sample.known.inputs)
-            gates = tuple(found[layer.gates] for layer in manifest.layers)
-        for place, chosen in enumerate(_counted(manifest, sample, gates)):
-            by_layer[place].append(chosen)
-    return tuple(map(HeadLoads.of, by_layer))
-
-
-def _names(manifest: Manifest) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(layer.gates for layer in manifest.layers))
-
-
-def _counted(manifest: Manifest, sample: Sample, gates: Sequence[Array]) -> list[Array]:
-    """Return the gates of tokens that count, [tokens, H] a layer."""
-    known = sample.known
-    run = VectorSet(known.sizes, known.inputs, {}, tuple(gates), ())
-    view = EVERY_TOKEN if sample.valid is None else token_view(sample.valid, manifest, run)
-    chosen = (
-        view.of(layer.gates, gate, gate).reference
-        for layer, gate in zip(manifest.layers, gates, strict=True)
-    )
-    return [array.reshape(-1, array.shape[-1]) for array in chosen]
+            found = runner.run(known.inputs)
+            gates = tuple(found[name] for name in package.gate_names)
+        run = VectorSet(known.sizes, known.inputs, {}, gates, ())
+        view = EVERY_TOKEN if sample.valid is None else token_view(sample.valid, manifest, run)
+        counted = map(view.of, package.gate_names, gates, gates)
+        # Of each layer, [tokens, H]: tokens that count.
+        by_sample.append([seen.reference.reshape(-1, seen.reference.shape[-1]) for seen in counted])
+    return tuple(map(HeadLoads.of, zip(*by_sample, strict=True)))
 
 
 # Record what a package computes with the same gates for every token, by feeding them to it.
@@ -136,55 +115,36 @@ def with_fixed_gates(package: OnnxPackage, fixed: Sequence[FixedHeads]) -> tuple
     recorded = []
     with variants.forced(types, tuple(inner)) as runner:
         for run in package.vectors:
-            gates = [_gates(*pair) for pair in zip(fixed, run.gates, strict=True)]
-            names = (forced_gates(layer.gates) for layer in layers)
-            found = runner.run({**run.inputs, **dict(zip(names, gates, strict=True))})
-            recorded.append(_set(run, found, layers, values, gates, fixed))
+            fed, left = {}, []
+            for layer, heads, like in zip(layers, fixed, run.gates, strict=True):
+                row = np.zeros(like.shape[-1], like.dtype)
+                row[list(heads.kept)] = heads.gates
+                # [B, S, H]: the same for every token.
+                gates = np.broadcast_to(row, like.shape).copy()
+                fed[forced_gates(layer.gates)] = gates
+                left.append(gates[..., list(heads.kept)] if heads.is_cut else gates)
+            found = runner.run({**run.inputs, **fed})
+            of_layers = zip(layers, values, fixed, run.gates, strict=True)
+            recorded.append(
+                replace(
+                    run,
+                    outputs={name: found[name] for name in run.outputs},
+                    gates=tuple(left),
+                    # Nothing is selected, so nothing is near a tie.
+                    margins=tuple(np.full(gates.shape[:2], np.inf, np.float32) for gates in left),
+                    scores=(),
+                    attention=tuple(_fingerprint(*layer, found) for layer in of_layers),
+                )
+            )
     return tuple(recorded)
-
-
-def _gates(fixed: FixedHeads, like: Array) -> Array:
-    """Return gates [B, S, H], the same for every token."""
-    row = np.zeros(like.shape[-1], like.dtype)
-    row[list(fixed.kept)] = fixed.gates
-    same: Array = np.broadcast_to(row, like.shape).copy()
-    return same
-
-
-def _set(
-    run: VectorSet,
-    found: Mapping[str, Array],
-    layers: Sequence[LayerInfo],
-    values: Sequence[LayerValues],
-    gates: Sequence[Array],
-    fixed: Sequence[FixedHeads],
-) -> VectorSet:
-    left = [_left(gate, heads) for gate, heads in zip(gates, fixed, strict=True)]
-    attention = [
-        _fingerprint(layer, value, found, heads, gate.shape[:2])
-        for layer, value, heads, gate in zip(layers, values, fixed, gates, strict=True)
-    ]
-    return replace(
-        run,
-        outputs={name: found[name] for name in run.outputs},
-        gates=tuple(left),
-        # Nothing is selected, so nothing is near a tie.
-        margins=tuple(np.full(array.shape[:2], np.inf, np.float32) for array in left),
-        scores=(),
-        attention=tuple(attention),
-    )
-
-
-def _left(gates: Array, fixed: FixedHeads) -> Array:
-    return gates[..., list(fixed.kept)] if fixed.is_cut else gates
 
 
 def _fingerprint(
     layer: LayerInfo,
     value: LayerValues,
-    found: Mapping[str, Array],
     fixed: FixedHeads,
-    tokens: tuple[int, ...],
+    gates: Array,
+    found: Mapping[str, Array],
 ) -> Array | None:
     """Return the fingerprint of the heads that are left, [B, S, NUMBERS]."""
     if value.attention is None:
@@ -197,4 +157,4 @@ def _fingerprint(
         else:
             apart = heads.reshape(*heads.shape[:-1], layer.num_heads, -1)
             heads = apart[..., kept, :].reshape(*heads.shape[:-1], -1)
-    return value.fingerprint({value.attention: heads}, tokens)
+    return value.fingerprint({value.attention: heads}, gates.shape[:2])

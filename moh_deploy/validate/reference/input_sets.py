@@ -13,7 +13,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.reference.samples import npz_files
 from moh_deploy.validate.reference.user_vectors import check_ranges, read_user_vectors
@@ -24,19 +24,12 @@ RECORDED_INPUTS = "recorded"
 
 @dataclass(frozen=True)
 class InputSet:
-    """Inputs of one run of the model.
+    """Inputs of one run of the model."""
 
-    Attributes:
-        name: The file, `recorded` or `random`.
-        sizes: Dimension sizes.
-        inputs: Input name to array.
-        weight: How often this run counts.
-    """
-
-    name: str
+    name: str  # The file, `recorded` or `random`
     sizes: dict[str, int]
     inputs: dict[str, Array]
-    weight: float
+    weight: float  # How often this run counts
 
 
 def input_sets(
@@ -45,7 +38,6 @@ def input_sets(
     """Return the inputs in the files; without files, those of the run at the example's sizes.
 
     Args:
-        package: The package.
         paths: npz files, as `moh-deploy run` takes them, or directories of them.
         weights: One a file; without, each counts 1.
 
@@ -100,10 +92,6 @@ def sized_inputs(package: OnnxPackage, sizes: Sizes) -> list[InputSet]:
 
     A dimension that is not named has the example's size. Each element of a random input is one of
     the recorded input's, drawn by chance: token numbers stay in the vocabulary, open masks open.
-
-    Args:
-        package: The package; it has recorded inputs.
-        sizes: What is asked for.
 
     Raises:
         ConfigError: A dimension is unknown, or has a size that the model does not take.
@@ -180,40 +168,29 @@ def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
     check_ranges(sizes, package.manifest)
     # The same inputs in every run: figures are compared with those of other runs.
     rng = np.random.default_rng(0)
-    example = package.vectors[0].inputs
     inputs = {}
     for spec in specs:
+        example = package.vectors[0].inputs[spec.name]
         shape = [_axis(spec, axis, sizes) for axis in spec.shape]
-        keys = _keys(package.manifest, spec, example[spec.name])
+        # A mask that is added to scores is the same for every query of a random input, too: what is
+        # drawn are the keys that it leaves open.
+        keys = None
+        if spec.name == package.manifest.valid_tokens and is_additive(spec.dtype, spec.shape):
+            keys = valid_keys(example) if example.size else None
         try:
-            inputs[spec.name] = _drawn(rng, shape, example[spec.name], keys)
+            if keys is None or isinstance(keys, str):
+                # An example of size 0 holds nothing to draw from.
+                values = example.reshape(-1) if example.size else np.zeros(1, example.dtype)
+                inputs[spec.name] = values[rng.integers(values.size, size=shape)]
+            else:
+                places = rng.integers(keys.size, size=(shape[0], shape[-1]))
+                inputs[spec.name] = mask_like(keys.reshape(-1)[places], example, shape[1:-1])
         # numpy raises the others for what no machine has room for.
         except (MemoryError, OverflowError, ValueError) as error:
             raise ConfigError(
                 f"input '{spec.name}' of the sizes {shape} does not fit into memory."
             ) from error
     return InputSet(RANDOM, sizes, inputs, 1.0)
-
-
-def _drawn(
-    rng: np.random.Generator, shape: Sequence[int], example: Array, keys: BoolArray | None
-) -> Array:
-    """Return an input whose elements are drawn from an example's; of a mask, its open keys."""
-    if keys is not None:
-        drawn = keys.reshape(-1)[rng.integers(keys.size, size=(shape[0], shape[-1]))]
-        return mask_like(drawn, example, shape[1:-1])
-    # An example of size 0 holds nothing to draw from.
-    values = example.reshape(-1) if example.size else np.zeros(1, example.dtype)
-    return values[rng.integers(values.size, size=shape)]
-
-
-def _keys(manifest: Manifest, spec: TensorInfo, example: Array) -> BoolArray | None:
-    """Return which keys the mask of valid tokens leaves open where it is added to scores, so that
-    it is the same for every query of a random input, too; None for any other input."""
-    if spec.name != manifest.valid_tokens or not is_additive(spec.dtype, spec.shape):
-        return None
-    keys = valid_keys(example) if example.size else "it is empty"
-    return None if isinstance(keys, str) else keys
 
 
 def _axis(spec: TensorInfo, axis: int | str, sizes: Mapping[str, int]) -> int:

@@ -30,20 +30,14 @@ _ROUTED = "routed_logits"
 
 @dataclass(frozen=True)
 class LayerValues:
-    """The names of one layer's inner values in a model, and the means to read them.
-
-    Attributes:
-        gates: Name of the gates.
-        attention: Name of the layer's attention result, gates included; None where the graph has no
-            such value.
-        router: Where its MoHRouter reads logits; None where plain operators make the gates.
-        sources: What they are computed from.
-    """
+    """The names of one layer's inner values in a model, and the means to read them."""
 
     gates: str
+    # Name of the layer's attention result, gates included; None where the graph has no such value.
     attention: str | None
+    # Where its MoHRouter reads logits; None where plain operators make the gates.
     router: RouterLogits | None
-    sources: LayerSources = NO_SOURCES
+    sources: LayerSources = NO_SOURCES  # What they are computed from
 
     @property
     def logits(self) -> str | None:
@@ -123,31 +117,22 @@ def names_to_return(package: OnnxPackage) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One run of function bodies.
-
-    Attributes:
-        vectors: What they computed.
-        is_scored: [B, S] for each layer: the token chose among scores that are known, and numbers.
-        has_nan: [B, S] for each layer: it chose among scores that are known, and not all numbers.
-    """
+    """One run of function bodies."""
 
     vectors: VectorSet
+    # [B, S] for each layer: the token chose among scores that are known, and numbers.
     is_scored: tuple[BoolArray, ...]
+    # [B, S] for each layer: it chose among scores that are known, and not all numbers.
     has_nan: tuple[BoolArray, ...]
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Makes vectors of runs of a package.
-
-    Attributes:
-        package: The package.
-        runner: A session of it, of its function bodies with optimisations off unless asked for
-            otherwise, which also returns `names_to_return(package)`.
-        layers: Where the inner values of each layer are.
-    """
+    """Makes vectors of runs of a package."""
 
     package: OnnxPackage
+    # A session of it, of its function bodies with optimisations off unless asked for otherwise,
+    # which also returns `names_to_return(package)`.
     runner: Runner
     layers: tuple[LayerValues, ...]
 

@@ -38,18 +38,12 @@ def made_note(manifest: Manifest) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """The values that a reference computes on samples.
-
-    Attributes:
-        vectors: One for each sample.
-        has_gates: They hold the gates of every layer.
-        notes: What a reader has to know of them.
-        without_gates: Why some hold none, although others do: a sentence, by their numbers.
-    """
+    """The values that a reference computes on samples."""
 
     vectors: tuple[VectorSet, ...]
-    has_gates: bool
+    has_gates: bool  # They hold the gates of every layer
     notes: tuple[str, ...] = ()
+    # Why some hold none, although others do: a sentence, by their numbers.
     without_gates: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -72,11 +66,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class RecordedReference:
-    """The outputs and gates that a package holds for its recorded runs.
-
-    Attributes:
-        name: What recorded it, in the words of a report.
-    """
+    """The outputs and gates that a package holds for its recorded runs."""
 
     name: str = RECORDED
 
@@ -137,38 +127,27 @@ def corpus_samples(corpus: Sequence[CorpusSample]) -> tuple[Sample, ...]:
 
 @dataclass(frozen=True)
 class Answered:
-    """Samples that make one comparison, because the reference knows the same of each.
-
-    Attributes:
-        reference: In the words of a report.
-        answers: Of these samples alone.
-        numbers: The places of these samples among all of them.
-    """
+    """Samples that make one comparison, because the reference knows the same of each."""
 
     reference: str
-    answers: Answers
-    numbers: Sequence[int]
+    answers: Answers  # Of these samples alone
+    numbers: Sequence[int]  # The places of these samples among all of them
 
 
 def by_gates(reference: str, answers: Answers) -> list[Answered]:
-    """Return the answers with gates, then those without; only what there is.
-
-    Args:
-        reference: Its name.
-        answers: To all samples.
-    """
+    """Return the answers with gates, then those without; only what there is."""
     whole, alone = range(len(answers.vectors)), answers.without_gates
     # Every sample has as much: one comparison, under the reference's own name.
     if not alone:
         return [Answered(reference, answers, whole)]
-    known = _part(reference, answers, [number for number in whole if number not in alone])
-    rest = _part(f"{reference}, outputs alone", answers, sorted(alone))
-    notes = (*answers.notes, *dict.fromkeys(alone.values()))
+
+    def part(name: str, numbers: list[int]) -> Answered:
+        vectors = tuple(answers.vectors[number] for number in numbers)
+        return Answered(name, replace(answers, vectors=vectors, without_gates={}), numbers)
+
+    known = part(reference, [number for number in whole if number not in alone])
+    rest = part(f"{reference}, outputs alone", sorted(alone))
     # Many samples share a reason, and the report needs it once.
+    notes = (*answers.notes, *dict.fromkeys(alone.values()))
     rest = replace(rest, answers=replace(rest.answers, has_gates=False, notes=notes))
     return [known, rest] if known.numbers else [rest]
-
-
-def _part(reference: str, answers: Answers, numbers: Sequence[int]) -> Answered:
-    vectors = tuple(answers.vectors[number] for number in numbers)
-    return Answered(reference, replace(answers, vectors=vectors, without_gates={}), numbers)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,174 +20,49 @@ from moh_deploy.runtime.original import InferenceRunner, PolygraphyModel
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.reference.layer_values import Recorder
-from moh_deploy.validate.reference.reference import Answers, Reference
+from moh_deploy.validate.reference.reference import Answers, Reference, expected_outputs
 from moh_deploy.validate.reference.samples import Sample
 from moh_deploy.validate.reference.subject import Subject
 from moh_deploy.validate.reference.user_vectors import match_inputs, match_outputs
 
-# References that are other models or packages, run on the same inputs.
-
-
-@dataclass(frozen=True)
-class ModelReference:
-    """A model that returns outputs, and gates only under the names that the package has for them.
-
-    Attributes:
-        model: What runs.
-    """
-
-    model: Model
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Run it.
-
-        Raises:
-            ConfigError: Its inputs or outputs cannot be matched with the package's.
-            MoHDeployError: It fails.
-        """
-        with self.model.open() as loaded:
-            feeds = _feeds(package, [spec.name for spec in loaded.inputs], self.name)
-            with _naming(self.name):
-                results = [
-                    loaded.run(_inputs_by_name(sample.known.inputs, feeds)) for sample in samples
-                ]
-        pairs = zip(samples, results, strict=True)
-        found = tuple(self._answer(package, sample.known, got) for sample, got in pairs)
-        has_gates = all(
-            len(vector_set.gates) == len(package.manifest.layers) for vector_set in found
-        )
-        return Answers(found, has_gates, tuple(_absent(self.name, package, found)))
-
-    def _answer(
-        self, package: OnnxPackage, known: VectorSet, got: Mapping[str, Array]
-    ) -> VectorSet:
-        # All gates or none: a comparison with the gates of some layers could not tell flips apart.
-        names = package.gate_names if set(package.gate_names) <= got.keys() else ()
-        gates = tuple(got[name] for name in names)
-        # A foreign model shows no scores, so its margins are not known: infinite excuses no flip.
-        unknown = (np.full(gate.shape[:-1], np.inf, np.float32) for gate in gates)
-        margins = tuple(_margins(known, index, array) for index, array in enumerate(unknown))
-        rest = {name: value for name, value in got.items() if name not in names}
-        outputs = _outputs(package, rest, self.name)
-        return VectorSet(known.sizes, known.inputs, outputs, gates, margins)
-
-
-@dataclass(frozen=True)
-class PackageReference:
-    """A package that is run, and shows its gates.
-
-    Attributes:
-        name: In the words of a report.
-        other: The package.
-        variant: How it is opened.
-    """
-
-    name: str
-    other: OnnxPackage
-    variant: Variant
-
-    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Run it.
-
-        Raises:
-            ConfigError: Its inputs or outputs cannot be matched with the package's.
-            BackendError: The runtime failed.
-        """
-        recorder = Recorder.of(self.other, self.variant)
-        feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
-        with _naming(self.name):
-            made = [
-                recorder.record(_inputs_by_name(sample.known.inputs, feeds)) for sample in samples
-            ]
-        pairs = zip(samples, made, strict=True)
-        found = [self._answer(package, sample.known, vectors) for sample, vectors in pairs]
-        has_gates = len(self.other.manifest.layers) == len(package.manifest.layers)
-        notes = list(self._notes(package, found))
-        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
-        return Answers(tuple(found), has_gates, tuple(notes))
-
-    def _notes(self, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
-        yield from _absent(self.name, package, found)
-        ours, theirs = package.manifest, self.other.manifest
-        # None where a package does not say what it was made from.
-        made_from = {ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}
-        if len(made_from) > 1:
-            yield f"{self.name} was made from another checkpoint."
-        if len(theirs.layers) != len(ours.layers):
-            layers = count(len(theirs.layers), "MoH layer")
-            yield f"{self.name} has {layers}, this one {len(ours.layers)}: routing is not compared."
-
-    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
-        outputs = _outputs(package, found.outputs, self.name)
-        margins = tuple(
-            _margins(known, index, margin) for index, margin in enumerate(found.margins)
-        )
-        return replace(
-            found,
-            sizes=known.sizes,
-            inputs=known.inputs,
-            outputs=outputs,
-            margins=margins,
-            scores=tuple(_scores(known, *score) for score in enumerate(found.scores)),
-        )
-
-
-@contextmanager
-def _naming(model: str) -> Iterator[None]:
-    """Say which model it is that does not take the inputs."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(
-            f"{model} does not take the inputs that are compared on: {error.message}",
-            hint="Both sides get the same inputs: their dtypes and sizes have to suit both.",
-        ) from error
-
-
-def _feeds(package: OnnxPackage, theirs: Sequence[str], name: str) -> dict[str, str]:
-    return match_inputs(theirs, [spec.name for spec in package.manifest.inputs], name)
-
-
-def _inputs_by_name(inputs: Mapping[str, Array], feeds: Mapping[str, str]) -> dict[str, Array]:
-    return {theirs: inputs[ours] for theirs, ours in feeds.items()}
-
-
-def _outputs(package: OnnxPackage, got: Mapping[str, Array], name: str) -> dict[str, Array]:
-    matched = match_outputs(list(got), [spec.name for spec in package.manifest.outputs], name)
-    return {ours: got[theirs] for ours, theirs in matched.items()}
-
-
-def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
-    names = [spec.name for spec in package.manifest.outputs]
-    absent = [f"'{name}'" for name in names if found and name not in found[0].outputs]
-    if absent:
-        yield f"{name} has no output {', '.join(absent)}: not compared."
-
-
-def _scores(known: VectorSet, layer: int, found: Array | None) -> Array | None:
-    """Return the scores of the model that ran; where they are not known, those recorded."""
-    return known.scores[layer] if found is None and layer < len(known.scores) else found
-
-
-def _margins(known: VectorSet, layer: int, found: Array) -> Array:
-    """Return the margins of the model that ran; where they are not known, those recorded."""
-    recorded = known.margins[layer] if layer < len(known.margins) else None
-    # All infinite: the scores of the model that ran are not known, see `Recorder.record`.
-    if recorded is None or recorded.shape != found.shape or np.isfinite(found).any():
-        return found
-    return recorded
-
-
 WORDS = ("recorded", "functions", "kernels")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
 
-
 Against: TypeAlias = str | Path | Reference | InferenceRunner
 """What one is compared with."""
+
+
+class File(Protocol):
+    """A file of inputs, and the outputs that it holds."""
+
+    @property
+    def file(self) -> Path | None: ...
+
+    @property
+    def expected(self) -> Mapping[str, Array]: ...
+
+
+AnyFile = TypeVar("AnyFile", bound=File)
+Round: TypeAlias = tuple[Reference, Sequence[AnyFile]]
+"""One comparison: with what, and on what."""
+
+
+def rounds_of_files(
+    files: Sequence[AnyFile], subject: Subject, against: Sequence[Against]
+) -> list[Round[AnyFile]]:
+    """Return the references of a user's files, each with the files that it has an answer for.
+
+    Without `against`: the outputs that a file holds, function bodies for files without.
+    """
+    known = [file for file in files if file.expected]
+    others = [file for file in files if not file.expected]
+    if against:
+        recorded = expected_outputs(file.file for file in known or files)
+        return [(reference, files) for reference in references(against, subject, recorded)]
+    found: list[Round[AnyFile]] = []
+    if known:
+        found.append((expected_outputs(file.file for file in known), known))
+    return [*found, *([(function_bodies(subject.package), others)] if others else [])]
 
 
 def references(
@@ -202,34 +77,32 @@ def references(
         ConfigError: One names nothing, the same as another, or the package as it is itself.
         PackageError: A package, engine or model that is named cannot be read.
     """
-    found = tuple(
-        _named(name, subject, recorded) if isinstance(name, (str, Path)) else _given(name)
-        for name in against
-    )
-    # Two references of one name could not be told apart in the report or in a baseline file.
-    for index, reference in enumerate(found):
-        if reference.name in [other.name for other in found[:index]]:
+    found: list[Reference] = []
+    for name in against:
+        if isinstance(name, (str, Path)):
+            reference = _named(name, subject, recorded)
+        elif isinstance(name, Reference):
+            reference = name
+        # By its method: Polygraphy need not be installed.
+        elif hasattr(name, "infer"):
+            reference = ModelReference(PolygraphyModel(name))
+        else:
+            raise ConfigError(
+                f"against holds a {type(name).__name__}.",
+                hint="Expected a word, a path, what moh_deploy.load_original returns, or a"
+                " Polygraphy runner.",
+            )
+        # Two references of one name could not be told apart in the report or in a baseline file.
+        if reference.name in [other.name for other in found]:
             raise ConfigError(f"against names {reference.name} twice.")
-    return found
+        found.append(reference)
+    return tuple(found)
 
 
 def function_bodies(package: OnnxPackage) -> PackageReference:
     """Return the package's own function bodies, run with all optimisations off."""
     name = "function bodies with optimisations off (not the original model)"
     return PackageReference(name, package, FUNCTION_BODIES)
-
-
-def _given(reference: Reference | InferenceRunner) -> Reference:
-    if isinstance(reference, Reference):
-        return reference
-    # By its method: Polygraphy need not be installed.
-    if hasattr(reference, "infer"):
-        return ModelReference(PolygraphyModel(reference))
-    raise ConfigError(
-        f"against holds a {type(reference).__name__}.",
-        hint="Expected a word, a path, what moh_deploy.load_original returns, or a Polygraphy"
-        " runner.",
-    )
 
 
 def _named(named: str | Path, subject: Subject, recorded: Reference) -> Reference:
@@ -276,4 +149,133 @@ def _unknown(named: str, path: Path) -> ConfigError:
         )
     return ConfigError(
         f"against is {named}, which is no package, engine, model or checkpoint.", hint=hint
+    )
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that returns outputs, and gates only under the names that the package has."""
+
+    model: Model
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Run it.
+
+        Raises:
+            ConfigError: Its inputs or outputs cannot be matched with the package's.
+            MoHDeployError: It fails.
+        """
+        with self.model.open() as loaded:
+            feeds = _feeds(package, [spec.name for spec in loaded.inputs], samples, self.name)
+            with _naming(self.name):
+                results = [loaded.run(inputs) for inputs in feeds]
+        pairs = zip(samples, results, strict=True)
+        found = tuple(self._answer(package, sample.known, got) for sample, got in pairs)
+        has_gates = all(len(answer.gates) == len(package.manifest.layers) for answer in found)
+        return Answers(found, has_gates, _absent(self.name, package, found))
+
+    def _answer(
+        self, package: OnnxPackage, known: VectorSet, got: Mapping[str, Array]
+    ) -> VectorSet:
+        # All gates or none: a comparison with the gates of some layers could not tell flips apart.
+        names = package.gate_names if set(package.gate_names) <= got.keys() else ()
+        gates = tuple(got[name] for name in names)
+        # A foreign model shows no scores, so its margins are not known: infinite excuses no flip.
+        unknown = [np.full(gate.shape[:-1], np.inf, np.float32) for gate in gates]  # [B, S]
+        rest = {name: value for name, value in got.items() if name not in names}
+        outputs = _outputs(package, rest, self.name)
+        return VectorSet(known.sizes, known.inputs, outputs, gates, _margins(known, unknown))
+
+
+@dataclass(frozen=True)
+class PackageReference:
+    """A package that is run, and shows its gates."""
+
+    name: str
+    other: OnnxPackage
+    variant: Variant
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Run it.
+
+        Raises:
+            ConfigError: Its inputs or outputs cannot be matched with the package's.
+            BackendError: The runtime failed.
+        """
+        ours, theirs = package.manifest, self.other.manifest
+        recorder = Recorder.of(self.other, self.variant)
+        feeds = _feeds(package, [spec.name for spec in theirs.inputs], samples, self.name)
+        with _naming(self.name):
+            made = [recorder.record(inputs) for inputs in feeds]
+        pairs = zip(samples, made, strict=True)
+        found = tuple(self._answer(package, sample.known, vectors) for sample, vectors in pairs)
+        notes = list(_absent(self.name, package, found))
+        # None where a package does not say what it was made from.
+        if len({ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}) > 1:
+            notes.append(f"{self.name} was made from another checkpoint.")
+        has_gates = len(theirs.layers) == len(ours.layers)
+        if not has_gates:
+            layers = f"{count(len(theirs.layers), 'MoH layer')}, this one {len(ours.layers)}"
+            notes.append(f"{self.name} has {layers}: routing is not compared.")
+        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
+        return Answers(found, has_gates, tuple(notes))
+
+    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
+        # Scores that the model that ran does not show are those recorded.
+        scores = tuple(
+            known.scores[layer] if own is None and layer < len(known.scores) else own
+            for layer, own in enumerate(found.scores)
+        )
+        return replace(
+            found,
+            sizes=known.sizes,
+            inputs=known.inputs,
+            outputs=_outputs(package, found.outputs, self.name),
+            margins=_margins(known, found.margins),
+            scores=scores,
+        )
+
+
+@contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Say which model it is that does not take the inputs."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            f"{model} does not take the inputs that are compared on: {error.message}",
+            hint="Both sides get the same inputs: their dtypes and sizes have to suit both.",
+        ) from error
+
+
+def _feeds(
+    package: OnnxPackage, theirs: Sequence[str], samples: Sequence[Sample], name: str
+) -> list[dict[str, Array]]:
+    """Return the inputs of each sample by the names that another model has for them."""
+    matched = match_inputs(theirs, [spec.name for spec in package.manifest.inputs], name)
+    return [{t: sample.known.inputs[ours] for t, ours in matched.items()} for sample in samples]
+
+
+def _outputs(package: OnnxPackage, got: Mapping[str, Array], name: str) -> dict[str, Array]:
+    matched = match_outputs(list(got), [spec.name for spec in package.manifest.outputs], name)
+    return {ours: got[theirs] for ours, theirs in matched.items()}
+
+
+def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> tuple[str, ...]:
+    names = [spec.name for spec in package.manifest.outputs]
+    absent = [f"'{name}'" for name in names if found and name not in found[0].outputs]
+    return (f"{name} has no output {', '.join(absent)}: not compared.",) if absent else ()
+
+
+def _margins(known: VectorSet, found: Sequence[Array]) -> tuple[Array, ...]:
+    """Return the margins of the model that ran; where they are not known, those recorded."""
+    recorded = [*known.margins, *[None] * len(found)]
+    # All infinite: the scores of the model that ran are not known, see `Recorder.record`.
+    return tuple(
+        own if was is None or was.shape != own.shape or np.isfinite(own).any() else was
+        for own, was in zip(found, recorded, strict=False)
     )

@@ -12,34 +12,27 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, VectorSet
 from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.reference import valid_tokens as masks
 from moh_deploy.validate.reference.user_vectors import read_user_vectors
-from moh_deploy.validate.reference.valid_tokens import (
-    EVERY_TOKEN,
-    TokenView,
-    ValidTokens,
-    token_view,
-    valid_tokens,
-)
+from moh_deploy.validate.reference.valid_tokens import TokenView, ValidTokens
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs of one run, and what is known of it.
+    """Inputs of one run, and what is known of it."""
 
-    Attributes:
-        known: The inputs, and the outputs, gates and margins that were recorded with them: all of
-            them for a recorded run, none or some outputs for a user's file.
-        label: How reports call it.
-        file: Where it was read; None for a recorded run.
-        valid: Which of its tokens count; None for all.
-        by_order: As in `UserVectors`.
-    """
-
+    # The inputs, and the outputs, gates and margins that were recorded with them: all of them for a
+    # recorded run, none or some outputs for a user's file.
     known: VectorSet
-    label: str
-    file: Path | None = None
-    valid: ValidTokens | None = None
-    by_order: str = ""
+    label: str  # How reports call it
+    file: Path | None = None  # Where it was read; None for a recorded run
+    valid: ValidTokens | None = None  # Which of its tokens count; None for all
+    by_order: str = ""  # As in `UserVectors`
+
+    @property
+    def expected(self) -> Mapping[str, Array]:
+        """The outputs that are known of it, by name."""
+        return self.known.outputs
 
 
 ALL_TOKENS = "all"
@@ -50,7 +43,6 @@ def named_mask(manifest: Manifest, asked: str | None) -> str | None:
     """Return the name of what says which tokens are valid; None if all are.
 
     Args:
-        manifest: Of the package, which may name one of its inputs.
         asked: What the user names, which wins; None if nothing.
     """
     if asked is None:
@@ -64,17 +56,13 @@ def padding_place(mask: str) -> str:
     return f"where input '{mask_input(mask)}' is {int(marks_padding(mask))}"
 
 
-def only_padding(masks: Sequence[str]) -> str:
-    """Return the next step where all that differs lies in padding by a mask; empty without one.
-
-    Args:
-        masks: Names of the masks of which that is true.
-    """
-    if not masks:
+def only_padding(names: Sequence[str]) -> str:
+    """Return the next step where all that differs lies in padding by a mask; empty without one."""
+    if not names:
         return ""
-    number = int(marks_padding(masks[0]))
+    number = int(marks_padding(names[0]))
     return (
-        f"If {number} means padding there, --valid-tokens {shlex.quote(masks[0])} leaves these"
+        f"If {number} means padding there, --valid-tokens {shlex.quote(names[0])} leaves these"
         " tokens out of every comparison. "
     )
 
@@ -83,7 +71,6 @@ def recorded_samples(vectors: Sequence[VectorSet], count: int | None = None) -> 
     """Return recorded runs, called by their numbers and sizes.
 
     Args:
-        vectors: All that there are.
         count: How many of them, from the first on; None for all.
 
     Raises:
@@ -153,22 +140,20 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ConfigError: A directory has none, or a file is named twice.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for path in paths:
         files = sorted(path.glob("*.npz")) if os.path.isdir(path) else [path]
         if not files:
             raise ConfigError(f"{path} has no npz files, so there is nothing to run.")
-        found += files
-    seen: set[Path] = set()
-    for file in found:
-        # A directory and a file in it, or a link, name the same samples.
-        if file.resolve() in seen:
-            raise ConfigError(
-                f"inputs name {file} twice: its samples would count twice.",
-                hint="Name each file once, or its directory alone.",
-            )
-        seen.add(file.resolve())
-    return found
+        for file in files:
+            # A directory and a file in it, or a link, name the same samples.
+            if file.resolve() in found:
+                raise ConfigError(
+                    f"inputs name {file} twice: its samples would count twice.",
+                    hint="Name each file once, or its directory alone.",
+                )
+            found[file.resolve()] = file
+    return list(found.values())
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
@@ -188,7 +173,6 @@ def valid_tokens_of(
     """Find the valid tokens of a run; None for all.
 
     Args:
-        known: The run.
         others: What stands beside its inputs in a file.
         where: Where it is from, for errors.
         tokens: The input, or one of the others, that says so; None: all are.
@@ -208,7 +192,7 @@ def valid_tokens_of(
             f"valid tokens are named '{name}', which {where} does not hold.",
             hint=f"The inputs are {', '.join(shapes)}; files of inputs may hold another member.",
         )
-    return valid_tokens(tokens, mask, shapes.get(name), where=where)
+    return masks.valid_tokens(tokens, mask, shapes.get(name), where=where)
 
 
 def own_masks(
@@ -219,14 +203,13 @@ def own_masks(
     Raises:
         ConfigError: The input that says so holds something else than a mask.
     """
-    found = [
-        valid_tokens_of(vector_set, {}, f"run {name}", manifest, manifest.valid_tokens)
-        for vector_set, name in zip(vectors, labels, strict=True)
-    ]
-    return [tokens for tokens in found if tokens is not None]
+    tokens = manifest.valid_tokens
+    pairs = zip(vectors, labels, strict=True)
+    found = [valid_tokens_of(run, {}, f"run {name}", manifest, tokens) for run, name in pairs]
+    return [mask for mask in found if mask is not None]
 
 
 def own_view(manifest: Manifest, run: VectorSet, name: str) -> TokenView:
     """Return what of a run is compared as the package says."""
-    masks = own_masks(manifest, [run], [name])
-    return token_view(masks[0], manifest, run) if masks else EVERY_TOKEN
+    (mask,) = own_masks(manifest, [run], [name]) or (None,)
+    return masks.EVERY_TOKEN if mask is None else masks.token_view(mask, manifest, run)

@@ -42,11 +42,6 @@ class Variants(Protocol):
     def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
         """Open the model with something that rounding moves.
 
-        Args:
-            noise: What moves: see `Noise`.
-            gates: Name of each layer's gates to their dtype.
-            inner: Names of inner values to return besides.
-
         Returns:
             None if the model has nothing that could move so.
         """
@@ -54,16 +49,10 @@ class Variants(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """A package or an engine, read and not loaded.
-
-    Attributes:
-        model: The package, or the engine.
-        package: The package, or the one that the engine was built from, of the engine's precision.
-        kernels: What runs MoH nodes.
-        runtime: What a package is opened with.
-    """
+    """A package or an engine, read and not loaded."""
 
     model: Deployed
+    # The package, or the one that the engine was built from, of the engine's precision.
     package: OnnxPackage
     kernels: Kernels
     runtime: Runtime = "onnxruntime"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from moh_deploy.config.dims import limits_text
 from moh_deploy.errors import ConfigError
@@ -18,29 +17,14 @@ from moh_deploy.system.suggest import nearly_named, shortened
 
 @dataclass(frozen=True)
 class UserVectors:
-    """The arrays of a user's file.
+    """The arrays of a user's file."""
 
-    Attributes:
-        sizes: Dimension sizes of the inputs.
-        inputs: Input name to array, for every input of the model.
-        expected: Output name to array, for the outputs the file holds.
-        others: What was asked for besides, by name, as far as the file holds it.
-        by_order: What was taken in its order, as a sentence; empty where names tell.
-    """
-
-    sizes: dict[str, int]
-    inputs: dict[str, Array]
-    expected: dict[str, Array]
+    sizes: dict[str, int]  # Dimension sizes of the inputs
+    inputs: dict[str, Array]  # Input name to array, for every input of the model
+    expected: dict[str, Array]  # Output name to array, for the outputs the file holds
+    # What was asked for besides, by name, as far as the file holds it.
     others: dict[str, Array] = field(default_factory=dict)
-    by_order: str = ""
-
-
-class Members(NamedTuple):
-    """The inputs and expected outputs in a file, by name; `by_order` is as in `UserVectors`."""
-
-    inputs: dict[str, Array]
-    expected: dict[str, Array]
-    by_order: str = ""
+    by_order: str = ""  # What was taken in its order, as a sentence; empty where names tell
 
 
 def read_user_vectors(
@@ -57,38 +41,36 @@ def read_user_vectors(
         ConfigError: The file cannot be read, or what it holds does not fit the model's inputs.
     """
     members = read_npz(path, error=ConfigError)
-    input_names = [spec.name for spec in manifest.inputs]
-    # Taken out first: they would else count as inputs when these are matched by position.
-    besides = {
-        name: members.pop(name) for name in others if name in members and name not in input_names
-    }
     try:
-        found = split_members(members, manifest)
+        found = split_members(members, manifest, others)
         sizes = check_inputs(manifest.inputs, found.inputs)
         if isinstance(manifest, Manifest):  # An engine has profiles, and checks them itself.
             check_ranges(sizes, manifest)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
-    by_order = found.by_order and f"{path}: {found.by_order}"
-    return UserVectors(sizes, found.inputs, found.expected, besides, by_order)
+    return replace(found, sizes=sizes, by_order=found.by_order and f"{path}: {found.by_order}")
 
 
-def split_members(members: Mapping[str, Array], manifest: ModelInterface) -> Members:
-    """Return inputs, by name or by position, and expected outputs.
+def split_members(
+    members: Mapping[str, Array], manifest: ModelInterface, others: Collection[str] = ()
+) -> UserVectors:
+    """Return inputs, by name or by position, and expected outputs; sizes are not looked at.
 
     Raises:
         ConfigError: No member is named like an input, and they are not as many, or a name is nearly
             that of one.
     """
     input_names = [spec.name for spec in manifest.inputs]
+    # Taken out first: they would else count as inputs when these are matched by position.
+    besides = {k: v for k, v in members.items() if k in others and k not in input_names}
     # A name that is both, as of a value passed through, is read as the input.
-    output_names = {spec.name for spec in manifest.outputs} - set(input_names)
+    output_names = {spec.name for spec in manifest.outputs} - {*input_names, *besides}
     expected = {name: array for name, array in members.items() if name in output_names}
-    inputs = {name: array for name, array in members.items() if name not in output_names}
+    inputs = {k: v for k, v in members.items() if k not in {*output_names, *besides}}
     # One known name is enough for matching by name: the rest is then reported as missing or
     # unknown.
     if not inputs or inputs.keys() & set(input_names):
-        return Members(inputs, expected)
+        return UserVectors({}, inputs, expected, besides)
     if len(inputs) != len(input_names):
         raise ConfigError(
             f"members {_listed(inputs)} are none of the model's inputs, and {len(inputs)} are not"
@@ -101,10 +83,11 @@ def split_members(members: Mapping[str, Array], manifest: ModelInterface) -> Mem
             hint=f"{misspelt[1]} Members are called as the inputs; or all"
             " by other names, in the order of the inputs.",
         )
-    matched = list(zip(input_names, inputs, strict=True))
-    pairs = ", ".join(f"'{name}' is '{member}'" for name, member in matched)
-    by_name = {name: inputs[member] for name, member in matched}
-    return Members(by_name, expected, f"no member is called as an input, so order counts: {pairs}")
+    matched = dict(zip(input_names, inputs, strict=True))
+    pairs = ", ".join(f"'{name}' is '{member}'" for name, member in matched.items())
+    by_name = {name: inputs[member] for name, member in matched.items()}
+    by_order = f"no member is called as an input, so order counts: {pairs}"
+    return UserVectors({}, by_name, expected, besides, by_order)
 
 
 def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
@@ -136,10 +119,6 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
             )
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
-
-
 # Match inputs and outputs of two models: by name, or else by position.
 
 
@@ -159,7 +138,7 @@ def match_inputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dict
     unknown = next(name for name in theirs if name not in ours)
     raise ConfigError(
         f"{model}: its input '{unknown}' is none of the inputs that are compared on,"
-        f" {_names_text(ours)}, and its inputs {_names_text(theirs)} cannot be taken by position.",
+        f" {_shortened(ours)}, and its inputs {_shortened(theirs)} cannot be taken by position.",
         hint="Inputs are matched by name, or, if no name is the same, by position.",
     )
 
@@ -177,11 +156,15 @@ def match_outputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dic
     if len(theirs) == len(ours):
         return dict(zip(ours, theirs, strict=True))
     raise ConfigError(
-        f"{model}: its outputs {_names_text(theirs)} are none of {_names_text(ours)}, and cannot be"
+        f"{model}: its outputs {_shortened(theirs)} are none of {_shortened(ours)}, and cannot be"
         " taken by position: there would be nothing to compare.",
         hint="Outputs are matched by name, or, if no name is the same, by position.",
     )
 
 
-def _names_text(names: Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _shortened(names: Sequence[str]) -> str:
     return shortened(f"'{name}'" for name in names) or "(none)"

@@ -72,28 +72,17 @@ _Dim: TypeAlias = int | str
 
 @dataclass(frozen=True)
 class ValidTokens:
-    """A mask of the tokens of one run that count.
+    """A mask of the tokens of one run that count."""
 
-    Attributes:
-        name: The input, or member of the user's file, that says so; see `token_mask`.
-        mask: [B, S].
-        dims: How the model calls its two axes; None if it has no such input.
-    """
-
-    name: str
-    mask: BoolArray
+    name: str  # The input, or member of the user's file, that says so; see `token_mask`
+    mask: BoolArray  # [B, S]
+    # How the model calls its two axes; None if it has no such input.
     dims: tuple[_Dim, ...] | None = None
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """The number of tokens in all runs, and of those left out.
-
-    Attributes:
-        name: What said so.
-        tokens: All of them.
-        left_out: Those that are padding.
-    """
+    """The number of tokens in all runs, and of those left out as padding by a mask."""
 
     name: str
     tokens: int
@@ -117,15 +106,11 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenView:
-    """The elements of each value that are compared. Without entries, all are.
+    """The elements of each value that are compared. Without entries, all are."""
 
-    Attributes:
-        selections: Name of an output, or of a layer's gates, to what is compared of it.
-        notes: What could not be left out.
-    """
-
+    # Name of an output, or of a layer's gates, to what is compared of it.
     selections: Mapping[str, _Selection] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # What could not be left out
 
     def of(self, name: str, got: Array | None, reference: Array) -> Compared:
         """Select the elements that are compared; all, where the shapes differ."""
@@ -152,32 +137,26 @@ class TokenView:
 
     def also(self, names: Mapping[str, str]) -> TokenView:
         """Return the view that knows values by other names, too: other name to name."""
-        known = {
-            other: self.selections[name] for other, name in names.items() if name in self.selections
-        }
-        return TokenView({**self.selections, **known}, self.notes)
+        known = self.selections
+        renamed = {other: known[name] for other, name in names.items() if name in known}
+        return TokenView({**known, **renamed}, self.notes)
 
     def select(self, results: Mapping[str, Array]) -> dict[str, Array]:
         """Return of all results what is compared."""
-        found = dict(results)
-        for name, value in results.items():
-            chosen = self.selections.get(name)
-            if chosen is not None and chosen.fits(value.shape):
-                found[name] = chosen.of(value)
-        return found
+        fitting = {
+            name: chosen
+            for name, chosen in self.selections.items()
+            if name in results and chosen.fits(results[name].shape)
+        }
+        return {**results, **{name: chosen.of(results[name]) for name, chosen in fitting.items()}}
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """A selection of the elements of an array by a mask over some axes.
+    """A selection of the elements of an array by a mask over some axes."""
 
-    Attributes:
-        axes: Those that the mask is over, ascending.
-        mask: Which of them count.
-    """
-
-    axes: tuple[int, ...]
-    mask: BoolArray
+    axes: tuple[int, ...]  # Those that the mask is over, ascending
+    mask: BoolArray  # Which of them count
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Tell whether an array of this shape has the axes of the mask."""
@@ -224,8 +203,9 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: 
             )
         return ValidTokens(name, keys, None if dims is None else (dims[0], dims[-1]))
     if mask.ndim != 2:
-        expected = "a mask of valid tokens with the two axes [batch, tokens]"
-        raise ConfigError(f"{got}, expected {expected}.")
+        raise ConfigError(
+            f"{got}, expected a mask of valid tokens with the two axes [batch, tokens]."
+        )
     # An additive mask, 0 and -inf, means the opposite: read as it is it would drop every real
     # token.
     padding = int(marks_padding(name))
@@ -242,7 +222,7 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
     """Find the elements of outputs and gates that belong to valid tokens."""
     shapes = {name: array.shape for name, array in expected.outputs.items()}
     outputs = output_view(valid, manifest.outputs, shapes)
-    found, notes = dict(outputs.selections), list(outputs.notes)
+    found, notes = {**outputs.selections}, [*outputs.notes]
     for layer, gates in zip(manifest.layers, expected.gates, strict=False):
         # Layers over windows or pooled tokens have other axes than the mask.
         if gates.shape[:2] == valid.mask.shape:
@@ -257,16 +237,37 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
 def output_view(
     valid: ValidTokens, outputs: Sequence[TensorInfo], shapes: Mapping[str, tuple[int, ...]]
 ) -> TokenView:
-    """Find the elements of outputs that belong to valid tokens.
-
-    Args:
-        shapes: Of each output that there is, by name.
-    """
+    """Find the elements of outputs that belong to valid tokens."""
     found: dict[str, _Selection] = {}
     notes: list[str] = []
+    of_row = np.asarray(valid.mask.any(axis=1))  # [B]: samples that have a valid token
     for spec in outputs:
-        if spec.name in shapes:
-            found |= _of_output(spec, shapes[spec.name], valid, notes)
+        shape = shapes.get(spec.name)
+        if shape is None:
+            continue
+        axes = _token_axes(spec, shape, valid)
+        if axes is not None:
+            # [B, S], or [S, B] for outputs with tokens first.
+            mask = valid.mask if axes[0] < axes[1] else valid.mask.T
+            selection = _Selection(tuple(sorted(axes)), mask)
+            if selection.fits(shape):
+                found[spec.name] = selection
+            continue
+        # Equal by chance, maybe: [B, classes] with as many classes as tokens. Comparing too much is
+        # safe.
+        if shape[:2] == valid.mask.shape:
+            notes.append(
+                f"All of output '{spec.name}' is compared: its second axis has as many elements as"
+                f" '{valid.name}', but may be another one."
+            )
+        # [B]: an output without tokens, pooled say, is of whole samples. What is left of a sample
+        # without valid tokens is nobody's either.
+        has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
+        if not of_row.any():
+            # A mask without axes selects nothing.
+            found[spec.name] = _Selection((), np.zeros((), np.bool_))
+        elif has_rows and not of_row.all():
+            found[spec.name] = _Selection((0,), of_row)
     return TokenView(found, tuple(notes))
 
 
@@ -298,11 +299,7 @@ def inner_places(valid: ValidTokens, dims: Sequence[_Dim], shape: Sequence[int])
 
 
 def over_axes(mask: BoolArray, axes: Sequence[int], shape: Sequence[int]) -> BoolArray:
-    """Return a mask of all elements of an array: True where its mask over some axes is.
-
-    Args:
-        axes: What the mask is over, ascending.
-    """
+    """Return a mask of all elements of an array: True where its mask over some axes is."""
     sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
     return np.broadcast_to(mask.reshape(sizes), tuple(shape))
 
@@ -319,32 +316,6 @@ def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
         return None
     tokens = sum(count.tokens for count in counts)
     return TokenCount(counts[0].name, tokens, sum(count.left_out for count in counts))
-
-
-def _of_output(
-    spec: TensorInfo, shape: tuple[int, ...], valid: ValidTokens, notes: list[str]
-) -> dict[str, _Selection]:
-    axes = _token_axes(spec, shape, valid)
-    if axes is not None:
-        # [B, S], or [S, B] for outputs with tokens first.
-        mask = valid.mask if axes[0] < axes[1] else valid.mask.T
-        chosen = _Selection(tuple(sorted(axes)), mask)
-        return {spec.name: chosen} if chosen.fits(shape) else {}
-    # Equal by chance, maybe: [B, classes] with as many classes as tokens. Comparing too much is
-    # safe.
-    if shape[:2] == valid.mask.shape:
-        notes.append(
-            f"All of output '{spec.name}' is compared: its second axis has as many elements as"
-            f" '{valid.name}', but may be another one."
-        )
-    # [B]: an output without tokens, pooled say, is of whole samples.
-    of_row = np.asarray(valid.mask.any(axis=1))
-    if not of_row.any():
-        # A mask without axes selects nothing.
-        return {spec.name: _Selection((), np.zeros((), np.bool_))}
-    # What is left of a sample without valid tokens is nobody's either.
-    has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
-    return {spec.name: _Selection((0,), of_row)} if has_rows and not of_row.all() else {}
 
 
 def _token_axes(

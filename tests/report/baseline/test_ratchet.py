@@ -3,16 +3,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
-from moh_deploy.report.baseline.figures import KINDS, Figure
+from moh_deploy.report.baseline.figures import Figure, path_key, reference_key
 from moh_deploy.report.baseline.ratchet import Ratchet
 from moh_deploy.report.baseline.result import RatchetResult
+from moh_deploy.validate.reference.reference import RECORDED
 
 OUTPUT = "output 'y'"
 REACHED = (
@@ -29,10 +31,14 @@ def ratio(value: float, low: float, high: float) -> Figure:
     return Figure("inputs, beside dense", "ratio", value, low, high)
 
 
+def metric(name: str, value: float) -> Figure:
+    return Figure.exact("metric", name, value)
+
+
 def changed(name: str, value: float) -> tuple[Figure, ...]:
     return tuple(
-        Figure.exact(one.group, name, value, grain=one.grain) if one.name == name else one
-        for one in REACHED
+        replace(figure, value=value, low=value, high=value) if figure.name == name else figure
+        for figure in REACHED
     )
 
 
@@ -53,13 +59,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def outcome(result: RatchetResult, name: str) -> str:
-    (found,) = [one.outcome for one in result.entries if one.name == name]
+    (found,) = [entry.outcome for entry in result.entries if entry.name == name]
     return found
 
 
 def test_the_same_run_is_held(file: Path):
     result = run(file, *REACHED)
-    assert {one.outcome for one in result.entries} == {"held"}
+    assert {entry.outcome for entry in result.entries} == {"held"}
     assert result.failure is None
     assert result.summary == f"{file}: 6 held"
 
@@ -89,21 +95,30 @@ def test_figures_may_be_worse_by_their_slack(file: Path, name: str, value: float
 
 
 @pytest.mark.parametrize(
-    ("name", "was", "held", "worse"),
+    ("was", "now", "expected"),
     [
-        ("score", 0.97, 0.961, 0.960),
-        ("score", -10.0, -10.09, -10.11),
-        ("loss", 12.0, 12.11, 12.13),
-        ("loss", -10.0, -9.91, -9.89),
+        # Slack is toward worse, whatever the sign.
+        (metric("score", 0.97), metric("score", 0.961), "held"),
+        (metric("score", 0.97), metric("score", 0.960), "worse"),
+        (metric("score", -10.0), metric("score", -10.09), "held"),
+        (metric("score", -10.0), metric("score", -10.11), "worse"),
+        (metric("loss", 12.0), metric("loss", 12.11), "held"),
+        (metric("loss", 12.0), metric("loss", 12.13), "worse"),
+        (metric("loss", -10.0), metric("loss", -9.91), "held"),
+        (metric("loss", -10.0), metric("loss", -9.89), "worse"),
+        # Intervals that are apart by less than the slack are noise.
+        (ratio(0.50, 0.48, 0.52), ratio(0.60, 0.56, 0.66), "held"),
+        (ratio(0.50, 0.48, 0.52), ratio(0.60, 0.58, 0.66), "worse"),
+        (ratio(0.50, 0.48, 0.52), ratio(0.40, 0.36, 0.43), "better"),
+        (ratio(0.50, 0.48, 0.52), ratio(0.40, 0.36, 0.45), "held"),
     ],
 )
-def test_slack_is_toward_worse_whatever_the_sign(
-    tmp_path: Path, name: str, was: float, held: float, worse: float
+def test_figure_is_worse_beyond_its_slack_alone(
+    tmp_path: Path, was: Figure, now: Figure, expected: str
 ):
     path = tmp_path / "baseline.json"
-    run(path, Figure.exact("metric", name, was), update=True)
-    assert outcome(run(path, Figure.exact("metric", name, held)), name) == "held"
-    assert outcome(run(path, Figure.exact("metric", name, worse)), name) == "worse"
+    run(path, was, update=True)
+    assert outcome(run(path, now), now.name) == expected
 
 
 def test_failure_says_what_is_was_and_is_allowed(file: Path):
@@ -115,33 +130,12 @@ def test_failure_says_what_is_was_and_is_allowed(file: Path):
     assert "--update-baseline" in str(failure.hint)
 
 
-def test_what_is_not_compared_any_more_fails(file: Path):
-    result = run(file, *(one for one in REACHED if one.name != "agreement"))
-    assert outcome(result, "agreement") == "gone"
-    assert "agreement of decisions: was 0.99, and is not there any more" in str(result.failure)
-
-
-@pytest.mark.parametrize(
-    ("now", "expected"),
-    [
-        (ratio(0.60, 0.56, 0.66), "held"),  # the intervals are apart by less than the slack
-        (ratio(0.60, 0.58, 0.66), "worse"),
-        (ratio(0.40, 0.36, 0.43), "better"),
-        (ratio(0.40, 0.36, 0.45), "held"),
-    ],
-)
-def test_noise_of_a_ratio_is_no_failure(tmp_path: Path, now: Figure, expected: str):
-    path = tmp_path / "baseline.json"
-    run(path, ratio(0.50, 0.48, 0.52), update=True)
-    assert outcome(run(path, now), "ratio") == expected
-
-
 def test_update_takes_what_is_better_and_new_alone(file: Path):
     earlier = file.read_text()
     held = run(file, *changed("max_abs_error", 1.5e-6), update=True)
     assert (held.updated, file.read_text()) == (False, earlier)
     new = Figure.exact("layer 'b'", "explained_flips", 1)
-    better = {one.name: one for one in changed("explained_flips", 0)}
+    better = {sample.name: sample for sample in changed("explained_flips", 0)}
     better["max_abs_error"] = Figure.exact(OUTPUT, "max_abs_error", 1.5e-6)
     assert run(file, *better.values(), new, update=True).updated
     content = json.loads(file.read_text())["verify"]["figures"]
@@ -150,56 +144,57 @@ def test_update_takes_what_is_better_and_new_alone(file: Path):
     assert content[OUTPUT]["max_abs_error"] == 1e-6
 
 
-def test_update_never_loosens(file: Path):
-    earlier = file.read_text()
-    worse = (*changed("elements", 50), Figure.exact("layer 'b'", "explained_flips", 1))
-    result = run(file, *worse, update=True)
-    assert (result.updated, file.read_text()) == (False, earlier)
-    assert result.failure is not None
-
-
-def test_update_stops_where_a_figure_is_gone(file: Path):
-    earlier = file.read_text()
-    better = [one for one in changed("explained_flips", 0) if one.name != "agreement"]
-    new = Figure.exact("layer 'b'", "explained_flips", 1)
-    result = run(file, *better, new, update=True)
-    assert (result.updated, file.read_text()) == (False, earlier)
-    assert "agreement of decisions: was 0.99, and is not there any more" in str(result.failure)
-    # So does a whole layer.
-    result = run(file, *(one for one in REACHED if one.group == OUTPUT), new, update=True)
-    assert (result.updated, file.read_text()) == (False, earlier)
-    assert result.failure is not None
-
-
-def without_a_figure(content: dict[str, Any]) -> None:
-    del content["verify"]["figures"][OUTPUT]["max_abs_error"]
-
-
-def without_a_layer(content: dict[str, Any]) -> None:
-    del content["verify"]["figures"]["layer 'a'"]
-
-
-def looser(content: dict[str, Any]) -> None:
-    content["verify"]["figures"][OUTPUT]["max_abs_error"] = 1.0
-
-
-def more_slack(content: dict[str, Any]) -> None:
-    content["slack"] = {"max_abs_error": {"factor": 1e6}}
-
-
-def other_machine(content: dict[str, Any]) -> None:
-    content["verify"]["machine"] = "another"
+NEW = Figure.exact("layer 'b'", "explained_flips", 1)
+IN_PART = [figure for figure in changed("explained_flips", 0) if figure.name != "agreement"]
+OF_OUTPUT = [figure for figure in REACHED if figure.group == OUTPUT]
 
 
 @pytest.mark.parametrize(
-    "edit", [without_a_figure, without_a_layer, looser, more_slack, other_machine]
+    ("figures", "reason"),
+    [
+        (changed("elements", 50), "numbers compared: 50, was 100"),
+        (IN_PART, "agreement of decisions: was 0.99, and is not there any more"),
+        (OF_OUTPUT, "all: vector sets: was 3, and is not there any more. (3 more)"),
+    ],
+)
+def test_nothing_is_written_where_a_figure_is_worse_or_gone(
+    file: Path, figures: Sequence[Figure], reason: str
+):
+    earlier = file.read_text()
+    result = run(file, *figures, NEW, update=True)
+    assert (result.updated, file.read_text()) == (False, earlier)
+    assert reason in str(result.failure)
+    assert reason in str(run(file, *figures).failure)
+
+
+Content = dict[str, Any]
+
+
+def edit(file: Path, change: Callable[[Content], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def figures_of(content: Content) -> Content:
+    return content["verify"]["figures"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: figures_of(content)[OUTPUT].pop("max_abs_error"),
+        lambda content: figures_of(content).pop("layer 'a'"),
+        lambda content: figures_of(content)[OUTPUT].update(max_abs_error=1.0),
+        lambda content: content.update(slack={"max_abs_error": {"factor": 1e6}}),
+        lambda content: content["verify"].update(machine="another"),
+    ],
+    ids=["figure gone", "layer gone", "looser", "more slack", "other machine"],
 )
 def test_edited_file_is_refused_until_it_is_updated(
-    file: Path, edit: Callable[[dict[str, Any]], None]
+    file: Path, change: Callable[[Content], object]
 ):
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
+    edit(file, change)
     with pytest.raises(ConfigError, match="was edited since it was written") as error:
         run(file, *REACHED)
     assert "--update-baseline accepts the edits" in str(error.value.hint)
@@ -210,9 +205,7 @@ def test_edited_file_is_refused_until_it_is_updated(
 
 
 def test_file_of_before_is_compared_and_gets_its_digest(file: Path):
-    content = json.loads(file.read_text())
-    del content["sha256"]
-    file.write_text(json.dumps(content))
+    edit(file, lambda content: content.pop("sha256"))
     result = run(file, *REACHED)
     assert result.failure is None
     assert "it has no digest, so an edit of it is not seen" in result.summary
@@ -221,9 +214,7 @@ def test_file_of_before_is_compared_and_gets_its_digest(file: Path):
 
 
 def test_what_was_taken_out_by_hand_is_new(file: Path):
-    content = json.loads(file.read_text())
-    del content["verify"]["figures"][OUTPUT]["max_abs_error"]
-    file.write_text(json.dumps(content))
+    edit(file, lambda content: figures_of(content)[OUTPUT].pop("max_abs_error"))
     assert run(file, *changed("max_abs_error", 1e-3), update=True).updated
     assert run(file, *changed("max_abs_error", 1e-3)).failure is None
 
@@ -235,9 +226,7 @@ def test_better_figures_are_named(file: Path):
 
 
 def test_slack_of_the_file_replaces_the_usual_one(file: Path):
-    content = json.loads(file.read_text())
-    content["slack"] = {"explained_flips": {"factor": 1, "plus": 0}}
-    file.write_text(json.dumps(content))
+    edit(file, lambda content: content.update(slack={"explained_flips": {"factor": 1, "plus": 0}}))
     assert run(file, *REACHED, update=True).updated
     assert outcome(run(file, *changed("explained_flips", 5)), "explained_flips") == "worse"
     run(file, *changed("explained_flips", 3), update=True)
@@ -270,20 +259,14 @@ def test_nothing_compared_is_no_pass(tmp_path: Path):
     assert "could be compared, so nothing is proven" in str(result.failure)
 
 
-def test_file_of_another_package_is_refused(file: Path):
+def test_file_of_something_else_is_refused(file: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"layer 'a' and 1 more; this run has output 'z'"):
         run(file, Figure.exact("all", "vector_sets", 3), Figure.exact("output 'z'", "elements", 1))
-
-
-def test_missing_file_names_the_next_step(tmp_path: Path):
+    with pytest.raises(ConfigError, match="holds nothing of bench"):
+        Ratchet.open(file, "bench", update=False)
     with pytest.raises(ConfigError, match="no baseline file") as error:
         Ratchet.open(tmp_path / "none.json", "verify", update=False)
     assert "--update-baseline writes it" in str(error.value.hint)
-
-
-def test_file_of_the_other_command_only_is_refused(file: Path):
-    with pytest.raises(ConfigError, match="holds nothing of bench"):
-        Ratchet.open(file, "bench", update=False)
 
 
 def test_both_commands_share_a_file(file: Path):
@@ -294,18 +277,24 @@ def test_both_commands_share_a_file(file: Path):
     assert run(file, *REACHED).failure is None
 
 
-def test_update_without_a_file_is_refused():
+def test_update_needs_a_file_that_can_be_written(tmp_path: Path):
     assert Ratchet.open(None, "verify", update=False) is None
     with pytest.raises(ConfigError, match="without a baseline file"):
         Ratchet.open(None, "verify", update=True)
-
-
-def test_directory_that_is_not_there_is_seen_before_anything_runs(tmp_path: Path):
     with pytest.raises(PackageError, match="cannot be written: there is no directory"):
         Ratchet.open(tmp_path / "none" / "baseline.json", "verify", update=True)
 
 
-FIGURES = {"figures": {OUTPUT: {"elements": 1}}}
+def content(**parts: object) -> str:
+    return json.dumps({"schema_version": 1, **parts})
+
+
+def of_ratio(**entry: object) -> dict[str, object]:
+    return {"figures": {"a": {"ratio": entry}}}
+
+
+def of_a(name: str, value: object) -> dict[str, object]:
+    return {"figures": {"a": {name: value}}}
 
 
 @pytest.mark.parametrize(
@@ -317,48 +306,17 @@ FIGURES = {"figures": {OUTPUT: {"elements": 1}}}
         ("[" * 100_000, "is not valid JSON"),
         ("[]", "it has no schema_version"),
         ('{"schema_version": 2}', "schema_version is 2, this moh-deploy reads 1"),
-        ('{"schema_version": 1, "verfy": {}}', "verfy is not a known key"),
-        (
-            '{"schema_version": 1, "verify": {"figures": {}}}',
-            "verify.figures is {}, expected an object of at least one group of figures",
-        ),
-        (
-            '{"schema_version": 1, "verify": {"machine": "x"}}',
-            "verify.figures is missing",
-        ),
-        ('{"schema_version": 1, "verify": 3}', "verify is 3, expected an object"),
-        (
-            '{"schema_version": 1, "bench": {"figures": {"a": {"ratio":'
-            ' {"value": "1", "low": 1, "high": 3}}}}}',
-            'a.ratio.value is "1", expected a finite number',
-        ),
-        (
-            '{"schema_version": 1, "bench": {"figures": {"a": {"ratio": {"value": 1, "low": 1}}}}}',
-            "a.ratio.high is missing",
-        ),
-        (
-            '{"schema_version": 1, "verify": {"figures": {"a": {"p51": 1}}}}',
-            "no figure 'p51', there are vector_sets",
-        ),
-        (
-            '{"schema_version": 1, "verify": {"figures": {"a": {"elements": NaN}}}}',
-            "a.elements is NaN, expected a finite number, or an object of such: value, low and",
-        ),
-        (
-            '{"schema_version": 1, "verify": {"figures": {"a": {"elements": true}}}}',
-            "verify.figures.a.elements is true, expected a finite number",
-        ),
-        (
-            '{"schema_version": 1, "bench": {"figures": {"a": {"ratio":'
-            ' {"value": 1, "low": 2, "high": 3}}}}}',
-            "1.0 is not between",
-        ),
-        (
-            json.dumps(
-                {"schema_version": 1, "verify": FIGURES, "slack": {"ratio": {"factor": 0.5}}}
-            ),
-            "slack.ratio.factor is 0.5, expected a number of at least 1",
-        ),
+        (content(verfy={}), "verfy is not a known key"),
+        (content(verify={"figures": {}}), "verify.figures is {}, expected an object of at least"),
+        (content(verify={"machine": "x"}), "verify.figures is missing"),
+        (content(verify=3), "verify is 3, expected an object"),
+        (content(bench=of_ratio(value="1", low=1, high=3)), 'a.ratio.value is "1", expected a fin'),
+        (content(bench=of_ratio(value=1, low=1)), "a.ratio.high is missing"),
+        (content(bench=of_ratio(value=1, low=2, high=3)), "1.0 is not between"),
+        (content(verify=of_a("p51", 1)), "no figure 'p51', there are vector_sets"),
+        (content(verify=of_a("elements", math.nan)), "elements is NaN, expected a finite number,"),
+        (content(verify=of_a("elements", True)), "figures.a.elements is true, expected a finite"),
+        (content(slack={"ratio": {"factor": 0.5}}), "ratio.factor is 0.5, expected a number of at"),
     ],
 )
 def test_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str):
@@ -387,8 +345,7 @@ def test_figure_that_nothing_reaches_is_refused(
     tmp_path: Path, name: str, value: object, expected: str
 ):
     path = tmp_path / "baseline.json"
-    content = {"schema_version": 1, "verify": {"figures": {OUTPUT: {name: value}}}}
-    path.write_text(json.dumps(content))
+    path.write_text(content(verify={"figures": {OUTPUT: {name: value}}}))
     wrong = value["low"] if isinstance(value, dict) else value
     with pytest.raises(ConfigError) as error:
         Ratchet.open(path, "verify", update=True)
@@ -397,12 +354,47 @@ def test_figure_that_nothing_reaches_is_refused(
     )
 
 
-@pytest.mark.parametrize("name", ["score", "loss"])
-def test_score_may_be_any_number(tmp_path: Path, name: str):
-    path = tmp_path / "baseline.json"
-    run(path, Figure.exact("metric", name, -2.5), update=True)
-    assert run(path, Figure.exact("metric", name, -2.5)).failure is None
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a package in it, in which the command runs."""
+    for name in ("build/last", "build/a, b", "ci"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_every_slack_has_its_reason():
-    assert all(kind.reason for kind in KINDS.values())
+def test_one_directory_has_one_key(checkout: Path):
+    names = ["build/last", "./build/last/", "build/../build/last", str(checkout / "build/last")]
+    assert {path_key(name, Path("model.json")) for name in names} == {"build/last"}
+    assert {path_key(name, checkout / "model.json") for name in names} == {"build/last"}
+    assert {path_key(name, Path("ci/model.json")) for name in names} == {"../build/last"}
+
+
+def test_key_is_of_the_path_as_it_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    (checkout / "current").symlink_to("build/last")
+    assert path_key("current", Path("model.json")) == "current"
+    assert path_key("/data/in.npz", Path("/srv/model.json")) == "/data/in.npz"
+    assert path_key("/data/in.npz", Path("/data/ci/model.json")) == "../in.npz"
+    # The directory in which the command runs does not matter.
+    monkeypatch.chdir(checkout / "ci")
+    assert path_key("../build/last", Path("../model.json")) == "build/last"
+
+
+@pytest.mark.parametrize("what", ["package", "engine", "ONNX model", "original model"])
+def test_paths_in_references_have_their_keys(checkout: Path, what: str):
+    file = Path("ci/model.json")
+    for named in ("build/last", checkout / "build/last"):
+        assert reference_key(f"{what} {named}", file) == f"{what} ../build/last"
+
+
+def test_every_file_of_expected_outputs_has_its_key(checkout: Path):
+    (checkout / "b.npz").touch()
+    found = reference_key(f"expected outputs in {checkout}/build/last, b.npz", Path("m.json"))
+    assert found == "expected outputs in build/last, b.npz"
+
+
+@pytest.mark.parametrize(
+    "words", [RECORDED, "the package with kernels", "original model ViT in memory", "package gone"]
+)
+def test_other_words_stay(checkout: Path, words: str):
+    assert reference_key(words, Path("ci/model.json")) == words

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from playwright.sync_api import Page
 
 from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_answer
 from moh_deploy.report.html.page import page as page_of
@@ -40,7 +41,9 @@ WRONG = with_classes(parity_report(4, 8, wrong=1))
 EACH_WRONG = replace(
     parity_report(30),
     reference="another package",
-    layers=tuple(replace(one, reason=f"{one.path} differs.") for one in parity_report(30).layers),
+    layers=tuple(
+        replace(layer, reason=f"{layer.path} differs.") for layer in parity_report(30).layers
+    ),
 )
 LONG = About("build/" + "a-long-name" * 20, "moh-deploy verify " + "b" * 300)
 
@@ -83,11 +86,11 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
     text = _page("equal").replace("<main>", '<main><img src="other.png"><script>a.b</script>')
     without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text)
     visit(without_policy)
-    assert any(one.startswith("request: ") for one in visit.said[without_policy])
-    assert any(one.startswith("error: ") for one in visit.said[without_policy])
+    assert any(item.startswith("request: ") for item in visit.said[without_policy])
+    assert any(item.startswith("error: ") for item in visit.said[without_policy])
     visit(text)
-    assert not any(one.startswith("error: ") for one in visit.said[text])
-    forbidden = [one for one in visit.said[text] if "Content Security Policy" in one]
+    assert not any(item.startswith("error: ") for item in visit.said[text])
+    forbidden = [item for item in visit.said[text] if "Content Security Policy" in item]
     assert len(forbidden) >= 2  # the picture, the script
 
 
@@ -145,12 +148,14 @@ def test_verdict_is_on_the_first_screen(visit: Visits, name: str, word: str, wid
     assert box["y"] + box["height"] < HEIGHT
 
 
+def cells(page: Page, rows: str) -> list[list[str]]:
+    script = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+    return page.eval_on_selector_all(rows, script)
+
+
 def test_heat_map_has_a_cell_for_each_head_of_each_layer(visit: Visits):
     page = visit(_page("not equal"))
-    rows = page.eval_on_selector_all(
-        "#loads-0 tr:not(.heads)",
-        "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.innerText))",
-    )
+    rows = [row[1:] for row in cells(page, "#loads-0 tr:not(.heads)")]
     expected = [
         [
             shade(got / load.tokens).text
@@ -169,17 +174,14 @@ def test_heat_map_has_a_cell_for_each_head_of_each_layer(visit: Visits):
 
 def test_table_of_errors_holds_the_numbers_of_the_report(visit: Visits):
     page = visit(_page("not equal"))
-    rows = page.eval_on_selector_all(
-        "#errors-0 tbody tr",
-        "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))",
-    )
+    rows = cells(page, "#errors-0 tbody tr")
     expected = [
-        [one.path, "gates", f"{one.gate_error:.3g}", f"{one.gate_tolerance:.3g}"]
-        for one in WRONG.layers
+        [layer.path, "gates", f"{layer.gate_error:.3g}", f"{layer.gate_tolerance:.3g}"]
+        for layer in WRONG.layers
     ]
     expected += [
-        [one.name, "output", f"{one.max_abs_error:.3g}", f"{one.tolerance:.3g}"]
-        for one in WRONG.outputs
+        [output.name, "output", f"{output.max_abs_error:.3g}", f"{output.tolerance:.3g}"]
+        for output in WRONG.outputs
     ]
     assert [[*row[:2], *row[3:5]] for row in rows] == expected
     assert [row[5] for row in rows] == ["equal", "differs", "equal", "equal", "equal"]
@@ -189,12 +191,12 @@ def test_errors_are_drawn_where_they_lie(visit: Visits):
     page = visit(_page("not equal"))
     track = page.eval_on_selector_all(
         "#errors-0 .track",
-        """tracks => tracks.map(one => ['.bar', '.limit'].map(name => {
-          const box = one.querySelector(name).getBoundingClientRect();
-          return (box.right - one.getBoundingClientRect().left) / one.clientWidth;
+        """tracks => tracks.map(track => ['.bar', '.limit'].map(name => {
+          const box = track.querySelector(name).getBoundingClientRect();
+          return (box.right - track.getBoundingClientRect().left) / track.clientWidth;
         }))""",
     )
-    errors = [one.gate_error for one in WRONG.layers]
+    errors = [layer.gate_error for layer in WRONG.layers]
     for (bar, limit), error in zip(track, errors, strict=False):
         assert (bar > limit) == (error > 1e-4)
     # From 1e-6 to 1 there are six decades.
@@ -205,11 +207,10 @@ def test_errors_are_drawn_where_they_lie(visit: Visits):
 def test_bench_shows_the_figures_of_the_report(visit: Visits):
     report = bench_report()
     page = visit(_page("bench"))
-    rows = page.eval_on_selector_all(
-        "#times-0 tbody tr", "rows => rows.map(row => [...row.cells].map(one => one.innerText))"
-    )
-    for row, one in zip(rows, report.results, strict=True):
-        assert row[:3] == [one.contestant, str(one.latency.runs), f"{one.latency.p50_ms:.3g}"]
+    rows = cells(page, "#times-0 tbody tr")
+    for row, result in zip(rows, report.results, strict=True):
+        latency = result.latency
+        assert row[:3] == [result.contestant, str(latency.runs), f"{latency.p50_ms:.3g}"]
     speed = page.locator("#speeds-0 tbody tr").inner_text()
     assert f"{1 / report.results[0].ratios['dense'].value:.3f}x" in speed
     assert "faster" in speed
@@ -277,8 +278,8 @@ def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
     page = visit(_page("decision"))
     places = page.eval_on_selector_all(
         "svg.trade-off circle",
-        """circles => circles.map(one => {
-          const box = one.getBoundingClientRect();
+        """circles => circles.map(circle => {
+          const box = circle.getBoundingClientRect();
           return [box.left + box.width / 2, box.top + box.height / 2];
         })""",
     )
@@ -297,10 +298,9 @@ def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
 def test_decision_shows_the_figures_of_the_report(visit: Visits):
     page = visit(_page("decision"))
     assert "'0' is worth it against 'reference'." in page.locator("#verdict").inner_text()
-    rows = page.eval_on_selector_all(
-        "#arms tbody tr", "rows => rows.map(row => [...row.cells].map(one => one.innerText))"
-    )
-    verdicts = ["reference", "win", "loss", "cannot tell"]
-    assert [row[:2] for row in rows] == list(
-        map(list, zip(["reference", "0", "1", "2"], verdicts, strict=True))
-    )
+    assert [row[:2] for row in cells(page, "#arms tbody tr")] == [
+        ["reference", "reference"],
+        ["0", "win"],
+        ["1", "loss"],
+        ["2", "cannot tell"],
+    ]

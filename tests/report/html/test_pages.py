@@ -24,7 +24,7 @@ from moh_deploy.validate.compare.routing_statistics import NO_STATISTICS
 from moh_deploy.validate.reference.valid_tokens import TokenCount
 from tests.report.samples import bench_report, parity_report, with_accuracy, with_classes
 from tests.report.shown import as_page
-from tests.validate.compare.test_parity_document import METRIC
+from tests.validate.compare.test_parity_report import METRIC
 
 RUN = About("build/model", "moh-deploy verify 'build/my model' --html a.html")
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
@@ -100,20 +100,21 @@ def hostile_parity() -> ParityReport:
     report = with_accuracy(with_classes(parity_report(wrong=0)))
     metrics = tuple(
         replace(
-            one,
+            metric,
             metric=HOSTILE,
             output=HOSTILE,
             against=HOSTILE,
-            changed=(replace(one.changed[0], file=HOSTILE),),
+            changed=(replace(metric.changed[0], file=HOSTILE),),
         )
-        for one in report.accuracy
+        for metric in report.accuracy
     )
-    layers = tuple(replace(one, path=HOSTILE, reason=HOSTILE) for one in report.layers)
-    margins = tuple(replace(one, path=HOSTILE) for one in report.statistics.margins)
+    layers = tuple(replace(layer, path=HOSTILE, reason=HOSTILE) for layer in report.layers)
+    margins = tuple(replace(margin, path=HOSTILE) for margin in report.statistics.margins)
     classes = tuple(
-        replace(one, path=HOSTILE, classes=(HOSTILE,) * 3) for one in report.statistics.class_loads
+        replace(load, path=HOSTILE, classes=(HOSTILE,) * 3)
+        for load in report.statistics.class_loads
     )
-    loads = tuple(replace(one, path=HOSTILE) for one in report.statistics.head_loads)
+    loads = tuple(replace(load, path=HOSTILE) for load in report.statistics.head_loads)
     return replace(
         report,
         reference=HOSTILE,
@@ -131,11 +132,13 @@ def hostile_parity() -> ParityReport:
 def hostile_bench() -> BenchReport:
     report = bench_report()
     results = tuple(
-        replace(one, contestant=HOSTILE + str(i), inputs=HOSTILE, ratios={})
-        for i, one in enumerate(report.results)
+        replace(result, contestant=HOSTILE + str(i), inputs=HOSTILE, ratios={})
+        for i, result in enumerate(report.results)
     )
-    gates = tuple(replace(one, gate=HOSTILE, reason=HOSTILE, passed=False) for one in report.gates)
-    work = tuple(replace(one, contestant=HOSTILE) for one in report.work)
+    gates = tuple(
+        replace(gate, gate=HOSTILE, reason=HOSTILE, passed=False) for gate in report.gates
+    )
+    work = tuple(replace(item, contestant=HOSTILE) for item in report.work)
     return replace(report, results=results, gates=gates, work=work, machine=HOSTILE)
 
 
@@ -163,7 +166,11 @@ def test_verdict_comes_first_with_all_reasons():
     assert text.index("NOT EQUAL") < text.index("blocks.1.attn") < text.index("max abs error")
     assert "5 of 56 tokens choose other heads" in text
     assert page.index('id="verdict"') < page.index("<table")
-    assert "✓ EQUAL" in words(as_page(parity_report(), RUN))
+    equal = words(as_page(parity_report(), RUN))
+    assert "✓ EQUAL" in equal
+    # The command can be copied.
+    assert "moh-deploy verify 'build/my model' --html a.html" in equal
+    assert "Reproduce" not in words(as_page(parity_report(), About("build/model")))
 
 
 def test_padding_that_was_left_out_is_told_once():
@@ -174,16 +181,10 @@ def test_padding_that_was_left_out_is_told_once():
 
 def test_many_reasons_are_folded_and_none_is_lost():
     report = parity_report(layers=30)
-    layers = tuple(replace(one, reason=f"reason {i}.") for i, one in enumerate(report.layers))
+    layers = tuple(replace(layer, reason=f"reason {i}.") for i, layer in enumerate(report.layers))
     text = words(as_page(replace(report, layers=layers), RUN))
     assert "20 more reasons" in text
     assert all(f"reason {i}." in text for i in range(30))
-
-
-def test_command_can_be_copied():
-    page = as_page(parity_report(), RUN)
-    assert "moh-deploy verify 'build/my model' --html a.html" in words(page)
-    assert "Reproduce" not in words(as_page(parity_report(), About("build/model")))
 
 
 def test_numbers_that_are_none_are_called_so():
@@ -242,7 +243,7 @@ def test_bench_says_what_its_gates_say():
 def test_bench_without_runs_that_were_kept_says_so():
     report = bench_report()
     results = tuple(
-        replace(one, latency=replace(one.latency, sorted_ms=())) for one in report.results
+        replace(item, latency=replace(item.latency, sorted_ms=())) for item in report.results
     )
     assert "No data: the times of single runs were not kept." in words(
         as_page(replace(report, results=results), RUN)
@@ -257,9 +258,9 @@ def test_whatever_was_measured_there_is_a_page(errors: list[float], limit: float
     report = parity_report(2)
     layers = tuple(
         replace(
-            one, gate_error=error, gate_tolerance=limit, smallest_margin=margin, agreement=margin
+            layer, gate_error=error, gate_tolerance=limit, smallest_margin=margin, agreement=margin
         )
-        for one, error in zip(report.layers, errors, strict=False)
+        for layer, error in zip(report.layers, errors, strict=False)
     )
     output = replace(report.outputs[0], max_abs_error=errors[2], max_rel_error=limit)
     page = as_page(replace(report, layers=layers, outputs=(output,)), RUN)
@@ -316,14 +317,10 @@ def test_accuracy_is_shown_before_errors():
     assert text.index("top-1 lost 2 points.") < text.index("loss as a share")
     assert text.index("loss as a share") < text.index("Error, in order of execution")
     assert "a<b>.npz" in text
-    assert "Accuracy" not in words(as_page(parity_report(), RUN))
     Checked(page)
-
-
-def test_accuracy_says_both_sides_and_what_may_be_lost():
+    assert "Accuracy" not in words(as_page(parity_report(), RUN))
     said = words(as_page(with_accuracy(parity_report()), RUN))
     assert "98.00 % 97.00 % -1.00 points, -2.00 to 0.10 points 0.98 points 360 4, 1 0.375" in said
     assert "NOT EQUAL" in said
     assert "1 of 360 samples has no finite perplexity" in said
     assert "17 val.npz[17] 3 3 8" in said
-    assert "Accuracy" not in words(as_page(parity_report(), RUN))

@@ -65,10 +65,7 @@ def test_advice_on_samples_is_of_the_right_size():
     enough = int(str(top_1(100).reason).split("Some ")[1].split(" ")[0])
     assert top_1(enough).verdict == "passed"
     assert top_1(enough * 3 // 4).verdict == "cannot tell"
-
-
-def test_gain_passes_and_is_no_loss():
-    assert top_1(1000, won=50).verdict == "passed"
+    assert top_1(1000, won=50).verdict == "passed"  # a gain is no loss
 
 
 def test_share_of_a_negative_metric_is_of_its_size():
@@ -115,7 +112,7 @@ def test_sample_without_a_score_fails(side: str, value: float):
 def test_samples_that_changed_are_listed_the_lost_first():
     found = top_1(300, lost=3, won=20)
     assert len(found.changed) == 10
-    assert [one.sample for one in found.changed[:4]] == [0, 1, 2, 3]
+    assert [sample.sample for sample in found.changed[:4]] == [0, 1, 2, 3]
     assert found.changed[0].file == "val.npz[0]"
     assert (found.changed[0].reference_score, found.changed[0].package_score) == (1, 0)
     assert (found.changed[3].reference_score, found.changed[3].package_score) == (0, 1)
@@ -126,10 +123,7 @@ def test_changes_by_rounding_are_not_listed():
     package = losses * (1 + 1e-6)
     package[7] *= 1.01
     found = judge(Perplexity("y"), paired(losses, package), setting())
-    assert [one.sample for one in found.changed] == [7]
+    assert [sample.sample for sample in found.changed] == [7]
     assert found.worse == 50
-
-
-def test_nothing_of_a_zero_may_be_lost_and_that_is_never_passed():
-    found = judge(TOP_1, paired(np.zeros(500), np.zeros(500)), setting())
-    assert found.verdict == "cannot tell"
+    # Nothing of a zero may be lost, and that is never passed.
+    assert judge(TOP_1, paired(np.zeros(500), np.zeros(500)), setting()).verdict == "cannot tell"

@@ -9,7 +9,7 @@ from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.reference.reference import RECORDED
 from tests.kernel_library import NO_KERNELS
-from tests.validate.compare.test_parity_document import METRIC
+from tests.validate.compare.test_parity_report import METRIC
 
 OUTPUTS = (
     OutputParity("y", "0", 1e-6, 1e-6, 1e-4, elements=6),
@@ -24,7 +24,9 @@ REPORT = ParityReport(RECORDED, 2, OUTPUTS, LAYERS, True, 0, 1, (), NO_KERNELS)
 
 
 def values(report: ParityReport) -> dict[str, float]:
-    return {f"{one.group}: {one.name}": one.value for one in parity_figures(report, FILE)}
+    return {
+        f"{figure.group}: {figure.name}": figure.value for figure in parity_figures(report, FILE)
+    }
 
 
 def test_worst_and_sums_over_vector_sets():
@@ -38,20 +40,14 @@ def test_worst_and_sums_over_vector_sets():
     }
 
 
-def test_error_has_the_grain_of_its_tolerance():
-    (error,) = [one for one in parity_figures(REPORT, FILE) if one.name == "max_abs_error"]
-    assert error.grain == 1e-5
-
-
-def test_outputs_behind_a_flip_do_not_count():
+def test_outputs_that_are_judged_twice_or_behind_a_flip_do_not_count():
     forced = replace(OUTPUTS[0], forced=True)
     free = OutputParity("y", "0, behind a flip", 0.5, 0.5, None, elements=6)
-    assert values(replace(REPORT, outputs=(forced, free, OUTPUTS[1]))) == values(REPORT)
-
-
-def test_run_that_is_judged_twice_counts_once():
-    forced = replace(OUTPUTS[0], forced=True)
-    assert values(replace(REPORT, outputs=(forced, *OUTPUTS))) == values(REPORT)
+    for outputs in ((forced, free, OUTPUTS[1]), (forced, *OUTPUTS)):
+        assert values(replace(REPORT, outputs=outputs)) == values(REPORT)
+    # An error has the grain of its tolerance.
+    (error,) = (item for item in parity_figures(REPORT, FILE) if item.name == "max_abs_error")
+    assert error.grain == 1e-5
 
 
 def test_against_something_else_figures_are_others():

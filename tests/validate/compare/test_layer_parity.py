@@ -28,8 +28,15 @@ def reference(**changes: object) -> LayerReference:
     )
 
 
-def compared(gates: Array, expected: LayerReference | None = None) -> LayerParity:
-    return compare_layer(expected or reference(), LayerValuesFound(gates), HALF)
+def compared(
+    gates: Array, expected: LayerReference | None = None, scores: Array | None = None
+) -> LayerParity:
+    return compare_layer(expected or reference(), LayerValuesFound(gates, scores), HALF)
+
+
+def fully(expected: LayerReference, *values: Array | None) -> LayerParity:
+    """Compare in float32 scores and fingerprints beside gates that are equal."""
+    return compare_layer(expected, LayerValuesFound(GATES, *values), FULL, floor=FLOOR)
 
 
 def with_token(*heads: float) -> Array:
@@ -69,15 +76,20 @@ def test_tie_excuses_nothing_of_a_token_whose_choice_is_clear():
     layer = compared(gates)
     assert layer.flipped_tokens == 1
     assert "with margin 0.15 (rounding explains flips below 0.01)" in (layer.reason or "")
+    # The bound is what the scores may be off.
+    found = LayerValuesFound(with_token(1, 1.1, 0, 0.9, 0))
+    layer = compare_layer(reference(), found, FULL, floor=FLOOR)
+    assert layer.margin_bound == pytest.approx(32 * FLOOR.scores.largest)
+    assert layer.flipped_tokens == 1
 
 
 def test_tie_does_not_excuse_a_choice_against_the_own_scores():
     others = with_token(1, 1.1, 0, 0.9, 0)  # the third of the routed heads for the second
     own = SCORES.copy()
     own[0, 1] = [0.4, 0.1995, 0.2, 0.1995]
-    followed = compare_layer(reference(), LayerValuesFound(others, own), HALF)
+    followed = compared(others, scores=own)
     assert (followed.excused_tokens, followed.flipped_tokens) == (1, 0)
-    against = compare_layer(reference(), LayerValuesFound(others, SCORES), HALF)
+    against = compared(others, scores=SCORES)
     assert (against.excused_tokens, against.flipped_tokens) == (0, 1)
     assert "not those that it ranks highest itself" in (against.reason or "")
 
@@ -90,16 +102,9 @@ def test_masked_scores_do_not_excuse_a_choice_against_the_others(mask: float):
     expected = reference(gates=wanted, scores=scores)
     own = scores.copy()
     own[0, 1, 1:] = [0.2, 0.1994, 0.1996]
-    assert compare_layer(expected, LayerValuesFound(others, own), HALF).wrong == ("choice",)
+    assert compared(others, expected, own).wrong == ("choice",)
     own[0, 1, 1:] = [0.2, 0.1996, 0.1994]
-    assert compare_layer(expected, LayerValuesFound(others, own), HALF).excused_tokens == 1
-
-
-def test_bound_is_what_the_scores_may_be_off():
-    found = LayerValuesFound(with_token(1, 1.1, 0, 0.9, 0))
-    layer = compare_layer(reference(), found, FULL, floor=FLOOR)
-    assert layer.margin_bound == pytest.approx(32 * FLOOR.scores.largest)
-    assert layer.flipped_tokens == 1
+    assert compared(others, expected, own).excused_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -128,35 +133,43 @@ def test_gates_of_a_token_that_took_other_heads_by_a_tie_are_not_compared():
     assert compared(gates).wrong == ("gates",)
 
 
-def test_scores_are_compared_by_root_mean_square_and_at_their_worst():
-    def judged(move: Array) -> LayerParity:
-        found = LayerValuesFound(GATES, (SCORES + move).astype(np.float32))
-        return compare_layer(reference(), found, FULL, floor=FLOOR)
+def scores_with(column: int, value: float) -> Array:
+    scores = SCORES.copy()
+    scores[0, :, column] = value
+    return scores
 
-    assert judged(np.zeros(4)).reason is None
-    layer = judged(np.full(4, 1e-5))
-    assert layer.wrong == ("scores",)
-    assert "scores of the router of layer 'a' in vectors 0 differs by" in (layer.reason or "")
+
+HIDDEN, CLOSED = scores_with(-1, -1e9), scores_with(3, -np.inf)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "wrong"),
+    [
+        (SCORES, SCORES, ()),
+        (SCORES, SCORES + np.float32(1e-5), ("scores",)),
+        # Scores that a router masks excuse no others, and infinite ones have to be the same.
+        (HIDDEN, HIDDEN, ()),
+        (HIDDEN, HIDDEN + np.float32(0.001), ("scores",)),
+        (CLOSED, CLOSED, ()),
+        (CLOSED, SCORES, ("scores",)),
+    ],
+)
+def test_scores_are_compared(expected: Array, found: Array, wrong: tuple[str, ...]):
+    layer = fully(reference(scores=expected), found)
+    assert layer.wrong == wrong
+    if wrong:
+        assert "scores of the router of layer 'a' in vectors 0 differs by" in (layer.reason or "")
+
+
+def test_scores_are_compared_by_root_mean_square():
+    layer = fully(reference(), SCORES + np.float32(1e-5))
     assert layer.score_error == pytest.approx(1e-5, rel=0.01)
 
 
-def test_scores_that_a_router_masks_excuse_no_others():
-    scores = SCORES.copy()
-    scores[0, :, -1] = -1e9
-    off = scores + np.float32(0.001)
-    found = LayerValuesFound(GATES, off)
-    assert compare_layer(reference(scores=scores), found, FULL).wrong == ("scores",)
-    assert (
-        compare_layer(reference(scores=scores), LayerValuesFound(GATES, scores), FULL).wrong == ()
-    )
-
-
 def test_where_most_tokens_are_near_ties_the_scores_judge():
-    near = reference(margins=np.full((1, 2), 1e-8, np.float32))
-    found = LayerValuesFound(GATES, SCORES)
-    layer = compare_layer(near, found, FULL, floor=FLOOR)
+    layer = fully(reference(margins=np.full((1, 2), 1e-8, np.float32)), SCORES)
     assert (layer.judged_by, layer.reason, layer.no_data) == ("scores", None, False)
-    assert compare_layer(reference(), found, FULL, floor=FLOOR).judged_by == "choices"
+    assert fully(reference(), SCORES).judged_by == "choices"
 
 
 def test_layer_without_a_token_is_no_data():
@@ -170,34 +183,13 @@ def test_layer_without_a_token_is_no_data():
 def test_attention_is_compared_by_its_fingerprint():
     value = np.random.default_rng(0).standard_normal((1, 2, 40))
     expected = reference(attention=fingerprint(value))
-
-    def judged(other: Array) -> LayerParity:
-        found = LayerValuesFound(GATES, None, fingerprint(other))
-        return compare_layer(expected, found, FULL, floor=FLOOR)
-
-    assert judged(value).reason is None
-    layer = judged(value * 1.0001)
+    assert fully(expected, None, fingerprint(value)).reason is None
+    layer = fully(expected, None, fingerprint(value * 1.0001))
     assert layer.wrong == ("attention",)
     assert layer.attention_error == pytest.approx(1e-4, rel=0.01)
     assert "the attention of layer 'a' in vectors 0 differs by 0.0001" in (layer.reason or "")
-    value[0, 1, 3] = np.nan
-    assert judged(value).wrong == ("attention",)
-
-
-def test_reference_that_is_nan_is_judged_where_it_shows():
-    value = np.random.default_rng(0).standard_normal((1, 2, 40))
     hole = value.copy()
     hole[0, 1] = np.nan
-    found = LayerValuesFound(GATES, None, fingerprint(value))
-    expected = reference(attention=fingerprint(hole))
-    assert compare_layer(expected, found, FULL, floor=FLOOR).reason is None
-
-
-def test_infinite_scores_have_to_be_the_same():
-    scores = SCORES.copy()
-    scores[0, 0, 3] = -np.inf
-    expected = reference(scores=scores)
-    found = LayerValuesFound(GATES, scores.copy())
-    assert compare_layer(expected, found, FULL, floor=FLOOR).reason is None
-    found = LayerValuesFound(GATES, SCORES)
-    assert compare_layer(expected, found, FULL, floor=FLOOR).wrong == ("scores",)
+    assert fully(expected, None, fingerprint(hole)).wrong == ("attention",)
+    # NaN of the reference is judged where it shows.
+    assert fully(reference(attention=fingerprint(hole)), None, fingerprint(value)).reason is None

@@ -1,31 +1,42 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+import moh_deploy
 from moh_deploy.errors import ValidationError
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.base import Description
+from moh_deploy.runtime.base import Description, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare import judge
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity import ON_BODIES, compare, compare_recorded, require_equal
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.tolerances import BFLOAT16_PRODUCTS, tolerance_for
-from moh_deploy.validate.reference.layer_values import LayerValues
+from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
+from moh_deploy.validate.reference.reference import RECORDED
 from tests.handmade_package import MANIFEST, vectors, without_layers
-from tests.kernel_library import NO_KERNELS
+from tests.handmade_package import write_package as write_handmade
+from tests.kernel_library import NO_KERNELS, required_library
+from tests.routed_package import write_routed
+from tests.validate.mutations.faults import plant
+from tests.validate.mutations.packages import write_package
 
 PACKAGE = OnnxPackage(Path("package"), MANIFEST, ())
 RUNS = (LayerRun("blocks.0.attn", "function", None),)
+
+
+Change = Callable[[dict[str, Array]], object]
 
 
 @dataclass
@@ -51,7 +62,11 @@ def results_of(expected: VectorSet) -> dict[str, Array]:
 def layer_shows_its_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package of these tests has no file to look into."""
     shown = (LayerValues("gates_0", attention=None, router=None),)
-    monkeypatch.setattr(judge, "layer_values", lambda package: shown)
+
+    def values(package: OnnxPackage) -> tuple[LayerValues, ...]:
+        return shown if package.root == PACKAGE.root else layer_values(package)
+
+    monkeypatch.setattr(judge, "layer_values", values)
 
 
 def tied(margin: float = 0.0) -> VectorSet:
@@ -64,9 +79,7 @@ def tied(margin: float = 0.0) -> VectorSet:
     return replace(expected, margins=(margins,), scores=(scores,))
 
 
-def report_on(
-    change: Callable[[dict[str, Array]], object], expected: VectorSet | None = None
-) -> ParityReport:
+def report_on(change: Change, expected: VectorSet | None = None) -> ParityReport:
     expected = expected or vectors()
     results = results_of(expected)
     change(results)
@@ -94,18 +107,72 @@ def test_equal_results_are_equal():
     report.raise_if_unequal()
 
 
-def test_error_within_the_tolerance_is_equal_and_above_is_not():
-    expected = replace(vectors(), outputs={"y": np.full((2, 3, 8), 20.0, np.float32)})
+def off_by(error: float) -> Change:
+    return lambda results: results["y"].__setitem__((1, 2, 3), 20.0 + error)
 
-    def off_by(error: float) -> Callable[[dict[str, Array]], object]:
-        return lambda results: results["y"].__setitem__((1, 2, 3), 20.0 + error)
 
-    assert report_on(off_by(1.9e-3), expected).equal
-    report = report_on(off_by(2.1e-3), expected)
-    assert not report.equal
-    assert "output 'y' of vectors 0 (batch=2, seq=3) differs by 0.0021 at [1, 2, 3]" in str(
-        report.failure
-    )
+def set_to(name: str, at: tuple[int, ...], value: float) -> Change:
+    return lambda results: results[name].__setitem__(at, value)
+
+
+def all_of(value: float) -> VectorSet:
+    """Return vectors of which every output has one value."""
+    return replace(vectors(), outputs={"y": np.full((2, 3, 8), value, np.float32)})
+
+
+def masked(value: float) -> VectorSet:
+    expected = vectors()
+    expected.outputs["y"][0, 0, 0] = value
+    return expected
+
+
+def with_gates(change: Callable[[Array], object], margin: float = math.inf) -> VectorSet:
+    gates = vectors().gates[0].copy()
+    change(gates)
+    margins = np.full((2, 3), margin, np.float32)
+    return replace(vectors(), gates=(gates,), margins=(margins,))
+
+
+LEAST = float(np.finfo(np.float32).min)
+GATES = "gates of layer 'blocks.0.attn' in vectors 0"
+
+
+@pytest.mark.parametrize(
+    ("expected", "change", "reason"),
+    [
+        (all_of(20.0), off_by(1.9e-3), None),
+        (all_of(20.0), off_by(2.1e-3), "'y' of vectors 0 (batch=2, seq=3) differs by 0.0021 at [1"),
+        (vectors(), set_to("y", (0, 0, 0), math.nan), "output 'y'"),
+        (vectors(), set_to("y", (0, 0, 0), math.inf), "output 'y'"),
+        (all_of(math.nan), nothing, "the reference is itself NaN"),
+        (all_of(math.inf), nothing, None),
+        # A mask in an output excuses no other element.
+        (masked(-1e9), lambda results: results["y"].__iadd__(1), "output 'y'"),
+        (masked(LEAST), lambda results: results["y"].__iadd__(1), "output 'y'"),
+        (masked(-1e9), set_to("y", (0, 0, 0), -1e9 * (1 - 1e-7)), None),
+        (masked(LEAST), set_to("y", (0, 0, 0), LEAST * (1 - 1e-7)), None),
+        (vectors(), lambda r: r.update(y=r["y"][:, :2]), "is of shape [2, 2, 8], the reference [2"),
+        (vectors(), lambda r: r.update(y=r["y"].astype(np.float64)), "is of dtype float64, the re"),
+        (vectors(), lambda r: r.pop("y"), "(batch=2, seq=3): the runtime returned nothing"),
+        (vectors(), lambda r: r.pop("gates_0"), "(batch=2, seq=3): the runtime returned nothing"),
+        (vectors(), lambda r: r.update(gates_0=r["gates_0"][..., :3]), "is of shape [2, 3, 3]"),
+        # Gates of heads that both chose, even of tokens that a near-tie excuses.
+        (vectors(), lambda results: results["gates_0"].__imul__(1.01), GATES),
+        (with_gates(lambda gates: gates.__setitem__((0, 0, 0), math.nan)), nothing, GATES),
+        (with_gates(lambda _: None, 0.0), set_to("gates_0", (0, 2), math.nan), GATES),
+        (replace(vectors(), margins=(np.zeros((2, 1)),)), nothing, "are of shape [2, 1], expected"),
+    ],
+)
+def test_results_are_equal_within_their_tolerance(
+    expected: VectorSet, change: Change, reason: str | None
+):
+    report = report_on(change, expected)
+    if reason is None:
+        assert report.reasons == ()
+    else:
+        assert reason in report.reasons[0]
+        with pytest.raises(ValidationError, match=re.escape(reason)):
+            report.raise_if_unequal()
 
 
 @pytest.mark.parametrize(
@@ -147,62 +214,6 @@ def test_behind_an_excused_flip_products_of_bfloat16_may_differ_more():
     assert compare(PACKAGE, runner, [expected]).equal
 
 
-@pytest.mark.parametrize("mask", [-1e9, float(np.finfo(np.float32).min)])
-def test_masks_in_an_output_excuse_no_other_element(mask: float):
-    expected = vectors()
-    expected.outputs["y"][0, 0, 0] = mask
-
-    def others_off(results: dict[str, Array]) -> None:
-        results["y"] += 1
-
-    def mask_rounded(results: dict[str, Array]) -> None:
-        results["y"][0, 0, 0] *= 1 - 1e-7
-
-    assert not report_on(others_off, expected).equal
-    assert report_on(mask_rounded, expected).equal
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_output_that_is_not_finite_differs(value: float):
-    report = report_on(lambda results: results["y"].__setitem__((0, 0, 0), value))
-    assert not report.equal
-    assert "output 'y'" in report.reasons[0]
-
-
-def test_nan_does_not_equal_nan():
-    expected = replace(vectors(), outputs={"y": np.full((2, 3, 8), np.nan, np.float32)})
-    report = report_on(nothing, expected)
-    assert not report.equal
-    assert math.isnan(report.max_abs_error)
-
-
-def test_infinity_equals_infinity():
-    expected = replace(vectors(), outputs={"y": np.full((2, 3, 8), np.inf, np.float32)})
-    assert report_on(nothing, expected).equal
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (
-            lambda r: r.update(y=r["y"][:, :2]),
-            r"output 'y' .* is of shape \[2, 2, 8\], the reference \[2, 3, 8\]",
-        ),
-        (lambda r: r.update(y=r["y"].astype(np.float64)), "is of dtype float64, the reference fl"),
-        (lambda r: r.pop("y"), "output 'y' .*: the runtime returned nothing"),
-        (lambda r: r.pop("gates_0"), r"gates of layer 'blocks\.0\.attn' .*returned nothing"),
-        (
-            lambda r: r.update(gates_0=r["gates_0"][..., :3]),
-            r"gates of layer 'blocks\.0\.attn' .* is of shape \[2, 3, 3\]",
-        ),
-    ],
-)
-def test_results_that_do_not_fit_differ(change: Callable[[dict[str, Array]], object], reason: str):
-    report = report_on(change)
-    with pytest.raises(ValidationError, match=reason):
-        report.raise_if_unequal()
-
-
 def test_flipped_token_differs_and_is_described():
     report = report_on(flip_a_token)
     layer = report.layers[0]
@@ -224,37 +235,10 @@ def test_only_a_near_tie_excuses_a_flip(margin: float, excused: bool):
     assert report.routing_agreement == (1.0 if excused else pytest.approx(22 / 24))
 
 
-def test_gates_of_chosen_heads_are_compared():
-    def scaled(results: dict[str, Array]) -> None:
-        results["gates_0"] *= 1.01
-
-    report = report_on(scaled)
-    assert report.routing_agreement == 1.0
-    assert report.layers[0].gate_error > report.layers[0].gate_tolerance
-    assert "gates of layer 'blocks.0.attn' in vectors 0" in report.reasons[0]
-
-
-def test_nan_gate_differs_even_if_both_have_it():
-    gates = vectors().gates[0].copy()
-    gates[0, 0, 0] = np.nan
-    report = report_on(nothing, replace(vectors(), gates=(gates,)))
-    assert not report.equal
-    assert math.isnan(report.layers[0].gate_error)
-
-
-def test_margins_of_another_shape_are_no_excuse():
-    report = report_on(nothing, replace(vectors(), margins=(np.zeros((2, 1)),)))
-    assert "margins are of shape [2, 1], expected [2, 3]" in report.reasons[0]
-
-
-def test_nan_gate_of_a_token_behind_a_near_tie_differs():
-    expected = replace(vectors(), margins=(np.zeros((2, 3), np.float32),))
-    report = report_on(lambda results: results["gates_0"].__setitem__((0, 2), np.nan), expected)
-    assert not report.equal
-    assert math.isnan(report.layers[0].gate_error)
-
-
 def test_agreement_and_jaccard_count_every_token():
+    other_values = report_on(lambda results: results["gates_0"].__imul__(1.01)).layers[0]
+    assert other_values.equal_decisions == other_values.decisions
+    assert other_values.gate_error > other_values.gate_tolerance
     expected = tied()
     layer = report_on(flip_a_token, expected).layers[0]
     kept = np.count_nonzero(expected.gates[0][0, 2])
@@ -281,8 +265,8 @@ class Fed:
 
 
 def behind_a_near_tie(
-    change: Callable[[dict[str, Array]], object],
-    change_forced: Callable[[dict[str, Array]], object] = nothing,
+    change: Change,
+    change_forced: Change = nothing,
     why_not: str | None = None,
     margin: float = 0.0,
 ) -> ParityReport:
@@ -301,7 +285,7 @@ def test_behind_an_explained_flip_the_run_with_the_reference_gates_is_judged():
     report = behind_a_near_tie(lambda results: results["y"].__iadd__(np.float32(0.3)))
     assert report.equal
     assert report.max_abs_error == 0.0
-    assert [(one.forced, one.tolerance is None) for one in report.outputs] == [
+    assert [(output.forced, output.tolerance is None) for output in report.outputs] == [
         (True, False),
         (False, True),
     ]
@@ -316,19 +300,19 @@ def test_behind_an_explained_flip_the_run_with_the_reference_gates_is_judged():
     )
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_behind_an_explained_flip_outputs_must_be_finite(value: float):
-    report = behind_a_near_tie(lambda results: results["y"].__setitem__((0, 0, 0), value))
-    assert report.reasons == (
-        "output 'y' of vectors 0 (batch=2, seq=3), behind a flip is not finite where the reference"
-        " is.",
-    )
-
-
-def test_behind_an_explained_flip_gates_must_be_numbers():
-    report = behind_a_near_tie(lambda results: results["gates_0"].__setitem__((1, 0, 0), math.nan))
-    assert not report.equal
-    assert "'blocks.0.attn'" in report.reasons[0]
+@pytest.mark.parametrize(
+    ("name", "at", "value", "reason"),
+    [
+        ("y", (0, 0, 0), math.nan, ", behind a flip is not finite where the reference is."),
+        ("y", (0, 0, 0), math.inf, ", behind a flip is not finite where the reference is."),
+        ("gates_0", (1, 0, 0), math.nan, "'blocks.0.attn'"),
+    ],
+)
+def test_behind_an_explained_flip_results_must_be_finite(
+    name: str, at: tuple[int, ...], value: float, reason: str
+):
+    (found,) = behind_a_near_tie(set_to(name, at, value)).reasons
+    assert reason in found
 
 
 def test_first_layer_that_flips_clear_tokens_by_itself_alone_differs():
@@ -371,13 +355,8 @@ def test_gates_of_another_shape_are_not_fed():
     )
 
 
-def test_no_vectors_prove_nothing():
-    report = compare(PACKAGE, Replay({}), [])
-    assert not report.equal
-    assert "no vectors" in report.reasons[0]
-
-
-def test_vectors_without_gates_or_outputs_prove_nothing():
+def test_vectors_that_are_missing_or_hold_nothing_prove_nothing():
+    assert "no vectors" in compare(PACKAGE, Replay({}), []).reasons[0]
     bare = replace(vectors(), outputs={}, gates=(), margins=())
     report = compare(PACKAGE, Replay(results_of(vectors())), [bare])
     assert report.reasons == (
@@ -409,3 +388,62 @@ def test_combined_reports_keep_every_difference():
     assert both.reasons == bad.reasons
     assert both.reference == good.reference
     assert both.layer_runs == RUNS
+
+
+def test_right_package_is_equal(tmp_path: Path):
+    package = write_routed(tmp_path / "package")
+    assert compare_recorded(package).equal
+    require_equal(package)
+    assert moh_deploy.verify(package.root, kernels="off").notes == ()
+
+
+def test_wrong_package_is_refused_with_its_path_the_layer_and_the_next_step(tmp_path: Path):
+    package = write_routed(tmp_path / "package", "wrong scale")
+    refused = r"package, the package to start from, is not equal"
+    with pytest.raises(ValidationError, match=refused) as no:
+        require_equal(package)
+    assert "'blocks.1.attn'" in no.value.message
+    assert "`moh-deploy bisect` finds where it diverges" in (no.value.hint or "")
+    with pytest.raises(ValidationError, match=refused):
+        moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
+def with_a_wrong_body(tmp_path: Path) -> OnnxPackage:
+    """Write a package whose kernels are right, and whose bodies are not."""
+    required_library()
+    right = write_routed(tmp_path / "right")
+    model, layers = onnx.load(right.model_path), right.manifest.layers
+    wrong = plant("body: scale + 1 %", model, layers, 1, right.vectors)
+    return write_package(right, tmp_path / "package", wrong)
+
+
+def test_wrong_function_bodies_are_refused_though_kernels_are_right(tmp_path: Path):
+    package = with_a_wrong_body(tmp_path)
+    kernels, bodies = compare_recorded(package).comparisons
+    assert (kernels.reference, bodies.reference) == (RECORDED, RECORDED + ON_BODIES)
+    assert kernels.equal
+    assert not bodies.equal
+    with pytest.raises(ValidationError, match=r"on function bodies: .*'blocks\.1\.attn'"):
+        require_equal(package)
+
+
+def test_every_command_that_relies_on_function_bodies_refuses_wrong_ones(tmp_path: Path):
+    root = with_a_wrong_body(tmp_path).root
+    assert [part.equal for part in moh_deploy.verify(root).comparisons] == [True, False]
+    assert moh_deploy.verify(root, kernels="require").answer == "NOT EQUAL"
+    with pytest.raises(ValidationError, match="on function bodies"):
+        moh_deploy.precision(root, to="float16", output=tmp_path / "half")
+    with pytest.raises(ValidationError, match="on function bodies"):
+        moh_deploy.tune(root, choose={"all": "sparse"})
+
+
+def test_function_bodies_run_once_and_on_the_smallest_batch_as_long_as_the_example(tmp_path: Path):
+    required_library()
+    sets = (vectors(), vectors(batch=1, seq=1), vectors(batch=3), vectors(batch=1))
+    package = write_handmade(tmp_path / "package", sets=sets)
+    report = compare_recorded(package)
+    assert report.vector_sets == 4
+    assert [part.vector_sets for part in report.comparisons] == [4, 1]
+    assert {output.vectors for output in report.comparisons[1].outputs} == {"3 (batch=1, seq=3)"}
+    assert not compare_recorded(package, Variant(kernels="off")).parts

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,17 @@ import pytest
 import moh_deploy
 from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.accuracy.task import Labelling
 from moh_deploy.validate.compare.routing_statistics import (
+    ClassLoads,
     HeadLoad,
     RoutingStatistics,
     class_load,
     joined,
     layer_statistics,
+    main_classes,
 )
+from tests.handmade_package import LAYER
 from tests.routed_package import DEPTH, SEQ, write_routed
 
 GATES = np.asarray([[[1.0, 0.5, 0.0], [1.0, 0.0, 0.5]]], np.float32)  # [1, 2, 3]
@@ -24,7 +29,7 @@ MARGINS = np.asarray([[0.5, 2e-4]], np.float32)
 
 def flips(histogram: MarginHistogram) -> int:
     """Count the tokens that chose other heads."""
-    return sum(one.explained + one.unexplained for one in histogram.bins)
+    return sum(item.explained + item.unexplained for item in histogram.bins)
 
 
 def counted(got: Array | None, margins: Array = MARGINS, bound: float = 1e-3) -> RoutingStatistics:
@@ -57,28 +62,20 @@ def test_token_without_a_margin_is_excused_by_nothing(margin: float):
     assert margins.bins == (MarginBin(math.inf, math.inf, 2, 0, 2),)
 
 
-def test_exact_ties_are_in_the_first_bin():
+def test_exact_ties_are_in_the_first_bin_and_what_does_not_fit_in_none():
     (margins,) = counted(GATES, np.zeros_like(MARGINS)).margins
     (found,) = margins.bins
     assert (found.at_least, found.tokens) == (0.0, 2)
-
-
-def test_gates_of_another_shape_are_not_counted():
-    assert counted(None) == RoutingStatistics()
-    assert counted(GATES[:, :1]) == RoutingStatistics()
-
-
-def test_no_tokens_are_none():
-    found = layer_statistics("a", None, GATES[:0], GATES[:0], MARGINS[:0], 1e-3)
-    assert found.head_loads[0].tokens == 0
-    assert found.margins[0].bins == ()
+    assert counted(None) == counted(GATES[:, :1]) == RoutingStatistics()
+    nothing = layer_statistics("a", None, GATES[:0], GATES[:0], MARGINS[:0], 1e-3)
+    assert (nothing.head_loads[0].tokens, nothing.margins[0].bins) == (0, ())
 
 
 def test_vector_sets_add_up_layer_by_layer():
     once = counted(GATES[:, ::-1])
     both = joined([once, once])
     assert both.head_loads == (HeadLoad("a", 1, 4, (4, 2, 2), (4, 2, 2)),)
-    assert [one.tokens for one in both.margins[0].bins] == [2, 2]
+    assert [margin.tokens for margin in both.margins[0].bins] == [2, 2]
     assert flips(both.margins[0]) == 4
 
 
@@ -88,12 +85,9 @@ def test_loads_of_classes_are_counted_over_their_tokens():
     assert (load.classes, load.samples) == (("0", "1"), (1, 2))
     assert (load.tokens, load.on) == ((2, 4), ((0, 0, 0), (4, 2, 2)))
     assert class_load("a", 1, gates, ["b", "b", "a"]).classes == ("a", "b")
-
-
-def test_classes_of_batches_add_up_by_name():
-    one = RoutingStatistics(class_loads=(class_load("a", 1, GATES, [3]),))
-    other = RoutingStatistics(class_loads=(class_load("a", 1, GATES, [1]),))
-    (load,) = joined([one, other, one]).class_loads
+    # Classes of batches add up by name.
+    third, first = (RoutingStatistics((), (), (class_load("a", 1, GATES, [i]),)) for i in (3, 1))
+    (load,) = joined([third, first, third]).class_loads
     assert (load.classes, load.samples, load.tokens) == (("3", "1"), (2, 1), (4, 2))
     assert load.on == ((4, 2, 2), (2, 1, 1))
 
@@ -105,14 +99,47 @@ def test_comparison_counts_each_layer(tmp_path: Path):
     for load, gates in zip(found.head_loads, package.vectors[0].gates, strict=True):
         assert load.tokens == 3 * SEQ
         assert load.got == load.reference == tuple((gates != 0).sum(axis=(0, 1)))
-    assert [sum(one.tokens for one in each.bins) for each in found.margins] == [3 * SEQ] * DEPTH
+    assert [sum(item.tokens for item in each.bins) for each in found.margins] == [3 * SEQ] * DEPTH
     assert not any(map(flips, found.margins))
 
 
 def test_comparison_shows_flips_of_the_layer_that_is_wrong(tmp_path: Path):
     wrong = write_routed(tmp_path / "wrong", "RoPE before the router")
     found = moh_deploy.verify(wrong.root).statistics
-    flips = [sum(one.unexplained for one in each.bins) for each in found.margins]
+    flips = [sum(item.unexplained for item in each.bins) for each in found.margins]
     assert flips[0] == flips[2] == 0  # the gates of the reference were fed to the last one
     assert flips[1] > 0
     assert found.head_loads[1].got != found.head_loads[1].reference
+
+
+LABELS = np.array([0, 0, 1, -100])
+OPEN = np.array([[[1, 0], [2, 0]], [[0, 1], [1, 0]], [[0, 1], [0, 3]], [[9, 9], [9, 9]]], float)
+
+
+def test_tokens_are_counted_over_all_batches_and_padding_is_none():
+    loads = ClassLoads([LAYER], main_classes([LABELS], Labelling()))
+    loads.add({"gates_0": OPEN[:1]}, LABELS[:1])
+    loads.add({"gates_0": OPEN[1:]}, LABELS[1:])
+    (found,) = loads.statistics.class_loads
+    assert (found.classes, found.samples) == (("0", "1"), (2, 1))
+    assert (found.tokens, found.on) == ((4, 2), ((3, 1), (0, 2)))
+    loads = ClassLoads([LAYER], main_classes([LABELS], Labelling()))
+    loads.add({"gates_0": OPEN}, LABELS, np.array([[1, 0], [1, 1], [0, 1], [1, 1]], np.bool_))
+    (found,) = loads.statistics.class_loads
+    assert (found.samples, found.tokens, found.on) == ((2, 1), (3, 1), ((2, 1), (0, 1)))
+
+
+def test_without_gates_or_classes_there_are_none():
+    layers = [LAYER, replace(LAYER, gates="gates_1")]
+    loads = ClassLoads(layers, main_classes([LABELS], Labelling()))
+    loads.add({"gates_0": OPEN[:2]}, LABELS)  # as if windows were counted
+    assert loads.statistics.class_loads == ()
+    for labels in (LABELS / 2, LABELS[:, None]):
+        loads = ClassLoads(layers, main_classes([labels], Labelling()))
+        loads.add({"gates_0": OPEN}, labels)
+        assert loads.statistics.class_loads == ()
+
+
+def test_of_many_classes_those_with_most_samples_are_kept():
+    labels = np.repeat(np.arange(150), np.where(np.arange(150) < 50, 1, 2))
+    assert sorted(main_classes([labels], Labelling())) == list(range(50, 150))

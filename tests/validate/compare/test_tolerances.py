@@ -15,18 +15,12 @@ from moh_deploy.validate.compare.tolerances import (
 )
 
 
-def test_float32_limit_grows_with_the_reference_but_not_below_one():
+def test_limits_grow_with_the_reference_but_not_below_one():
     rule = tolerance_for("float32")
     assert rule.limit(0.0) == rule.limit(1.0) == 1e-4
     assert rule.limit(50.0) == pytest.approx(5e-3)
     assert rule.near_tie == 1e-5
-
-
-def test_integers_must_be_equal():
     assert tolerance_for("int64").limit(1e9) == 0.0
-
-
-def test_every_rule_has_a_reason():
     assert all(rule.reason for rule in TOLERANCES.values())
 
 
@@ -40,11 +34,8 @@ def test_only_short_mantissas_allow_more_behind_a_flip():
     assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS, INT4_PRODUCTS}
     single, products = tolerance_for("float32"), tolerance_for(BFLOAT16_PRODUCTS)
     assert coarsest(single, products) is products
-
-
-def test_nothing_allowed_behind_a_flip_is_a_rule_of_its_own():
-    rule = replace(tolerance_for("float32"), relative_after_flip=0.0)
-    assert rule.after_flip().relative == 0.0
+    # Nothing allowed behind a flip is a rule of its own.
+    assert replace(single, relative_after_flip=0.0).after_flip().relative == 0.0
 
 
 def test_dtype_without_rule_is_refused():

@@ -24,31 +24,25 @@ def package(tmp_path: Path) -> OnnxPackage:
 
 
 def test_recorded_run_at_the_examples_sizes_is_taken_without_files(package: OnnxPackage):
-    (one,) = input_sets(package, [], [])
-    assert (one.name, one.sizes, one.weight) == ("recorded", {"batch": 2, "seq": 3}, 1.0)
-    np.testing.assert_array_equal(one.inputs["x"], package.vectors[0].inputs["x"])
+    (taken,) = input_sets(package, [], [])
+    assert (taken.name, taken.sizes, taken.weight) == ("recorded", {"batch": 2, "seq": 3}, 1.0)
+    np.testing.assert_array_equal(taken.inputs["x"], package.vectors[0].inputs["x"])
 
 
-def test_files_come_with_their_weights(package: OnnxPackage, tmp_path: Path):
-    for seq in (1, 4):
-        write_npz(tmp_path / f"{seq}.npz", vectors(batch=1, seq=seq).inputs)
-    files = [tmp_path / "4.npz", tmp_path / "1.npz"]
-    sets = input_sets(package, files, [1.0, 200.0])
-    assert [(one.sizes["seq"], one.weight) for one in sets] == [(4, 1.0), (1, 200.0)]
-    assert [one.weight for one in input_sets(package, files, [])] == [1.0, 1.0]
-
-
-def test_directory_stands_for_its_files_in_the_order_of_their_names(
+def test_files_and_those_of_directories_come_with_their_weights(
     package: OnnxPackage, tmp_path: Path
 ):
     folder = tmp_path / "runs"
     folder.mkdir()
     with pytest.raises(ConfigError, match="has no npz files"):
         input_sets(package, [folder], [])
+    # Files of a directory are taken in the order of their names.
     for name, seq in (("b", 1), ("a", 4)):
         write_npz(folder / f"{name}.npz", vectors(batch=1, seq=seq).inputs)
-    sets = input_sets(package, [folder], [1.0, 200.0])
-    assert [(one.sizes["seq"], one.weight) for one in sets] == [(4, 1.0), (1, 200.0)]
+    for paths in ([folder / "a.npz", folder / "b.npz"], [folder]):
+        sets = input_sets(package, paths, [1.0, 200.0])
+        assert [(item.sizes["seq"], item.weight) for item in sets] == [(4, 1.0), (1, 200.0)]
+        assert [item.weight for item in input_sets(package, paths, [])] == [1.0, 1.0]
 
 
 def test_file_that_does_not_fit_is_refused_as_run_does(package: OnnxPackage, tmp_path: Path):
@@ -73,11 +67,8 @@ def test_weights_that_mean_nothing_are_refused(
     write_npz(tmp_path / "in.npz", vectors().inputs)
     with pytest.raises(ConfigError, match=message):
         input_sets(package, [tmp_path / "in.npz"], weights)
-
-
-def test_weights_without_files_are_refused(package: OnnxPackage):
-    with pytest.raises(ConfigError, match="weights given: 1, files of inputs: 0;"):
-        input_sets(package, [], [1.0])
+    with pytest.raises(ConfigError, match=r"weights given: \d, files of inputs: 0;"):
+        input_sets(package, [], weights)
 
 
 def test_package_without_recorded_runs_needs_files(tmp_path: Path):
@@ -94,26 +85,26 @@ def with_inputs(inputs: dict[str, Array], *specs: TensorInfo, **dims: int) -> On
 
 def test_all_combinations_are_made_and_recorded_runs_used_where_there_are(package: OnnxPackage):
     sets = sized_inputs(package, {"batch": [5, 7], "seq": [3, 1]})
-    assert [(one.sizes, one.name) for one in sets] == [
+    assert [(item.sizes, item.name) for item in sets] == [
         ({"batch": 5, "seq": 3}, "recorded"),
         ({"batch": 5, "seq": 1}, "random"),
         ({"batch": 7, "seq": 3}, "random"),
         ({"batch": 7, "seq": 1}, "random"),
     ]
-    assert [one.inputs["x"].shape for one in sets] == [(5, 3, 8), (5, 1, 8), (7, 3, 8), (7, 1, 8)]
+    assert [item.inputs["x"].shape for item in sets] == [(5, 3, 8), (5, 1, 8), (7, 3, 8), (7, 1, 8)]
     np.testing.assert_array_equal(sets[0].inputs["x"], package.vectors[1].inputs["x"])
-
-
-def test_dimensions_that_are_not_named_have_the_examples_size(package: OnnxPackage):
-    (one,) = sized_inputs(package, {"seq": [7]})
-    assert one.sizes == {"batch": 2, "seq": 7}
+    # A dimension that is not named has the example's size.
+    (made,) = sized_inputs(package, {"seq": [7]})
+    assert made.sizes == {"batch": 2, "seq": 7}
 
 
 def test_random_elements_are_recorded_ones_of_the_same_dtype():
-    ids, mask = np.array([[3, 900]], np.int64), np.array([[True, True]])
-    halves = np.array([[0.5, 2.0]], BFLOAT16)
     package = with_inputs(
-        {"ids": ids, "mask": mask, "h": halves},
+        {
+            "ids": np.array([[3, 900]], np.int64),
+            "mask": np.array([[True, True]]),
+            "h": np.array([[0.5, 2.0, 0.5, 2.0]], BFLOAT16),
+        },
         TensorInfo("ids", "int64", ("batch", "seq")),
         TensorInfo("mask", "bool", ("batch", "past + 1")),
         TensorInfo("h", "bfloat16", (1, "2*seq")),
@@ -121,20 +112,12 @@ def test_random_elements_are_recorded_ones_of_the_same_dtype():
         seq=2,
         past=1,
     )
-    package = with_inputs(
-        {**package.vectors[0].inputs, "h": np.tile(halves, 2)},
-        *package.manifest.inputs,
-        **package.manifest.dims,
-    )
-    (one,) = sized_inputs(package, {"batch": [3], "seq": [50], "past": [9]})
-    assert {name: array.shape for name, array in one.inputs.items()} == {
-        "ids": (3, 50),
-        "mask": (3, 10),
-        "h": (1, 100),
-    }
-    assert set(one.inputs["ids"].flat) == {3, 900}
-    assert one.inputs["mask"].all()
-    assert one.inputs["h"].dtype == BFLOAT16
+    (made,) = sized_inputs(package, {"batch": [3], "seq": [50], "past": [9]})
+    shapes = {name: array.shape for name, array in made.inputs.items()}
+    assert shapes == {"ids": (3, 50), "mask": (3, 10), "h": (1, 100)}
+    assert set(made.inputs["ids"].flat) == {3, 900}
+    assert made.inputs["mask"].all()
+    assert made.inputs["h"].dtype == BFLOAT16
 
 
 def test_unknown_dimensions_and_impossible_sizes_are_refused(package: OnnxPackage):

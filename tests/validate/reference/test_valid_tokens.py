@@ -16,8 +16,15 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.report.document import About
-from moh_deploy.system.npz import Array, write_npz
-from moh_deploy.validate.reference.valid_tokens import ValidTokens, inner_places, token_view
+from moh_deploy.system.npz import BFLOAT16, Array, write_npz
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.reference.valid_tokens import (
+    ValidTokens,
+    inner_places,
+    mask_like,
+    token_view,
+    valid_keys,
+)
 from tests.handmade_package import MANIFEST, gate_weight, model, vectors, write_package
 from tests.nightly import nightly, one_in, sampled
 from tests.report.shown import as_junit, as_page
@@ -79,6 +86,10 @@ def write_masked(
         return finish_true(writer, manifest, [found])
 
 
+def verify(root: Path, valid_tokens: str | None = None, *inputs: Path) -> ParityReport:
+    return moh_deploy.verify(root, inputs=inputs, valid_tokens=valid_tokens, kernels="off")
+
+
 def garbage_in_padding(found: VectorSet) -> None:
     """Plant what padding may hold: NaN, other heads, margins that excuse nothing."""
     found.outputs["y"][PADDED] = np.nan
@@ -88,7 +99,7 @@ def garbage_in_padding(found: VectorSet) -> None:
 
 def test_garbage_in_padding_is_accepted_with_the_mask_and_refused_without(tmp_path: Path):
     root = write_masked(tmp_path / "package", garbage_in_padding).root
-    report = moh_deploy.verify(root, valid_tokens="mask", kernels="off")
+    report = verify(root, "mask")
     report.raise_if_unequal()
     assert report.tokens is not None
     assert (report.tokens.tokens, report.tokens.left_out) == (6, 3)
@@ -99,7 +110,7 @@ def test_garbage_in_padding_is_accepted_with_the_mask_and_refused_without(tmp_pa
     assert report.notes == ("3 of 6 tokens are padding by 'mask', and were not compared.",)
     for text in (as_junit(report, "m"), as_page(report, About("m"))):
         assert text.count("3 of 6 tokens are padding") == 1
-    assert not moh_deploy.verify(root, kernels="off").equal
+    assert not verify(root).equal
 
 
 def test_ties_of_valid_tokens_are_told_by_scores_that_the_reference_alone_knows(tmp_path: Path):
@@ -110,27 +121,20 @@ def test_ties_of_valid_tokens_are_told_by_scores_that_the_reference_alone_knows(
 
     four = np.array([[1, 1, 1], [1, 0, 0]], np.int64)
     root = write_masked(tmp_path / "package", scores, four).root
-    moh_deploy.verify(root, valid_tokens="mask", kernels="off").raise_if_unequal()
-
-
-def test_mask_that_a_package_names_is_used_without_an_option(tmp_path: Path):
-    root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
-    report = moh_deploy.verify(root, kernels="off")
-    report.raise_if_unequal()
-    assert report.notes == ("3 of 6 tokens are padding by 'mask', and were not compared.",)
-    assert OnnxPackage.open(root).manifest.valid_tokens == "mask"
+    verify(root, "mask").raise_if_unequal()
 
 
 def test_option_wins_over_the_mask_that_a_package_names(tmp_path: Path):
     root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
-    whole = moh_deploy.verify(root, valid_tokens="all", kernels="off")
-    assert not whole.equal
-    assert whole.tokens is None
+    named = verify(root)
+    named.raise_if_unequal()
+    assert named.notes == ("3 of 6 tokens are padding by 'mask', and were not compared.",)
+    assert OnnxPackage.open(root).manifest.valid_tokens == "mask"
+    whole = verify(root, "all")
+    assert (whole.equal, whole.tokens) == (False, None)
     given = {**vectors().inputs, "mask": MASK, "other": np.ones_like(MASK)}
     write_npz(tmp_path / "user.npz", given)
-    report = moh_deploy.verify(
-        root, inputs=[tmp_path / "user.npz"], valid_tokens="other", kernels="off"
-    )
+    report = verify(root, "other", tmp_path / "user.npz")
     assert report.tokens is not None
     assert (report.tokens.name, report.tokens.left_out) == ("other", 0)
 
@@ -149,7 +153,7 @@ def test_every_command_leaves_out_what_a_package_says_is_padding(what: str, tmp_
         assert OnnxPackage.open(tmp_path / "half").manifest.valid_tokens == "mask"
     elif what == "probe":
         probed = moh_deploy.probe(root, kernels="off")
-        padding = next(one for one in probed.results if one.case.startswith("padding only"))
+        padding = next(item for item in probed.results if item.case.startswith("padding only"))
         assert padding.case == "padding only: mask all 0"
     else:
         assert not moh_deploy.bisect(root, kernels="off").diverges
@@ -185,7 +189,7 @@ def test_valid_token_that_differs_is_refused_where_it_stands(
         change(found)
 
     root = write_masked(tmp_path / "package", plant).root
-    report = moh_deploy.verify(root, valid_tokens="mask", kernels="off")
+    report = verify(root, "mask")
     with pytest.raises(ValidationError):
         report.raise_if_unequal()
     assert re.search(where, " ".join(report.reasons))
@@ -193,7 +197,7 @@ def test_valid_token_that_differs_is_refused_where_it_stands(
 
 def test_nothing_but_padding_is_no_data_and_fails(tmp_path: Path):
     root = write_masked(tmp_path / "package", nan_output, np.zeros((2, 3), np.int64)).root
-    report = moh_deploy.verify(root, valid_tokens="mask", kernels="off")
+    report = verify(root, "mask")
     (reason,) = report.reasons
     assert reason.startswith("no output holds anything to compare, so nothing is proven. ")
     assert reason.endswith("tokens are padding by 'mask', and were not compared.")
@@ -207,9 +211,7 @@ def test_member_of_a_users_file_may_say_which_tokens_are_valid(tmp_path: Path, d
     found.outputs["y"][PADDED] = np.nan
     members = {**found.inputs, **found.outputs, "valid": MASK.astype(dtype)}
     write_npz(tmp_path / "user.npz", members)
-    report = moh_deploy.verify(
-        tmp_path / "package", inputs=[tmp_path / "user.npz"], valid_tokens="valid"
-    )
+    report = verify(tmp_path / "package", "valid", tmp_path / "user.npz")
     report.raise_if_unequal()
     assert report.outputs[0].elements == 3 * 8
 
@@ -227,15 +229,10 @@ def test_mask_that_is_none_is_refused(tmp_path: Path, mask: Array | None, messag
     members = {} if mask is None else {"valid": mask}
     write_npz(tmp_path / "user.npz", {**vectors().inputs, **members})
     with pytest.raises(ConfigError, match=message):
-        moh_deploy.verify(
-            tmp_path / "package", inputs=[tmp_path / "user.npz"], valid_tokens="valid"
-        )
-
-
-def test_recorded_runs_have_masks_among_their_inputs_alone(tmp_path: Path):
-    write_package(tmp_path / "package")
+        verify(tmp_path / "package", "valid", tmp_path / "user.npz")
+    # Recorded runs have masks among their inputs alone.
     with pytest.raises(ConfigError, match=r"'valid', which recorded run 0 .* does not hold"):
-        moh_deploy.verify(tmp_path / "package", valid_tokens="valid")
+        verify(tmp_path / "package", "valid")
 
 
 def selected(
@@ -259,31 +256,43 @@ def selected(
 NAMED = ("batch", "seq")
 
 
-def test_token_axes_are_found_by_their_names():
-    tokens = [[0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]]
-    assert selected(("batch", "seq", 8), (2, 3, 8), dims=NAMED) == tokens
-    # A cache of keys [B, H, S, D].
-    cache = [[0, 2], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
-    assert selected(("batch", 4, "seq", 8), (2, 4, 3, 8), dims=NAMED) == cache
-    turned = [[0, 1], [0, 0], [0, 1], [1, 0]]
-    assert selected(("seq", "batch"), (3, 2), dims=NAMED) == turned
+FIXED = ("batch", 3)
 
 
-def test_classes_as_many_as_tokens_are_not_taken_for_them():
-    assert selected(("batch", 3), (2, 3), dims=NAMED) is None
-    assert selected(("batch", 3), (2, 3), dims=("batch", 3)) is None
-    assert selected(("batch", 3), (2, 3), dims=None) is None
-    assert selected(("batch", 3, 8), (2, 3, 8), dims=("batch", 3)) is not None
-    assert selected(("batch", 3, 4, 4), (2, 3, 4, 4), dims=("batch", 3)) is None  # channels
-    assert selected(("batch", "seq"), (2, 3), dims=None) is not None
-
-
-@pytest.mark.parametrize("dims", [NAMED, ("batch", 3), None])
-def test_reference_with_more_axes_than_its_output_is_compared_as_it_is(
+@pytest.mark.parametrize(
+    ("shape", "sizes", "dims", "expected"),
+    [
+        (("batch", "seq", 8), (2, 3, 8), NAMED, [[0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]]),
+        # A cache of keys [B, H, S, D].
+        (
+            ("batch", 4, "seq", 8),
+            (2, 4, 3, 8),
+            NAMED,
+            [[0, 2], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]],
+        ),
+        (("seq", "batch"), (3, 2), NAMED, [[0, 1], [0, 0], [0, 1], [1, 0]]),
+        # Classes as many as tokens are not taken for them, nor channels.
+        (("batch", 3), (2, 3), NAMED, None),
+        (("batch", 3), (2, 3), FIXED, None),
+        (("batch", 3), (2, 3), None, None),
+        (("batch", 3, 8), (2, 3, 8), FIXED, [[0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]]),
+        (("batch", 3, 4, 4), (2, 3, 4, 4), FIXED, None),
+        (("batch", "seq"), (2, 3), None, [[0, 1], [0, 0], [0, 1], [1, 0]]),
+        # A reference with more axes than its output is compared as it is.
+        *(
+            (shape, (2, 3), dims, None)
+            for dims in (NAMED, FIXED, None)
+            for shape in ((), NAMED[:1])
+        ),
+    ],
+)
+def test_token_axes_are_found_by_their_names_or_in_common_forms(
+    shape: tuple[int | str, ...],
+    sizes: tuple[int, ...],
     dims: tuple[int | str, ...] | None,
+    expected: list[list[int]] | None,
 ):
-    assert selected((), (2, 3), dims=dims) is None
-    assert selected(("batch",), (2, 3), dims=dims) is None
+    assert selected(shape, sizes, dims=dims) == expected
 
 
 def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(
@@ -308,9 +317,7 @@ def test_padding_does_not_raise_the_noise_floor(tmp_path: Path):
     write_npz(tmp_path / "user.npz", {"x": x, "valid": mask})
 
     def floor(valid_tokens: str | None) -> float:
-        files = [tmp_path / "user.npz"]
-        report = moh_deploy.verify(half, inputs=files, valid_tokens=valid_tokens, kernels="off")
-        found = report.outputs[0].floor
+        found = verify(half, valid_tokens, tmp_path / "user.npz").outputs[0].floor
         assert found is not None
         return found
 
@@ -318,3 +325,48 @@ def test_padding_does_not_raise_the_noise_floor(tmp_path: Path):
     assert floor("valid") < 1
     write_npz(tmp_path / "user.npz", {"x": whole["x"]})
     assert floor(None) > 1
+
+
+VALID = np.array([[True, True, False], [True, False, False]])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, BFLOAT16])
+@pytest.mark.parametrize("lowest", [-np.inf, -30000.0])
+@pytest.mark.parametrize("between", [(), (1,), (4, 5), (1, 3)])
+def test_mask_that_is_made_says_what_it_was_made_of(
+    dtype: type, lowest: float, between: tuple[int, ...]
+):
+    like = np.full((1, *between, 7), lowest).astype(dtype)
+    if like.ndim == 2:
+        assert (mask_like(VALID, like) == VALID.astype(dtype)).all()
+        return
+    made = mask_like(VALID, like)
+    assert (made.shape, made.dtype) == ((2, *between, 3), like.dtype)
+    assert (made.astype(np.float64).min() == like.astype(np.float64).min()).all()
+    found = valid_keys(made)
+    assert isinstance(found, np.ndarray)
+    assert (found == VALID).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 1, 3), (2, 1, 3, 0)])
+def test_mask_may_be_empty(shape: tuple[int, ...]):
+    like = np.zeros(shape, np.float32)
+    found = valid_keys(like)
+    assert isinstance(found, np.ndarray)
+    assert found.shape == (shape[0], shape[-1])
+    assert mask_like(found, like).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (np.full((1, 1, 1, 2), 0.5), "it holds 0.5, and not only 0"),
+        (np.full((1, 1, 1, 2), np.nan), "it holds nan, and not only 0"),
+        (np.triu(np.full((1, 1, 3, 3), -np.inf), 1), "it hides other keys from one query than"),
+        (np.zeros((2, 1, 0, 3)), "it has no query"),
+    ],
+)
+def test_mask_that_does_not_tell_which_tokens_are_valid(mask: Array, reason: str):
+    found = valid_keys(np.nan_to_num(mask, nan=np.nan, neginf=-np.inf))
+    assert isinstance(found, str)
+    assert found.startswith(reason)

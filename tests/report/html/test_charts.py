@@ -1,5 +1,3 @@
-"""Where things lie: scales, cells, bars and lines."""
-
 from __future__ import annotations
 
 import math
@@ -17,11 +15,13 @@ from moh_deploy.report.document import (
     MarginHistogram,
     Section,
     Table,
+    TradeOffChart,
+    TradeOffPoint,
 )
 from moh_deploy.report.html.page import Track, page_table
 from moh_deploy.report.html.routing_charts import page_map, page_margins, shade
 from moh_deploy.report.html.scales import decades, round_numbers
-from moh_deploy.report.html.time_charts import PageChart, page_chart
+from moh_deploy.report.html.time_charts import PageChart, page_chart, page_trade_off
 from moh_deploy.report.numbers import number, share
 from tests.report.samples import parity_report
 
@@ -63,7 +63,7 @@ def test_ticks_are_round_numbers(low: float, high: float, is_log: bool, labels: 
     scale = round_numbers(low, high, is_log=is_log)
     assert [tick.label for tick in scale.ticks] == labels
     assert all(0 <= tick.at <= 100 for tick in scale.ticks)
-    assert [tick.at for tick in scale.ticks] == [scale.at(float(one)) for one in labels]
+    assert [tick.at for tick in scale.ticks] == [scale.at(float(item)) for item in labels]
 
 
 @pytest.mark.parametrize("number", [0.0, 3.0])
@@ -109,15 +109,11 @@ def test_layers_with_other_heads_are_other_blocks():
 def test_cell_that_differs_has_both_numbers_even_if_they_look_alike():
     shown = page_map(heat(LoadRow("a", 1000, (500, 500), (500, 501), None)))
     same, other = shown.blocks[0].rows[0].cells
-    assert same.reference is None
-    assert other.reference is not None
-    assert (other.package.text, other.reference.text) == ("50", "50")
+    assert (same.reference, other.reference) == (None, shade(0.501))
+    assert other.package == shade(0.5)
     assert other.words == "on for 500 of 1000 tokens in the package, for 501 in the reference"
-
-
-def test_layer_without_tokens_has_cells_without_numbers():
-    cells = page_map(heat(LoadRow("a", 0, (0,), (0,), None))).blocks[0].rows[0].cells
-    assert cells[0].package.level is None
+    nothing = page_map(heat(LoadRow("a", 0, (0,), (0,), None))).blocks[0].rows[0].cells
+    assert nothing[0].package.level is None
 
 
 def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
@@ -142,12 +138,12 @@ def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
 
 
 def test_charts_of_all_layers_share_an_axis():
-    one = MarginHistogram("a", 1e-2, (MarginBin(1e-3, 2e-3, 1, 0, 0),))
-    other = replace(one, path="b", bins=(MarginBin(1e-1, 2e-1, 1, 0, 0),))
-    first, second = page_margins([one, other])
+    low = MarginHistogram("a", 1e-2, (MarginBin(1e-3, 2e-3, 1, 0, 0),))
+    high = replace(low, path="b", bins=(MarginBin(1e-1, 2e-1, 1, 0, 0),))
+    first, second = page_margins([low, high])
     assert first.bound_at == second.bound_at
     assert first.bars[0].x < second.bars[0].x
-    (nothing,) = page_margins([replace(one, bins=())])
+    (nothing,) = page_margins([replace(low, bins=())])
     assert nothing.bars == ()
 
 
@@ -173,8 +169,8 @@ def test_error_ends_beyond_its_tolerance_if_it_is_larger(
     report = parity_report(1)
     layer = replace(report.layers[0], gate_error=error)
     blocks = replace(report, layers=(layer,)).document().blocks
-    (errors,) = (one for one in blocks if isinstance(one, Section) and "Error" in one.title)
-    (table,) = (one for one in errors.blocks if isinstance(one, Table))
+    (errors,) = (block for block in blocks if isinstance(block, Section) and "Error" in block.title)
+    (table,) = (block for block in errors.blocks if isinstance(block, Table))
     track = page_table(table).rows[0][2]
     assert isinstance(track, Track)
     kinds = [mark.kind for mark in track.marks]
@@ -191,24 +187,60 @@ def test_error_ends_beyond_its_tolerance_if_it_is_larger(
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [(NAN, "NaN"), (INF, "∞"), (-INF, "-∞"), (0.00012345, "0.000123"), (None, None)],
-)
-def test_numbers_have_three_digits(value: float | None, text: str | None):
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
+    ("found", "text"),
     [
-        (1.0, "100 %"),
-        (0.99999, ">99.9 %"),
-        (0.625, "62.5 %"),
-        (1e-9, "<0.1 %"),
-        (0.0, "0 %"),
-        (NAN, "NaN"),
-        (None, None),
+        *zip(
+            map(number, (NAN, INF, -INF, 0.00012345)), ("NaN", "∞", "-∞", "0.000123"), strict=True
+        ),
+        (number(None), None),
+        # Only all is called all.
+        (share(1.0), "100 %"),
+        (share(0.99999), ">99.9 %"),
+        (share(0.625), "62.5 %"),
+        (share(1e-9), "<0.1 %"),
+        (share(0.0), "0 %"),
+        (share(NAN), "NaN"),
+        (share(None), None),
     ],
 )
-def test_only_all_is_called_all(value: float | None, text: str | None):
-    assert share(value) == text
+def test_numbers_have_three_digits(found: str | None, text: str | None):
+    assert found == text
+
+
+def chart(*points: tuple[float, float], **changes: object) -> TradeOffChart:
+    made = tuple(TradeOffPoint(str(place), "", *point) for place, point in enumerate(points))
+    return TradeOffChart("t", "ms", "top-1", made, **changes)
+
+
+def test_up_is_better_and_left_is_faster():
+    low, high = page_trade_off(chart((2.0, 0.8), (4.0, 0.9))).points
+    assert low.x < high.x
+    assert low.y > high.y
+    low, high = page_trade_off(chart((2.0, 0.8), (4.0, 0.9), lower_is_better=True)).points
+    assert low.y < high.y
+
+
+@pytest.mark.parametrize("times", [(1.0, 10.0, 100.0), (1.0, 2.0, 3.0)])
+def test_times_that_are_ratios_apart_lie_by_their_ratios(times: tuple[float, ...]):
+    first, second, third = page_trade_off(chart(*((time, 0.8) for time in times))).points
+    assert second.x - first.x == pytest.approx(third.x - second.x, abs=0.05)
+
+
+def test_what_is_promised_is_on_the_axes_whatever_the_points_are():
+    laid_out = page_trade_off(chart((2.0, 0.8), x_limit=1.0, y_limit=0.5))
+    assert laid_out.x_limit is not None
+    assert laid_out.y_limit is not None
+    assert 0 < laid_out.x_limit < laid_out.points[0].x < 100
+    assert laid_out.points[0].y < laid_out.y_limit < 100
+
+
+@pytest.mark.parametrize(("y_is_share", "label"), [(True, "60 %"), (False, "0.6")])
+def test_shares_are_in_percent(y_is_share: bool, label: str):
+    laid_out = page_trade_off(chart((1, 0.5), (2, 1.0), y_is_share=y_is_share))
+    assert label in [tick.label for tick in laid_out.y_ticks]
+
+
+def test_one_point_has_room_around_it():
+    (only,) = page_trade_off(chart((2.0, 0.8))).points
+    assert 10 < only.x < 90
+    assert 10 < only.y < 80

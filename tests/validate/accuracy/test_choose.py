@@ -49,7 +49,7 @@ def test_mark_in_unsigned_labels_is_the_same_mark():
     labels = LABELS.copy()
     labels[3] = -100
     signed, unsigned = (
-        TopK(1, "y").score({"y": LOGITS}, one) for one in (labels, labels.astype(np.uint64))
+        TopK(1, "y").score({"y": LOGITS}, item) for item in (labels, labels.astype(np.uint64))
     )
     assert (signed.ignored, unsigned.ignored) == (1, 1)
     assert unsigned.totals.tolist() == signed.totals.tolist()
@@ -59,9 +59,8 @@ def test_ties_go_to_the_first_class_as_argmax_has_it():
     flat = np.zeros((6, 6), np.float32)
     labels = np.arange(6)
     for k in (1, 5):
-        assert TopK(k, "y").score({"y": flat}, labels).totals.tolist() == [1.0] * k + [0.0] * (
-            6 - k
-        )
+        totals = TopK(k, "y").score({"y": flat}, labels).totals
+        assert totals.tolist() == [1.0] * k + [0.0] * (6 - k)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -95,14 +94,11 @@ def test_labels_outside_of_the_classes_are_refused():
     with pytest.raises(ConfigError, match=r"label -1 at \[0\]") as caught:
         TopK(1, "y").score({"y": LOGITS[:2]}, np.array([-1, 0]))
     assert "--ignore-label -1" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="has 5 classes, so top-5 is always right"):
+        TopK(5, "y").score({"y": LOGITS[:, :5]}, LABELS % 5)
     assert (
         TopK(1, "y", Labelling(ignore=-1)).score({"y": LOGITS[:2]}, np.array([-1, 0])).ignored == 1
     )
-
-
-def test_top_5_of_five_classes_is_refused():
-    with pytest.raises(ConfigError, match="has 5 classes, so top-5 is always right"):
-        TopK(5, "y").score({"y": LOGITS[:, :5]}, LABELS % 5)
 
 
 def test_functions_are_given_outputs_and_labels():

@@ -1,5 +1,3 @@
-"""Tables in terminals of any width: no word is cut, and nothing is left out."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,3 @@
-"""Texts are compared up to where they part, and rounding excuses what it may have chosen."""
-
 from __future__ import annotations
 
 import numpy as np
@@ -17,8 +15,8 @@ def step(*tokens: int | None, logits=None) -> DecodedStep:
 def test_row_is_compared_up_to_its_first_difference():
     logits = np.array([[0, 3, 1, 0, 0], [0, 0, 0, 0, 9]], np.float32)
     comparison = TokenComparison([step(1, 2), step(1, 4, logits=logits), step(3, 3)], "float32")
-    for position, one in enumerate([step(1, 2), step(2, 4), step(0, 3)]):
-        comparison.add(one, position)
+    for position, decoded in enumerate([step(1, 2), step(2, 4), step(0, 3)]):
+        comparison.add(decoded, position)
     (difference,) = comparison.differences
     assert (difference.prompt, difference.position) == (1, 1)
     assert (difference.token, difference.expected, difference.margin) == (2, 1, 2.0)
@@ -26,28 +24,28 @@ def test_row_is_compared_up_to_its_first_difference():
     assert comparison.compared == 5  # both rows twice, then the second alone
 
 
-def test_rounding_excuses_a_margin_that_it_may_make():
-    logits = np.array([[0, 1, 1 - 1e-6, 0, 0]], np.float32)
-    comparison = TokenComparison([step(1, logits=logits)], "float32")
-    comparison.add(step(2), 0)
-    assert comparison.differences[0].is_near_tie
-
-
-@pytest.mark.parametrize("ruled_out", [-np.inf, np.finfo(np.float32).min, -1e9])
-def test_tokens_that_a_model_rules_out_excuse_no_others(ruled_out: float):
-    logits = np.array([[0, 3, 1, 0, ruled_out]], np.float32)
-    for other in (2, 4):
-        comparison = TokenComparison([step(1, logits=logits)], "float32")
-        comparison.add(step(other), 0)
-        assert not comparison.differences[0].is_near_tie
-
-
-def test_lower_precisions_have_rules_of_their_own():
-    logits = np.array([[0, 1, 1 - 1e-3, 0, 0]], np.float32)
-    for precision, is_excused in (("float32", False), ("int8", True), ("int4", True)):
-        comparison = TokenComparison([step(1, logits=logits)], precision)
-        comparison.add(step(2), 0)
-        assert comparison.differences[0].is_near_tie is is_excused
+@pytest.mark.parametrize(
+    ("logits", "other", "precision", "is_excused"),
+    [
+        ([0, 1, 1 - 1e-6, 0, 0], 2, "float32", True),
+        ([0, 1, 1 - 1e-3, 0, 0], 2, "float32", False),
+        ([0, 1, 1 - 1e-3, 0, 0], 2, "int8", True),
+        ([0, 1, 1 - 1e-3, 0, 0], 2, "int4", True),
+        # Tokens that a model rules out excuse no others.
+        *(
+            ([0, 3, 1, 0, ruled_out], other, "float32", False)
+            for ruled_out in (-np.inf, np.finfo(np.float32).min, -1e9)
+            for other in (2, 4)
+        ),
+    ],
+)
+def test_rounding_excuses_a_margin_that_it_may_make(
+    logits: list[float], other: int, precision: str, is_excused: bool
+):
+    known = step(1, logits=np.array([logits], np.float32))
+    comparison = TokenComparison([known], precision)
+    comparison.add(step(other), 0)
+    assert comparison.differences[0].is_near_tie is is_excused
 
 
 def test_tokens_of_few_bits_are_within_tolerance_and_counted():

@@ -1,5 +1,3 @@
-"""What is concluded of machines that are written down: one with everything, and what it lacks."""
-
 from __future__ import annotations
 
 from dataclasses import replace
@@ -8,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.cpu import CpuFacts, CpuRun, OpenVinoFacts, OpenVinoRun, RuntimeFacts
+from moh_deploy.machine.cpu import CpuFacts, CpuRun, OpenVinoFacts, RuntimeFacts
 from moh_deploy.machine.gpu import DeviceCode, GpuFacts, LibraryFacts
 from moh_deploy.machine.machine import Ability, Importable, Machine, abilities
 from moh_deploy.machine.packages import PackageFacts, Packages
@@ -17,29 +15,13 @@ from moh_deploy.machine.tools import ToolFacts, Tools
 from moh_deploy.system.nvidia_driver import Gpu
 
 EXPORT, CPU, CPU_KERNELS = "export a model", "run on the CPU", "run on the CPU, by kernels"
-BUILD_PLUGIN, BUILD_ORT = "build libmoh_plugin.so", "build libmoh_ort_cuda.so"
+OPENVINO, BUILD_ORT = "run on the CPU, in OpenVINO by kernels", "build libmoh_ort_cuda.so"
+ORT_CUDA, BUILD_PLUGIN = "run CUDA kernels in ONNX Runtime", "build libmoh_plugin.so"
 RTX, RTX_KERNELS = "build TensorRT-RTX engines", "build TensorRT-RTX engines, with kernels"
-RTX_RUN, ORT_CUDA = "run TensorRT-RTX engines", "run CUDA kernels in ONNX Runtime"
-TRT, TRT_KERNELS = (
-    "build and run TensorRT engines",
-    "build and run TensorRT engines, with kernels",
-)
-OPENVINO = "run on the CPU, in OpenVINO by kernels"
-NAMES = [
-    EXPORT,
-    CPU,
-    CPU_KERNELS,
-    OPENVINO,
-    BUILD_ORT,
-    ORT_CUDA,
-    BUILD_PLUGIN,
-    RTX,
-    RTX_KERNELS,
-    RTX_RUN,
-    TRT,
-]
-RUNNER = "moh-deploy run, verify: engines"
-NAMES += [TRT_KERNELS, RUNNER, "use all add-ons"]
+RTX_RUN, TRT = "run TensorRT-RTX engines", "build and run TensorRT engines"
+TRT_KERNELS, RUNNER = f"{TRT}, with kernels", "moh-deploy run, verify: engines"
+NAMES = [EXPORT, CPU, CPU_KERNELS, OPENVINO, BUILD_ORT, ORT_CUDA, BUILD_PLUGIN, RTX, RTX_KERNELS]
+NAMES += [RTX_RUN, TRT, TRT_KERNELS, RUNNER, "use all add-ons"]
 
 _BROKEN = Failed("it is broken", "mend it")
 _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
@@ -66,7 +48,7 @@ FULL = Machine(
         Path("libmoh_ort_cpu.so"),
         CpuRun(("avx2", "baseline")),
     ),
-    openvino=OpenVinoFacts("2026.4.1", Path("libmoh_openvino.so"), OpenVinoRun(("avx2",))),
+    openvino=OpenVinoFacts("2026.4.1", Path("libmoh_openvino.so"), CpuRun(("avx2",))),
     gpu=GpuFacts("590.1", "13.1", (Gpu("NVIDIA L4", 89, 24 << 30),)),
     tools=Tools(
         ToolFacts("nvcc", Path("nvcc"), "12.8"),
@@ -80,7 +62,7 @@ FULL = Machine(
 
 
 def _cannot(machine: Machine) -> dict[str, Ability]:
-    return {one.name: one for one in abilities(machine) if not one.can}
+    return {ability.name: ability for ability in abilities(machine) if not ability.can}
 
 
 def _with_gpu(compute_capability: int) -> Machine:
@@ -103,34 +85,35 @@ def _with_tools(**changes: object) -> Machine:
 
 def test_a_machine_with_everything_can_do_everything():
     found = abilities(FULL)
-    assert [one.name for one in found] == NAMES
-    assert all(one.can and one.how for one in found)
-    assert [one.name for one in found if one.essential] == [EXPORT, CPU]
-    assert {one.name: one.how for one in found}[CPU_KERNELS] == "avx2"
+    assert [item.name for item in found] == NAMES
+    assert all(item.can and item.how for item in found)
+    assert [item.name for item in found if item.essential] == [EXPORT, CPU]
+    assert {item.name: item.how for item in found}[CPU_KERNELS] == "avx2"
+
+
+def _with_cpu(**changes: object) -> Machine:
+    return replace(FULL, cpu=replace(FULL.cpu, **changes))
+
+
+def _with_packages(*found: PackageFacts) -> Machine:
+    return replace(FULL, packages=Packages(True, found))
 
 
 _NO_TORCH = PackageFacts("torch", None, ">=2.9", True, "torch is not installed", "pip install it")
+_YOUNG = replace(_POLYGRAPHY, problem="it is 0.49")
+_ONLY_CPU = _with_cpu(runtime=RuntimeFacts("1.30.0", ("CPU",)))
+_NO_EXTENSION = replace(FULL, openvino=replace(FULL.openvino, kernels=_BROKEN))
+_OLD_NVCC = _with_tools(nvcc=ToolFacts("nvcc", Path("nvcc"), "12.4"))
+_HEADERS = FULL.tools.headers
 _LACKS = {
-    "torch": (replace(FULL, packages=Packages(True, (_NO_TORCH, _POLYGRAPHY))), {EXPORT}),
-    "polygraphy": (replace(FULL, packages=Packages(True, ())), {RUNNER}),
-    "young polygraphy": (
-        replace(FULL, packages=Packages(True, (replace(_POLYGRAPHY, problem="it is 0.49"),))),
-        {RUNNER},
-    ),
+    "torch": (_with_packages(_NO_TORCH, _POLYGRAPHY), {EXPORT}),
+    "polygraphy": (_with_packages(), {RUNNER}),
+    "young polygraphy": (_with_packages(_YOUNG), {RUNNER}),
     "importable export": (replace(FULL, export=_BROKEN), {EXPORT}),
-    "function bodies": (
-        replace(FULL, cpu=replace(FULL.cpu, functions=_BROKEN)),
-        {CPU, ORT_CUDA},
-    ),
-    "kernels": (replace(FULL, cpu=replace(FULL.cpu, kernels=_BROKEN)), {CPU_KERNELS}),
-    "OpenVINO's extension": (
-        replace(FULL, openvino=replace(FULL.openvino, kernels=_BROKEN)),
-        {OPENVINO},
-    ),
-    "CUDA provider": (
-        replace(FULL, cpu=replace(FULL.cpu, runtime=RuntimeFacts("1.30.0", ("CPU",)))),
-        {ORT_CUDA},
-    ),
+    "function bodies": (_with_cpu(functions=_BROKEN), {CPU, ORT_CUDA}),
+    "kernels": (_with_cpu(kernels=_BROKEN), {CPU_KERNELS}),
+    "OpenVINO's extension": (_NO_EXTENSION, {OPENVINO}),
+    "CUDA provider": (_ONLY_CPU, {ORT_CUDA}),
     "GPU": (replace(FULL, gpu=_BROKEN), {RTX_RUN, TRT, TRT_KERNELS, RUNNER, ORT_CUDA}),
     "GPU that RTX takes": (_with_gpu(90), {RTX_RUN}),
     "GPU with kernels": (_with_gpu(75), {TRT_KERNELS, ORT_CUDA}),
@@ -138,17 +121,14 @@ _LACKS = {
     "library for ONNX Runtime": (replace(FULL, ort_cuda=_BROKEN), {ORT_CUDA}),
     "young TensorRT": (_with_tensorrt(trt="10.6.0"), {TRT, TRT_KERNELS}),
     "young RTX": (_with_tensorrt(rtx="1.0.3"), {RTX, RTX_KERNELS, RTX_RUN}),
-    "young nvcc": (
-        _with_tools(nvcc=ToolFacts("nvcc", Path("nvcc"), "12.4")),
-        {BUILD_PLUGIN, BUILD_ORT},
-    ),
+    "young nvcc": (_OLD_NVCC, {BUILD_PLUGIN, BUILD_ORT}),
     "cmake": (_with_tools(cmake=ToolFacts("cmake", None, None)), {BUILD_PLUGIN, BUILD_ORT}),
     "TensorRT's headers": (
-        _with_tools(headers={"TensorRT": None, "ONNX Runtime": Path("include")}),
+        _with_tools(headers={**_HEADERS, "TensorRT": None}),
         {BUILD_PLUGIN},
     ),
     "ONNX Runtime's headers": (
-        _with_tools(headers={"TensorRT": Path("include"), "ONNX Runtime": None}),
+        _with_tools(headers={**_HEADERS, "ONNX Runtime": None}),
         {BUILD_ORT},
     ),
 }
@@ -159,9 +139,9 @@ def test_what_is_missing_takes_away_what_needs_it(lack: str):
     machine, names = _LACKS[lack]
     lost = _cannot(machine)
     assert set(lost) == names
-    for one in lost.values():
-        assert one.how is None
-        assert all(gap.why and gap.fix for gap in one.gaps)
+    for value in lost.values():
+        assert value.how is None
+        assert all(gap.why and gap.fix for gap in value.gaps)
 
 
 def test_versions_are_compared_as_numbers():
@@ -192,7 +172,7 @@ def test_a_driver_of_before_the_plugins_cuda_runs_no_kernels(cuda: str, lacks: b
     )
     found = _cannot(machine)
     assert len(found) == lacks
-    for one in found.values():
-        (gap,) = one.gaps
+    for value in found.values():
+        (gap,) = value.gaps
         assert gap.why == "the driver takes CUDA 12.4, and libmoh_plugin.so was compiled with 13"
         assert "580 or later takes CUDA 13" in gap.fix

@@ -39,13 +39,13 @@ def held(count: int) -> LabelledSamples:
 def test_arrays_are_cut_along_the_axis_of_samples_and_others_stay_whole():
     samples = samples_of(held(7), (X, CACHE, BIAS), sample_axis([LOGITS]))
     batches = list(Dataset(samples, np.arange(7)).batches(3, lambda count: True))
-    assert [one.labels.tolist() for one in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    for one in batches:
-        assert one.inputs["x"][:, 0].tolist() == one.labels.tolist()
-        assert one.inputs["cache"][1, :, 0].tolist() == one.labels.tolist()
-        assert one.inputs["bias"].shape == (5, 5)
-        assert one.expected["logits"][:, 3].tolist() == one.labels.tolist()
-        assert one.added == 0
+    assert [item.labels.tolist() for item in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    for item in batches:
+        assert item.inputs["x"][:, 0].tolist() == item.labels.tolist()
+        assert item.inputs["cache"][1, :, 0].tolist() == item.labels.tolist()
+        assert item.inputs["bias"].shape == (5, 5)
+        assert item.expected["logits"][:, 3].tolist() == item.labels.tolist()
+        assert item.added == 0
 
 
 def test_last_batch_is_filled_up_with_copies_of_its_last_sample_which_are_no_results():
@@ -62,19 +62,19 @@ def test_last_batch_is_filled_up_with_copies_of_its_last_sample_which_are_no_res
 
 @pytest.mark.parametrize("name", ["x", "logits"])
 def test_array_without_an_axis_of_samples_is_refused(name: str):
-    one = held(1)
-    arrays = {**one.inputs, **one.expected, name: np.array(0.5, np.float32)}
-    one = replace(
-        one,
-        inputs={k: arrays[k] for k in one.inputs},
-        expected={k: arrays[k] for k in one.expected},
-    )
+    whole, number = held(1), {name: np.array(0.5, np.float32)}
+    inputs = {k: number.get(k, array) for k, array in whole.inputs.items()}
+    expected = {k: number.get(k, array) for k, array in whole.expected.items()}
     with pytest.raises(ConfigError, match=rf"'{name}' is \[\], expected samples on axis 0"):
-        samples_of(one, (X, CACHE, BIAS), sample_axis([LOGITS]))
+        samples_of(
+            replace(whole, inputs=inputs, expected=expected),
+            (X, CACHE, BIAS),
+            sample_axis([LOGITS]),
+        )
 
 
 def test_fixed_batch_is_told_by_its_number():
-    fixed = [TensorInfo(one.name, one.dtype, (3, *one.shape[1:])) for one in (X, LOGITS)]
+    fixed = [TensorInfo(item.name, item.dtype, (3, *item.shape[1:])) for item in (X, LOGITS)]
     samples = samples_of(held(8), (fixed[0], BIAS), sample_axis(fixed[1:]))
     assert samples.axes == {"x": 0, "logits": 0}
 
@@ -98,10 +98,4 @@ def test_size_of_a_batch_is_what_runs_nearest_below_what_is_wanted():
 
 def test_samples_are_placed_in_their_files():
     files = SampleFiles(("a.npz", "b.npz"), (3, 2))
-    assert [files.place(i) for i in range(5)] == [
-        "a.npz[0]",
-        "a.npz[1]",
-        "a.npz[2]",
-        "b.npz[0]",
-        "b.npz[1]",
-    ]
+    assert " ".join(map(files.place, range(5))) == "a.npz[0] a.npz[1] a.npz[2] b.npz[0] b.npz[1]"

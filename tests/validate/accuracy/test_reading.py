@@ -18,11 +18,7 @@ def test_csv_with_and_without_a_header(tmp_path: Path, text: str):
     labels = read_labels(path)
     assert labels.tolist() == [3, 1, 2]
     assert labels.dtype == np.int64
-
-
-def test_csv_of_tokens_has_a_sequence_a_line(tmp_path: Path):
-    path = tmp_path / "labels.csv"
-    path.write_text("3,1\n2,-100\n")
+    path.write_text("3,1\n2,-100\n")  # a sequence of tokens a line
     assert read_labels(path).tolist() == [[3, 1], [2, -100]]
 
 
