@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
+from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
@@ -43,7 +45,7 @@ from moh_deploy.frontend.prove.original import (
     run_original,
     try_to_record,
 )
-from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
+from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
@@ -55,17 +57,6 @@ from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.trace import trace
 from moh_deploy.graph.export_names import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
-from moh_deploy.package import (
-    Call,
-    DimSum,
-    KeptOperators,
-    LayerInfo,
-    NearMiss,
-    OtherRouter,
-    Rounding,
-    TensorInfo,
-    VectorSet,
-)
 from moh_deploy.system.progress import Progress
 from moh_deploy.system.user_code import describe_error
 
@@ -76,12 +67,8 @@ class Converted:
 
     Attributes:
         model: The model, complete with function bodies.
-        inputs, outputs: Its interface.
         dims: Dynamic dimension to example size.
-        layers: The MoH layers.
-        kept: Operators outside of them that stay because their replacement differed.
-        near_misses: What looks like an MoH layer and was not read as one.
-        other_routers: Routers that weigh no attention.
+        kept: Operators outside of layers that stay because their replacement differed.
         ungated: How many attentions have no gates.
         vectors: Runs of the original.
         total_flops: Of the original at the example's sizes.
@@ -89,33 +76,33 @@ class Converted:
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
         dim_sums: Dimensions that the trace limits together.
         limits: Why dimensions have such ranges, where that is no matter of size 0.
-        unnamed: Dimensions of a program that nobody named, and their places.
+        unnamed: Dimensions of a program that have no name of the user's, and their places.
         rounding: How far rounding moves the original; None where it does not run in float64.
         call: How the original takes the inputs; None where they are its positional arguments.
         valid_tokens: The input that says which tokens are valid; None if all are.
-        padding_inputs: All inputs of which the graph shows that they tell padding, if nobody
-            said which one does; `not` before the name of one that is 1 for padding.
+        padding_inputs: The inputs that the graph shows to tell padding, if the user named none;
+            `not` before the name of one that is 1 for padding.
         from_onnx: The original is an ONNX file, whose runs ONNX Runtime recorded.
     """
 
     model: ir.Model
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[package.TensorInfo, ...]
+    outputs: tuple[package.TensorInfo, ...]
     dims: dict[str, int]
-    layers: tuple[LayerInfo, ...]
-    kept: tuple[KeptOperators, ...]
-    near_misses: tuple[NearMiss, ...]
-    other_routers: tuple[OtherRouter, ...]
+    layers: tuple[package.LayerInfo, ...]
+    kept: tuple[package.KeptOperators, ...]
+    near_misses: tuple[package.NearMiss, ...]
+    other_routers: tuple[package.OtherRouter, ...]
     ungated: int
-    vectors: tuple[VectorSet, ...]
+    vectors: tuple[package.VectorSet, ...]
     total_flops: int | None
     precision: str
     dim_ranges: Ranges
-    dim_sums: tuple[DimSum, ...]
+    dim_sums: tuple[package.DimSum, ...]
     limits: dict[str, str]
     unnamed: dict[str, str]
-    rounding: Rounding | None
-    call: Call | None
+    rounding: package.Rounding | None
+    call: package.Call | None
     valid_tokens: str | None
     padding_inputs: tuple[str, ...]
     from_onnx: bool
@@ -141,7 +128,11 @@ def convert(
         ExportError: If a step fails, or if the traced program is not the original model.
     """
     with progress.step("tracing the model"):
-        program = _traced(model, inputs)
+        try:
+            program = trace(model, inputs)
+        except ExportError:
+            _run_example(model, inputs)  # the model itself may fail on these inputs
+            raise
         refuse_flex_attention(program)
         program = normalize(program)
         _check_stateless(program)
@@ -186,7 +177,7 @@ def convert(
             retraced=partial(_ranges_at, model, inputs),
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
-        agreeing, kept = _told_apart(swaps, sizes.recordings)
+        agreeing, kept = _agreeing(swaps, sizes.recordings)
     with progress.step("translating to ONNX"):
         committed = commit(program, rewrites, agreeing)
         fold_constants(committed, by_torch=model.original is None)
@@ -196,8 +187,8 @@ def convert(
     mask = next((item.mask_name for item in inputs if item.says_valid), None)
     return Converted(
         model=onnx_model,
-        inputs=tuple(_input_info(item) for item in inputs),
-        outputs=tuple(_output_info(value) for value in onnx_model.graph.outputs),
+        inputs=tuple(map(_input_info, inputs)),
+        outputs=tuple(map(_output_info, onnx_model.graph.outputs)),
         dims=example_sizes(inputs),
         layers=tuple(
             _layer_info(rewrite, named, [recording.layers[index] for recording in sizes.recordings])
@@ -223,15 +214,6 @@ def convert(
         padding_inputs=shown,
         from_onnx=model.original is not None,
     )
-
-
-def _traced(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
-    """Trace; where that fails because the model itself does on these inputs, say so."""
-    try:
-        return trace(model, inputs)
-    except ExportError:
-        _run_example(model, inputs)
-        raise
 
 
 def _ranges_at(
@@ -277,8 +259,7 @@ def _check_padding_input(
 ) -> None:
     """Refuse a mask that was named, of which the graph shows the opposite."""
     places = padding_inputs(program, layers, [item.value for item in inputs])
-    for at, padding in places.items():
-        item = inputs[at]
+    for item, padding in ((inputs[at], padding) for at, padding in places.items()):
         if item.says_valid and item.marks_padding != padding:
             right = replace(item, marks_padding=padding).mask_name
             raise ConfigError(
@@ -361,41 +342,41 @@ def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> R
     return next((rewrite.kept(why + mixed) for why in found if why is not None), rewrite)
 
 
-def _told_apart(
+def _agreeing(
     swaps: Sequence[Swap], recordings: Sequence[Recording]
-) -> tuple[list[Swap], tuple[KeptOperators, ...]]:
-    """The swaps whose nodes agree in each run, and what the others leave as it is."""
+) -> tuple[list[Swap], tuple[package.KeptOperators, ...]]:
+    """The swaps whose nodes agree in each run, and the others, which are not made."""
     agreeing: list[Swap] = []
-    kept: list[KeptOperators] = []
+    kept: list[package.KeptOperators] = []
     for index, swap in enumerate(swaps):
         found = [recording.disagreements[index] for recording in recordings]
-        differences = [
-            layer_difference for layer_difference in found if layer_difference is not None
-        ]
-        if differences:
-            kept.append(_kept(swap, differences))
-        else:
+        differences = [difference for difference in found if difference is not None]
+        if not differences:
             agreeing.append(swap)
+            continue
+        # A difference that is no number counts as the largest.
+        errors = [math.inf if d.max_abs_error is None else d.max_abs_error for d in differences]
+        worst = differences[errors.index(max(errors))]
+        kept.append(
+            package.KeptOperators(
+                swap.path, swap.replaced, swap.inserted, worst.max_abs_error, reason=worst.words
+            )
+        )
     return agreeing, tuple(kept)
 
 
-def _kept(swap: Swap, differences: Sequence[LayerDifference]) -> KeptOperators:
-    """A swap that is not made; a difference that is no number counts as the largest."""
-    no_number = [difference for difference in differences if difference.max_abs_error is None]
-    worst = next(iter(no_number), None) or max(
-        differences, key=lambda difference: difference.max_abs_error or 0
-    )
-    return KeptOperators(
-        swap.path, swap.replaced, swap.inserted, worst.max_abs_error, reason=worst.words
-    )
-
-
-def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]) -> LayerInfo:
+def _layer_info(
+    rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]
+) -> package.LayerInfo:
     batch, seq_len, num_heads = records[0].gates.shape
     fixed = rewrite.router.fixed_gates
     counted = [record.gates[record.counted] for record in records]  # [tokens, H], no padding
     open_gates = sum(int((gates != 0).sum()) for gates in counted)
-    return LayerInfo(
+    closed: tuple[int, ...] = ()
+    if fixed is not None:  # gates [..., H] that no input changes: closed for every query
+        is_open = (fixed != 0).reshape(-1, num_heads).any(0)
+        closed = tuple(torch.nonzero(~is_open).flatten().tolist())
+    return package.LayerInfo(
         path=names.layer,
         num_heads=num_heads,
         num_kv_heads=rewrite.num_kv_heads,
@@ -416,27 +397,21 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         kv_len=rewrite.kv_len,
         active_share=open_gates / max(1, sum(gates.numel() for gates in counted)),
         attention=names.attention,
-        closed_heads=() if fixed is None else _closed_heads(fixed),
+        closed_heads=closed,
     )
 
 
-def _closed_heads(gates: torch.Tensor) -> tuple[int, ...]:
-    """The heads that are closed for every query, of gates [..., H] that no input changes."""
-    is_open = (gates != 0).reshape(-1, gates.shape[-1]).any(0)
-    return tuple(torch.nonzero(~is_open).flatten().tolist())
-
-
-def _input_info(item: ModelInput) -> TensorInfo:
+def _input_info(item: ModelInput) -> package.TensorInfo:
     dims = parsed_dims(item)
     shape = tuple(
         str(dims[axis]) if axis in dims else size for axis, size in enumerate(item.value.shape)
     )
-    return TensorInfo(item.name, dtype_name(item.value.dtype), shape)
+    return package.TensorInfo(item.name, dtype_name(item.value.dtype), shape)
 
 
-def _output_info(value: ir.Value) -> TensorInfo:
+def _output_info(value: ir.Value) -> package.TensorInfo:
     assert value.name is not None
     assert value.dtype is not None
     assert value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-    return TensorInfo(value.name, str(value.dtype.numpy()), shape)
+    return package.TensorInfo(value.name, str(value.dtype.numpy()), shape)

@@ -57,11 +57,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
                 verbose=False,
             )
     except Exception as error:
-        where = _untranslated_at(program, error)
-        raise ExportError(
-            f"torch.onnx cannot translate the model{where}: {cause(error)}.",
-            hint=_translation_hint(program, error, opset),
-        ) from error
+        raise _untranslated(program, error, opset) from error
     assert exported is not None
     model = exported.model
     replace_stand_ins(model)
@@ -72,34 +68,27 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     return model
 
 
-def _untranslated_at(program: ExportedProgram, error: BaseException) -> str:
-    """Return ` at models/net.py:7`, the line of the operator that was not translated; or nothing.
-
-    What is translated is what an operator was taken apart into: `_cdist_forward` is of `cdist`.
-    """
-    named = re.search(r"target=torch\.ops\.\w+\.(\w+)", _whole_text(error))
-    if named is None:
-        return ""
-    alike = [node for node in program.graph.nodes if is_tensor(node) and op(node) in named[1]]
+def _untranslated(program: ExportedProgram, error: BaseException, opset: int) -> ExportError:
+    """Return the error for an operator without a translation, with its line if it is found."""
+    text = ""
+    chain: BaseException | None = error
+    while chain is not None:
+        text, chain = text + str(chain), chain.__cause__
+    # What is translated is what an operator was taken apart into: `_cdist_forward` is of `cdist`.
+    named = re.search(r"target=torch\.ops\.\w+\.(\w+)", text)
+    tensors = [node for node in program.graph.nodes if is_tensor(node)]
+    alike = [node for node in tensors if named is not None and op(node) in named[1]]
     place = source_line(max(alike, key=lambda node: len(op(node)))) if alike else None
-    return "" if place is None else f" at {place}"
-
-
-def _translation_hint(program: ExportedProgram, error: BaseException, opset: int) -> str:
-    tensors = [node for node in program.graph.nodes if is_tensor(node) and node.users]
-    if any(tensor(node).dtype.is_complex for node in tensors):
-        return (
+    hint = f"Another --opset may have the operator; this was {opset}."
+    if any(tensor(node).dtype.is_complex for node in tensors if node.users):
+        hint = (
             "ONNX has no complex numbers; products, sums and what moves them become pairs of real"
             " ones, other operators do not. Write that line with real numbers."
         )
-    if "No ONNX function found" in _whole_text(error):
-        return "No operator set has it: write that line with products, sums and indexing instead."
-    return f"Another --opset may have the operator; this was {opset}."
-
-
-def _whole_text(error: BaseException) -> str:
-    """Return what an error and its causes say."""
-    return str(error) + ("" if error.__cause__ is None else _whole_text(error.__cause__))
+    elif "No ONNX function found" in text:
+        hint = "No operator set has it: write that line with products, sums and indexing instead."
+    at = "" if place is None else f" at {place}"
+    return ExportError(f"torch.onnx cannot translate the model{at}: {cause(error)}.", hint=hint)
 
 
 def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:

@@ -44,11 +44,7 @@ class ExportReport(Report):
         package: The directory that was written.
         layers: Every MoH layer that was recognised.
         kept: Operators outside of them that stay because their replacement gave another result.
-        near_misses: What looks like an MoH layer and was not read as one.
-        other_routers: Routers that weigh no attention.
         ungated: How many attentions have no gates.
-        inputs: The package's inputs.
-        outputs: The package's outputs.
         max_abs_error: Largest absolute difference of any output element from the original model.
         routing_agreement: Share of (token, head) decisions equal to the original's, near-ties left
             out; 1.0 without layers.
@@ -57,11 +53,11 @@ class ExportReport(Report):
             library, with that too. The errors above are those of the function bodies.
         valid_tokens: The input that says which tokens are valid, `not` before one that is 1 for
             padding; None if all are.
-        valid_tokens_found: The graph shows that, and nobody said it.
-        padding_inputs: All inputs of which the graph shows that, if nobody said which one is.
+        valid_tokens_found: The graph shows that; the user did not name it.
+        padding_inputs: All inputs of which the graph shows that, if the user named none.
         dim_ranges: Smallest and largest size of dimensions that are limited.
         limits: What is in the way beyond, by dimension.
-        unnamed: Dimensions of an exported program that nobody named, and their places: `x:1`.
+        unnamed: Dimensions of an exported program that have no name, and their places: `x:1`.
         caches: Caches that are written in place; None where there are none.
         seconds: Wall time of each step.
     """
@@ -132,7 +128,13 @@ class ExportReport(Report):
         blocks += map(Text, self._padding_lines())
         tokens = self.runs[0].tokens
         blocks += [] if tokens is None else [Text(tokens.describe())]
-        blocks += (Text(f"EQUAL to the original {_run_text(run)}", True) for run in self.runs)
+        for run in self.runs:
+            text = (
+                f"EQUAL to the original on {count(run.vector_sets, 'run')}: max abs error"
+                f" {run.max_abs_error:.3g}, routing agreement {run.routing_agreement:.6g};"
+                f" {runs_text(run.layer_runs)}; {nodes_text(run.kernel_nodes, run.function_nodes)}"
+            )
+            blocks.append(Text(text, True))
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
         remarks = (self.runs[-1].kernels.describe(), written)
         return Document("export", tuple(blocks), remarks=remarks)
@@ -164,11 +166,3 @@ class ExportReport(Report):
 def _listed(names: Sequence[str]) -> str:
     *most, last = (f"'{name}'" for name in names)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _run_text(run: ProvenRun) -> str:
-    return (
-        f"on {count(run.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
-        f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)};"
-        f" {nodes_text(run.kernel_nodes, run.function_nodes)}"
-    )

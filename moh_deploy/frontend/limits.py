@@ -42,14 +42,11 @@ def dynamic_axes(
     for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
         shape = placeholders[name].meta["val"].shape
         for axis, expr in parsed_dims(item).items():
-            yield item, axis, expr, _size(shape[axis], program)
-
-
-def _size(size: int | torch.SymInt, program: ExportedProgram) -> sympy.Expr:
-    if isinstance(size, int):
-        return sympy.Integer(size)
-    limits = program.range_constraints.get(size.node.expr)
-    return limits.lower if limits is not None and limits.lower == limits.upper else size.node.expr
+            size = shape[axis]
+            form = sympy.Integer(size) if isinstance(size, int) else size.node.expr
+            limits = program.range_constraints.get(form)
+            is_fixed = limits is not None and limits.lower == limits.upper
+            yield item, axis, expr, limits.lower if is_fixed else form
 
 
 def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges:
@@ -73,9 +70,7 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
     for assertion in _assertions(program):
         (symbol, *others) = assertion.free_symbols
         if symbol in names and not others:
-            looked = _looked_at(assertion, symbol, sizes[names[symbol]])
-            if looked is not None:
-                _limit(ranges, names[symbol], looked)
+            _limit(ranges, names[symbol], assertion, symbol, sizes[names[symbol]])
     return ranges
 
 
@@ -97,7 +92,7 @@ class Relations:
         names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
         forms: dict[str, sympy.Expr] = {}
         used: set[str] = set()
-        for symbol, form in _equal_at(example_sizes(inputs), names, _assertions(program)):
+        for symbol, form in _equations(example_sizes(inputs), names, _assertions(program)):
             name, others = names.get(symbol), form.free_symbols
             if name is None or name in used or symbol in others or not others:
                 continue
@@ -123,7 +118,7 @@ class Relations:
         return found
 
 
-def _equal_at(
+def _equations(
     sizes: Mapping[str, int],
     names: Mapping[sympy.Symbol, str],
     assertions: Iterable[sympy.Basic],
@@ -275,31 +270,29 @@ def _assertions(program: ExportedProgram) -> Iterator[sympy.Basic]:
             yield expr
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """Sizes at which an assertion was tried; it holds at that of the example."""
+def _limit(
+    ranges: Ranges, name: str, assertion: sympy.Basic, symbol: sympy.Symbol, example: int
+) -> None:
+    """Narrow a range to where an assertion holds, around the example; one that fails there says
+    nothing.
 
-    example: int
-    sizes: tuple[int, ...]
-    holds: frozenset[int]
-
-    def around(self) -> tuple[int, int]:
-        """The sizes around the example between which it holds."""
-        index = self.sizes.index(self.example)
-        below = takewhile(self.holds.__contains__, reversed(self.sizes[: index + 1]))
-        above = takewhile(self.holds.__contains__, self.sizes[index:])
-        return min(below), max(above)
-
-
-def _looked_at(assertion: sympy.Basic, symbol: sympy.Symbol, example: int) -> _Looked | None:
-    """Try sizes; None where the assertion is of no use, as it fails at the example."""
+    Raises:
+        ExportError: It fails again and again.
+    """
     numbers = [int(atom) for atom in assertion.atoms(sympy.Integer) if atom < _LONGEST_PERIOD]
     window = 3 * max([_WINDOW, *numbers])  # in which what recurs after so many sizes is seen
     near = range(max(1, example - window), example + window + 1)
     far = (example << doubled for doubled in range(1, _DOUBLED + 1))
     sizes = sorted({*range(1, window), *near, *far})
-    holds = frozenset(size for size in sizes if _holds(assertion, symbol, size))
-    return _Looked(example, tuple(sizes), holds) if example in holds else None
+    holds = {size for size in sizes if _holds(assertion, symbol, size)}
+    if example not in holds:
+        return
+    index = sizes.index(example)
+    least = min(takewhile(holds.__contains__, reversed(sizes[: index + 1])))
+    most = max(takewhile(holds.__contains__, sizes[index:]))
+    if most < max(holds):
+        _refuse_recurring(name, sizes[index:], holds)
+    _narrow(ranges, name, least, None if most == sizes[-1] else most)
 
 
 def _holds(assertion: sympy.Basic, symbol: sympy.Symbol, size: int) -> bool:
@@ -307,19 +300,6 @@ def _holds(assertion: sympy.Basic, symbol: sympy.Symbol, size: int) -> bool:
         return bool(assertion.xreplace({symbol: sympy.Integer(size)}))
     except (TypeError, ValueError, ZeroDivisionError, ArithmeticError):
         return True  # not known
-
-
-def _limit(ranges: Ranges, name: str, looked: _Looked) -> None:
-    """Narrow a range to where an assertion holds, around the example.
-
-    Raises:
-        ExportError: It fails again and again.
-    """
-    least, most = looked.around()
-    refused = _here_and_there(name, looked) if most < max(looked.holds) else None
-    if refused is not None:
-        raise refused
-    _narrow(ranges, name, least, None if most == looked.sizes[-1] else most)
 
 
 def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
@@ -331,25 +311,24 @@ def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
         ranges[name] = (smallest, largest)
 
 
-def _here_and_there(name: str, looked: _Looked) -> ExportError | None:
-    """Return the error for sizes that recur; None for single ones, which are a limit."""
-    sizes = [size for size in looked.sizes if size >= looked.example]
+def _refuse_recurring(name: str, sizes: Sequence[int], holding: set[int]) -> None:
+    """Refuse an assertion that fails at sizes which recur; single ones are a limit."""
     for period in range(2, len(sizes) // 2):
-        holds = {size % period for size in sizes if size in looked.holds}
-        fails = {size % period for size in sizes if size not in looked.holds}
+        holds = {size % period for size in sizes if size in holding}
+        fails = {size % period for size in sizes if size not in holding}
         if not holds & fails:
             break
     else:
-        return None
+        return
     if len(holds) == 1:
         rest = holds.pop()
         form = DimExpr(name, period, rest - period if 2 * rest > period else rest)
-        return ExportError(
+        raise ExportError(
             f"dimension '{name}' must be {form}: the model takes another way, or fails, at other"
             " sizes.",
             hint=f"Declare the axis as {form}; its example {form.evaluate({name: 2})} or more.",
         )
-    return ExportError(
+    raise ExportError(
         f"the model takes another way where dimension '{name}' is"
         f" {' or '.join(str(DimExpr(name, period, rest)) for rest in sorted(fails))}.",
         hint="Make it take one way for all sizes: F.pad(x, (0, -n % 8)) pads by 0, too, and needs"

@@ -7,10 +7,9 @@ import copy
 import logging
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import sympy  # type: ignore[import-untyped, unused-ignore]
@@ -48,7 +47,13 @@ def watch_specialisations() -> Iterator[dict[str, str]]:
 
     def listen(self: ShapeEnv, symbol: Any, target: Any, *rest: Any) -> Any:
         if not getattr(target, "is_Symbol", True):
-            found.setdefault(str(target), _users_line() or "")
+            lines = (
+                f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+                for frame, line in traceback.walk_stack(None)  # innermost first
+                if not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
+                and "site-packages" not in frame.f_code.co_filename
+            )
+            found.setdefault(str(target), next(lines, ""))
         return original(self, symbol, target, *rest)
 
     ShapeEnv._set_replacement = listen  # type: ignore[assignment, method-assign]
@@ -56,15 +61,6 @@ def watch_specialisations() -> Iterator[dict[str, str]]:
         yield found
     finally:
         ShapeEnv._set_replacement = original  # type: ignore[method-assign]
-
-
-def _users_line() -> str | None:
-    frames: list[tuple[FrameType, int]] = list(traceback.walk_stack(None))
-    for frame, line in frames:  # innermost first
-        path = frame.f_code.co_filename
-        if not path.startswith(_NOT_THE_USERS) and "site-packages" not in path:
-            return f"{path}:{line} in {frame.f_code.co_name}"
-    return None
 
 
 # Smallest and largest size of a dimension; None where there is no limit.
@@ -93,7 +89,15 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
         program = _trace(model.module, inputs, names, bounds={})
     if model.original is not None:
         name_scopes(program)
-    _check_read(program, inputs, model.unknown)
+    # A misspelt name would be lost in `**kwargs`.
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
+        if item.name in model.unknown and not placeholders[name].users:
+            raise ExportError(
+                f"the model does not read the input '{item.name}': its forward has no parameter of"
+                " that name, only **kwargs.",
+                hint="Call inputs as the parameters of forward that take them.",
+            )
     return program
 
 
@@ -103,12 +107,12 @@ def _copied(program: ExportedProgram) -> ExportedProgram:
     for node, copied in zip(program.graph.nodes, graph_module.graph.nodes, strict=True):
         copied.name = node.name  # a copy calls `input`, and other words of Python, `input_1`
     return ExportedProgram(
-        root=graph_module,
-        graph=graph_module.graph,
-        graph_signature=copy.deepcopy(program.graph_signature),
-        state_dict=program.state_dict,
-        range_constraints=dict(program.range_constraints),
-        module_call_graph=[replace(call) for call in program.module_call_graph],
+        graph_module,
+        graph_module.graph,
+        copy.deepcopy(program.graph_signature),
+        program.state_dict,
+        dict(program.range_constraints),
+        [replace(call) for call in program.module_call_graph],
         example_inputs=program.example_inputs,
         constants=dict(program.constants),
         verifiers=[program.verifier],
@@ -212,36 +216,20 @@ def dynamic_shapes(
     """
     exprs = [parsed_dims(item) for item in inputs]
     plain = {expr.name for axes in exprs for expr in axes.values() if expr.is_plain}
-    shapes = [
-        {axis: _dim(expr, plain, bounds) for axis, expr in parsed.items()} for parsed in exprs
-    ]
+
+    def dim(expr: DimExpr) -> object:
+        # What the model allows, or a multiple of what no axis is.
+        if expr.name in plain:
+            return Dim.AUTO
+        least, most = bounds.get(expr.name, (None, None))
+        # 4*t-3 is a size from t = 1 on.
+        smallest = max(least or 0, -(expr.offset // expr.multiplier))
+        own = Dim(expr.name, min=smallest, max=most)
+        scaled = own if expr.multiplier == 1 else expr.multiplier * own
+        return scaled + expr.offset if expr.offset else scaled
+
+    shapes = [{axis: dim(expr) for axis, expr in parsed.items()} for parsed in exprs]
     return dict(zip(names, shapes, strict=True)) if any(shapes) else None
-
-
-def _dim(expr: DimExpr, plain: Collection[str], bounds: Mapping[str, _Bounds]) -> object:
-    """The size of an axis for torch: what the model allows, or a multiple of what no axis is."""
-    if expr.name in plain:
-        return Dim.AUTO
-    least, most = bounds.get(expr.name, (None, None))
-    # 4*t-3 is a size from t = 1 on.
-    smallest = max(least or 0, -(expr.offset // expr.multiplier))
-    dim = Dim(expr.name, min=smallest, max=most)
-    scaled = dim if expr.multiplier == 1 else expr.multiplier * dim
-    return scaled + expr.offset if expr.offset else scaled
-
-
-def _check_read(
-    program: ExportedProgram, inputs: Sequence[ModelInput], unknown: Collection[str]
-) -> None:
-    """Check that what went into `**kwargs` is read: a misspelt name would be lost there."""
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
-        if item.name in unknown and not placeholders[name].users:
-            raise ExportError(
-                f"the model does not read the input '{item.name}': its forward has no parameter of"
-                " that name, only **kwargs.",
-                hint="Call inputs as the parameters of forward that take them.",
-            )
 
 
 def _check_dynamic(
@@ -273,24 +261,18 @@ def _check_dynamic(
                 hint=f"Give both the name '{name}'.",
             )
     for name, form in related.items():
-        raise _follows(name, form, first, places.get(str(form)))
-
-
-def _follows(
-    name: str, form: sympy.Expr, names: Mapping[sympy.Expr, str], place: str | None
-) -> ExportError:
-    """The error for a size that follows from others, or from a whole number: 10 - future, 8*n."""
-    text = str(form.xreplace({s: sympy.Symbol(names.get(s, name)) for s in form.free_symbols}))
-    at = f", at {place}" if place else ""
-    others = [names[symbol] for symbol in form.free_symbols if symbol in names]
-    if others:
-        return ExportError(
-            f"dimension '{name}' must be {text}{at}: PyTorch makes a constant of a size that"
-            " follows from both while it traces the model.",
-            hint=f"Leave the axes of '{name}' and '{', '.join(others)}' out of --dynamic, or make"
-            " the model independent of that size.",
-        )
-    return _is_of_form(name, text.replace(" ", ""), at)
+        # A size follows from others, or from a whole number: 10 - future, 8*n.
+        text = str(form.xreplace({s: sympy.Symbol(first.get(s, name)) for s in form.free_symbols}))
+        at = f", at {places[str(form)]}" if places.get(str(form)) else ""
+        others = [first[symbol] for symbol in form.free_symbols if symbol in first]
+        if others:
+            raise ExportError(
+                f"dimension '{name}' must be {text}{at}: PyTorch makes a constant of a size that"
+                " follows from both while it traces the model.",
+                hint=f"Leave the axes of '{name}' and '{', '.join(others)}' out of --dynamic, or"
+                " make the model independent of that size.",
+            )
+        raise _is_of_form(name, text.replace(" ", ""), at)
 
 
 def _is_of_form(name: str, form: str, at: str = "") -> ExportError:
@@ -315,8 +297,11 @@ def _explain(error: Exception) -> ExportError:
     form = re.search(r"^\s*(\w+) = ([^=\n(]*_\1\b[^=\n]*)$", advice, re.MULTILINE)
     if form:  # of a dimension that no axis has alone: t = 2*_t
         return _is_of_form(form[1], form[2].replace("_", "").replace(" ", ""))
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    users = [frame for frame in frames if "/torch/" not in frame[0]]
+    place = ", at {}:{} in {}".format(*users[-1]) if users else ""
     return ExportError(
-        f"torch.export cannot trace the model: {headline(error)}{_location(text)}.",
+        f"torch.export cannot trace the model: {headline(error)}{place}.",
         hint="The model must run as one graph: no Python branches on tensor values, no .item(), no"
         " sizes that hang on values, as x[mask] has one.",
     )
@@ -327,13 +312,3 @@ def headline(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     return f"{type(error).__name__}: {first}"[:400].rstrip(".")
-
-
-def _location(text: str) -> str:
-    """The last line of the user's code that torch names."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    frames = [frame for frame in frames if "/torch/" not in frame[0]]
-    if not frames:
-        return ""
-    path, line, function = frames[-1]
-    return f", at {path}:{line} in {function}"

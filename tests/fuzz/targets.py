@@ -462,7 +462,7 @@ def shards(folder: Path) -> Prepared:
     import torch
     from safetensors.torch import save_file
 
-    from moh_deploy.frontend.load.fileform import detect_form, list_shards, read_shards
+    from moh_deploy.frontend.load.fileform import detect_form, list_shards, read_weights
 
     save_file({"a": torch.ones(2)}, folder / "1.safetensors")
     document = {
@@ -476,7 +476,7 @@ def shards(folder: Path) -> Prepared:
         path.write_bytes(content)
         detect_form(path)
         list_shards(path)
-        read_shards(path)
+        read_weights(path, "safetensors_index", trust_pickle=False)
 
     valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
     return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
@@ -489,7 +489,7 @@ def program(folder: Path) -> Prepared:
 
     import torch
 
-    from moh_deploy.frontend.load.checkpoint import load_model
+    from moh_deploy.frontend.load.from_options import load_model
 
     class Net(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

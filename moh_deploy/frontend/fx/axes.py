@@ -39,8 +39,7 @@ class Axis:
         return tuple(leaf for part in self.parts for leaf in part.leaves())
 
     def split(self, major: Size, minor: Size) -> tuple[Axis, Axis]:
-        parts = (Axis(major), Axis(minor))
-        self.parts = parts
+        self.parts = parts = (Axis(major), Axis(minor))
         return parts
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -71,6 +71,15 @@ class GraphBuilder:
                 node.meta[key] = self._before.meta[key]
         return node
 
+    def apply(self, target: object, given: Mapping[str, object]) -> Node:
+        """Insert a call with arguments as `arguments` returned them; return its node."""
+        named: set[str] = set()
+        if isinstance(target, torch._ops.OpOverload):
+            named = {formal.name for formal in target._schema.arguments if formal.kwarg_only}
+        args = (value for name, value in given.items() if name not in named)
+        kwargs = {name: value for name, value in given.items() if name in named}
+        return self.call(cast(Callable[..., object], target), *args, **kwargs)
+
     def cast(self, node: Node, dtype: torch.dtype) -> Node:
         """Return the node in this dtype."""
         return node if tensor(node).dtype == dtype else self.call(aten.to.dtype, node, dtype)
@@ -136,15 +145,33 @@ class LayoutBuilder:
         target = into_blocks(wanted, layout)
         present = {block for dim in source for block in dim}
         node, order = self._one_block_a_dim(node, source)
-        node, order = self._first_along(node, order, {block for dim in target for block in dim})
+        wanted_blocks = {block for dim in target for block in dim}
+        # What was repeated along an axis is the same in every entry: the first one is taken.
+        for position in reversed(range(len(order))):
+            if order[position] not in wanted_blocks:
+                node = self.builder.call(aten.select.int, node, position, 0)
+        order = [block for block in order if block in wanted_blocks]
         kept = [
             [block for block in dim if block in present or expand or present & set(dim)]
             for dim in target
         ]
         blocks = [block for dim in kept for block in dim]
-        node = self._reorder(node, order, [block for block in blocks if block in present])
-        node = self._add_missing(node, blocks, present)
-        return self._group(node, kept)
+        permutation = [order.index(block) for block in blocks if block in present]
+        if permutation != sorted(permutation):
+            node = self.builder.call(aten.permute.default, node, permutation)
+        missing = [position for position, block in enumerate(blocks) if block not in present]
+        for position in missing:
+            node = self.builder.call(aten.unsqueeze.default, node, position)
+        if missing:
+            extents = [-1 if block in present else self.size(block) for block in blocks]
+            node = self.builder.call(aten.expand.default, node, extents)
+        for position, joined in enumerate(kept):
+            if not joined:
+                node = self.builder.call(aten.unsqueeze.default, node, position)
+            elif len(joined) > 1:
+                last = position + len(joined) - 1
+                node = self.builder.call(aten.flatten.using_ints, node, position, last)
+        return node
 
     def _one_block_a_dim(self, node: Node, layout: Sequence[BlockedDim]) -> tuple[Node, list[Dim]]:
         # From the last dimension on, so that positions in front stay what they are.
@@ -153,47 +180,11 @@ class LayoutBuilder:
             if not blocks:
                 node = self.builder.call(aten.squeeze.dim, node, position)
             elif len(blocks) > 1:
-                node = self.builder.call(aten.unflatten.int, node, position, self._extents(blocks))
+                # The last size that is not a number follows by itself.
+                unknown = [block for block in blocks if not product(block).is_Integer]
+                extents = [-1 if block in unknown[-1:] else self.size(block) for block in blocks]
+                node = self.builder.call(aten.unflatten.int, node, position, extents)
         return node, [block for blocks in layout for block in blocks]
-
-    def _extents(self, blocks: BlockedDim) -> list[int | Node]:
-        """Sizes to split a dimension into; the last one that is not a number follows by itself."""
-        unknown = [block for block in blocks if not product(block).is_Integer]
-        return [-1 if block in unknown[-1:] else self.size(block) for block in blocks]
-
-    def _first_along(
-        self, node: Node, order: list[Dim], wanted: set[Dim]
-    ) -> tuple[Node, list[Dim]]:
-        """Take the first entry along axes that the operand does not vary along."""
-        # What was repeated along an axis is the same in every entry.
-        for position in reversed(range(len(order))):
-            if order[position] not in wanted:
-                node = self.builder.call(aten.select.int, node, position, 0)
-        return node, [block for block in order if block in wanted]
-
-    def _reorder(self, node: Node, order: list[Dim], wanted: list[Dim]) -> Node:
-        permutation = [order.index(block) for block in wanted]
-        if permutation == sorted(permutation):
-            return node
-        return self.builder.call(aten.permute.default, node, permutation)
-
-    def _add_missing(self, node: Node, blocks: list[Dim], present: set[Dim]) -> Node:
-        missing = [position for position, block in enumerate(blocks) if block not in present]
-        if not missing:
-            return node
-        for position in missing:
-            node = self.builder.call(aten.unsqueeze.default, node, position)
-        extents = [-1 if block in present else self.size(block) for block in blocks]
-        return self.builder.call(aten.expand.default, node, extents)
-
-    def _group(self, node: Node, wanted: Sequence[Sequence[Dim]]) -> Node:
-        for position, blocks in enumerate(wanted):
-            if not blocks:
-                node = self.builder.call(aten.unsqueeze.default, node, position)
-            elif len(blocks) > 1:
-                last = position + len(blocks) - 1
-                node = self.builder.call(aten.flatten.using_ints, node, position, last)
-        return node
 
     def size(self, block: Dim) -> int | Node:
         """The size of neighbouring axes: a number, or a node that has it."""
@@ -213,15 +204,10 @@ def into_blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
     for dim in layout:
         blocks: list[list[Axis]] = []
         for axis in dim:
-            if blocks and _follows(place, blocks[-1][-1], axis):
+            position, offset = place.get(blocks[-1][-1] if blocks else axis, (-1, 0))
+            if blocks and place.get(axis) == (position, offset + 1):
                 blocks[-1].append(axis)
             else:
                 blocks.append([axis])
         layout_blocks.append(tuple(tuple(block) for block in blocks))
     return layout_blocks
-
-
-def _follows(place: dict[Axis, tuple[int, int]], first: Axis, second: Axis) -> bool:
-    if first not in place or second not in place:
-        return False
-    return place[second] == (place[first][0], place[first][1] + 1)

@@ -47,12 +47,29 @@ def read_commuting(node: Node, layout: Layout) -> Reading | None:
     An entry of an operator with several results (a split) is read as the operator.
     """
     if is_view(node):
-        return _source_only(node, layout) if casts(node) else None
-    if _is_elementwise(node):
-        return _elementwise(node, layout)
+        # A cast; the tensor that `type_as` takes the type from is not looked at.
+        source = cast(Node, node.args[0])
+        same = casts(node) and shape(source) == shape(node)
+        return Reading((Operand(source, layout),)) if same else None
+    target = node.target
+    if (
+        isinstance(target, torch._ops.OpOverload)
+        and is_tensor(node)
+        and (torch.Tag.pointwise in target.tags or op(node) in _UNTAGGED)
+        # Random numbers are drawn in the order of elements: another order gives others.
+        and not is_random(node)
+        and not target._schema.is_mutable
+    ):
+        layouts = [(source, broadcast(source, layout)) for source in tensor_inputs(node)]
+        sources = tuple(Operand(source, found) for source, found in layouts if found is not None)
+        return Reading(sources) if len(sources) == len(layouts) else None
     call = called(node)
     read = _READERS.get(op(call))
     return None if read is None else read(call, layout)
+
+
+# Element-wise by definition, though torch's table of tags leaves them out.
+_UNTAGGED = frozenset(["where", "multiply", "divide", "subtract", "negative"])
 
 
 def called(node: Node) -> Node:
@@ -82,40 +99,6 @@ def _dims_argument(node: Node) -> str | None:
     assert isinstance(node.target, torch._ops.OpOverload)
     names = [formal.name for formal in node.target._schema.arguments]
     return next((name for name in ("dim", "dims") if name in names), None)
-
-
-def _is_elementwise(node: Node) -> bool:
-    # Random numbers are drawn in the order of elements: another order gives others.
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and is_tensor(node)
-        and (torch.Tag.pointwise in target.tags or op(node) in _UNTAGGED)
-        and not is_random(node)
-        and not target._schema.is_mutable
-    )
-
-
-# Element-wise by definition, though torch's table of tags leaves them out.
-_UNTAGGED = frozenset(["where", "multiply", "divide", "subtract", "negative"])
-
-
-def _elementwise(node: Node, layout: Layout) -> Reading | None:
-    layouts = [(source, broadcast(source, layout)) for source in tensor_inputs(node)]
-    sources = tuple(Operand(source, found) for source, found in layouts if found is not None)
-    return Reading(sources) if len(sources) == len(layouts) else None
-
-
-def _source_only(node: Node, layout: Layout) -> Reading | None:
-    """A cast; the tensor that `type_as` takes the type from is not looked at."""
-    source = cast(Node, node.args[0])
-    return Reading((Operand(source, layout),)) if shape(source) == shape(node) else None
-
-
-def _same_size(node: Node, layout: Layout) -> Reading | None:
-    """Softmax, sums up to each entry, permutations of entries: along dimensions that stay."""
-    along = _along(node, rank(node))
-    return _reading([_first(node, layout)], along, removed=0)
 
 
 def _fewer_entries(node: Node, layout: Layout) -> Reading | None:
@@ -196,7 +179,10 @@ def _reading(
 
 _REDUCTIONS = ("sum", "mean", "amax", "amin", "logsumexp", "var", "std", "linalg_vector_norm")
 _READERS: dict[str, Callable[[Node, Layout], Reading | None]] = {
-    **dict.fromkeys(["softmax", "log_softmax", "cumsum", "cumprod", "flip", "roll"], _same_size),
+    **dict.fromkeys(
+        ["softmax", "log_softmax", "cumsum", "cumprod", "flip", "roll"],
+        lambda node, layout: _reading([_first(node, layout)], _along(node, rank(node)), removed=0),
+    ),
     **dict.fromkeys([*_REDUCTIONS, "norm", *SPLITS, "slice", "narrow", "select"], _fewer_entries),
     **dict.fromkeys(["cat", "stack"], _join),
     **dict.fromkeys(["layer_norm", "rms_norm"], _normalisation),

@@ -94,13 +94,13 @@ def open_container(value: object) -> Parts | None:
     cls = type(value)
     if pytree.is_namedtuple_class(cls):
         assert isinstance(value, tuple)
-        return Parts(_name(cls), None, cls._fields, tuple(value))  # type: ignore[attr-defined]
+        return Parts(name_of(cls), None, cls._fields, tuple(value))  # type: ignore[attr-defined]
     if cls in pytree.SUPPORTED_NODES:
         return _registered(value)
     if is_dataclass(value):
         names = tuple(field.name for field in fields(value) if field.init)
         items = tuple(getattr(value, name) for name in names)
-        return Parts(_name(cls), list(names), names, items)
+        return Parts(name_of(cls), list(names), names, items)
     return None
 
 
@@ -146,26 +146,24 @@ def _registered(value: object) -> Parts:
     children, context = node.flatten_fn(value)
     items = tuple(children)
     if node.flatten_with_keys_fn is not None:
-        keyed, _ = node.flatten_with_keys_fn(value)
-        keys = [str(_key(entry)) for entry, _ in keyed]
+        # PyTorch's keys of sequences, mappings and attributes have an idx, a key or a name.
+        entries = [entry for entry, _ in node.flatten_with_keys_fn(value)[0]]
+        keys = [
+            str(next((getattr(e, a) for a in ("key", "name", "idx") if hasattr(e, a)), e))
+            for e in entries
+        ]
     else:
         keys = names_in_context(context, len(items)) or []
     distinct = len(set(keys)) == len(items)
-    return Parts(_name(cls), context, tuple(keys) if distinct else _numbers(len(items)), items)
-
-
-def _key(entry: object) -> object:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return entry
+    return Parts(name_of(cls), context, tuple(keys) if distinct else _numbers(len(items)), items)
 
 
 def _numbers(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _name(cls: type) -> str:
+def name_of(cls: type) -> str:
+    """Return the full name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -176,21 +174,21 @@ def _class_named(name: str) -> type:
         found: object = sys.modules.get(".".join(parts[:count]))
         for part in parts[count:]:
             found = getattr(found, part, None)
-        if isinstance(found, type) and _can_be_built(found):
+        if isinstance(found, type) and (
+            found in pytree.SUPPORTED_NODES
+            or pytree.is_namedtuple_class(found)
+            or is_dataclass(found)
+        ):
             return found
     registered: list[type] = [cls for cls in pytree.SUPPORTED_NODES if isinstance(cls, type)]
     for cls in reversed(registered):
-        if _name(cls) == name:  # one that was made within a function
+        if name_of(cls) == name:  # one that was made within a function
             return cls
     raise ConfigError(
         f"the model is called with a {name}, which is not known here.",
         hint="The code that builds the model has to import its module; a class that is no dataclass"
         " has to be registered there: torch.utils._pytree.register_pytree_node.",
     )
-
-
-def _can_be_built(cls: type) -> bool:
-    return cls in pytree.SUPPORTED_NODES or pytree.is_namedtuple_class(cls) or is_dataclass(cls)
 
 
 # Names of a model's outputs, however they are nested.
@@ -226,7 +224,20 @@ def output_names(
         ConfigError: If `given` has another number of names than the model has outputs, a name
             twice, or that of an input.
     """
-    natural = [f"{name}_out" if name in inputs else name for name in _natural_names(program)]
+    # {"logits": a, "cache": [(k, v)]} -> logits, cache.0.0, cache.0.1
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    flat = pytree.tree_leaves(output.args, is_leaf=lambda leaf: leaf is None)
+    signature = program.module_call_graph[0].signature
+    if signature is None or signature.out_spec.num_leaves != len(flat):
+        paths: list[tuple[str, ...]] = [(str(index),) for index in range(len(flat))]
+    else:
+        nested = pytree.tree_unflatten(list(range(len(flat))), signature.out_spec)
+        paths = _leaf_paths(nested)
+    names = [".".join(path) for path, leaf in zip(paths, flat, strict=True) if is_tensor(leaf)]
+    if names == [""]:
+        names = ["output"]
+    names = [name if name and not name[0].isdigit() else f"output_{name}" for name in names]
+    natural = [f"{name}_out" if name in inputs else name for name in names]
     if not given:
         return natural
     if len(given) != len(natural):
@@ -234,34 +245,14 @@ def output_names(
             f"{len(given)} output names are given ({', '.join(given)}), but the model has"
             f" {len(natural)} output tensors ({', '.join(natural)})."
         )
-    names = [*inputs, *given]
+    taken = [*inputs, *given]
     for name in given:
-        if names.count(name) > 1:
+        if taken.count(name) > 1:
             raise ConfigError(
                 f"output name '{name}' is given twice, or is the name of an input.",
                 hint=f"The inputs are {', '.join(inputs)}.",
             )
     return list(given)
-
-
-def _natural_names(program: ExportedProgram) -> list[str]:
-    # {"logits": a, "cache": [(k, v)]} -> logits, cache.0.0, cache.0.1
-    output = next(node for node in program.graph.nodes if node.op == "output")
-    flat = pytree.tree_leaves(output.args, is_leaf=lambda leaf: leaf is None)
-    paths = _paths(program, len(flat))
-    names = [".".join(path) for path, leaf in zip(paths, flat, strict=True) if is_tensor(leaf)]
-    if len(names) == 1 and not names[0]:
-        return ["output"]
-    return [name if name and not name[0].isdigit() else f"output_{name}" for name in names]
-
-
-def _paths(program: ExportedProgram, count: int) -> list[tuple[str, ...]]:
-    """Keys that lead to each leaf of the return value."""
-    signature = program.module_call_graph[0].signature
-    if signature is None or signature.out_spec.num_leaves != count:
-        return [(str(index),) for index in range(count)]
-    nested = pytree.tree_unflatten(list(range(count)), signature.out_spec)
-    return _leaf_paths(nested)
 
 
 def _leaf_paths(value: object) -> list[tuple[str, ...]]:

@@ -87,30 +87,16 @@ def contraction(node: Node) -> Contraction | None:
         return None
     a, b = cast(tuple[Node, Node], tuple(operands))
     if name in ("matmul", "bmm", "mm") and min(rank(a), rank(b)) >= 2:
-        return _matmul(a, b, rank(node))
+        # [..., m, k] @ [..., k, n] -> [..., m, n]; leading dimensions are broadcast.
+        batch = [f"b{position}" for position in range(rank(node) - 2)]
+        first = (*_aligned(batch, a, 2, b), "m", "k")
+        second = (*_aligned(batch, b, 2, a), "k", "n")
+        return Contraction((a, b), (first, second), (*batch, "m", "n"))
     if name in ("mul", "multiply"):
-        return _broadcast_product(a, b, rank(node))
+        # Nothing is summed over: every dimension of either operand is one of the result.
+        out = [f"b{position}" for position in range(rank(node))]
+        return Contraction((a, b), (_aligned(out, a, 0, b), _aligned(out, b, 0, a)), tuple(out))
     return None
-
-
-def _matmul(a: Node, b: Node, out_rank: int) -> Contraction:
-    # [..., m, k] @ [..., k, n] -> [..., m, n]; leading dimensions are broadcast against each other.
-    batch = [f"b{position}" for position in range(out_rank - 2)]
-    rows, inner, columns = "m", "k", "n"
-    return Contraction(
-        operands=(a, b),
-        labels=(
-            (*_aligned(batch, a, 2, b), rows, inner),
-            (*_aligned(batch, b, 2, a), inner, columns),
-        ),
-        out=(*batch, rows, columns),
-    )
-
-
-def _broadcast_product(a: Node, b: Node, out_rank: int) -> Contraction:
-    # Nothing is summed over: every dimension of either operand is one of the result.
-    out = [f"b{position}" for position in range(out_rank)]
-    return Contraction((a, b), (_aligned(out, a, 0, b), _aligned(out, b, 0, a)), tuple(out))
 
 
 def _summed_product(node: Node) -> Contraction | None:
@@ -126,12 +112,10 @@ def _summed_product(node: Node) -> Contraction | None:
     summed = {found.out[position] for position in positions}
     if not all(summed <= set(labels) for labels in found.labels):
         return None
-    kept = (None if label in summed else label for label in found.out)
-    if argument(node, "keepdim", False):
-        return Contraction(found.operands, found.labels, tuple(kept))
-    return Contraction(
-        found.operands, found.labels, tuple(label for label in kept if label is not None)
-    )
+    keeps = bool(argument(node, "keepdim", False))
+    kept = [None if label in summed else label for label in found.out]
+    out = tuple(label for label in kept if keeps or label is not None)
+    return Contraction(found.operands, found.labels, out)
 
 
 def _aligned(batch: Sequence[str], node: Node, trailing: int, other: Node) -> Labels:
@@ -163,7 +147,13 @@ def _einsum(node: Node) -> Contraction | None:
         return None
     # A letter twice in one term takes a diagonal: refused above.
     first, second = cast(list[tuple[str, ...]], expanded)
-    out = _expand(result, rank(node)) if arrow else _implicit(first, second)
+    if arrow:
+        out = _expand(result, rank(node))
+    else:
+        # Batch dimensions of the ellipsis, then letters of one term only, sorted.
+        letters = (*first, *second)
+        dots = sorted({letter for letter in letters if letter[0] == "."}, reverse=True)
+        out = (*dots, *sorted(c for c in letters if letters.count(c) == 1 and c[0] != "."))
     if out is None:
         return None
     labels = (_squeeze(first, a, b, second), _squeeze(second, b, a, first))
@@ -177,16 +167,6 @@ def _expand(term: str, dims: int) -> tuple[str, ...] | None:
     if covered < 0 or (covered and not dots):
         return None
     return (*head, *(f".{covered - 1 - index}" for index in range(covered)), *tail)
-
-
-def _implicit(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    # Without an arrow: batch dimensions of the ellipsis, then letters of one term only, sorted.
-    letters = (*first, *second)
-    dots = sorted({letter for letter in letters if letter.startswith(".")}, reverse=True)
-    return (
-        *dots,
-        *sorted(c for c in set(letters) if letters.count(c) == 1 and not c.startswith(".")),
-    )
 
 
 def _squeeze(term: tuple[str, ...], node: Node, other: Node, other_term: tuple[str, ...]) -> Labels:

@@ -60,7 +60,14 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
     Raises:
         NotCoveredError: If there are too many elements.
     """
-    most = max(_count(node), *map(_count, filter(is_tensor, _cone(node, known))))
+
+    def moved_from(inner: Node) -> list[Node]:
+        # Not the indices of a gather, which have to be known.
+        inputs = inner.all_input_nodes if _moves(inner, known) else ()
+        return [n for n in inputs if n is inner.args[0] or op(inner) not in _GATHERS]
+
+    cone = reads_first(node, moved_from)
+    most = max(torch.Size(example_shape(n)).numel() for n in (node, *filter(is_tensor, cone)))
     if most > _MOST_ELEMENTS:
         raise NotCoveredError(
             f"its windows have {most} elements at the example's sizes, more than are followed:"
@@ -72,49 +79,31 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
     values: dict[Node, object] = {}
     sources: list[tuple[Node, int, int]] = []
     first = 1  # 0 stands for the number 0
-    for current in _cone(node, known):
+    for current in cone:
         if _moves(current, known):
-            values[current] = _moved(current, values, known)
-            continue
-        if not is_tensor(current):
+            values[current] = computed(current, lambda n: values[n] if n in values else known(n))
+        elif not is_tensor(current):
             values[current] = hint(current.meta["val"])
-            continue
-        extents, count = example_shape(current), _count(current)
-        if _is_zero(current, known):
-            values[current] = torch.zeros(extents, dtype=torch.float64)
-            continue
-        values[current] = torch.arange(first, first + count, dtype=torch.float64).view(extents)
-        sources.append((current, first, first + count))
-        first += count
-    return _from_one_source(cast(Tensor, values[node]), sources)
-
-
-def _count(node: Node) -> int:
-    return torch.Size(example_shape(node)).numel()
-
-
-def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Elements | None:
+        else:
+            extents = example_shape(current)
+            count = torch.Size(extents).numel()
+            constant = None if known.varies(current) else known(current)
+            is_zero = op(current) in ("zeros", "zeros_like", "new_zeros")
+            if is_zero or (constant is not None and not bool(constant.any())):
+                values[current] = torch.zeros(extents, dtype=torch.float64)
+                continue
+            numbers = torch.arange(first, first + count, dtype=torch.float64)
+            values[current] = numbers.view(extents)
+            sources.append((current, first, first + count))
+            first += count
     # The largest number tells the source; every other one must be its, or 0.
-    largest = int(moved.max())
+    moved = cast(Tensor, values[node])
+    largest, outside = int(moved.max()), moved == 0
     for source, start, stop in sources:
-        if start <= largest < stop:
-            index = moved.long() - start
-            outside = moved == 0
-            if bool(((index >= 0) | outside).all()):
-                return Elements(source, index.masked_fill_(outside, -1))
+        index = moved.long() - start
+        if start <= largest < stop and bool(((index >= 0) | outside).all()):
+            return Elements(source, index.masked_fill_(outside, -1))
     return None
-
-
-def _cone(node: Node, known: KnownValues) -> list[Node]:
-    """The operators that only move elements, up from `node`, and what they read, sources first."""
-    return reads_first(node, lambda inner: _moved_inputs(inner) if _moves(inner, known) else ())
-
-
-def _is_zero(node: Node, known: KnownValues) -> bool:
-    if op(node) in ("zeros", "zeros_like", "new_zeros"):
-        return True
-    constant = None if known.varies(node) else known(node)
-    return constant is not None and not bool(constant.any())
 
 
 def _moves(node: Node, known: KnownValues) -> bool:
@@ -129,14 +118,3 @@ def _moves(node: Node, known: KnownValues) -> bool:
     if is_view(node):
         return not casts(node)
     return name in _MOVES
-
-
-def _moved_inputs(node: Node) -> list[Node]:
-    """All inputs but the indices of a gather, which have to be known."""
-    if op(node) in _GATHERS:
-        return [source for source in node.all_input_nodes if source is node.args[0]]
-    return list(node.all_input_nodes)
-
-
-def _moved(node: Node, values: dict[Node, object], known: KnownValues) -> object:
-    return computed(node, lambda source: values[source] if source in values else known(source))

@@ -95,6 +95,13 @@ def argument(node: Node, name: str, default: object = None) -> object:
     return default
 
 
+def arguments(node: Node) -> dict[str, object]:
+    """Return all arguments of a call by name; of a Python function by place."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(position): value for position, value in enumerate(node.args)}
+    return {formal.name: argument(node, formal.name) for formal in node.target._schema.arguments}
+
+
 def reads_shape_only(node: Node) -> bool:
     """True for a node that does not look at the values of its arguments."""
     return op(node) in _SHAPE_ONLY

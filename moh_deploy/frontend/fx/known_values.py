@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, leaves
+from moh_deploy.frontend.fx.axes import Dim, Layout, Size, leaves, product
 from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import (
     computed,
@@ -63,18 +63,15 @@ class StoredNodes:
 
     def __call__(self, node: Node) -> bool:
         if node not in self._stored:
-            self._stored[node] = self._follows(node)
+            # An operator without inputs may be `arange` of a number, but also `rand`: neither is
+            # stored.
+            sources = node.all_input_nodes
+            if node.op != "call_function":
+                self._stored[node] = self._constant(node) is not None
+            else:
+                drawn = not sources or is_random(node) or reads_shape_only(node)
+                self._stored[node] = not drawn and all(map(self, sources))
         return self._stored[node]
-
-    def _follows(self, node: Node) -> bool:
-        # An operator without inputs may be `arange` of a number, but also `rand`: neither is
-        # stored.
-        sources = node.all_input_nodes
-        if node.op != "call_function":
-            return self._constant(node) is not None
-        if not sources or is_random(node) or reads_shape_only(node):
-            return False
-        return all(map(self, sources))
 
 
 def is_random(node: Node) -> bool:
@@ -97,8 +94,12 @@ class KnownValues:
         self._constant = Constants(program)
         self._dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
         self._known: set[Node] = set()
-        for node in graph.nodes:
-            if self._can_be_known(node):
+        for node in graph.nodes:  # in order: what a node reads was looked at before
+            if node.op == "placeholder":
+                is_known = self._constant(node) is not None
+            else:
+                is_known = _is_repeatable(node) and self._known.issuperset(node.all_input_nodes)
+            if is_known and node not in self._dynamic:
                 self._known.add(node)
         self._values: dict[Node, object] = {}
 
@@ -110,31 +111,20 @@ class KnownValues:
         """The node's value; None where it is not known."""
         if node not in self._known:
             return None
-        for current in reads_first(node, self._missing):
-            if current not in self._values:
-                self._values[current] = self._compute(current)
-        found = self._values[node]
+        values = self._values
+        missing = reads_first(node, lambda n: () if n in values else n.all_input_nodes)
+        for current in (source for source in missing if source not in values):
+            if current.op != "call_function":
+                values[current] = self._constant(current)
+            else:
+                with torch.no_grad():
+                    values[current] = computed(current, values.__getitem__)
+        found = values[node]
         return found if isinstance(found, Tensor) else None
-
-    def _missing(self, node: Node) -> Sequence[Node]:
-        return () if node in self._values else node.all_input_nodes
 
     def varies(self, node: Node) -> bool:
         """True for a node whose value depends on the model's inputs."""
         return node in self._dynamic
-
-    def _can_be_known(self, node: Node) -> bool:
-        if node in self._dynamic:
-            return False
-        if node.op == "call_function":
-            return _is_repeatable(node) and all(n in self._known for n in node.all_input_nodes)
-        return node.op == "placeholder" and self._constant(node) is not None
-
-    def _compute(self, node: Node) -> object:
-        if node.op != "call_function":
-            return self._constant(node)
-        with torch.no_grad():
-            return computed(node, self._values.__getitem__)
 
     def over(self, operand: Operand, axes: Sequence[Dim]) -> Tensor | None:
         """An operand's value in float64 with one dimension for each group of axes; None where it is
@@ -150,6 +140,7 @@ class KnownValues:
 
 
 def _is_repeatable(node: Node) -> bool:
+    """True for a call that has no effect, and gives the same each time."""
     target = node.target
     return target is operator.getitem or (
         isinstance(target, torch._ops.OpOverload)
@@ -178,45 +169,31 @@ def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
     for position, axis in enumerate(wanted):
         if axis not in order:
             value = value.unsqueeze(position)
-    return _grouped(value, groups, set(order))
-
-
-def _grouped(value: Tensor, groups: Sequence[Dim], present: set[Axis]) -> Tensor:
     # ... and are expanded where another axis of their group is there: a reshape needs them.
-    shape: list[int] = []
-    position = 0
-    for group in groups:
-        extents = list(value.shape[position : position + len(group)])
-        if present & set(group):
-            full = [
-                extent if axis in present else int(axis.size)
-                for axis, extent in zip(group, extents, strict=True)
-            ]
-            value = value.expand(
-                *value.shape[:position], *full, *value.shape[position + len(group) :]
-            )
-            extents = full
-        shape.append(torch.Size(extents).numel())
-        position += len(group)
-    return value.reshape(shape)
+    present = set(order)
+    sizes = iter(value.shape)
+    full = [
+        [
+            int(axis.size) if axis not in present and present & set(group) else size
+            for axis, size in zip(group, sizes, strict=False)
+        ]
+        for group in groups
+    ]
+    shape = [torch.Size(extents).numel() for extents in full]
+    return value.expand([extent for extents in full for extent in extents]).reshape(shape)
 
 
 def one_axis_a_dim(value: Tensor, groups: Sequence[Dim]) -> tuple[Tensor, Dim]:
     """A tensor of one dimension for each group, cut into one for each axis; and those axes."""
     held = [leaves(group) for group in groups]
-    sizes = [
-        size for dim, count in zip(held, value.shape, strict=True) for size in _sizes(dim, count)
-    ]
+    sizes: list[int] = []
+    for dim, extent in zip(held, value.shape, strict=True):
+        # One axis of a dimension may be symbolic: its size is what the others leave.
+        if sum(not axis.size.is_Integer for axis in dim) > 1:
+            raise NotCoveredError("the batch has several dynamic dimensions")
+        known = int(product(axis for axis in dim if axis.size.is_Integer))
+        sizes += [int(axis.size) if axis.size.is_Integer else extent // known for axis in dim]
     return value.reshape(sizes), tuple(axis for dim in held for axis in dim)
-
-
-def _sizes(dim: Dim, extent: int) -> list[int]:
-    """Sizes of a dimension's axes, of which one may be symbolic."""
-    if sum(not axis.size.is_Integer for axis in dim) > 1:
-        raise NotCoveredError("the batch has several dynamic dimensions")
-    sizes = [int(axis.size) if axis.size.is_Integer else -1 for axis in dim]
-    known = torch.Size([size for size in sizes if size >= 0]).numel()
-    return [extent // known if size < 0 else size for size in sizes]
 
 
 # The value of a tensor that no input changes, such as gates that learned queries choose.
@@ -241,68 +218,48 @@ def fixed_value(node: Node, constant: Constants) -> Tensor | None:
     """
     if node.op == "placeholder":
         return constant(node)
-    part = _part_of(node, constant)
-    example = None if part is None else _example_sizes(part)
-    if part is None or example is None:
-        return None
-    runs = [_value(node, part, constant, sizes) for sizes in _variations(example)]
-    if runs[0] is None:
-        return None
-    # A size that the model does not take tells nothing; but one other has to be taken.
-    others = [run for run in runs[1:] if run is not None]
-    if example and not others:
-        return None
-    return runs[0] if all(_is_same(runs[0], other) for other in others) else None
-
-
-def _part_of(node: Node, constant: Constants) -> list[Node] | None:
-    """The operators that compute a node, in order; None if it hangs on an input or on chance."""
     part = [inner for inner in reads_first(node, _read_values) if inner.op == "call_function"]
-    for inner in part:
-        if is_random(inner) or any(
-            source.op == "placeholder" and constant(source) is None
-            for source in _read_values(inner)
-        ):
-            return None
-    return part
+    read = {source for inner in part for source in _read_values(inner)}
+    inputs = (source for source in read if source.op == "placeholder")
+    if any(map(is_random, part)) or any(constant(source) is None for source in inputs):
+        return None
+    example = _example_sizes(part)
+    if example is None:
+        return None
+    # Each dynamic size enlarged by another number, and each reduced likewise.
+    larger = {item: size + 1 + i for i, (item, size) in enumerate(example.items())}
+    smaller = {item: max(1, size - 1 - i) for i, (item, size) in enumerate(example.items())}
+    variations = [example, larger, smaller] if example else [example]
+    first, *runs = (_value(node, part, constant, sizes) for sizes in variations)
+    # A size that the model does not take tells nothing; but one other has to be taken.
+    others = [run for run in runs if run is not None]
+    if first is None or (example and not others):
+        return None
+    return first if all(_is_same(first, other) for other in others) else None
 
 
 def _read_values(node: Node) -> Iterable[Node]:
     """Return the nodes whose elements a node reads; sizes are known without those."""
     if reads_shape_only(node):
         return ()
-    return [source for source in node.all_input_nodes if not _is_size(source)]
-
-
-def _is_size(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat))
+    sizes = (int, float, bool, torch.SymInt, torch.SymFloat)
+    return [n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), sizes)]
 
 
 def _example_sizes(part: Sequence[Node]) -> _Sizes | None:
     """The size of each dynamic dimension that a part depends on; None if the data decide one."""
     found: _Sizes = {}
-    for extent in _dynamic_sizes(part):
-        known = getattr(extent.node.shape_env, "backed_var_to_val")  # noqa: B009  of torch
-        for symbol in extent.node.expr.free_symbols:
-            if symbol not in known:
-                return None
-            found[symbol] = int(known[symbol])
-    return found
-
-
-def _dynamic_sizes(part: Sequence[Node]) -> Iterator[torch.SymInt]:
     for node in (*part, *(source for inner in part for source in inner.all_input_nodes)):
         value = node.meta.get("val")
-        sizes = value.shape if isinstance(value, Tensor) else (value,)
-        yield from (size for size in sizes if isinstance(size, torch.SymInt))
-
-
-def _variations(example: _Sizes) -> Iterator[_Sizes]:
-    """The example's sizes; each enlarged by another number; and each reduced likewise."""
-    yield example
-    if example:
-        yield {item: size + 1 + i for i, (item, size) in enumerate(example.items())}
-        yield {item: max(1, size - 1 - i) for i, (item, size) in enumerate(example.items())}
+        for extent in value.shape if isinstance(value, Tensor) else (value,):
+            if not isinstance(extent, torch.SymInt):
+                continue
+            known = getattr(extent.node.shape_env, "backed_var_to_val")  # noqa: B009  of torch
+            for symbol in extent.node.expr.free_symbols:
+                if symbol not in known:
+                    return None
+                found[symbol] = int(known[symbol])
+    return found
 
 
 def _value(node: Node, part: Sequence[Node], constant: Constants, sizes: _Sizes) -> Tensor | None:

@@ -37,15 +37,26 @@ def read_slice(node: Node) -> Slice | None:
     A part without elements is none.
     """
     name = op(node)
-    if name == "getitem":
-        return _piece_of_split(node)
-    if name not in ("slice", "narrow", "select"):
+    call = cast(Node, node.args[0]) if name == "getitem" else node
+    if op(call) not in (*SPLITS, "slice", "narrow", "select"):
         return None
-    source = _through_whole_slices(cast(Node, node.args[0]))
-    dim = cast(int, argument(node, "dim", 0)) % rank(source)
-    start = argument(node, "index" if name == "select" else "start", 0) or 0
+    source = cast(Node, call.args[0])
+    while op(source) == "slice" and shape(cast(Node, source.args[0])) == shape(source):
+        source = cast(Node, source.args[0])
+    dim = cast(int, argument(call, "dim", 0)) % rank(source)
     extent = shape(source)[dim]
-    if not extent.is_Integer or not isinstance(start, int):
+    if not extent.is_Integer:
+        return None
+    if name == "getitem":
+        index = cast(int, node.args[1])
+        if op(call) == "unbind":
+            return Slice(source, dim, index, index + 1, keeps_dim=False)
+        lengths = [int(piece.shape[dim]) for piece in call.meta["val"]]
+        first = sum(lengths[:index])
+        found = Slice(source, dim, first, first + lengths[index], keeps_dim=True)
+        return found if lengths[index] else None
+    start = argument(node, "index" if name == "select" else "start", 0) or 0
+    if not isinstance(start, int):
         return None
     length = Integer(1) if name == "select" else shape(node)[dim]
     if not length.is_Integer or not length:
@@ -54,30 +65,6 @@ def read_slice(node: Node) -> Slice | None:
         return None
     start = max(start + int(extent), 0) if start < 0 else start  # -9 of 4 starts at 0
     return Slice(source, dim, start, start + int(length), keeps_dim=name != "select")
-
-
-def _piece_of_split(node: Node) -> Slice | None:
-    split, index = cast(tuple[Node, int], node.args[:2])
-    name = op(split)
-    if name not in SPLITS:
-        return None
-    source = _through_whole_slices(cast(Node, split.args[0]))
-    dim = cast(int, argument(split, "dim", 0)) % rank(source)
-    if not shape(source)[dim].is_Integer:
-        return None
-    if name == "unbind":
-        return Slice(source, dim, index, index + 1, keeps_dim=False)
-    lengths = [int(piece.shape[dim]) for piece in split.meta["val"]]
-    start = sum(lengths[:index])
-    if not lengths[index]:
-        return None
-    return Slice(source, dim, start, start + lengths[index], keeps_dim=True)
-
-
-def _through_whole_slices(node: Node) -> Node:
-    while op(node) == "slice" and shape(cast(Node, node.args[0])) == shape(node):
-        node = cast(Node, node.args[0])
-    return node
 
 
 @dataclass(frozen=True)

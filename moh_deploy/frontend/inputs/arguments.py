@@ -13,18 +13,17 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import numpy as np
 import torch
-from pydantic import JsonValue
 from torch.utils import _pytree as pytree
 from typing_extensions import TypeIs
 
 from moh_deploy.config.export_config import ConstantValue
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.arrays import to_numpy
-from moh_deploy.frontend.fx.containers import Parts, open_container
+from moh_deploy.frontend.fx.containers import Parts, name_of, open_container
 from moh_deploy.frontend.inputs.npz_inputs import tensor_of
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import Call, CallArgument
@@ -85,7 +84,7 @@ def flattened(given: Mapping[str, object] | tuple[object, ...]) -> tuple[ModelIn
                 " constants in it.",
                 hint="Leave it out; to change it, export the program again.",
             )
-    return collected.all
+    return tuple(collected.inputs)
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,8 @@ class _Forward:
     @property
     def _places(self) -> list[str]:
         """Parameters that take an argument by position."""
-        return [
-            n
-            for n, parameter in self.signature.parameters.items()
-            if parameter.kind in _BY_POSITION
-        ]
+        parameters = self.signature.parameters.items()
+        return [name for name, parameter in parameters if parameter.kind in _BY_POSITION]
 
     @property
     def _required(self) -> list[str]:
@@ -118,10 +114,8 @@ class _Forward:
         ]
 
     def _of_kind(self, kind: inspect._ParameterKind) -> str | None:
-        return next(
-            (n for n, parameter in self.signature.parameters.items() if parameter.kind is kind),
-            None,
-        )
+        parameters = self.signature.parameters.items()
+        return next((name for name, parameter in parameters if parameter.kind is kind), None)
 
     def takes_by_position(self, names: Sequence[str]) -> bool:
         """Tell whether inputs that are not called as parameters can be meant by position alone.
@@ -135,9 +129,8 @@ class _Forward:
         varargs = self._of_kind(_Parameter.VAR_POSITIONAL)
         if all(known) or not set(required) <= set(places[: len(names)]):
             return False
-        if nearly_named(
-            (name.split(".")[0] for name in names), list(dict.fromkeys((*places, *required)))
-        ):
+        called = (name.split(".")[0] for name in names)
+        if nearly_named(called, list(dict.fromkeys((*places, *required)))):
             return False
         if varargs is None and len(names) > len(places):
             return False
@@ -152,13 +145,12 @@ class _Forward:
     def by_position(self, given: Mapping[str, object]) -> BoundInputs:
         """Return the call whose positional arguments are the values, whatever they are called."""
         collected = _Collected()
-        hints = [self.hints.get(place) for place in self._places]
-        padded = [*hints, *[None] * len(given)]
+        hints = [*map(self.hints.get, self._places), *[None] * len(given)]
         args = [
             collected.argument(value, name, hint)
-            for (name, value), hint in zip(given.items(), padded, strict=False)
+            for (name, value), hint in zip(given.items(), hints, strict=False)
         ]
-        return BoundInputs(Call(tuple(args), {}), collected.all)
+        return BoundInputs(Call(tuple(args), {}), tuple(collected.inputs))
 
     def by_name(self, named: Mapping[str, object]) -> BoundInputs:
         """Return the call that gives each value to the parameter of its name."""
@@ -180,7 +172,7 @@ class _Forward:
         unknown = [name for name in named if name == rest or name not in self.signature.parameters]
         kwargs |= {name: self._argument(name, named[name], collected) for name in unknown}
         unread = frozenset(inner for name in unknown for inner in kwargs[name].inputs)
-        return BoundInputs(Call(tuple(args), kwargs), collected.all, unread)
+        return BoundInputs(Call(tuple(args), kwargs), tuple(collected.inputs), unread)
 
     def named(self, given: Sequence[object]) -> dict[str, object]:
         """Return positional arguments by the names of their parameters."""
@@ -205,12 +197,15 @@ class _Forward:
             unknown = [n for n in unknown if _is_constant(named[n]) and did_you_mean(n, free)]
         if unknown:
             what = "is no parameter" if len(unknown) == 1 else "are no parameters"
+            way_out = did_you_mean(unknown[0], free)
+            if not way_out and len(free) == 1:
+                inner = ", ".join(f"'{free[0]}.{name}'" for name in unknown)
+                way_out = f"What is in '{free[0]}' is called {inner}."
             raise ConfigError(
                 f"{_quoted(unknown)} {what} of the model's forward, which takes {self._text()}.",
                 hint=(
-                    f"{_way_out(unknown, free)} Inputs are called as the parameters that take them,"
-                    " in any order; or all by other names, in the order of its positional"
-                    " arguments."
+                    f"{way_out} Inputs are called as the parameters that take them, in any order;"
+                    " or all by other names, in the order of its positional arguments."
                 ).strip(),
             )
         missing = [name for name in self._required if name not in named]
@@ -243,11 +238,8 @@ class _Forward:
 
     def _text(self) -> str:
         """The parameters, as they are written: `(x, mask=None, *, past)`."""
-        plain = [
-            parameter.replace(annotation=_Parameter.empty)
-            for parameter in self.signature.parameters.values()
-        ]
-        return str(inspect.Signature(plain))
+        parameters = self.signature.parameters.values()
+        return str(inspect.Signature([p.replace(annotation=_Parameter.empty) for p in parameters]))
 
 
 @dataclass
@@ -256,11 +248,6 @@ class _Collected:
 
     inputs: list[ModelInput] = field(default_factory=list)
 
-    @property
-    def all(self) -> tuple[ModelInput, ...]:
-        """The inputs."""
-        return tuple(self.inputs)
-
     def argument(self, value: object, path: str, hint: object = None) -> CallArgument:
         """Describe a value, and collect the tensors in it.
 
@@ -268,38 +255,51 @@ class _Collected:
             path: What a tensor is called: `past.0.key`.
             hint: Its annotation, which says what a dict or tuple of paths is meant to be.
         """
+        place = f"input '{path}'"
+        constant: bool | int | None = None
         if isinstance(value, torch.Tensor):
-            return self._input(ModelInput(path, tensor_of(to_numpy(value), f"input '{path}'")))
-        if isinstance(value, (np.ndarray, np.generic)):
-            value = ModelInput(path, tensor_of(np.asarray(value), f"input '{path}'"))
+            value = ModelInput(path, tensor_of(to_numpy(value), place))
+        else:
+            if isinstance(value, (np.ndarray, np.generic)):
+                value = ModelInput(path, tensor_of(np.asarray(value), place))
+            if isinstance(value, ModelInput) and not value.value.ndim:
+                # A truth value or whole number may stand in a file as an array without axes.
+                kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+                is_truth = value.value.dtype == torch.bool
+                if kinds == [bool if is_truth else int] and not value.value.is_floating_point():
+                    constant = bool(value.value) if is_truth else int(value.value)
         if isinstance(value, ModelInput):
-            constant = _meant_as_constant(value, hint)
-            return self._input(value) if constant is None else CallArgument(value=constant)
+            if constant is not None:
+                return CallArgument(value=constant)
+            self.inputs.append(value)
+            return CallArgument(input=value.name)
         if _is_constant(value):
             return CallArgument(value=_constant(value, path))
         parts = open_container(value)
         if parts is None:
-            raise _closed(value, path)
+            name = type(value).__name__
+            raise ConfigError(
+                f"'{path}' is a {name}, whose tensors are not known; expected tensors, None,"
+                " numbers, text, tuples, lists, dicts, dataclasses, or a class that is registered"
+                " with PyTorch.",
+                hint="Register it in the model's code, torch.utils._pytree.register_pytree_node("
+                f"{name}, ...); Hugging Face's caches are registered by"
+                " transformers.integrations.executorch.register_dynamic_cache_export_support().",
+            )
         wanted, hints = _wanted(parts, hint)
         items = tuple(
             self.argument(item, f"{path}.{key}", hints.get(key, hints.get("*")))
             for key, item in zip(parts.keys, parts.items, strict=True)
         )
-        context = _as_json(wanted.context, wanted.container, path)
+        try:
+            context = json.loads(json.dumps(wanted.context))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"'{path}' is a {wanted.container}, whose registration keeps what JSON has no form"
+                f" for ({error}); a package says how the original was called.",
+                hint="Register it with a context of text, numbers and lists.",
+            ) from error
         return CallArgument(container=wanted.container, context=context, items=items)
-
-    def _input(self, item: ModelInput) -> CallArgument:
-        self.inputs.append(item)
-        return CallArgument(input=item.name)
-
-
-def _way_out(unknown: Sequence[str], free: Sequence[str]) -> str:
-    """Suggest parameters for names that are none."""
-    suggestion = did_you_mean(unknown[0], free)
-    if suggestion or len(free) != 1:
-        return suggestion
-    inner = ", ".join(f"'{free[0]}.{name}'" for name in unknown)
-    return f"What is in '{free[0]}' is called {inner}."
 
 
 def _nested(given: Mapping[str, object]) -> dict[str, object]:
@@ -367,20 +367,20 @@ def _wanted(parts: Parts, hint: object) -> tuple[Parts, dict[str, object]]:
         elif isinstance(origin, type) and pytree.is_namedtuple_class(origin):
             return _of_class(parts, origin), {}
         elif origin is list:
-            return Parts("list", None, parts.keys, parts.items), {"*": inner[0] if inner else None}
+            return replace(parts, container="list"), {"*": inner[0] if inner else None}
         elif origin is tuple:
             every = len(inner) == 2 and inner[1] is Ellipsis
             known = {"*": inner[0]} if every else dict(zip(parts.keys, inner, strict=False))
-            return Parts("tuple", None, parts.keys, parts.items), known
+            return replace(parts, container="tuple"), known
         elif origin is Sequence:
             return parts, {"*": inner[0] if inner else None}
     return parts, {}
 
 
 def _of_class(parts: Parts, cls: type) -> Parts:
-    name = f"{cls.__module__}.{cls.__qualname__}"
+    """Let a dict or tuple be the items of a dataclass or named tuple."""
     if pytree.is_namedtuple_class(cls):
-        return Parts(name, None, parts.keys, parts.items)
+        return replace(parts, container=name_of(cls), context=None)
     taken = [field_.name for field_ in fields(cls) if field_.init]
     wrong = [key for key in parts.keys if key not in taken]
     if wrong:
@@ -388,7 +388,7 @@ def _of_class(parts: Parts, cls: type) -> Parts:
             f"{cls.__name__} has no field {_quoted(wrong)}, only {_listed(taken)}.",
             hint=did_you_mean(wrong[0], taken) or None,
         )
-    return Parts(name, list(parts.keys), parts.keys, parts.items)
+    return replace(parts, container=name_of(cls), context=list(parts.keys))
 
 
 def _alternatives(hint: object) -> tuple[object, ...]:
@@ -396,17 +396,6 @@ def _alternatives(hint: object) -> tuple[object, ...]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
-
-
-def _meant_as_constant(item: ModelInput, hint: object) -> bool | int | None:
-    """A truth value or whole number that stands in a file as an array without axes."""
-    if item.value.ndim or item.value.dtype.is_floating_point:
-        return None
-    is_truth = item.value.dtype == torch.bool
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    if kinds == [bool if is_truth else int]:
-        return bool(item.value) if is_truth else int(item.value)
-    return None
 
 
 def _is_constant(value: object) -> TypeIs[ConstantValue]:
@@ -425,29 +414,6 @@ def _constant(value: ConstantValue, path: str) -> ConstantValue:
     if isinstance(value, float):
         return float(value)
     return None if value is None else str.__str__(value)
-
-
-def _as_json(context: object, container: str, path: str) -> JsonValue:
-    try:
-        found: JsonValue = json.loads(json.dumps(context))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"'{path}' is a {container}, whose registration keeps what JSON has no form for"
-            f" ({error}); a package says how the original was called.",
-            hint="Register it with a context of text, numbers and lists.",
-        ) from error
-    return found
-
-
-def _closed(value: object, path: str) -> ConfigError:
-    name = type(value).__name__
-    return ConfigError(
-        f"'{path}' is a {name}, whose tensors are not known; expected tensors, None, numbers, text,"
-        " tuples, lists, dicts, dataclasses, or a class that is registered with PyTorch.",
-        hint=f"Register it in the model's code, torch.utils._pytree.register_pytree_node({name},"
-        " ...); Hugging Face's caches are registered by"
-        " transformers.integrations.executorch.register_dynamic_cache_export_support().",
-    )
 
 
 def _quoted(names: Sequence[str]) -> str:

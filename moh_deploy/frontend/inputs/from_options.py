@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,21 @@ def example_inputs(
     """
     if model.decoder is not None:
         assert model.module is not None
-        refuse_other_inputs(
-            [
-                ("--input", options.input_specs or config.inputs),
-                ("--dynamic", options.dynamic),
-                ("--output-name", options.output_names or config.outputs),
-                ("--valid-tokens", asked_mask(options, config)),
-                ("inputs in memory", options.inputs and not isinstance(options.inputs, Path)),
-            ]
-        )
+        given = {
+            "--input": options.input_specs or config.inputs,
+            "--dynamic": options.dynamic,
+            "--output-name": options.output_names or config.outputs,
+            "--valid-tokens": asked_mask(options, config),
+            "inputs in memory": options.inputs and not isinstance(options.inputs, Path),
+        }
+        names = [name for name, value in given.items() if value]
+        if names:
+            raise ConfigError(
+                f"{', '.join(names)} and --task text-generation are both given: the task says what"
+                " a language model's inputs and outputs are.",
+                hint="Leave them out; --inputs FILE.npz may give real tokens, input_ids"
+                " [batch, tokens].",
+            )
         npz = options.inputs if isinstance(options.inputs, Path) else None
         decoded = decoder_inputs(model.module, model.decoder, npz)
         return replace(model, call=decoded.call), decoded.inputs
@@ -93,26 +98,31 @@ BATCH, SEQ, PAST, TOTAL = "batch", "seq", "past", "total"
 _ROWS, _BEHIND, _NEW = 2, 5, 3
 
 
-def decoder_inputs(
-    module: torch.nn.Module, decoder: Decoder, npz: Path | None, *, seed: int = 0
-) -> BoundInputs:
+def decoder_inputs(module: torch.nn.Module, decoder: Decoder, npz: Path | None) -> BoundInputs:
     """Return example inputs of a model that `make_decoder` has given its forward.
 
     Args:
         npz: File with real tokens: `input_ids` [batch, tokens], and `attention_mask` where there is
             padding. Half of them are in the cache.
-        seed: Of tokens that are made up where there is no file.
 
     Raises:
         ConfigError: The file holds something else, or too few tokens.
         ExportError: The model fails on the tokens that are to be in the cache.
     """
-    ids, mask = _made_tokens(decoder, seed) if npz is None else _given_tokens(npz, decoder)
-    before = _BEHIND if npz is None else ids.shape[1] // 2
+    if npz is not None:
+        ids, mask = _given_tokens(npz, decoder)
+        before = ids.shape[1] // 2
+    else:
+        generator = torch.Generator().manual_seed(0)
+        # Token 0 is padding in many vocabularies, and its embedding may be zero.
+        shape, before = (_ROWS, _BEHIND + _NEW), _BEHIND
+        ids = torch.randint(1, decoder.vocab_size, shape, generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, :2] = 0
     empty = [
         {
-            "key": torch.zeros(len(ids), heads, 0, key, dtype=decoder.dtype),
-            "value": torch.zeros(len(ids), heads, 0, value, dtype=decoder.dtype),
+            part: torch.zeros(len(ids), heads, 0, size, dtype=decoder.dtype)
+            for part, size in (("key", key), ("value", value))
         }
         for heads, key, value in decoder.caches
     ]
@@ -144,16 +154,6 @@ def decoder_outputs(decoder: Decoder) -> tuple[str, ...]:
     return ("logits", *parts)
 
 
-def _made_tokens(decoder: Decoder, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (_ROWS, _BEHIND + _NEW)
-    # Token 0 is padding in many vocabularies, and its embedding may be zero.
-    ids = torch.randint(1, decoder.vocab_size, shape, generator=generator)
-    mask = torch.ones_like(ids)
-    mask[0, :2] = 0
-    return ids, mask
-
-
 def _given_tokens(npz: Path, decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
     members = {item.name: item.value for item in inputs_from_npz(npz)}
     ids = members.pop("input_ids", None)
@@ -175,19 +175,3 @@ def _given_tokens(npz: Path, decoder: Decoder) -> tuple[torch.Tensor, torch.Tens
             f" {decoder.vocab_size} tokens."
         )
     return ids.long(), mask.long()
-
-
-def refuse_other_inputs(given: Sequence[tuple[str, object]]) -> None:
-    """Refuse options that say what the inputs of text generation are.
-
-    Raises:
-        ConfigError: One of them has a value.
-    """
-    names = [name for name, value in given if value]
-    if names:
-        raise ConfigError(
-            f"{', '.join(names)} and --task text-generation are both given: the task says what a"
-            " language model's inputs and outputs are.",
-            hint="Leave them out; --inputs FILE.npz may give real tokens, input_ids"
-            " [batch, tokens].",
-        )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import torch
@@ -46,6 +46,11 @@ class ExampleSpec:
         """Return the input with this value."""
         return ModelInput(self.name, value, {axis: str(expr) for axis, expr in self.dims.items()})
 
+    def made(self, seed: int) -> ModelInput:
+        """Return the input with a value that is made up."""
+        value = made_values(self.shape, self.dtype, self.value_range, seed=seed)
+        return self.with_value(value)
+
 
 @dataclass(frozen=True)
 class _Axis:
@@ -60,8 +65,13 @@ def specs_from_config(config: ExportConfig) -> tuple[ExampleSpec, ...]:
     """Return the inputs that a configuration describes."""
     specs: list[ExampleSpec] = []
     for given in config.inputs:
-        places = [f"inputs.{given.name}.shape.{axis}" for axis in range(len(given.shape))]
-        axes = list(map(_config_axis, given.shape, places))
+        axes: list[_Axis] = []
+        for axis, size in enumerate(given.shape):
+            place = f"inputs.{given.name}.shape.{axis}"
+            if isinstance(size, int):
+                axes.append(_Axis(place, None, size))
+            else:
+                axes.append(_Axis(place, DimExpr.parse(size, place=place), None))
         specs.append(_resolve(given.name, axes, given.dtype, config.dims, given.range))
     return tuple(specs)
 
@@ -113,18 +123,52 @@ def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
     )
 
 
-def parse_dynamic_options(
-    options: Sequence[str], ranks: Mapping[str, int]
-) -> dict[str, dict[int, DimExpr]]:
-    """Parse `--dynamic` options such as `x:0=batch,2=past+1` into input name → axis → dimension.
+def described_by(
+    config: ExportConfig, inputs: Sequence[ModelInput], source: str
+) -> tuple[ModelInput, ...]:
+    """Return given inputs with the dynamic axes of the configuration's inputs of these names.
 
     Args:
-        ranks: Input name to number of axes.
+        source: Where the inputs come from, for messages.
 
     Raises:
-        ConfigError: An option is malformed, or names an input or axis that does not exist.
+        ConfigError: Names, dtypes or sizes differ.
     """
-    dims: dict[str, dict[int, DimExpr]] = {}
+    described = {spec.name: spec for spec in specs_from_config(config)}
+    if {item.name for item in inputs} != described.keys():
+        raise ConfigError(
+            f"{source}: its members are {', '.join(item.name for item in inputs)}, but the config's"
+            f" inputs are {', '.join(described)}.",
+            hint="Make both agree; their order does not matter.",
+        )
+    found: list[ModelInput] = []
+    for item in inputs:
+        value, spec = item.value, described[item.name]
+        dtype = str(value.dtype).removeprefix("torch.")
+        fits = value.ndim == len(spec.shape) and all(
+            axis in spec.dims or value.shape[axis] == size for axis, size in enumerate(spec.shape)
+        )
+        if not fits or dtype != spec.dtype:
+            shape = ", ".join(str(spec.dims.get(i, size)) for i, size in enumerate(spec.shape))
+            raise ConfigError(
+                f"{source}: '{item.name}' is {dtype} {list(value.shape)}, but the config says"
+                f" {spec.dtype} [{shape}]."
+            )
+        found.append(spec.with_value(value))
+    return tuple(found)
+
+
+def add_dynamic_axes(
+    inputs: Sequence[ModelInput], options: Sequence[str]
+) -> tuple[ModelInput, ...]:
+    """Return inputs with the axes of `--dynamic` options dynamic: `x:0=batch,2=past+1`.
+
+    Raises:
+        ConfigError: An option is malformed, names an input or axis that does not exist, or
+            contradicts what is known of the axis.
+    """
+    ranks = {item.name: item.value.ndim for item in inputs}
+    added: dict[str, dict[int, DimExpr]] = {}
     for option in options:
         match = _DYNAMIC.fullmatch(option)
         if match is None:
@@ -138,24 +182,38 @@ def parse_dynamic_options(
                 f"--dynamic '{option}': there is no input '{name}'.",
                 hint=f"{did_you_mean(name, ranks)} Inputs: {', '.join(ranks) or 'none'}.".strip(),
             )
-        of_input = dims.setdefault(name, {})
+        of_input = added.setdefault(name, {})
         for entry in match["axes"].split(","):
-            axis, expr = _parse_dynamic_axis(entry, option, ranks[name])
+            text, equals, dim = (part.strip() for part in entry.partition("="))
+            if not equals or not re.fullmatch(r"-?\d+", text):
+                raise ConfigError(
+                    f"--dynamic '{option}': '{entry}' is not AXIS=DIM.",
+                    hint="Example: --dynamic x:0=batch.",
+                )
+            if not -ranks[name] <= int(text) < ranks[name]:
+                raise ConfigError(
+                    f"--dynamic '{option}': axis {int(text)} is out of range; the input has"
+                    f" {ranks[name]} axes."
+                )
+            axis = int(text) % ranks[name]
+            expr = DimExpr.parse(dim, place=f"--dynamic '{option}'")
             if of_input.setdefault(axis, expr) != expr:
                 raise ConfigError(
                     f"--dynamic '{option}': axis {axis} of '{name}' is already '{of_input[axis]}'."
                 )
-    return dims
+    for item in inputs:
+        for axis, expr in added.get(item.name, {}).items():
+            if (known := item.dims.get(axis, str(expr))) != str(expr):
+                raise ConfigError(
+                    f"--dynamic: axis {axis} of input '{item.name}' is '{known}' already, not"
+                    f" '{expr}'."
+                )
+    texts = {name: {axis: str(expr) for axis, expr in of.items()} for name, of in added.items()}
+    return tuple(replace(item, dims={**item.dims, **texts.get(item.name, {})}) for item in inputs)
 
 
 def _is_constant(option: str) -> bool:
     return _CONSTANT.fullmatch(option.strip()) is not None
-
-
-def _config_axis(size: int | str, place: str) -> _Axis:
-    if isinstance(size, int):
-        return _Axis(place, None, size)
-    return _Axis(place, DimExpr.parse(size, place=place), None)
 
 
 _Range = tuple[float, float]
@@ -181,18 +239,14 @@ def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype, _Range | No
         _parse_axis(entry.strip(), f"--input '{option}': axis {index}")
         for index, entry in enumerate(entries)
     ]
-    return match["name"], axes, cast(ModelDtype, dtype), _parse_range(match, option, dtype)
-
-
-def _parse_range(match: re.Match[str], option: str, dtype: str) -> _Range | None:
-    if match["low"] is None:
-        return None
-    low, high = float(match["low"]), float(match["high"])
-    if low > high:
-        raise ConfigError(f"--input '{option}': the first value exceeds the last.")
-    if dtype == "bool":
-        raise ConfigError(f"--input '{option}': a range has no meaning for dtype bool.")
-    return low, high
+    value_range: _Range | None = None
+    if match["low"] is not None:
+        value_range = float(match["low"]), float(match["high"])
+        if value_range[0] > value_range[1]:
+            raise ConfigError(f"--input '{option}': the first value exceeds the last.")
+        if dtype == "bool":
+            raise ConfigError(f"--input '{option}': a range has no meaning for dtype bool.")
+    return match["name"], axes, cast(ModelDtype, dtype), value_range
 
 
 def _parse_axis(entry: str, place: str) -> _Axis:
@@ -204,21 +258,6 @@ def _parse_axis(entry: str, place: str) -> _Axis:
     return _Axis(place, DimExpr.parse(text, place=place), int(size) if equals else None)
 
 
-def _parse_dynamic_axis(entry: str, option: str, rank: int) -> tuple[int, DimExpr]:
-    axis_text, equals, dim = (part.strip() for part in entry.partition("="))
-    if not equals or not re.fullmatch(r"-?\d+", axis_text):
-        raise ConfigError(
-            f"--dynamic '{option}': '{entry}' is not AXIS=DIM.",
-            hint="Example: --dynamic x:0=batch.",
-        )
-    axis = int(axis_text)
-    if not -rank <= axis < rank:
-        raise ConfigError(
-            f"--dynamic '{option}': axis {axis} is out of range; the input has {rank} axes."
-        )
-    return axis % rank, DimExpr.parse(dim, place=f"--dynamic '{option}'")
-
-
 def _resolve(
     name: str,
     axes: Sequence[_Axis],
@@ -226,26 +265,22 @@ def _resolve(
     sizes: Mapping[str, int],
     value_range: tuple[float, float] | None = None,
 ) -> ExampleSpec:
-    shape = tuple(_example_size(axis, sizes) for axis in axes)
+    shape: list[int] = []
+    for axis in axes:
+        if axis.expr is None or axis.size is not None:
+            size = cast(int, axis.size)
+        elif axis.expr.name in sizes:
+            size = axis.expr.evaluate(sizes)
+        else:
+            raise ConfigError(
+                f"{axis.place}: '{axis.expr}' has no example size.",
+                hint=f"Write {axis.expr}=SIZE.",
+            )
+        if size < 1:
+            raise ConfigError(f"{axis.place} has size {size}; a size must be at least 1.")
+        shape.append(size)
     dims = {index: axis.expr for index, axis in enumerate(axes) if axis.expr is not None}
-    return ExampleSpec(name, shape, dtype, dims, value_range)
-
-
-def _example_size(axis: _Axis, sizes: Mapping[str, int]) -> int:
-    if axis.expr is None or axis.size is not None:
-        size = cast(int, axis.size)
-    elif axis.expr.name in sizes:
-        size = axis.expr.evaluate(sizes)
-    else:
-        raise ConfigError(
-            f"{axis.place}: '{axis.expr}' has no example size.", hint=f"Write {axis.expr}=SIZE."
-        )
-    if size < 1:
-        raise ConfigError(f"{axis.place} has size {size}; a size must be at least 1.")
-    return size
-
-
-# Example values for inputs that are described by shape and dtype only.
+    return ExampleSpec(name, tuple(shape), dtype, dims, value_range)
 
 
 def made_values(

@@ -24,23 +24,8 @@ def inputs_from_npz(path: Path) -> tuple[ModelInput, ...]:
     Raises:
         ConfigError: The file is missing, damaged, not an npz, or holds something that is no tensor.
     """
-    return inputs_from_arrays(read_npz(path, error=ConfigError), source=str(path))
-
-
-def inputs_from_arrays(
-    arrays: Mapping[str, Array], *, source: str = "inputs"
-) -> tuple[ModelInput, ...]:
-    """Return named arrays as inputs, in their order; all their axes are fixed.
-
-    Args:
-        source: Where they come from, for messages.
-
-    Raises:
-        ConfigError: An array is empty or of a dtype that no tensor has.
-    """
-    return tuple(
-        ModelInput(name, tensor_of(array, f"{source}: '{name}'")) for name, array in arrays.items()
-    )
+    arrays = read_npz(path, error=ConfigError)
+    return tuple(ModelInput(n, tensor_of(array, f"{path}: '{n}'")) for n, array in arrays.items())
 
 
 def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:

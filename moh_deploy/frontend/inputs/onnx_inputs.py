@@ -15,12 +15,11 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.examples import (
     GivenInputs,
-    add_dynamic_axes,
     build_inputs,
     example_sizes,
     parsed_dims,
 )
-from moh_deploy.frontend.inputs.input_specs import made_values
+from moh_deploy.frontend.inputs.input_specs import add_dynamic_axes, made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
 from moh_deploy.frontend.load.onnx_graph.node import Graph
@@ -60,8 +59,8 @@ def index_range(graph: Graph, name: str) -> tuple[int, int] | None:
     return (0, min(rows) - 1) if rows else None
 
 
+# Dimensions get sizes of their own, from this one on: what is equal by chance shows nothing.
 _FIRST_SIZE = 2
-"""Dimensions get sizes of their own, from this one on: what is equal by chance shows nothing."""
 
 
 def build_onnx_inputs(
@@ -71,7 +70,6 @@ def build_onnx_inputs(
     npz: Path | GivenInputs | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
-    seed: int = 0,
 ) -> tuple[ModelInput, ...]:
     """Return the inputs of a file, in its order.
 
@@ -87,12 +85,10 @@ def build_onnx_inputs(
     """
     dims = _dimensions(source.inputs)
     if npz is None and not specs and not config.inputs:
-        made = tuple(
-            _made(source, spec, dims, seed + place) for place, spec in enumerate(source.inputs)
-        )
+        made = tuple(_made(source, spec, dims, place) for place, spec in enumerate(source.inputs))
         inputs = add_dynamic_axes(made, dynamic)
     else:
-        given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic, seed=seed)
+        given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
         described = bool(specs) or bool(config.inputs)
         inputs = tuple(
             _checked(spec, model_input, dims, described=described)
@@ -107,20 +103,17 @@ def _dimensions(inputs: Sequence[OnnxInput]) -> dict[tuple[str, int], DimExpr]:
     found: dict[tuple[str, int], DimExpr] = {}
     for spec in inputs:
         for axis, text in enumerate(spec.shape):
-            if isinstance(text, str):
-                found[spec.name, axis] = _dimension(text, f"{_word(spec.name)}_dim_{axis}")
+            if text == "":
+                found[spec.name, axis] = DimExpr(f"{_word(spec.name)}_dim_{axis}")
+            elif isinstance(text, str):
+                try:
+                    found[spec.name, axis] = DimExpr.parse(text, place="")
+                except ConfigError:
+                    # `past_sequence_length + sequence_length`, `/layers/Mul_output_0`: any text is
+                    # allowed, and what is no name becomes one.
+                    word = _word(re.sub(r"\s*\+\s*", "_plus_", text))
+                    found[spec.name, axis] = DimExpr(word)
     return found
-
-
-def _dimension(text: str, otherwise: str) -> DimExpr:
-    """Read what a file calls a dimension; what is no name becomes one."""
-    if not text:
-        return DimExpr(otherwise)
-    try:
-        return DimExpr.parse(text, place="")
-    except ConfigError:
-        # `past_sequence_length + sequence_length`, `/layers/Mul_output_0`: any text is allowed.
-        return DimExpr(_word(re.sub(r"\s*\+\s*", "_plus_", text)))
 
 
 def _word(text: str) -> str:
@@ -154,20 +147,16 @@ def _made(
     if not dtype.is_floating_point and dtype != torch.bool:
         limits = index_range(source.graph, spec.name)
         if limits is None:
-            raise _no_range(source, spec)
+            described = f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
+            raise ConfigError(
+                f"{source.path}: input '{spec.name}' is {described}, and nothing in the file says"
+                " which values it may have: it does not look up the rows of a table.",
+                hint=f"Give examples with --inputs FILE.npz, or describe all inputs: --input"
+                f" '{spec.name}:[...]:{spec.dtype}=0..1' (in a --config: range: [0, 1]).",
+            )
         limits = (limits[0], min(limits[1], torch.iinfo(dtype).max))
     value = made_values(shape, spec.dtype, limits, seed=seed)
     return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in own.items()})
-
-
-def _no_range(source: OnnxSource, spec: OnnxInput) -> ConfigError:
-    shape = ",".join(map(str, spec.shape))
-    return ConfigError(
-        f"{source.path}: input '{spec.name}' is {spec.dtype}[{shape}], and nothing in the file says"
-        " which values it may have: it does not look up the rows of a table.",
-        hint=f"Give examples with --inputs FILE.npz, or describe all inputs: --input"
-        f" '{spec.name}:[...]:{spec.dtype}=0..1' (in a --config: range: [0, 1]).",
-    )
 
 
 def _paired(source: OnnxSource, given: Sequence[ModelInput]) -> list[tuple[OnnxInput, ModelInput]]:

@@ -75,11 +75,17 @@ def named_tokens(inputs: Sequence[ModelInput], name: str, *, made: bool) -> tupl
             f"valid_tokens is '{name}', but the model has {', '.join(names)}.",
             hint=did_you_mean(wanted, names) or None,
         )
-    padding = marks_padding(name)
-    return tuple(
-        _as_mask(replace(item, marks_padding=padding), made=made) if item.name == wanted else item
-        for item in inputs
-    )
+    found: list[ModelInput] = []
+    for item in inputs:
+        if item.name == wanted:
+            item = replace(item, marks_padding=marks_padding(name))
+            shape = item.value.shape
+            if made and (len(shape) == 2 or is_additive(dtype_name(item.value.dtype), shape)):
+                item = replace(item, value=_padded_like(item))
+            tokens_of(item)  # refuses what is no mask
+            item = replace(item, says_valid=True)
+        found.append(item)
+    return tuple(found)
 
 
 def tokens_of(item: ModelInput) -> ValidTokens:
@@ -113,7 +119,13 @@ def without_padding(inputs: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
     """
     mask = next((item for item in inputs if item.says_valid), None)
     tokens = None if mask is None else tokens_of(mask)
-    held = [item for item in inputs if tokens and item is not mask and _axes(item) == tokens.dims]
+    held = [
+        item
+        for item in inputs
+        if tokens
+        and item is not mask
+        and tuple(item.dims.get(i, n) for i, n in enumerate(item.value.shape))[:2] == tokens.dims
+    ]
     if tokens is None or not held:
         return tuple(inputs)
     places = torch.arange(tokens.mask.shape[1]).repeat(len(tokens.mask), 1)
@@ -138,10 +150,6 @@ def may_be_mask(item: ModelInput) -> bool:
     return value.ndim == 2 and bool(((value == 0) | (value == 1)).all() and value.any(1).all())
 
 
-def _axes(item: ModelInput) -> tuple[str | int, ...]:
-    return tuple(item.dims.get(axis, size) for axis, size in enumerate(item.value.shape))[:2]
-
-
 def _padded_like(
     item: ModelInput,
     sides: Sequence[Side | None] = TURNS,
@@ -160,12 +168,3 @@ def _padded_like(
         both = rows & valid
         rows = np.where(both.any(1, keepdims=True), both, valid)
     return to_torch(mask_like(rows != item.marks_padding, to_numpy(mask)))
-
-
-def _as_mask(item: ModelInput, *, made: bool) -> ModelInput:
-    if made and (
-        item.value.ndim == 2 or is_additive(dtype_name(item.value.dtype), item.value.shape)
-    ):
-        item = replace(item, value=_padded_like(item))
-    tokens_of(item)
-    return replace(item, says_valid=True)

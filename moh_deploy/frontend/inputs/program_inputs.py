@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +21,11 @@ from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.containers import leaf_keys
 from moh_deploy.frontend.inputs.examples import (
     GivenInputs,
-    add_dynamic_axes,
     build_inputs,
     example_sizes,
     parsed_dims,
 )
-from moh_deploy.frontend.inputs.input_specs import made_values
+from moh_deploy.frontend.inputs.input_specs import add_dynamic_axes, made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.suggest import shortened
 
@@ -66,7 +65,7 @@ _MADE_SIZE = 2
 
 
 def inputs_from_program(
-    program: torch.export.ExportedProgram, *, seed: int = 0
+    program: torch.export.ExportedProgram,
 ) -> tuple[ModelInput, ...]:
     """Return the user inputs of a program, in the order of its placeholders, without constants
     (None, a bool, a number), which are part of it.
@@ -81,15 +80,25 @@ def inputs_from_program(
     """
     placeholders = _tensor_placeholders(program)
     dims = _named_dims(placeholders)
-    stored = _stored_values(program, len(placeholders))
-    sizes = _sizes(placeholders, dims) if stored is None else {}
-    return tuple(
-        ModelInput(
-            item.name,
-            item.made(axes, sizes, seed + index) if stored is None else stored[index],
-            {axis: str(expr) for axis, expr in axes.items()},
+    leaves = tree_leaves(program.example_inputs or ())
+    values = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(values) != len(placeholders):
+        hinted = solve_sizes(
+            DynamicAxis(f"axis {axis} of input '{item.name}'", expr, hint)
+            for item, axes in zip(placeholders, dims, strict=True)
+            for axis, expr in axes.items()
+            if (hint := item.hints[axis]) is not None
         )
-        for index, (item, axes) in enumerate(zip(placeholders, dims, strict=True))
+        names = [expr.name for axes in dims for expr in axes.values()]
+        sizes = {name: hinted.get(name, _MADE_SIZE) for name in names}
+        values = []
+        for item, axes in zip(placeholders, dims, strict=True):
+            shape = (axes[i].evaluate(sizes) if i in axes else n for i, n in enumerate(item.shape))
+            dtype = dtype_name(item.dtype)
+            values.append(made_values(tuple(shape), dtype, seed=len(values)))
+    return tuple(
+        ModelInput(item.name, value, {axis: str(expr) for axis, expr in axes.items()})
+        for item, value, axes in zip(placeholders, values, dims, strict=True)
     )
 
 
@@ -112,11 +121,16 @@ def build_program_inputs(
         CheckpointError: The program has inputs that are not supported.
     """
     described = inputs_from_program(program)
-    if npz is not None or specs or config.inputs:
-        given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
-        given = _in_order(given, [item.name for item in described])
-    else:
-        given = add_dynamic_axes([replace(item, dims={}) for item in described], dynamic)
+    if npz is None and not specs and not config.inputs:
+        named = add_dynamic_axes([replace(item, dims={}) for item in described], dynamic)
+        return with_values(described, named)
+    given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
+    # Inputs of the program's names go into its order: torch calls `past_0_key` what is `past.0.key`
+    # in the model.
+    called = {item.name.replace(".", "_"): item for item in given}
+    own = [item.name.replace(".", "_") for item in described]
+    if called.keys() == set(own) and len(given) == len(own):
+        given = tuple(called[name] for name in own)
     return with_values(described, given)
 
 
@@ -140,18 +154,6 @@ def unnamed_dims(
     return found
 
 
-def _in_order(given: tuple[ModelInput, ...], names: Sequence[str]) -> tuple[ModelInput, ...]:
-    """Inputs that are called as those of a program are, in its order; others as they are.
-
-    Torch calls `past_0_key` what is `past.0.key` in the model.
-    """
-    called = {item.name.replace(".", "_"): item for item in given}
-    own = [name.replace(".", "_") for name in names]
-    if called.keys() != set(own) or len(given) != len(names):
-        return given
-    return tuple(called[name] for name in own)
-
-
 def with_values(
     described: Sequence[ModelInput], given: Sequence[ModelInput]
 ) -> tuple[ModelInput, ...]:
@@ -168,9 +170,25 @@ def with_values(
         )
     pairs = list(zip(described, given, strict=True))
     names = _given_dim_names(pairs)
-    inputs = tuple(_with_value(own, new, names) for own, new in pairs)
+    inputs: list[ModelInput] = []
+    for own, new in pairs:
+        value = new.value
+        dims = {
+            axis: str(replace(expr, name=names.get(expr.name, expr.name)))
+            for axis, expr in parsed_dims(own).items()
+        }
+        fits = value.ndim == own.value.ndim and all(
+            axis in dims or value.shape[axis] == size for axis, size in enumerate(own.value.shape)
+        )
+        if not fits or value.dtype != own.value.dtype:
+            expected = ", ".join(dims.get(i, str(n)) for i, n in enumerate(own.value.shape))
+            raise ConfigError(
+                f"input '{new.name}' is {value.dtype} {list(value.shape)}, but the program's"
+                f" '{own.name}' is {own.value.dtype} [{expected}]."
+            )
+        inputs.append(ModelInput(new.name, value, dims))
     example_sizes(inputs)
-    return inputs
+    return tuple(inputs)
 
 
 @dataclass(frozen=True)
@@ -181,13 +199,6 @@ class _Placeholder:
     dtype: torch.dtype
     shape: tuple[int | sympy.Expr, ...]
     hints: tuple[int | None, ...]
-
-    def made(
-        self, dims: Mapping[int, DimExpr], sizes: Mapping[str, int], seed: int
-    ) -> torch.Tensor:
-        """Return made values, at the sizes of the dimensions."""
-        shape = (dims[i].evaluate(sizes) if i in dims else n for i, n in enumerate(self.shape))
-        return made_values(tuple(shape), dtype_name(self.dtype), seed=seed)
 
 
 def _given_dim_names(pairs: Sequence[tuple[ModelInput, ModelInput]]) -> dict[str, str]:
@@ -216,28 +227,13 @@ def _given_dim_names(pairs: Sequence[tuple[ModelInput, ModelInput]]) -> dict[str
     return names
 
 
-def _with_value(own: ModelInput, new: ModelInput, names: Mapping[str, str]) -> ModelInput:
-    value = new.value
-    dims = {
-        axis: str(replace(expr, name=names.get(expr.name, expr.name)))
-        for axis, expr in parsed_dims(own).items()
-    }
-    fits = value.ndim == own.value.ndim and all(
-        axis in dims or value.shape[axis] == size for axis, size in enumerate(own.value.shape)
-    )
-    if not fits or value.dtype != own.value.dtype:
-        expected = ", ".join(dims.get(i, str(n)) for i, n in enumerate(own.value.shape))
-        raise ConfigError(
-            f"input '{new.name}' is {value.dtype} {list(value.shape)}, but the program's"
-            f" '{own.name}' is {own.value.dtype} [{expected}]."
-        )
-    return ModelInput(new.name, value, dims)
-
-
 def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeholder]:
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     found = []
-    for spec, name in zip(_user_inputs(program), _paths(program), strict=True):
+    specs = program.graph_signature.input_specs
+    own = [spec for spec in specs if spec.kind is InputKind.USER_INPUT]
+    paths = _paths(program, [spec.arg.name for spec in own])
+    for spec, name in zip(own, paths, strict=True):
         if is_bound(spec):
             continue
         if not isinstance(spec.arg, TensorArgument):
@@ -255,16 +251,10 @@ def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeho
     return found
 
 
-def _user_inputs(program: torch.export.ExportedProgram) -> list[InputSpec]:
-    specs = program.graph_signature.input_specs
-    return [spec for spec in specs if spec.kind is InputKind.USER_INPUT]
-
-
-def _paths(program: torch.export.ExportedProgram) -> list[str]:
+def _paths(program: torch.export.ExportedProgram, given: list[str]) -> list[str]:
     """Return what leads to each input in the arguments: `past.0.key`, which torch calls
     `past_0_key`. Without its structure, or where two would be called the same, torch's names.
     """
-    given = [spec.arg.name for spec in _user_inputs(program)]
     structure = program.call_spec.in_spec
     if structure is None or structure.num_leaves != len(given):
         return given
@@ -287,7 +277,9 @@ def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]
             for axis, size in enumerate(item.shape):
                 for symbol in [] if isinstance(size, int) else size.free_symbols:
                     if isinstance(size, sympy.Symbol) is plain and symbol not in names:
-                        names[symbol] = _name_dim(item.name, axis, plain, set(names.values()))
+                        own = re.sub(r"\W", "_", item.name, flags=re.ASCII)
+                        is_batch = axis == 0 and plain and "batch" not in names.values()
+                        names[symbol] = "batch" if is_batch else f"{own}_dim_{axis}"
     return [
         {
             axis: _dim_expr(size, names, f"axis {axis} of input '{item.name}'")
@@ -296,12 +288,6 @@ def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]
         }
         for item in placeholders
     ]
-
-
-def _name_dim(input_name: str, axis: int, plain: bool, taken: set[str]) -> str:
-    input_name = re.sub(r"\W", "_", input_name, flags=re.ASCII)
-    name = "batch" if axis == 0 and plain else f"{input_name}_dim_{axis}"
-    return f"{input_name}_dim_{axis}" if name in taken else name
 
 
 def _dim_expr(size: sympy.Expr, names: dict[sympy.Symbol, str], place: str) -> DimExpr:
@@ -316,24 +302,3 @@ def _dim_expr(size: sympy.Expr, names: dict[sympy.Symbol, str], place: str) -> D
         f"{place} of the program has size '{size}'; only a whole number times one symbol plus a"
         " whole number is supported."
     )
-
-
-def _stored_values(program: torch.export.ExportedProgram, count: int) -> list[torch.Tensor] | None:
-    if program.example_inputs is None:
-        return None
-    leaves = torch.utils._pytree.tree_leaves(program.example_inputs)
-    values = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return values if len(values) == count else None
-
-
-def _sizes(
-    placeholders: Sequence[_Placeholder], dims: Sequence[dict[int, DimExpr]]
-) -> dict[str, int]:
-    hinted = solve_sizes(
-        DynamicAxis(f"axis {axis} of input '{item.name}'", expr, hint)
-        for item, axes in zip(placeholders, dims, strict=True)
-        for axis, expr in axes.items()
-        if (hint := item.hints[axis]) is not None
-    )
-    names = [expr.name for axes in dims for expr in axes.values()]
-    return {name: hinted.get(name, _MADE_SIZE) for name in names}

@@ -24,8 +24,8 @@ from moh_deploy.frontend.load.model import ModelInput
 
 # The inputs of a model at other sizes of its dynamic dimensions.
 
+# Above that, integers are no tokens but images, and to look at each one takes long.
 _MOST_IDS = 1 << 17
-"""Above that, integers are no tokens but images, and to look at each one takes long."""
 
 
 def resize_inputs(
@@ -67,19 +67,14 @@ def _resized(item: ModelInput, sizes: Mapping[str, int], new_ids: bool) -> Model
         known = value.shape[axis]
         value = value.index_select(axis, torch.arange(size) % known)
         if size > known and value.is_floating_point():
-            value = _with_other_numbers(value, axis, known)
+            generator = torch.Generator().manual_seed(axis)
+            factors = 1 - torch.rand(value.shape, generator=generator) / 4
+            factors.narrow(axis, 0, known).fill_(1)
+            smaller = value * factors.to(value.dtype)
+            value = torch.where(value == value.round(), value, smaller)
         elif size > known and new_ids and not item.says_valid:
             value = _with_other_ids(value, axis, known)
     return replace(item, value=value)
-
-
-def _with_other_numbers(repeated: torch.Tensor, axis: int, known: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(axis)
-    factors = 1 - torch.rand(repeated.shape, generator=generator) / 4
-    factors.narrow(axis, 0, known).fill_(1)
-    return torch.where(
-        repeated == repeated.round(), repeated, repeated * factors.to(repeated.dtype)
-    )
 
 
 def _with_other_ids(repeated: torch.Tensor, axis: int, known: int) -> torch.Tensor:
@@ -127,8 +122,8 @@ def _lines(place: tuple[int, ...]) -> Iterator[tuple[int | None, ...]]:
 
 
 Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+# The inputs of a run of the original model, and its outputs.
 SizeRun = tuple[tuple[ModelInput, ...], list[torch.Tensor]]
-"""The inputs of a run of the original model, and its outputs."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +208,11 @@ class SizeTrials:
         failures: list[str] = []
         for sizes in map(self.complete, candidates):
             at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-            beyond = [name for name, size in sizes.items() if not self._is_within(name, size)]
+            beyond = []
+            for name, size in sizes.items():
+                smallest, largest = self.ranges.get(name, (0, None))
+                if size < smallest or (largest is not None and size > largest):
+                    beyond.append(name)
             result = None if beyond else self.at(sizes)
             if result is not None and not isinstance(result, Exception):
                 return result
@@ -224,10 +223,6 @@ class SizeTrials:
             f" example's; tried {'; '.join(failures)[:600]}.",
             hint="Leave the axis out of --dynamic if the model has one size.",
         )
-
-    def _is_within(self, name: str, size: int) -> bool:
-        smallest, largest = self.ranges.get(name, (0, None))
-        return smallest <= size and (largest is None or size <= largest)
 
 
 def first_line(error: Exception) -> str:
@@ -252,7 +247,19 @@ def run_padded(inputs: Sequence[ModelInput], run: Run, *sides: Side | None) -> S
         sides: Where the samples are padded, by turns.
     """
     found = _try_run(with_padding(inputs, sides), run)
-    return None if isinstance(found, Exception) or _is_nan(*found) else found
+    if isinstance(found, Exception):
+        return None
+    # Padding that makes valid tokens NaN the model does not take.
+    (mask,) = (to_torch(tokens_of(item).mask) for item in found[0] if item.says_valid)
+    for output in found[1]:
+        if output.shape[:2] == mask.shape:
+            output = output[mask]
+        elif output.shape[:2] == mask.T.shape:
+            output = output[mask.T]
+        # Where its tokens are is not certain: any NaN counts.
+        if bool(output.isnan().any()):
+            return None
+    return found
 
 
 def run_with_zeros(inputs: Sequence[ModelInput], run: Run, side: Side) -> SizeRun | None:
@@ -270,17 +277,3 @@ def _try_run(inputs: tuple[ModelInput, ...], run: Run) -> SizeRun | Exception:
         return inputs, run([item.value for item in inputs])
     except Exception as error:  # the user's own code
         return error
-
-
-def _is_nan(inputs: Sequence[ModelInput], outputs: Sequence[torch.Tensor]) -> bool:
-    """Tell whether padding makes valid tokens NaN: then the model does not take it there."""
-    (mask,) = (to_torch(tokens_of(item).mask) for item in inputs if item.says_valid)
-    for output in outputs:
-        if output.shape[:2] == mask.shape:
-            output = output[mask]
-        elif output.shape[:2] == mask.T.shape:
-            output = output[mask.T]
-        # Where its tokens are is not certain: any NaN counts.
-        if bool(output.isnan().any()):
-            return True
-    return False

@@ -23,8 +23,8 @@ from moh_deploy.package import TextGeneration
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.user_code import describe_error
 
+# Key and value of a layer, [batch, kv_heads, tokens, head_dim].
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
-"""Key and value of a layer, [batch, kv_heads, tokens, head_dim]."""
 
 # What forwards call their cache, and outputs the one that they return.
 _CACHES = ("past_key_values", "cache")
@@ -60,13 +60,27 @@ def make_decoder(module: nn.Module) -> Decoder:
         ExportError: The module fails, or computes something else behind a cache than at once.
     """
     cls = type(module)
-    takes = _parameters(cls)
+    parameters = inspect.signature(cls.forward).parameters
+    if "input_ids" not in parameters or not any(name in parameters for name in _CACHES):
+        raise ConfigError(
+            f"the forward of {cls.__name__} takes {', '.join([*parameters][1:])}; expected that of"
+            " a language model: forward(input_ids, attention_mask, past_key_values, use_cache).",
+            hint="Without --task text-generation a model is exported with the inputs that you"
+            " name: docs/huggingface.md.",
+        )
     ids = torch.arange(1, 2 * _TRIED + 1).view(2, _TRIED)
-    with torch.no_grad(), no_advice():
-        logits, cache = _try(lambda: _run(module, cls, takes, ids, torch.ones_like(ids), None))
+    try:
+        with torch.no_grad(), no_advice():
+            logits, cache = _run(module, cls, ids, torch.ones_like(ids), None)
+    except Exception as error:  # the user's own code
+        raise ExportError(
+            f"the model itself fails on {_TRIED} tokens without a cache: {describe_error(error)}.",
+            hint="Expected of a language model: logits and past_key_values, in an object, a dict or"
+            " a tuple, where use_cache is True.",
+        ) from error
     make_cache = _form(cache)
     layers = _layers(cache)
-    _check_behind_cache(module, cls, takes, ids, logits, make_cache)
+    _check_behind_cache(module, cls, ids, logits, make_cache)
 
     def forward(
         self: nn.Module,
@@ -74,10 +88,8 @@ def make_decoder(module: nn.Module) -> Decoder:
         attention_mask: Tensor,
         past_key_values: Sequence[Mapping[str, Tensor]],
     ) -> dict[str, object]:
-        past = make_cache(
-            [(past_key_value["key"], past_key_value["value"]) for past_key_value in past_key_values]
-        )
-        found, present = _run(self, cls, takes, input_ids, attention_mask, past)
+        past = make_cache([(layer["key"], layer["value"]) for layer in past_key_values])
+        found, present = _run(self, cls, input_ids, attention_mask, past)
         pairs = [{"key": key, "value": value} for key, value in _layers(present)]
         return {"logits": found, "present": pairs}
 
@@ -91,30 +103,8 @@ def make_decoder(module: nn.Module) -> Decoder:
     )
 
 
-def _parameters(cls: type[nn.Module]) -> frozenset[str]:
-    """Return the names of the parameters of a forward.
-
-    Raises:
-        ConfigError: It takes no tokens, or no cache.
-    """
-    parameters = inspect.signature(cls.forward).parameters
-    if "input_ids" not in parameters or not any(name in parameters for name in _CACHES):
-        raise ConfigError(
-            f"the forward of {cls.__name__} takes {', '.join([*parameters][1:])}; expected that of"
-            " a language model: forward(input_ids, attention_mask, past_key_values, use_cache).",
-            hint="Without --task text-generation a model is exported with the inputs that you"
-            " name: docs/huggingface.md.",
-        )
-    return frozenset(parameters)
-
-
 def _run(
-    module: nn.Module,
-    cls: type[nn.Module],
-    takes: frozenset[str],
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    past: object,
+    module: nn.Module, cls: type[nn.Module], input_ids: Tensor, attention_mask: Tensor, past: object
 ) -> tuple[Tensor, object]:
     """Run a language model; return its logits, and its cache as it has it."""
     # Padding counts for none: the first token of each row is at 0, however far to the right.
@@ -127,22 +117,12 @@ def _run(
         "use_cache": True,
         "return_dict": True,
     }
+    takes = inspect.signature(cls.forward).parameters
     found: Any = cls.forward(module, **{k: v for k, v in arguments.items() if k in takes})
     if isinstance(found, (tuple, list)):
         return found[0], found[1]
     named = found if isinstance(found, Mapping) else vars(found)
     return named["logits"], named[next(name for name in _CACHES if name in named)]
-
-
-def _try(run: Callable[[], tuple[Tensor, object]]) -> tuple[Tensor, object]:
-    try:
-        return run()
-    except Exception as error:  # the user's own code
-        raise ExportError(
-            f"the model itself fails on {_TRIED} tokens without a cache: {describe_error(error)}.",
-            hint="Expected of a language model: logits and past_key_values, in an object, a dict or"
-            " a tuple, where use_cache is True.",
-        ) from error
 
 
 def _layers(cache: Any) -> list[KeyValue]:
@@ -158,18 +138,29 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
     """Return what makes a cache, such as the model returned, of keys and values.
 
     Raises:
-        ExportError: It is of a form that is not known, or does not grow with the tokens.
+        ExportError: It is of a form that is not known, is empty, or does not grow with the tokens.
     """
+    cls, is_plain = type(cache), isinstance(cache, (tuple, list))
     try:
         layers = _layers(cache)
-        _require_filled(cache, layers)
+        empty = [index for index, (key, _) in enumerate(layers) if key is None or not key.numel()]
+        # An object of transformers can be left empty by its own model.
+        if empty or not (layers or is_plain):
+            which = f"of layer {empty[0]}" if len(empty) < len(layers) else "of every layer"
+            raise ExportError(
+                f"the model returns a {cls.__name__} that is empty after {_TRIED} tokens: no keys"
+                f" {which} are in it.",
+                hint="Each attention has to call its `update`. One that takes the cache by another"
+                " name than it is passed by, and the rest as **kwargs, never sees it: transformers"
+                " 5.24 passes `cache`, earlier ones `past_key_values`.",
+            )
         known = bool(layers) and all(tensor.ndim == 4 for pair in layers for tensor in pair)
     except (TypeError, ValueError, AttributeError):
         known = False
     if not known:
         raise ExportError(
-            f"the model returns a {type(cache).__name__} for past_key_values; expected a key and a"
-            " value, [batch, heads, tokens, head_dim], for each layer.",
+            f"the model returns a {cls.__name__} for past_key_values; expected a key and a value,"
+            " [batch, heads, tokens, head_dim], for each layer.",
             hint="Return tuples (key, value), or a DynamicCache of transformers.",
         )
     lengths = {tensor.shape[2] for pair in layers for tensor in pair}
@@ -179,9 +170,6 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
             " grows with them.",
             hint="A cache of a fixed length is nothing that this task can export.",
         )
-    if isinstance(cache, (tuple, list)):
-        return lambda pairs: tuple(pairs)
-    cls = type(cache)
 
     def filled(pairs: Sequence[KeyValue]) -> object:
         made = cls()
@@ -189,32 +177,12 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
             made.update(key, value, layer)
         return made
 
-    return filled
-
-
-def _require_filled(cache: object, layers: Sequence[KeyValue]) -> None:
-    """Refuse a cache that its own model left empty, which an object of transformers can be.
-
-    Raises:
-        ExportError: A layer, or all of them, hold no keys.
-    """
-    empty = [index for index, (key, _) in enumerate(layers) if key is None or not key.numel()]
-    if not empty and (layers or isinstance(cache, (tuple, list))):
-        return
-    which = f"of layer {empty[0]}" if len(empty) < len(layers) else "of every layer"
-    raise ExportError(
-        f"the model returns a {type(cache).__name__} that is empty after {_TRIED} tokens: no keys"
-        f" {which} are in it.",
-        hint="Each attention has to call its `update`. One that takes the cache by another name"
-        " than it is passed by, and the rest as **kwargs, never sees it: transformers 5.24 passes"
-        " `cache`, earlier ones `past_key_values`.",
-    )
+    return tuple if is_plain else filled
 
 
 def _check_behind_cache(
     module: nn.Module,
     cls: type[nn.Module],
-    takes: frozenset[str],
     ids: Tensor,
     at_once: Tensor,
     make_cache: Callable[[Sequence[KeyValue]], object],
@@ -227,9 +195,8 @@ def _check_behind_cache(
     half, mask = _TRIED // 2, torch.ones_like(ids)
     try:
         with torch.no_grad(), no_advice():
-            first, cache = _run(module, cls, takes, ids[:, :half], mask[:, :half], make_cache([]))
-            again = make_cache(_layers(cache))
-            logits, _ = _run(module, cls, takes, ids[:, half:], mask, again)
+            first, cache = _run(module, cls, ids[:, :half], mask[:, :half], make_cache([]))
+            logits, _ = _run(module, cls, ids[:, half:], mask, make_cache(_layers(cache)))
     except Exception as error:  # the user's own code
         raise ExportError(
             f"the model does not take the cache that it returns: {describe_error(error)}."
@@ -243,8 +210,7 @@ def _check_behind_cache(
             " mask; an attention with a softmax of its own needs one: set"
             " `config._attn_implementation = 'eager'` where the model is built.",
         )
-    share = _share_off(logits, at_once[:, half:])
-    if share > most:
+    if (share := _share_off(logits, at_once[:, half:])) > most:
         raise ExportError(
             f"behind a cache the model computes something else than at once: logits are off by"
             f" {share:.3g} of their size, allowed is {most:g}.",
@@ -299,42 +265,32 @@ def text_generation(
         return None
     if directory is None:
         return TextGeneration(decoder.vocab_size)
-    config = directory.config
     # What generates is told more by a file of its own, if there is one.
-    said = {**config, **_generation_config(directory)}
-    ends = said.get("eos_token_id")
-    # -1 and numbers beyond the vocabulary stand for "there is none" in some configs.
-    tokens = range(decoder.vocab_size)
+    try:
+        own = read_json(directory.root / "generation_config.json", error=CheckpointError)
+    except FileNotFoundError:
+        own = None
+    own = own if isinstance(own, dict) else {}
+    said = {**directory.config, **{k: v for k, v in own.items() if v is not None}}
+    lengths = (_number(directory.config.get(key)) for key in _CONTEXT_LENGTH)
+
+    def tokens(key: str) -> list[int]:
+        # -1 and numbers beyond the vocabulary stand for "there is none" in some configs.
+        given = said.get(key)
+        found = map(_number, given if isinstance(given, list) else [given])
+        return [token for token in found if token is not None and 0 <= token < decoder.vocab_size]
+
+    def token(key: str) -> int | None:
+        return None if isinstance(said.get(key), list) else next(iter(tokens(key)), None)
+
     return TextGeneration(
         vocab_size=decoder.vocab_size,
-        context_length=_context_length(config),
-        eos_token_ids=tuple(
-            end
-            for end in map(_number, ends if isinstance(ends, list) else [ends])
-            if end is not None and end in tokens
-        ),
-        bos_token_id=_token(said.get("bos_token_id"), tokens),
-        pad_token_id=_token(said.get("pad_token_id"), tokens),
+        context_length=next((number for number in lengths if number and number > 0), None),
+        eos_token_ids=tuple(tokens("eos_token_id")),
+        bos_token_id=token("bos_token_id"),
+        pad_token_id=token("pad_token_id"),
         model_type=directory.text("model_type"),
     )
-
-
-def _generation_config(directory: ModelDirectory) -> Mapping[str, object]:
-    try:
-        found = read_json(directory.root / "generation_config.json", error=CheckpointError)
-    except FileNotFoundError:
-        return {}
-    return {k: v for k, v in found.items() if v is not None} if isinstance(found, dict) else {}
-
-
-def _context_length(config: Mapping[str, object]) -> int | None:
-    said = (_number(config.get(key)) for key in _CONTEXT_LENGTH)
-    return next((number for number in said if number is not None and number > 0), None)
-
-
-def _token(value: object, tokens: range) -> int | None:
-    found = _number(value)
-    return found if found is not None and found in tokens else None
 
 
 def _number(value: object) -> int | None:

@@ -1,4 +1,7 @@
-"""Tell the form of a checkpoint file from its content, never from its name."""
+"""Read a checkpoint file in the form that its content tells, never its name.
+
+Nothing that a file names is executed, unless the user trusts the file.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,15 @@ import re
 import types
 import uuid
 import zipfile
-from collections.abc import Callable
+from _codecs import encode
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy._core import multiarray  # type: ignore[import-not-found, unused-ignore]
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -35,13 +41,12 @@ FileForm = Literal[
 
 # The pickled number that opens what torch.save wrote before it wrote zip archives.
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
-_ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE_MAGIC = b"\x80"
 _EXPECTED = (
     "Expected a file written by torch.save, torch.export.save or safetensors, or an ONNX model."
 )
 # The protobuf message of a model: the number of its IR version (under 128), then another field.
 _ONNX_HEAD = re.compile(rb"\x08[\x03-\x7f][\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca]")
+_KINDS = ("safetensors.index.json", "safetensors", "pt2", "pt", "pth", "bin", "onnx")
 
 
 def detect_form(path: Path) -> FileForm:
@@ -50,18 +55,39 @@ def detect_form(path: Path) -> FileForm:
     Raises:
         CheckpointError: The file is missing, empty, truncated, or nothing that can be loaded.
     """
-    head = _read_head(path)
-    if head.startswith(_ZIP_MAGIC):
+    if path.is_dir():
+        inner = [file for kind in _KINDS for file in sorted(path.glob(f"*.{kind}"))]
+        raise CheckpointError(
+            f"{path}: is a directory; expected a checkpoint file.",
+            hint=f"Did you mean '{inner[0]}'?" if inner else None,
+        )
+    try:
+        with open_regular(path) as file:
+            head, size = file.read(16), file.seek(0, 2)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
+    if not head:
+        raise CheckpointError(f"{path}: is empty (0 bytes).")
+    if head.startswith(b"PK\x03\x04"):
         return _zip_form(path)
     if _LEGACY_MAGIC in head:
         return "torch_legacy"
     if head[8:9] == b"{":  # after the size of the header, in 8 bytes, the header in JSON
-        return _safetensors_form(path, head)
+        needed = 8 + int.from_bytes(head[:8], "little")
+        if needed > size:
+            raise CheckpointError(
+                f"{path}: is a truncated safetensors file: its header alone needs {needed} bytes,"
+                f" the file has {size}.",
+                hint="Copy or download it again.",
+            )
+        return "safetensors"
     if head.lstrip().startswith(b"{"):
         return "safetensors_index"
     if _ONNX_HEAD.match(head):
         return "onnx"
-    if head.startswith(_PICKLE_MAGIC):
+    if head.startswith(b"\x80"):
         raise CheckpointError(
             f"{path}: is a plain pickle that torch.save did not write.",
             hint="In the program that made it, write torch.save(model.state_dict(), ...).",
@@ -69,37 +95,6 @@ def detect_form(path: Path) -> FileForm:
     raise CheckpointError(
         f"{path}: is not a checkpoint; it starts with {head[:8]!r}.", hint=_EXPECTED
     )
-
-
-def _read_head(path: Path) -> bytes:
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path}: is a directory; expected a checkpoint file.", hint=_directory_hint(path)
-        )
-    try:
-        with open_regular(path) as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
-    if not head:
-        raise CheckpointError(f"{path}: is empty (0 bytes).")
-    return head
-
-
-def _directory_hint(path: Path) -> str | None:
-    known = (
-        "*.safetensors.index.json",
-        "*.safetensors",
-        "*.pt2",
-        "*.pt",
-        "*.pth",
-        "*.bin",
-        "*.onnx",
-    )
-    found = [file for pattern in known for file in sorted(path.glob(pattern))]
-    return f"Did you mean '{found[0]}'?" if found else None
 
 
 def _zip_form(path: Path) -> FileForm:
@@ -132,19 +127,28 @@ def _zip_form(path: Path) -> FileForm:
     return "torch_zip"
 
 
-def _safetensors_form(path: Path, head: bytes) -> FileForm:
-    needed = 8 + int.from_bytes(head[:8], "little")
-    size = path.stat().st_size
-    if needed > size:
-        raise CheckpointError(
-            f"{path}: is a truncated safetensors file: its header alone needs {needed} bytes, the"
-            f" file has {size}.",
-            hint="Copy or download it again.",
-        )
-    return "safetensors"
+def read_weights(path: Path, form: FileForm, *, trust_pickle: bool) -> tuple[object, str]:
+    """Return what a file of weights holds, and its digest: of shards, that of their digests.
+
+    Trusted pickles import code of the user: call this inside `user_code`.
+
+    Raises:
+        CheckpointError: It is damaged, or holds objects that run code and is not trusted.
+    """
+    is_index = form == "safetensors_index"
+    files = list_shards(path) if is_index else (path,)
+    content: object
+    if form.startswith("safetensors"):
+        content = {name: t for file in files for name, t in read_safetensors(file).items()}
+    else:
+        content = _read_pickled(path, is_zip=form == "torch_zip", trust=trust_pickle)
+    digests = [sha256_of(file) for file in files]
+    return content, joined_digest(digests) if is_index else digests[0]
 
 
-# Weights in safetensors: one file, or shards that an index (`*.safetensors.index.json`) lists.
+def joined_digest(digests: Iterable[str]) -> str:
+    """Return the digest of the digests of several files."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -162,17 +166,8 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def read_shards(index: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of all shards that lie beside their index.
-
-    Raises:
-        CheckpointError: The index is not one, or a shard is missing or damaged.
-    """
-    return {name: t for shard in list_shards(index) for name, t in read_safetensors(shard).items()}
-
-
 def list_shards(index: Path) -> tuple[Path, ...]:
-    """Return the files that an index lists; they lie beside it.
+    """Return the files that an index (`*.safetensors.index.json`) lists; they lie beside it.
 
     Raises:
         CheckpointError: The file is not an index of shards, or a shard is missing.
@@ -189,70 +184,127 @@ def list_shards(index: Path) -> tuple[Path, ...]:
             " files."
         ) from error
     for shard in shards:
-        _check_shard(index, shard)
+        if not is_plain_name(shard.name):
+            raise CheckpointError(f"{index}: lists '{shard.name}', expected a plain file name.")
+        try:
+            open_regular(shard).close()
+        except FileNotFoundError:
+            raise CheckpointError(f"{shard}: no such file; '{index.name}' lists it.") from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{shard}: cannot be read: {error.strerror}; '{index.name}' lists it."
+            ) from error
     return shards
 
 
-def _check_shard(index: Path, shard: Path) -> None:
-    if not is_plain_name(shard.name):
-        raise CheckpointError(f"{index}: lists '{shard.name}', expected a plain file name.")
-    try:
-        open_regular(shard).close()
-    except FileNotFoundError:
-        raise CheckpointError(f"{shard}: no such file; '{index.name}' lists it.") from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{shard}: cannot be read: {error.strerror}; '{index.name}' lists it."
-        ) from error
-
-
-def sha256_of_shards(index: Path) -> str:
-    """Return the digest of the digests of all shards, in order of their names."""
-    digests = [sha256_of(shard) for shard in list_shards(index)]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-# Files of torch.save: read without executing anything, unless the user trusts them.
-
+# Types whose unpickling builds a plain value and calls nothing that the file names.
 _PLAIN_TYPES: tuple[type, ...] = (
     *(int, float, complex, bool, str, bytes, bytearray, slice, range, uuid.UUID),
     *(list, tuple, dict, set, frozenset),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
     *(argparse.Namespace, types.SimpleNamespace),
+    # The class of paths of this platform; of another platform's paths only the pure ones exist.
+    *(pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path())),
+    *(np.ndarray, np.dtype),
+    *(getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")),
+)
+# numpy 1 called the package `core`: old files name it so.
+_PLAIN_FUNCTIONS: tuple[tuple[Callable[..., object], str], ...] = (
+    (encode, "_codecs.encode"),
+    *(
+        (getattr(multiarray, name), f"numpy.{package}.multiarray.{name}")
+        for package in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
 )
 _UNSAFE_GLOBAL = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
-_LEGACY_PICKLES = 4
-_REASON = "WeightsUnpickler error:"
 _MISSING_ATTRIBUTE = re.compile(r"(?:get attribute '([^']+)' on|has no attribute '([^']+)')")
 
 
-def read_pickled(path: Path, *, is_zip: bool, trust_pickle: bool) -> object:
+def _read_pickled(path: Path, *, is_zip: bool, trust: bool) -> object:
     """Return what torch.save stored: tensors on the CPU and, in an archive, mapped from disk.
 
     Without trust only tensors and plain data are read: numbers, strings, containers, paths, dates,
-    numpy arrays, `argparse.Namespace`. Trusted files import code of the user: call this inside
-    `user_code`.
-
-    Raises:
-        CheckpointError: The file is damaged, holds other objects and is not trusted, or its classes
-            cannot be imported.
+    numpy arrays, `argparse.Namespace`.
     """
     if not is_zip:
-        _require_complete(path)
+        try:
+            with path.open("rb") as file:
+                for _ in ("magic number", "version", "system", "object"):  # each a pickle
+                    collections.deque(pickletools.genops(file), maxlen=0)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: is truncated or damaged: {error}.", hint="Copy or download it again."
+            ) from error
+    load = partial(torch.load, path, map_location="cpu", mmap=is_zip)
     try:
-        with torch.serialization.safe_globals(_plain_data_globals()):
-            return _load(path, is_zip, weights_only=True)
+        with torch.serialization.safe_globals([*_PLAIN_TYPES, *_PLAIN_FUNCTIONS]):
+            return cast(object, load(weights_only=True))
     # The reader for untrusted files answers with many kinds of errors to what it does not know.
     except Exception as error:
-        if trust_pickle:
-            return _read_trusted(path, is_zip)
-        raise _untrusted(path, is_zip, error) from error
-
-
-def reads_as_plain_data(data: object) -> bool:
-    """Return whether torch reads this binary file as tensors and plain Python values, unaided."""
+        if not trust:
+            raise _untrusted(path, is_zip, error) from error
     try:
-        torch.load(data, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+        return cast(object, load(weights_only=False))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Return the error for a trusted file that its classes do not fit."""
+    if isinstance(error, ModuleNotFoundError):
+        return CheckpointError(
+            f"{path}: was pickled with classes of module '{error.name}', which cannot be imported.",
+            hint=missing_module_hint(error.name, near=path.parent),
+        )
+    is_missing = isinstance(error, AttributeError)
+    match = _MISSING_ATTRIBUTE.search(str(error)) if is_missing else None
+    if match is None:
+        return CheckpointError(
+            f"{path}: reading it failed: {describe_error(error)}.",
+            hint=None
+            if is_missing
+            else "The file is damaged, or was pickled with other versions of its classes.",
+        )
+    name = match[1] or match[2]
+    if "__main__" in str(error):
+        return CheckpointError(
+            f"{path}: was pickled with class '{name}' of the script that saved it ('__main__'),"
+            " which cannot be imported from elsewhere.",
+            hint="Move the class to a module, write torch.save(model.state_dict(), ...), and pass"
+            " --factory MODULE:CALLABLE with --code-dir.",
+        )
+    return CheckpointError(
+        f"{path}: was pickled with class '{name}', which its module no longer has: {error}.",
+        hint="Point --code-dir at the version of the code that saved the file.",
+    )
+
+
+def _untrusted(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
+    """Return the error for a file that plain reading refuses: it names the classes in it."""
+    unsafe = _UNSAFE_GLOBAL.findall(str(error))
+    if is_zip:
+        known = {f"{cls.__module__}.{cls.__qualname__}" for cls in _PLAIN_TYPES}
+        known |= {name for _, name in _PLAIN_FUNCTIONS}
+        with contextlib.suppress(Exception):  # a damaged pickle has no list
+            listed = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            unsafe = sorted(listed - known) or unsafe
+    reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    if not unsafe and not reason:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return CheckpointError(f"{path}: is damaged: {reason}", hint="Copy or download it again.")
+    return CheckpointError(
+        f"{path}: holds pickled objects that run code when loaded: {shortened(unsafe) or reason}.",
+        hint="If you trust the file, pass --trust-pickle (and --code-dir for its classes)."
+        " Otherwise save the weights alone, torch.save(model.state_dict(), ...), and pass --factory"
+        " MODULE:CALLABLE.",
+    )
+
+
+def reads_as_plain_data(data: bytes) -> bool:
+    """Return whether torch reads a pickle as tensors and plain Python values, unaided."""
+    try:
+        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # any failure means: not plainly readable
         return False
     return True
@@ -275,110 +327,6 @@ def read_without_classes(data: bytes) -> object:
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
         with torch.serialization.safe_globals([(_Unread, name) for name in named]):
-            found: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return cast(object, torch.load(io.BytesIO(data), "cpu", weights_only=True))
     except Exception as error:  # the reader for untrusted files answers with many kinds
         raise ValueError("not readable without its classes") from error
-    return found
-
-
-def _load(path: Path, is_zip: bool, *, weights_only: bool) -> object:
-    loaded: object = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=is_zip)
-    return loaded
-
-
-def _require_complete(path: Path) -> None:
-    """Refuse an old file whose pickles (magic number, version, system, object) are cut off."""
-    try:
-        with path.open("rb") as file:
-            for _ in range(_LEGACY_PICKLES):
-                collections.deque(pickletools.genops(file), maxlen=0)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: is truncated or damaged: {error}.", hint="Copy or download it again."
-        ) from error
-
-
-def _read_trusted(path: Path, is_zip: bool) -> object:
-    try:
-        return _load(path, is_zip, weights_only=False)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: was pickled with classes of module '{error.name}', which cannot be imported.",
-            hint=missing_module_hint(error.name, near=path.parent),
-        ) from error
-    except AttributeError as error:
-        raise _missing_class(path, error) from error
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: reading it failed: {describe_error(error)}.",
-            hint="The file is damaged, or was pickled with other versions of its classes.",
-        ) from error
-
-
-def _missing_class(path: Path, error: AttributeError) -> CheckpointError:
-    match = _MISSING_ATTRIBUTE.search(str(error))
-    if match is None:
-        return CheckpointError(f"{path}: reading it failed: {describe_error(error)}.")
-    name = match[1] or match[2]
-    if "__main__" in str(error):
-        return CheckpointError(
-            f"{path}: was pickled with class '{name}' of the script that saved it ('__main__'),"
-            " which cannot be imported from elsewhere.",
-            hint="Move the class to a module, write torch.save(model.state_dict(), ...), and pass"
-            " --factory MODULE:CALLABLE with --code-dir.",
-        )
-    return CheckpointError(
-        f"{path}: was pickled with class '{name}', which its module no longer has: {error}.",
-        hint="Point --code-dir at the version of the code that saved the file.",
-    )
-
-
-def _untrusted(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
-    unsafe = _unsafe_globals(path, is_zip, error)
-    reason = str(error).partition(_REASON)[2].strip().partition("\n")[0]
-    if not unsafe and not reason:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return CheckpointError(f"{path}: is damaged: {reason}", hint="Copy or download it again.")
-    return CheckpointError(
-        f"{path}: holds pickled objects that run code when loaded: {shortened(unsafe) or reason}.",
-        hint="If you trust the file, pass --trust-pickle (and --code-dir for its classes)."
-        " Otherwise save the weights alone, torch.save(model.state_dict(), ...), and pass --factory"
-        " MODULE:CALLABLE.",
-    )
-
-
-def _unsafe_globals(path: Path, is_zip: bool, error: Exception) -> list[str]:
-    known = {
-        f"{item.__module__}.{item.__qualname__}" if isinstance(item, type) else item[1]
-        for item in _plain_data_globals()
-        if isinstance(item, (type, tuple))
-    }
-    if is_zip:
-        with contextlib.suppress(Exception):  # a damaged pickle has no list: the error tells below
-            listed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            if unsafe := sorted(set(listed) - known):
-                return unsafe
-    return _UNSAFE_GLOBAL.findall(str(error))
-
-
-def _plain_data_globals() -> list[Callable[..., object] | tuple[Callable[..., object], str]]:
-    """Return types whose unpickling builds a plain value and calls nothing that the file names."""
-    numpy_dtypes = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
-    numpy_types = [np.ndarray, np.dtype, *numpy_dtypes]
-    # The class of paths of this platform; of another platform's paths only the pure ones exist.
-    paths = [pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path())]
-    return [*_PLAIN_TYPES, *paths, *numpy_types, *_numpy_reconstructors()]
-
-
-def _numpy_reconstructors() -> list[tuple[Callable[..., object], str]]:
-    from _codecs import encode
-
-    from numpy._core import multiarray  # type: ignore[import-not-found, unused-ignore]
-
-    # numpy 1 called the package `core`: old files name it so.
-    functions = [
-        (getattr(multiarray, name), f"numpy.{package}.multiarray.{name}")
-        for package in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    ]
-    return [*functions, (encode, "_codecs.encode")]

@@ -21,8 +21,6 @@ from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal
 from moh_deploy.package import Call, CallArgument, Manifest
 from moh_deploy.package.interface import mask_name
 
-_USER_INPUT = InputKind.USER_INPUT
-
 CheckpointForm = Literal[
     "module", "state_dict", "checkpoint", "safetensors", "pt2", "onnx", "in_memory", "directory"
 ]
@@ -86,15 +84,23 @@ class LoadedModel:
         if self.original is not None:
             return self.original
         if self.module is not None:
-            return self.module if self.call is None else self._called
+            module, call = self.module, self.call
+            if call is None:
+                return module
+
+            def called(*tensors: torch.Tensor) -> object:
+                args, kwargs = arguments_of(call, tensors)
+                return module(*args, **kwargs)
+
+            return called
         assert self.program is not None
         run, spec = self.program.module(), self.program.call_spec.in_spec
-        inputs = [s for s in self.program.graph_signature.input_specs if s.kind is _USER_INPUT]
+        specs = self.program.graph_signature.input_specs
+        inputs = [item for item in specs if item.kind is InputKind.USER_INPUT]
 
-        def positional(*tensors: object) -> object:
-            """Put the tensors where the program was exported with them: in tuples, by keyword, and
-            constants (None, a bool, a number) between them.
-            """
+        def placed(*tensors: object) -> object:
+            # Where the program was exported with them: in tuples, by keyword, and constants (None,
+            # a bool, a number) between them.
             given = iter(tensors)
             leaves = [
                 item.arg.value if isinstance(item.arg, ConstantArgument) else next(given)
@@ -103,7 +109,7 @@ class LoadedModel:
             args, kwargs = tree_unflatten(leaves, spec)
             return run(*args, **kwargs)
 
-        return positional
+        return placed
 
     def called_by(self, manifest: Manifest) -> LoadedModel:
         """Return the model as the original of a package is called.
@@ -113,21 +119,13 @@ class LoadedModel:
         """
         if self.module is None:
             return self
-        if manifest.text_generation is not None and self.decoder is None:
+        decoder = self.decoder
+        if manifest.text_generation is not None and decoder is None:
             decoder = make_decoder(self.module)
-            return replace(self, call=manifest.call, decoder=decoder)
-        return replace(self, call=manifest.call)
-
-    def _called(self, *tensors: torch.Tensor) -> object:
-        assert self.module is not None
-        assert self.call is not None
-        args, kwargs = arguments_of(self.call, tensors)
-        return self.module(*args, **kwargs)
+        return replace(self, call=manifest.call, decoder=decoder)
 
 
 # Call a model as its package says: tensors, one by one, become its nested arguments.
-
-_Parameter = inspect.Parameter
 
 
 def arguments_of(
@@ -142,8 +140,16 @@ def arguments_of(
         ConfigError: A class of the call is not known here.
     """
     remaining = iter(tensors)
-    args = tuple(_value(arg, remaining) for arg in call.args)
-    return args, {name: _value(kwarg, remaining) for name, kwarg in call.kwargs.items()}
+
+    def value(argument: CallArgument) -> object:
+        if argument.input is not None:
+            return next(remaining)
+        if argument.container is None:
+            return argument.value
+        return built(argument.container, argument.context, list(map(value, argument.items)))
+
+    args = tuple(map(value, call.args))
+    return args, {name: value(kwarg) for name, kwarg in call.kwargs.items()}
 
 
 def positional(names: Sequence[str]) -> Call:
@@ -162,7 +168,14 @@ def taking_tensors(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, .
     Yields:
         What the module calls each of them meanwhile.
     """
-    names = _identifiers(call.inputs)
+    names: list[str] = []  # that Python takes for parameters: `past.0.key` is `past_0_key`
+    for name in call.inputs:
+        made = re.sub(r"\W", "_", name, flags=re.ASCII)
+        usable = made.isidentifier() and not iskeyword(made) and made != "self"
+        made = made if usable else f"input_{made}"
+        while made in names:
+            made += "_"
+        names.append(made)
     cls = type(module)
 
     def takes_tensors(self: torch.nn.Module, *tensors: torch.Tensor) -> object:
@@ -174,7 +187,8 @@ def taking_tensors(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, .
     def forward(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
         return own(*args, **kwargs) if own is not None else cls.forward(self, *args, **kwargs)
 
-    parameters = [_Parameter(name, _Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     members = {
         "__call__": takes_tensors,
@@ -185,30 +199,8 @@ def taking_tensors(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, .
     module.__dict__.pop("forward", None)
     module.__class__ = type(cls.__name__, (cls,), members)
     try:
-        yield names
+        yield tuple(names)
     finally:
         module.__class__ = cls
         if own is not None:
             module.__dict__["forward"] = own
-
-
-def _value(argument: CallArgument, tensors: Iterator[torch.Tensor]) -> object:
-    if argument.input is not None:
-        return next(tensors)
-    if argument.container is None:
-        return argument.value
-    items = [_value(item, tensors) for item in argument.items]
-    return built(argument.container, argument.context, items)
-
-
-def _identifiers(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names that Python takes for parameters: `past.0.key` is `past_0_key`."""
-    found: list[str] = []
-    for name in names:
-        made = re.sub(r"\W", "_", name, flags=re.ASCII)
-        usable = made.isidentifier() and not iskeyword(made) and made != "self"
-        made = made if usable else f"input_{made}"
-        while made in found:
-            made += "_"
-        found.append(made)
-    return tuple(found)

@@ -9,6 +9,7 @@ torch.export.save writes; of example inputs that are objects of classes, the ten
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import logging
@@ -58,6 +59,7 @@ _SHAPE_SYNTAX = (
     *(ast.Expression, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.IfExp, ast.keyword),
     *(ast.Subscript, ast.boolop, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
 )
+_EXAMPLE = "data/sample_inputs/model.pt"
 
 
 def load_program(
@@ -69,14 +71,15 @@ def load_program(
         needs_example: Whether the example inputs in the file have to be read.
 
     Raises:
-        CheckpointError: The file is damaged, or it brings along code and is not trusted.
+        CheckpointError: The file is damaged, it brings along code and is not trusted, or it was
+            exported in training mode.
     """
     pickled = None if trust_pickle else _require_plain(path)
     try:
         # Torch logs that it unpickled example inputs, which the user has allowed.
         quiet = muted("torch._export.serde.serialize", "torch.export", below=logging.ERROR)
         with open_regular(path) as file, quiet:  # a path would have to end in .pt2
-            known = with_known_classes(file, path, drop_example=pickled is not None)
+            known = _with_known_classes(file, path, drop_example=pickled is not None)
             program = torch.export.load(known)
     except Exception as error:
         raise CheckpointError(
@@ -85,25 +88,19 @@ def load_program(
             hint="Export it again with this version of torch, or give the module's checkpoint.",
         ) from error
     if pickled is not None and needs_example:
-        program._example_inputs = _example(program, pickled, path)
+        spec = program.call_spec.in_spec
+        leaves = _leaves_without_classes(pickled, spec)
+        if leaves is None:
+            raise CheckpointError(
+                f"{path}: its example inputs are pickled objects whose tensors cannot be read"
+                " without running their classes.",
+                hint="Give other inputs (--inputs FILE.npz, or --input), and they are not read; or,"
+                " if you trust the file, pass --trust-pickle.",
+            )
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        program._example_inputs = args, kwargs
+    require_inference_mode(program, source=str(path))
     return program
-
-
-def _example(
-    program: torch.export.ExportedProgram, pickled: bytes, path: Path
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return the arguments in a pickle that has classes in it, of which nothing is run."""
-    spec = program.call_spec.in_spec
-    leaves = leaves_without_classes(pickled, spec)
-    if leaves is None:
-        raise CheckpointError(
-            f"{path}: its example inputs are pickled objects whose tensors cannot be read without"
-            " running their classes.",
-            hint="Give other inputs (--inputs FILE.npz, or --input), and they are not read; or, if"
-            " you trust the file, pass --trust-pickle.",
-        )
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
-    return args, kwargs
 
 
 def require_inference_mode(program: torch.export.ExportedProgram, *, source: str) -> None:
@@ -113,7 +110,9 @@ def require_inference_mode(program: torch.export.ExportedProgram, *, source: str
         CheckpointError: A node of the program acts as in training.
     """
     for node in program.graph.nodes:
-        if node.op == "call_function" and _is_training(node):
+        schema = getattr(node.target, "_schema", None)
+        named = zip(schema.arguments if schema else (), node.args, strict=False)
+        if any(formal.name in ("train", "training") and arg is True for formal, arg in named):
             raise CheckpointError(
                 f"{source}: was exported in training mode: node '{node.name}' is {node.target} with"
                 " train=True.",
@@ -121,40 +120,25 @@ def require_inference_mode(program: torch.export.ExportedProgram, *, source: str
             )
 
 
-def _is_training(node: torch.fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    flags = [i for i, arg in enumerate(schema.arguments) if arg.name in ("train", "training")]
-    return any(i < len(node.args) and node.args[i] is True for i in flags)
-
-
 def _require_plain(path: Path) -> bytes | None:
     """Refuse a file that runs code; return example inputs that are more than plain data."""
     what = "a program of torch.export.save"
     with open_archive(path, error=CheckpointError, what=what, hint="Export it again.") as archive:
-        found = list(_executable_parts(path, archive))
-        examples = [archive.read(name) for name in archive.namelist() if is_example(name)]
+        found: list[str] = []
+        for member in archive.namelist():
+            record = member.partition("/")[2]
+            if not _PLAIN_RECORDS.fullmatch(record):
+                found.append(f"record '{member}'")
+            elif record.endswith(".json"):
+                content, place = archive.read(member), f"{path}: '{member}'"
+                found += _executable_json(parse_json(content, place, error=CheckpointError))
+        examples = [archive.read(n) for n in archive.namelist() if n.endswith(f"/{_EXAMPLE}")]
     if found:
         raise CheckpointError(
             f"{path}: brings along parts that run code when loaded: {shortened(found)}.",
             hint="If you trust the file, pass --trust-pickle.",
         )
-    pickled = [
-        example for example in examples if example and not reads_as_plain_data(io.BytesIO(example))
-    ]
-    return next(iter(pickled), None)
-
-
-def _executable_parts(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
-    for member in archive.namelist():
-        record = member.partition("/")[2]
-        if not _PLAIN_RECORDS.fullmatch(record):
-            yield f"record '{member}'"
-        elif record.endswith(".json"):
-            content = archive.read(member)
-            place = f"{path}: '{member}'"
-            yield from _executable_json(parse_json(content, place, error=CheckpointError))
+    return next((item for item in examples if item and not reads_as_plain_data(item)), None)
 
 
 def _executable_json(value: object) -> Iterator[str]:
@@ -194,17 +178,14 @@ def _is_shape_arithmetic(code: str) -> bool:
         return False
     # Text is data only where a symbol or an input is named, or as the digits of a number; elsewhere
     # sympy would evaluate it.
-    named = {id(n.args[0]) for n in nodes if isinstance(n, ast.Call) and n.args and _is_data(n)}
-    keys = {id(n.slice) for n in nodes if isinstance(n, ast.Subscript)}
-    return all(_is_harmless_node(node, named | keys) for node in nodes)
-
-
-def _is_data(call: ast.Call) -> bool:
-    first = call.args[0]
-    if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
-        return False
-    form = {"Symbol": _VALUE_NAME, "Float": _NUMBER}.get(ast.unparse(call.func))
-    return form is not None and form.fullmatch(first.value) is not None
+    data = {id(node.slice) for node in nodes if isinstance(node, ast.Subscript)}
+    for node in nodes:
+        first = node.args[0] if isinstance(node, ast.Call) and node.args else None
+        if isinstance(node, ast.Call) and isinstance(first, ast.Constant):
+            form = {"Symbol": _VALUE_NAME, "Float": _NUMBER}.get(ast.unparse(node.func))
+            if form is not None and isinstance(first.value, str) and form.fullmatch(first.value):
+                data.add(id(first))
+    return all(_is_harmless_node(node, data) for node in nodes)
 
 
 def _is_harmless_node(node: ast.AST, text_allowed: set[int]) -> bool:
@@ -223,50 +204,78 @@ def _is_harmless_node(node: ast.AST, text_allowed: set[int]) -> bool:
     return isinstance(node, _SHAPE_SYNTAX)
 
 
-# Read a `.pt2` file whose program takes or returns classes that are not known here.
-#
-# torch.export.load needs each class to be imported and registered, though all that matters of it
-# here is how many parts it has and what they are called. The file says that: such a class is read
-# as a dict, or as a tuple where it names no parts.
-
-_SPECS = ("in_spec", "out_spec")
+# torch.export.load needs each class that a program takes or returns to be imported and registered,
+# though all that matters of it here is how many parts it has and what they are called. The file
+# says that: an unknown class is read as a dict, or as a tuple where it names no parts.
 
 
-def is_example(member: str) -> bool:
-    """Tell whether a member of the archive holds the example inputs."""
-    return member.endswith("/data/sample_inputs/model.pt")
-
-
-def with_known_classes(file: IO[bytes], path: Path, *, drop_example: bool = False) -> IO[bytes]:
-    """Return a program's file, or a copy in memory in which all classes are known.
-
-    Args:
-        drop_example: Leave the example inputs out.
-    """
+def _with_known_classes(file: IO[bytes], path: Path, *, drop_example: bool) -> IO[bytes]:
+    """Return a program's file, or a copy in memory in which all classes are known."""
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
         return file  # torch says what is wrong with it
     with archive:
-        programs = {
-            name: changed
-            for name in archive.namelist()
-            if "/models/" in name
-            and (changed := _with_known_classes(archive.read(name), f"{path}: '{name}'"))
-        }
-        if not programs and not drop_example:
+        changed: dict[str, bytes] = {}
+        for name in archive.namelist():
+            if "/models/" in name:
+                content, place = archive.read(name), f"{path}: '{name}'"
+                document = parse_json(content, place, error=CheckpointError)
+                if _replace_in(document):
+                    changed[name] = json.dumps(document).encode()
+            elif drop_example and name.endswith(f"/{_EXAMPLE}"):
+                changed[name] = b""
+        if not changed:
             file.seek(0)
             return file
         copy = io.BytesIO()
         with zipfile.ZipFile(copy, "w") as new:
             for name in archive.namelist():
-                dropped = drop_example and is_example(name)
-                new.writestr(name, b"" if dropped else programs.get(name) or archive.read(name))
+                new.writestr(name, changed[name] if name in changed else archive.read(name))
     copy.seek(0)
     return copy
 
 
-def leaves_without_classes(pickled: bytes, spec: pytree.TreeSpec) -> list[object] | None:
+def _replace_in(value: object) -> bool:
+    """Replace unknown classes in all specs; tells whether there was one."""
+    found = False
+    if isinstance(value, list):
+        for item in value:
+            found |= _replace_in(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("in_spec", "out_spec") and isinstance(item, str):
+                spec = json.loads(item)
+                if _replace_in_spec(spec):
+                    value[key], found = json.dumps(spec), True
+            else:
+                found |= _replace_in(item)
+    return found
+
+
+def _replace_in_spec(spec: object) -> bool:
+    """Replace unknown classes in a spec: {"type": ..., "context": text, "children_spec": [...]}."""
+    found = False
+    if isinstance(spec, list):
+        for item in spec:
+            found |= _replace_in_spec(item)
+    elif isinstance(spec, dict):
+        children, context = spec.get("children_spec", []), spec.get("context")
+        found = _replace_in_spec(children)
+        # Most classes keep their context as JSON, and any text may be one.
+        with contextlib.suppress(ValueError):
+            context = json.loads(context) if isinstance(context, str) else context
+        known, name = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE, spec.get("type")
+        is_named = name == "collections.namedtuple"
+        if context not in known if is_named else name is not None and name not in known:
+            names = names_in_context(context, len(children))
+            spec["type"] = "builtins.tuple" if names is None else "builtins.dict"
+            spec["context"] = json.dumps(names)
+            found = True
+    return found
+
+
+def _leaves_without_classes(pickled: bytes, spec: pytree.TreeSpec) -> list[object] | None:
     """Return the leaves of pickled arguments, in the order of a structure; None where its objects
     are not made of the parts that the structure names.
     """
@@ -289,58 +298,3 @@ def _leaves(value: object, spec: pytree.TreeSpec) -> list[object]:
         parts = [by_name[key] for key in keys_in_spec(spec) or ()]
     pairs = zip(parts, spec.children(), strict=True)
     return [leaf for part, child in pairs for leaf in _leaves(part, child)]
-
-
-def _with_known_classes(content: bytes, place: str) -> bytes | None:
-    """Return the program with other classes; None where all are known."""
-    document = parse_json(content, place, error=CheckpointError)
-    return json.dumps(document).encode() if _replace_in(document) else None
-
-
-def _replace_in(value: object) -> bool:
-    """Replace unknown classes in all specs; tells whether there was one."""
-    found = False
-    if isinstance(value, list):
-        for item in value:
-            found |= _replace_in(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if key in _SPECS and isinstance(item, str):
-                spec = json.loads(item)
-                if _replace_in_spec(spec):
-                    value[key], found = json.dumps(spec), True
-            else:
-                found |= _replace_in(item)
-    return found
-
-
-def _replace_in_spec(spec: object) -> bool:
-    """Replace unknown classes in a spec: {"type": ..., "context": text, "children_spec": [...]}."""
-    found = False
-    if isinstance(spec, list):
-        for item in spec:
-            found |= _replace_in_spec(item)
-    elif isinstance(spec, dict):
-        children = spec.get("children_spec", [])
-        found = _replace_in_spec(children)
-        if not _is_known(spec):
-            names = names_in_context(_parsed(spec.get("context")), len(children))
-            spec["type"] = "builtins.tuple" if names is None else "builtins.dict"
-            spec["context"] = json.dumps(names)
-            found = True
-    return found
-
-
-def _is_known(spec: dict[str, object]) -> bool:
-    known = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE
-    if spec.get("type") == "collections.namedtuple":
-        return _parsed(spec.get("context")) in known
-    return spec.get("type") is None or spec["type"] in known
-
-
-def _parsed(context: object) -> object:
-    """Read a context: most classes keep theirs as JSON, and any text may be one."""
-    try:
-        return json.loads(context) if isinstance(context, str) else context
-    except ValueError:
-        return context

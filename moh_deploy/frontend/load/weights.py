@@ -1,10 +1,9 @@
-"""Weights: found inside a checkpoint, freed of wrapper prefixes, copied into a module."""
+"""The module of a checkpoint that holds weights alone: built by a factory, then filled."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +13,14 @@ from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.system.suggest import MAX_LISTED, did_you_mean, shortened
 from moh_deploy.system.user_code import describe_error, find_callable, user_code
 
-# A factory of the user's: how it is called.
+StateDict = Mapping[str, torch.Tensor]
+
+_MAX_DEPTH = 3
+# Names that wrappers of a part of a model put into the names of its weights: torch.compile, FSDP,
+# activation checkpointing.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# What AveragedModel counts beside the weights.
+_AVERAGED = "n_averaged"
 
 
 def build_module(
@@ -32,51 +38,32 @@ def build_module(
     """
     with user_code(code_dirs):
         build = find_callable(factory, what="factory", code_dirs=code_dirs)
-        return _call(build, kwargs, factory)
-
-
-def _call(
-    build: Callable[..., object], kwargs: Mapping[str, object], factory: str
-) -> torch.nn.Module:
-    try:
-        module = build(**kwargs)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"factory '{factory}' needs the package '{error.name}', which is not installed:"
-            f" {describe_error(error)}.",
-            hint="Install what the model's code imports into the environment of moh-deploy, or say"
-            " where it lies with --code-dir.",
-        ) from error
-    except (Exception, SystemExit) as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items()) or "no arguments"
-        raise ConfigError(
-            f"factory '{factory}' called with {given} raised {describe_error(error)}.",
-            hint=_signature_hint(build, factory),
-        ) from error
+        try:
+            module = build(**kwargs)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"factory '{factory}' needs the package '{error.name}', which is not installed:"
+                f" {describe_error(error)}.",
+                hint="Install what the model's code imports into the environment of moh-deploy, or"
+                " say where it lies with --code-dir.",
+            ) from error
+        except (Exception, SystemExit) as error:
+            given = ", ".join(f"{k}={value!r}" for k, value in kwargs.items()) or "no arguments"
+            hint = None
+            try:
+                name, signature = factory.partition(":")[2], inspect.signature(build)
+                hint = f"Its signature is {name}{signature}; set model.kwargs to match."
+            except (TypeError, ValueError):  # builtins may have none
+                pass
+            raise ConfigError(
+                f"factory '{factory}' called with {given} raised {describe_error(error)}.",
+                hint=hint,
+            ) from error
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(
             f"factory '{factory}' returned a {type(module).__name__}; expected a torch.nn.Module."
         )
     return module
-
-
-def _signature_hint(build: Callable[..., object], factory: str) -> str | None:
-    try:
-        signature = inspect.signature(build)
-    except (TypeError, ValueError):  # builtins may have none
-        return None
-    name = factory.partition(":")[2]
-    return f"Its signature is {name}{signature}; set model.kwargs to match."
-
-
-StateDict = Mapping[str, torch.Tensor]
-
-_MAX_DEPTH = 3
-# Names that wrappers of a part of a model put into the names of its weights: torch.compile, FSDP,
-# activation checkpointing.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# What AveragedModel counts beside the weights.
-_AVERAGED = "n_averaged"
 
 
 def select_weights(loaded: object, *, state_key: str | None, source: str) -> object:
@@ -92,7 +79,7 @@ def select_weights(loaded: object, *, state_key: str | None, source: str) -> obj
     """
     if state_key is not None:
         return _follow(loaded, state_key, source)
-    if is_model(loaded):
+    if _is_model(loaded):
         return loaded
     found = dict(_candidates(loaded, ""))
     if len(found) == 1:
@@ -107,16 +94,14 @@ def select_weights(loaded: object, *, state_key: str | None, source: str) -> obj
     )
 
 
-def is_model(value: object) -> bool:
-    """Return whether a value is a module or a state dict (which may hold extra states)."""
+def _is_model(value: object) -> bool:
+    """Tell a module or a state dict, which may hold extra states."""
     if isinstance(value, torch.nn.Module):
         return True
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return False
-    names = all(isinstance(key, str) for key in value)
-    tensors = [isinstance(item, torch.Tensor) for item in value.values()]
-    rest = [key for key, is_tensor in zip(value, tensors, strict=True) if not is_tensor]
-    return names and any(tensors) and all(key.endswith("_extra_state") for key in rest)
+    rest = [key for key, item in value.items() if not isinstance(item, torch.Tensor)]
+    return len(rest) < len(value) and all(key.endswith("_extra_state") for key in rest)
 
 
 def describe(value: object) -> str:
@@ -124,75 +109,6 @@ def describe(value: object) -> str:
     if not isinstance(value, Mapping):
         return f"a {type(value).__name__}"
     return f"keys {shortened(str(key) for key in value)}" if value else "an empty mapping"
-
-
-def load_weights(module: torch.nn.Module, state: StateDict, *, source: str) -> None:
-    """Copy a state dict into a module; a module of another precision takes that of the weights.
-
-    Prefixes of wrappers (`module.` of DistributedDataParallel, `_orig_mod.` of torch.compile) are
-    removed where the module does not have them. A parameter that shares memory with a loaded one is
-    loaded with it. If all floating weights have one dtype, the module takes it; if they are mixed,
-    they are converted to the module's.
-
-    Raises:
-        CheckpointError: Keys are missing, unexpected or of another shape.
-    """
-    expected = module.state_dict()
-    state = without_wrapper_prefixes(state, expected.keys())
-    _adopt_precision(module, state)
-    try:
-        result = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        mismatch = misfit_of(module.state_dict(), state)
-        if not mismatch.shapes:
-            raise CheckpointError(f"{source}: does not fit the model: {error}") from error
-        raise does_not_fit(source, mismatch) from error
-    missing = _without_tied(result.missing_keys, module.state_dict(), state)
-    if missing or result.unexpected_keys:
-        raise does_not_fit(source, Mismatch(missing, list(result.unexpected_keys), []))
-
-
-def without_wrapper_prefixes(state: StateDict, expected: Iterable[str]) -> StateDict:
-    """Return the state dict with the names that the module has."""
-    names = set(expected)
-    state = {_plain_name(key, names): value for key, value in state.items()}
-    while state and not names & state.keys():
-        prefix = _common_prefix(key for key in state if key != _AVERAGED)
-        if prefix is None:
-            break
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k != _AVERAGED}
-    return state
-
-
-def _plain_name(key: str, names: set[str]) -> str:
-    # A model whose parts alone were compiled has the prefix in the middle of some names.
-    for wrapper in _WRAPPERS:
-        key = key if key in names else key.replace(wrapper, "")
-    return key
-
-
-def _common_prefix(keys: Iterable[str]) -> str | None:
-    """The part of a model that all keys with parts name first: `module.`, `model.`."""
-    firsts = {key.partition(".")[0] for key in keys if "." in key}
-    return f"{firsts.pop()}." if len(firsts) == 1 else None
-
-
-def _below(state: StateDict, prefix: str) -> StateDict:
-    """The part of a state dict whose names begin with a prefix, without it."""
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """The differences between a state dict and what a module expects.
-
-    Attributes:
-        shapes: For each key of another shape: its name and both shapes.
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    shapes: list[str]
 
 
 def _follow(loaded: object, state_key: str, source: str) -> object:
@@ -208,11 +124,17 @@ def _follow(loaded: object, state_key: str, source: str) -> object:
         if not fits:
             part = _named_part(value, rest)
             if not part:
-                raise _no_such_key(value, rest, state_key, source)
+                hint = "The file is a state dict itself: leave --state-key out."
+                if not _is_model(value):
+                    keys = [str(key) for key in value]
+                    hint = f"{did_you_mean(rest, keys)} It has: {shortened(keys)}.".strip()
+                raise CheckpointError(
+                    f"{source}: --state-key '{state_key}': there is no key '{rest}'.", hint=hint
+                )
             return part
         key = max(fits, key=len)
         value, rest = value[key], rest[len(key) + 1 :]
-    if not is_model(value):
+    if not _is_model(value):
         raise CheckpointError(
             f"{source}: --state-key '{state_key}' holds no weights; expected names mapped to"
             f" tensors, got {describe(value)}."
@@ -223,26 +145,15 @@ def _follow(loaded: object, state_key: str, source: str) -> object:
 def _named_part(value: Mapping[object, object], name: str) -> StateDict:
     """The weights of one part of a state dict, or of the only one that a checkpoint holds: `model`
     of `{"state_dict": {"model.stem.weight": ...}}`."""
-    found = [value] if is_model(value) else [state for _, state in _candidates(value, "")]
-    only = cast(StateDict, found[0]) if len(found) == 1 and isinstance(found[0], Mapping) else {}
-    return _below(only, f"{name}.")
-
-
-def _no_such_key(
-    value: Mapping[object, object], rest: str, state_key: str, source: str
-) -> CheckpointError:
-    if is_model(value):
-        hint = "The file is a state dict itself: leave --state-key out."
-    else:
-        keys = [str(key) for key in value]
-        hint = f"{did_you_mean(rest, keys)} It has: {shortened(keys)}.".strip()
-    return CheckpointError(
-        f"{source}: --state-key '{state_key}': there is no key '{rest}'.", hint=hint
-    )
+    found = [value] if _is_model(value) else [state for _, state in _candidates(value, "")]
+    if len(found) != 1 or not isinstance(found[0], Mapping):
+        return {}
+    only, prefix = cast(StateDict, found[0]), f"{name}."
+    return {key.removeprefix(prefix): v for key, v in only.items() if key.startswith(prefix)}
 
 
 def _candidates(value: object, path: str, depth: int = 0) -> Iterator[tuple[str, object]]:
-    if depth > 0 and is_model(value):
+    if depth > 0 and _is_model(value):
         yield path, value
     # `param_groups` marks the state of an optimizer: its tensors are moments, not weights.
     elif isinstance(value, Mapping) and depth < _MAX_DEPTH and "param_groups" not in value:
@@ -251,29 +162,81 @@ def _candidates(value: object, path: str, depth: int = 0) -> Iterator[tuple[str,
                 yield from _candidates(item, f"{path}.{key}" if path else key, depth + 1)
 
 
-def _adopt_precision(module: torch.nn.Module, state: StateDict) -> None:
-    own = _floating_dtypes(module.state_dict().values())
-    stored = _floating_dtypes(state.values())
-    if len(stored) == 1 and stored != own:
+def load_weights(module: torch.nn.Module, state: StateDict, *, source: str) -> None:
+    """Copy a state dict into a module; a module of another precision takes that of the weights.
+
+    Prefixes of wrappers (`module.` of DistributedDataParallel, `_orig_mod.` of torch.compile) are
+    removed where the module does not have them. A parameter that shares memory with a loaded one is
+    loaded with it. If all floating weights have one dtype, the module takes it; if they are mixed,
+    they are converted to the module's.
+
+    Raises:
+        CheckpointError: Keys are missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    state = without_wrapper_prefixes(state, own.keys())
+    own_dtypes, stored = _floating_dtypes(own), _floating_dtypes(state)
+    if len(stored) == 1 and stored != own_dtypes:
         module.to(dtype=next(iter(stored)))
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        missing, unexpected, shapes = misfit_of(module.state_dict(), state)
+        if not shapes:
+            raise CheckpointError(f"{source}: does not fit the model: {error}") from error
+        raise _does_not_fit(source, missing, unexpected, shapes) from error
+    missing = _without_tied(result.missing_keys, module.state_dict(), state)
+    if missing or result.unexpected_keys:
+        raise _does_not_fit(source, missing, list(result.unexpected_keys), [])
 
 
-def _floating_dtypes(tensors: Iterable[object]) -> set[torch.dtype]:
-    return {t.dtype for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()}
+def without_wrapper_prefixes(state: StateDict, expected: Iterable[str]) -> StateDict:
+    """Return the state dict with the names that the module has."""
+    names = set(expected)
+
+    def plain(key: str) -> str:
+        # A model whose parts alone were compiled has the prefix in the middle of some names.
+        for wrapper in _WRAPPERS:
+            key = key if key in names else key.replace(wrapper, "")
+        return key
+
+    state = {plain(key): value for key, value in state.items()}
+    while state and not names & state.keys():
+        # What all keys with parts name first: `module.`, `model.`.
+        firsts = {key.partition(".")[0] for key in state if "." in key and key != _AVERAGED}
+        if len(firsts) != 1:
+            break
+        prefix = f"{firsts.pop()}."
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k != _AVERAGED}
+    return state
+
+
+def _floating_dtypes(state: StateDict) -> set[torch.dtype]:
+    tensors = (t for t in state.values() if isinstance(t, torch.Tensor))
+    return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+
+
+def misfit_of(own: StateDict, state: StateDict) -> tuple[list[str], list[str], list[str]]:
+    """Return the names that a state dict lacks of a module's, those beyond, and other shapes."""
+    shapes = [
+        f"{key}: the model has {list(own[key].shape)}, the checkpoint {list(value.shape)}"
+        for key, value in state.items()
+        if isinstance(own.get(key), torch.Tensor) and own[key].shape != value.shape
+    ]
+    missing = _without_tied((key for key in own if key not in state), own, state)
+    return missing, [key for key in state if key not in own], shapes
 
 
 def _without_tied(missing: Iterable[str], own: StateDict, state: StateDict) -> list[str]:
-    loaded = [_memory(own[key]) for key in state.keys() & own.keys() if _is_tensor(own[key])]
+    """Leave out what lies in the memory of a tensor that was loaded."""
+    places = {key: _memory(value) for key, value in own.items() if isinstance(value, torch.Tensor)}
+    loaded = [places[key] for key in state.keys() & places.keys()]
 
     def is_loaded(key: str) -> bool:
-        start, stop = _memory(own[key])
+        start, stop = places.get(key, (0, 0))
         return start != 0 and any(first <= start and stop <= last for first, last in loaded)
 
-    return [key for key in missing if not (_is_tensor(own.get(key)) and is_loaded(key))]
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
+    return [key for key in missing if not is_loaded(key)]
 
 
 def _memory(tensor: torch.Tensor) -> tuple[int, int]:
@@ -284,44 +247,24 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int]:
     return (tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size())
 
 
-def misfit_of(own: StateDict, state: StateDict) -> Mismatch:
-    """Say how a state dict differs from that of a module."""
-    shapes = [
-        f"{key}: the model has {list(own[key].shape)}, the checkpoint {list(value.shape)}"
-        for key, value in state.items()
-        if key in own and _is_tensor(own[key]) and own[key].shape != value.shape
-    ]
-    missing = _without_tied((key for key in own if key not in state), own, state)
-    return Mismatch(missing, [key for key in state if key not in own], shapes)
-
-
-def does_not_fit(source: str, mismatch: Mismatch) -> CheckpointError:
-    """The error for weights that are not those of a module."""
-    lines = [
-        f"{len(names)} {title}:\n    " + "\n    ".join(_listed(names))
-        for title, names in (
-            ("missing keys", mismatch.missing),
-            ("unexpected keys", mismatch.unexpected),
-            ("keys of another shape", mismatch.shapes),
-        )
-        if names
-    ]
-    return CheckpointError(
-        f"{source}: does not fit the model: " + "\n  ".join(lines), hint=_hint(mismatch)
-    )
-
-
-def _hint(mismatch: Mismatch) -> str:
-    """Name the part of the checkpoint that has all missing keys, if one has."""
-    unexpected = set(mismatch.unexpected)
-    first = next(iter(mismatch.missing), None)
-    parts = [key.removesuffix(f".{first}") for key in unexpected if key.endswith(f".{first}")]
-    fits = [p for p in sorted(parts) if all(f"{p}.{key}" in unexpected for key in mismatch.missing)]
+def _does_not_fit(
+    source: str, missing: list[str], unexpected: list[str], shapes: list[str]
+) -> CheckpointError:
+    lines = []
+    for title, names in (
+        ("missing keys", missing),
+        ("unexpected keys", unexpected),
+        ("keys of another shape", shapes),
+    ):
+        if names:
+            more = [f"... and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+            listed = "\n    ".join([*names[:MAX_LISTED], *more])
+            lines.append(f"{len(names)} {title}:\n    {listed}")
+    hint = "Check the factory and its kwargs, and which weights --state-key names."
+    # A part of the checkpoint may have all missing keys.
+    first = f".{next(iter(missing), None)}"
+    parts = sorted({key.removesuffix(first) for key in unexpected if key.endswith(first)})
+    fits = [part for part in parts if {f"{part}.{key}" for key in missing} <= set(unexpected)]
     if fits:
-        return f"Its part {' or '.join(fits)} has the missing keys: --state-key {fits[0]} takes it."
-    return "Check the factory and its kwargs, and which weights --state-key names."
-
-
-def _listed(names: list[str]) -> list[str]:
-    more = [f"... and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
-    return names[:MAX_LISTED] + more
+        hint = f"Its part {' or '.join(fits)} has the missing keys: --state-key {fits[0]} takes it."
+    return CheckpointError(f"{source}: does not fit the model: " + "\n  ".join(lines), hint=hint)

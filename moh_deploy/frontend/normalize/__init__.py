@@ -1,27 +1,21 @@
 """Bring a traced program into the form that recognition and runtimes read well.
 
-One pass a file, in the order in which they run:
+The passes, in the order in which they run:
 
 vmap             first: no other pass can read its tensors
 functionalize    then: all others read programs that change nothing in place
 complex_pairs    complex numbers become pairs of real ones, which all others know
-unread_state     before anything is rewritten: of a functional program, changes are outputs
-written_slices   writes into slices, as `functionalize` leaves them, become products
-assemble         tensors that are filled part by part become concatenations
-written_masks    and writes where a mask is true, masked_fill
-spread           products with matrices of 0 and 1 become repetitions
+unread state     before anything is rewritten: of a functional program, changes are outputs
+assemble         writes into slices and masks become products, concatenations, masked_fill
+spreads          products with matrices of 0 and 1 become repetitions
 
-Then each node once, by what it is, in the order of the graph:
-
-decompose        operators that do several things at once are written out
-written_softmax  exp and its sum become a softmax
-unfold           im2col becomes slices
-factor           joined products of slices become one product
-no_ops           what has no effect is left out
+Then each node once, by what it is, in the order of the graph: `decompose` has a rule for an
+operator (written-out softmax, im2col, several things at once, no effect), `factor` makes one
+product of joined products of slices.
 
 stack_heads      heads that are computed one by one become one tensor: of the operators above
-gates_before_channels   gates of heads are applied first, those of channels behind them
-join_parts       it asks for the softmax and the products that the others make
+join_parts       gates of heads are applied first, those of channels behind them; gates of parts of
+                 the tokens are joined: it asks for the softmax and the products of the others
 join_routers     it asks for the gates that the other joins
 merge_equal      last: passes before it may write one thing twice
 """
@@ -29,7 +23,6 @@ merge_equal      last: passes before it may write one thing twice
 from __future__ import annotations
 
 from torch.export import ExportedProgram
-from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
@@ -73,7 +66,19 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     read_written_masks(program)
     replace_spreads(program)
     for node in list(graph.nodes):
-        _rewrite(GraphBuilder(graph, node), node)
+        # An operator has one rule at most.
+        builder = GraphBuilder(graph, node)
+        if is_division(node):
+            replace_written_softmax(builder, node)
+        elif op(node) == "im2col":
+            replace_unfold(builder, node)
+        elif is_joined(node):
+            product = factor_out_slices(builder, node)
+            if product is not None:
+                node.replace_all_uses_with(product)
+        else:
+            decompose(builder, node)
+            drop_no_op(node)
     graph.eliminate_dead_code()  # the next ones ask who reads a tensor
     stack_heads(program)
     for node in list(graph.nodes):
@@ -86,18 +91,3 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
-
-
-def _rewrite(builder: GraphBuilder, node: Node) -> None:
-    """Apply the one rule that is about such a node; an operator has one at most."""
-    if is_division(node):
-        replace_written_softmax(builder, node)
-    elif op(node) == "im2col":
-        replace_unfold(builder, node)
-    elif is_joined(node):
-        product = factor_out_slices(builder, node)
-        if product is not None:
-            node.replace_all_uses_with(product)
-    else:
-        decompose(builder, node)
-        drop_no_op(node)

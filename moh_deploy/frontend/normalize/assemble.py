@@ -7,7 +7,7 @@ head: torch leaves a row of `slice_scatter`, `select_scatter` or `index_add` beh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,7 +18,7 @@ from moh_deploy.frontend.fx.axes import size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import argument, is_tensor, let_read, op, rank, shape, tensor
 from moh_deploy.frontend.fx.known_values import Constants, KnownValues
-from moh_deploy.frontend.fx.slices import read_slice
+from moh_deploy.frontend.fx.slices import Slice, read_slice
 from moh_deploy.frontend.fx.views import REORDERS, through_views
 from moh_deploy.frontend.normalize.factor import factor_out_slices
 
@@ -44,6 +44,11 @@ class _Write:
     stop: int
     keeps_dim: bool
 
+    def stood_in(self, part: Slice | None) -> bool:
+        """True for the part of the base that the write is about to replace."""
+        place = (self.base, self.dim, self.start, self.stop)
+        return part is not None and (part.source, part.dim, part.start, part.stop) == place
+
 
 def read_assembled(program: ExportedProgram) -> None:
     """Let `cat`, `stack` and sums take over from tensors that are filled part by part."""
@@ -51,9 +56,8 @@ def read_assembled(program: ExportedProgram) -> None:
     if not any(op(node) in _WRITES for node in graph.nodes):
         return
     known = KnownValues(program)
-    for node in list(graph.nodes):
-        if op(node) == "index_add":
-            _add_whole(GraphBuilder(graph, node), node)
+    for node in graph.find_nodes(op="call_function", target=aten.index_add.default):
+        _add_whole(GraphBuilder(graph, node), node)
     graph.eliminate_dead_code()
     for node in reversed(list(graph.nodes)):  # the last write of a row, with all before it
         if op(node) in _WRITES and node.users:
@@ -68,23 +72,16 @@ def _add_whole(builder: GraphBuilder, node: Node) -> None:
     dim %= rank(node)
     if shape(base)[dim] == 1:
         source = builder.call(aten.sum.dim_IntList, source, [dim], True)
-    elif not _counts(index) or shape(index)[0] != shape(base)[dim]:
-        return
-    if _is_zero(base) and (shape(source), tensor(source).dtype) == (
-        shape(node),
-        tensor(node).dtype,
-    ):
-        let_read(node, source)
     else:
-        let_read(node, builder.call(aten.add.Tensor, base, source))
-
-
-def _counts(index: Node) -> bool:
-    """True for 0, 1, 2, ..."""
-    if op(index) != "arange" or not index.args:
-        return False
-    first = argument(index, "start", 0)
-    return first == 0 and argument(index, "step", 1) == 1
+        counts = op(index) == "arange" and index.args and argument(index, "step", 1) == 1
+        if not counts or argument(index, "start", 0) != 0:  # 0, 1, 2, ...
+            return
+        if shape(index)[0] != shape(base)[dim]:
+            return
+    alike = shape(source) == shape(node) and tensor(source).dtype == tensor(node).dtype
+    if not (alike and _is_zero(base)):
+        source = builder.call(aten.add.Tensor, base, source)
+    let_read(node, source)
 
 
 def _join(builder: GraphBuilder, node: Node, known: KnownValues) -> None:
@@ -94,7 +91,8 @@ def _join(builder: GraphBuilder, node: Node, known: KnownValues) -> None:
     while (write := _write(current, known)) is not None:
         if writes and (write.dim, write.keeps_dim) != (writes[0].dim, writes[0].keeps_dim):
             return
-        if not _is_there(write):
+        # Torch writes back, behind an operator in place, what it has written already.
+        if not write.stood_in(read_slice(write.value)):
             writes.append(write)
         current = write.base
     if not writes or not _is_zero(current):
@@ -147,32 +145,18 @@ def _write(node: Node, known: KnownValues) -> _Write | None:
             return None
         start = given % int(extent) if given < 0 else given
         written = _Write(base, value, dim, start, start + int(length), True)
-    return _Write(base, _added(value, written), dim, written.start, written.stop, written.keeps_dim)
-
-
-def _is_there(write: _Write) -> bool:
-    """True where torch writes back, behind an operator in place, what it has written already."""
-    found = read_slice(write.value)
-    place = (write.base, write.dim, write.start, write.stop)
-    return found is not None and (found.source, found.dim, found.start, found.stop) == place
-
-
-def _added(value: Node, write: _Write) -> Node:
-    """Return what a write puts there: of `out[..., a:b] += part` the part, `out` being 0 yet."""
+    # Of `out[..., a:b] += part` the part is written, `out` being 0 yet.
     if op(value) == "copy":
         source = cast(Node, value.args[1])
-        return source if shape(source) == shape(value) else value
-    if op(value) != "add" or argument(value, "alpha", 1) != 1:
-        return value
-    for position in (0, 1):
-        part, other = value.args[position], value.args[1 - position]
-        found = read_slice(cast(Node, part)) if is_tensor(part) else None
-        if found is None or not is_tensor(other) or shape(cast(Node, other)) != shape(value):
-            continue
-        place = (found.source, found.dim, found.start, found.stop)
-        if place == (write.base, write.dim, write.start, write.stop):
-            return cast(Node, other)
-    return value
+        value = source if shape(source) == shape(value) else value
+    elif op(value) == "add" and argument(value, "alpha", 1) == 1:
+        for part, other in (value.args[:2], value.args[1::-1]):
+            if not is_tensor(part) or not is_tensor(other):
+                continue
+            part, other = cast(Node, part), cast(Node, other)
+            if shape(other) == shape(value) and written.stood_in(read_slice(part)):
+                return replace(written, value=other)
+    return replace(written, value=value)
 
 
 # Products that are written back into slices, which torch leaves as `slice_scatter`, as products.
@@ -237,8 +221,9 @@ def _product(builder: GraphBuilder, node: Node, base: Node, written: Node, dim: 
     if not extent.is_Integer or not length.is_Integer:
         return None
     first = start % int(extent)
-    if _stood_there(base, written, dim, first):
-        return base
+    own = op(written) == "slice" and written.args[0] is base and argument(written, "step", 1) == 1
+    if own and (argument(written, "dim", 0), argument(written, "start", None) or 0) == (dim, first):
+        return base  # it stood there before: `y[2:] *= g` ends with it
     last = first + int(length)
     parts = [written]
     if first:
@@ -247,14 +232,6 @@ def _product(builder: GraphBuilder, node: Node, base: Node, written: Node, dim: 
         parts.append(builder.call(aten.slice.Tensor, base, dim, last, int(extent)))
     # A product lies in memory as its first factor does.
     return factor_out_slices(builder, builder.call(aten.cat.default, parts, dim))
-
-
-def _stood_there(base: Node, written: Node, dim: int, first: int) -> bool:
-    """True where what is written was in that place before: `y[2:] *= g` ends with it."""
-    if op(written) != "slice" or written.args[0] is not base or argument(written, "step", 1) != 1:
-        return False
-    start = argument(written, "start", None) or 0
-    return argument(written, "dim", 0) == dim and start == first
 
 
 # Numbers that are written where a mask says so, `scores[mask] = -inf`, as `masked_fill`.
@@ -266,8 +243,14 @@ def read_written_masks(program: ExportedProgram) -> None:
     """Let `masked_fill` take over from `index_put` of one number at a bool mask."""
     graph, constant = program.graph_module.graph, Constants(program)
     for node in list(graph.nodes):
-        mask = _mask(node) if op(node) == "index_put" else None
-        if mask is None:
+        if op(node) != "index_put":
+            continue
+        given = [index for index in cast(Sequence[Node | None], node.args[1]) if index is not None]
+        one_number = tensor(cast(Node, node.args[2])).numel() == 1
+        if len(given) != 1 or not one_number or argument(node, "accumulate", False):
+            continue
+        (mask,) = given
+        if tensor(mask).dtype != torch.bool:
             continue
         builder, (whole, value) = GraphBuilder(graph, node), (node.args[0], node.args[2])
         # Indices stand for the dimensions from the first on; those behind them are written whole.
@@ -281,13 +264,3 @@ def read_written_masks(program: ExportedProgram) -> None:
             number = builder.call(aten.reshape.default, value, [])
             filled = builder.call(aten.masked_fill.Tensor, whole, mask, number)
         node.replace_all_uses_with(filled)
-
-
-def _mask(node: Node) -> Node | None:
-    """The bool mask that is a write's only index; None where it writes anything else."""
-    indices = cast(Sequence[Node | None], node.args[1])
-    given = [index for index in indices if index is not None]
-    one_number = tensor(cast(Node, node.args[2])).numel() == 1
-    if len(given) != 1 or not one_number or argument(node, "accumulate", False):
-        return None
-    return given[0] if tensor(given[0]).dtype == torch.bool else None

@@ -6,7 +6,7 @@ numbers. What no rule is for stays as it is, and is refused where the program is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,6 +21,7 @@ aten = torch.ops.aten
 
 _SAME = frozenset(("alias", "detach", "lift_fresh_copy", "resolve_conj", "to"))
 _ELEMENTWISE = {"add": aten.add.Tensor, "sub": aten.sub.Tensor, "neg": aten.neg.default}
+# Operators that move elements, and which of their arguments are dimensions.
 _DIMS: dict[str, tuple[int, ...]] = {
     "flatten": (1, 2),
     "select": (1,),
@@ -30,7 +31,6 @@ _DIMS: dict[str, tuple[int, ...]] = {
     "unflatten": (1,),
     "unsqueeze": (1,),
 }
-"""Operators that move elements, and which of their arguments are dimensions."""
 
 
 def pair_complex_numbers(program: ExportedProgram) -> None:
@@ -98,9 +98,18 @@ class _Pairs:
 
     def _made(self, node: Node, build: GraphBuilder) -> Node | None:
         name, given = op(node), node.args
-        begun = self._begun(name, given, build)
-        if begun is not None:
-            return begun
+        if name == "view_as_complex":
+            return cast(Node, given[0])
+        if name == "complex":
+            real, imaginary = cast(Node, given[0]), cast(Node, given[1])
+            return _joined(real, imaginary, build) if shape(real) == shape(imaginary) else None
+        if name == "polar":
+            size, angle = cast(Node, given[0]), cast(Node, given[1])
+            cosine, sine = (
+                build.call(aten.mul.Tensor, size, build.call(function, angle))
+                for function in (aten.cos.default, aten.sin.default)
+            )
+            return _joined(cosine, sine, build)
         if name == "mul":
             return self._product(given, build)
         operands = [group for group in given if isinstance(group, Node) and is_tensor(group)]
@@ -121,26 +130,10 @@ class _Pairs:
             target = aten.expand.default if name == "expand" else aten.reshape.default
             return build.call(target, first, [*cast(Sequence[object], given[1]), 2])
         if name == "permute":
-            order = [_dim(number, rank(operands[0])) for number in cast(Sequence[int], given[1])]
+            order = [dim % rank(operands[0]) for dim in cast(Sequence[int], given[1])]
             return build.call(aten.permute.default, first, [*order, len(order)])
         if name in _DIMS:
             return self._moved(node, first, rank(operands[0]), build)
-        return None
-
-    def _begun(self, name: str, given: Sequence[object], build: GraphBuilder) -> Node | None:
-        """Return the pairs of a tensor that is made of real ones."""
-        if name == "view_as_complex":
-            return cast(Node, given[0])
-        if name == "complex":
-            real, imaginary = cast(Node, given[0]), cast(Node, given[1])
-            return _joined(real, imaginary, build) if shape(real) == shape(imaginary) else None
-        if name == "polar":
-            size, angle = cast(Node, given[0]), cast(Node, given[1])
-            cosine, sine = (
-                build.call(aten.mul.Tensor, size, build.call(function, angle))
-                for function in (aten.cos.default, aten.sin.default)
-            )
-            return _joined(cosine, sine, build)
         return None
 
     def _product(self, given: Sequence[object], build: GraphBuilder) -> Node | None:
@@ -167,31 +160,21 @@ class _Pairs:
         )
 
     def _moved(self, node: Node, pairs: Node, dims: int, build: GraphBuilder) -> Node | None:
-        if not all(isinstance(argument(node, name), (int, str)) for name in _named(node)):
+        assert isinstance(node.target, torch._ops.OpOverload)
+        formal = node.target._schema.arguments
+        named = [formal[place].name for place in _DIMS[op(node)] if place < len(formal)]
+        # Without a dimension, `squeeze` is of all dimensions of size 1.
+        if not named or not all(isinstance(argument(node, name), (int, str)) for name in named):
             return None
-        if op(node) == "squeeze" and not _named(node):
-            return None  # of all dimensions of size 1
         count = dims + 1 if op(node) == "unsqueeze" else dims
         given = list(node.args)
         for place in _DIMS[op(node)]:
             if place < len(given):
-                given[place] = _dim(cast(int, given[place]), count)
+                # Counted from the front: there is one more at the end.
+                given[place] = cast(int, given[place]) % count
         if op(node) == "flatten":  # whose end is the last one, unless it says another
             given = [given[0], *(given[1:2] or [0]), *(given[2:3] or [dims - 1])]
-        target = cast(Callable[..., object], node.target)
-        return build.call(target, pairs, *given[1:], **node.kwargs)
-
-
-def _named(node: Node) -> list[str]:
-    """Return the names of a node's arguments that are dimensions."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    formal = node.target._schema.arguments
-    return [formal[place].name for place in _DIMS[op(node)] if place < len(formal)]
-
-
-def _dim(dim: int, count: int) -> int:
-    # Counted from the front: there is one more at the end.
-    return dim + count if dim < 0 else dim
+        return build.call(node.target, pairs, *given[1:], **node.kwargs)
 
 
 def _parts(pairs: Node, build: GraphBuilder) -> tuple[Node, Node]:

@@ -7,17 +7,17 @@ size, and reads nothing else of the other tensor; so is `repeat_interleave` by a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Layout, fresh_layout, resolve
+from moh_deploy.frontend.fx.axes import fresh_layout, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.contraction import Contraction, Labels, contraction
+from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.views import REORDERS, backward, broadcast, casts, forward
@@ -33,19 +33,32 @@ def decompose(builder: GraphBuilder, node: Node) -> None:
     Args:
         builder: Inserts in front of `node`.
     """
-    if op(node) == "einsum":
+    name = op(node)
+    if name == "einsum":
         _pair_up(builder, node)
-    elif op(node) == "masked_fill" and node.args[2] == 0:
-        _keep_instead(builder, node)
-    elif op(node) == "baddbmm":
+    elif name == "masked_fill" and node.args[2] == 0:
+        # `masked_fill(x, dropped, 0)` is `where(not dropped, x, 0)`; a mask stays one.
+        source, dropped = cast(tuple[Node, Node], node.args[:2])
+        kept = builder.call(aten.logical_not.default, dropped)
+        if tensor(source).dtype == torch.bool:  # `where` would return whole numbers
+            chosen = builder.call(aten.logical_and.default, source, kept)
+        else:
+            chosen = builder.call(aten.where.ScalarOther, kept, source, 0)
+        node.replace_all_uses_with(chosen)
+    elif name in ("baddbmm", "addcmul"):
         _write_out(builder, node)
-    elif op(node) == "addcmul":
-        _write_product_out(builder, node)
-    elif op(node) == "sum" and op(node.all_input_nodes[0]) in _PRODUCTS:
+    elif name == "sum" and op(node.all_input_nodes[0]) in _PRODUCTS:
         _sum_inside(builder, node)
-    elif op(node) == "expand_as":
-        _expand_to_size(builder, node)
-    elif op(node) == "repeat_interleave" and node.target is aten.repeat_interleave.self_int:
+    elif name == "expand_as":
+        # `expand_as(x, other)` is `expand(x, sizes of other)`: it reads no value of `other`.
+        source = cast(Node, node.args[0])
+        own = [*[None] * (rank(node) - rank(source)), *shape(source)]
+        sizes = [
+            -1 if extent == before else int(extent) if extent.is_Integer else builder.size(extent)
+            for extent, before in zip(shape(node), own, strict=True)
+        ]
+        node.replace_all_uses_with(builder.call(aten.expand.default, source, sizes))
+    elif name == "repeat_interleave" and node.target is aten.repeat_interleave.self_int:
         _repeat_by_size(builder, node)
 
 
@@ -74,41 +87,25 @@ def _pair_up(builder: GraphBuilder, node: Node) -> None:
 
 
 def _write_out(builder: GraphBuilder, node: Node) -> None:
-    """`baddbmm(bias, a, b)` is `beta * bias + alpha * (a @ b)`; a beta of 0 leaves the bias out."""
-    bias, first, second = cast(tuple[Node, Node, Node], node.args[:3])
-    product = builder.call(aten.bmm.default, first, second)
-    product = _scaled(builder, product, argument(node, "alpha", 1))
-    # Not a bias times 0: it may be memory that nobody wrote to, NaN included.
-    if argument(node, "beta", 1) != 0:
-        bias = _scaled(builder, bias, argument(node, "beta", 1))
-        product = builder.call(aten.add.Tensor, product, bias)
-    node.replace_all_uses_with(product)
-
-
-def _write_product_out(builder: GraphBuilder, node: Node) -> None:
-    """`addcmul(base, a, b)` is `base + value * a * b`; a base of zeros adds nothing."""
+    """`baddbmm(base, a, b)` is `beta * base + alpha * (a @ b)`, `addcmul` `base + value * a * b`;
+    a beta of 0 leaves the base out, and a base of zeros adds nothing."""
     base, first, second = cast(tuple[Node, Node, Node], node.args[:3])
-    product = builder.call(aten.mul.Tensor, first, second)
-    product = _scaled(builder, product, argument(node, "value", 1))
-    alike = shape(product) == shape(node) and tensor(product).dtype == tensor(node).dtype
-    if not alike or op(base) not in ("zeros", "zeros_like", "new_zeros"):
-        product = builder.call(aten.add.Tensor, base, product)
-    node.replace_all_uses_with(product)
 
+    def scaled(factor: Node, name: str) -> Node:
+        scale = argument(node, name, 1)
+        return factor if scale == 1 else builder.call(aten.mul.Tensor, factor, scale)
 
-def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:
-    return node if factor == 1 else builder.call(aten.mul.Tensor, node, factor)
-
-
-def _keep_instead(builder: GraphBuilder, node: Node) -> None:
-    """`masked_fill(x, dropped, 0)` is `where(not dropped, x, 0)`; a mask stays one."""
-    source, dropped = cast(tuple[Node, Node], node.args[:2])
-    kept = builder.call(aten.logical_not.default, dropped)
-    if tensor(source).dtype == torch.bool:  # `where` would return whole numbers
-        chosen = builder.call(aten.logical_and.default, source, kept)
+    if op(node) == "baddbmm":
+        product = scaled(builder.call(aten.bmm.default, first, second), "alpha")
+        # Not a base times 0: it may be memory that nobody wrote to, NaN included.
+        if argument(node, "beta", 1) != 0:
+            product = builder.call(aten.add.Tensor, product, scaled(base, "beta"))
     else:
-        chosen = builder.call(aten.where.ScalarOther, kept, source, 0)
-    node.replace_all_uses_with(chosen)
+        product = scaled(builder.call(aten.mul.Tensor, first, second), "value")
+        alike = shape(product) == shape(node) and tensor(product).dtype == tensor(node).dtype
+        if not alike or op(base) not in ("zeros", "zeros_like", "new_zeros"):
+            product = builder.call(aten.add.Tensor, base, product)
+    node.replace_all_uses_with(product)
 
 
 def _sum_inside(builder: GraphBuilder, node: Node) -> None:
@@ -122,42 +119,20 @@ def _sum_inside(builder: GraphBuilder, node: Node) -> None:
     kept = [label for at, label in enumerate(product.out) if at not in summed]
     if None in kept:
         return
-    letters = {label: chr(ord("a") + at) for at, label in enumerate(_labels_of(product))}
-    operands = [
-        _without_broadcast(builder, operand, labels)
-        for operand, labels in zip(product.operands, product.labels, strict=True)
-    ]
+    labels_of_both = sorted({label for labels in product.labels for label in labels if label})
+    letters = {label: chr(ord("a") + at) for at, label in enumerate(labels_of_both)}
+    operands = list(product.operands)
+    for side, labels in enumerate(product.labels):
+        # Without the dimensions of size 1 that are repeated for the other one.
+        for position in reversed(range(len(labels))):
+            if labels[position] is None:
+                operands[side] = builder.call(aten.squeeze.dim, operands[side], position)
     terms = ["".join(letters[label] for label in labels if label) for labels in product.labels]
     result = "".join(letters[label] for label in kept if label)
     total = builder.call(aten.einsum.default, f"{terms[0]},{terms[1]}->{result}", operands)
     for dim in sorted(summed) if argument(node, "keepdim", False) else ():
         total = builder.call(aten.unsqueeze.default, total, dim)
     node.replace_all_uses_with(total)
-
-
-def _labels_of(product: Contraction) -> list[str]:
-    return sorted({label for labels in product.labels for label in labels if label})
-
-
-def _without_broadcast(builder: GraphBuilder, operand: Node, labels: Labels) -> Node:
-    """An operand without the dimensions of size 1 that are repeated for the other one."""
-    for position in reversed(range(rank(operand))):
-        if labels[position] is None:
-            operand = builder.call(aten.squeeze.dim, operand, position)
-    return operand
-
-
-def _expand_to_size(builder: GraphBuilder, node: Node) -> None:
-    """`expand_as(x, other)` is `expand(x, sizes of other)`: it does not look at what `other` is."""
-    source = cast(Node, node.args[0])
-    added = rank(node) - rank(source)
-    own = [*[None] * added, *shape(source)]
-    kept = (extent == before for extent, before in zip(shape(node), own, strict=True))
-    sizes = [
-        -1 if same else int(extent) if extent.is_Integer else builder.size(extent)
-        for extent, same in zip(shape(node), kept, strict=True)
-    ]
-    node.replace_all_uses_with(builder.call(aten.expand.default, source, sizes))
 
 
 def _repeat_by_size(builder: GraphBuilder, node: Node) -> None:
@@ -199,31 +174,19 @@ def replace_unfold(builder: GraphBuilder, node: Node) -> None:
     if any(padding):
         top, left = padding
         image = builder.call(aten.constant_pad_nd.default, image, [left, left, top, top], 0.0)
-    taps = [
-        _tap(builder, image, (row, column), kernel, dilation, stride)
-        for row in range(kernel[0])
-        for column in range(kernel[1])
-    ]
+    taps: list[Node] = []
+    for at in itertools.product(range(kernel[0]), range(kernel[1])):
+        # One element of every window, [B, C, Ho, Wo]; ends count from the far side, for any size.
+        tap = image
+        for axis in (0, 1):
+            start = at[axis] * dilation[axis]
+            missing = (kernel[axis] - 1 - at[axis]) * dilation[axis]
+            end = -missing if missing else _TO_THE_END
+            tap = builder.call(aten.slice.Tensor, tap, axis + 2, start, end, stride[axis])
+        taps.append(tap)
     stacked = builder.call(aten.stack.default, taps, 2)  # [B, C, kh*kw, Ho, Wo]
     windows = builder.call(aten.flatten.using_ints, stacked, 3, 4)
     node.replace_all_uses_with(builder.call(aten.flatten.using_ints, windows, 1, 2))
-
-
-def _tap(
-    builder: GraphBuilder,
-    image: Node,
-    at: tuple[int, int],
-    kernel: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-) -> Node:
-    """One element of every window, [B, C, Ho, Wo]; ends count from the far side, for any size."""
-    for axis in (0, 1):
-        start = at[axis] * dilation[axis]
-        missing = (kernel[axis] - 1 - at[axis]) * dilation[axis]
-        end = -missing if missing else _TO_THE_END
-        image = builder.call(aten.slice.Tensor, image, axis + 2, start, end, stride[axis])
-    return image
 
 
 # Operators without effect: dropout that drops nothing, casts to what is given, transpositions that
@@ -239,29 +202,20 @@ def drop_no_op(node: Node) -> None:
         node.graph.erase_node(node)
     elif any(user.op == "output" for user in node.users):
         pass  # whose name is the program's
-    elif (op(node) in _DROPOUTS and not argument(node, "train")) or _casts_nothing(node):
+    elif (op(node) in _DROPOUTS and not argument(node, "train")) or (
+        # `x.float()` where x is that already; torch writes a cast down nevertheless.
+        node.target is aten.to.dtype and not casts(node) and not argument(node, "memory_format")
+    ):
         # Nothing would erase it later: torch takes an unused dropout for one that is needed.
         node.replace_all_uses_with(cast(Node, node.args[0]))
         node.graph.erase_node(node)
-    elif (origin := _transposed_twice(node)) is not None:
-        node.replace_all_uses_with(origin)
-
-
-def _casts_nothing(node: Node) -> bool:
-    """`x.float()` where x is that already; torch writes a cast down nevertheless."""
-    source = node.args[0] if node.target is aten.to.dtype else None
-    return isinstance(source, Node) and not casts(node) and argument(node, "memory_format") is None
-
-
-def _transposed_twice(node: Node) -> Node | None:
-    """The tensor whose dimensions a node transposes back; None where it does not."""
-    between = node.args[0] if op(node) in REORDERS else None
-    if not isinstance(between, Node) or op(between) not in REORDERS:
-        return None
-    origin = cast(Node, between.args[0])
-    layout = fresh_layout(shape(origin))
-    moved = forward(between, layout)
-    return origin if moved is not None and forward(node, moved) == layout else None
+    elif op(node) in REORDERS and op(between := cast(Node, node.args[0])) in REORDERS:
+        # Two transpositions may undo one another.
+        origin = cast(Node, between.args[0])
+        layout = fresh_layout(shape(origin))
+        moved = forward(between, layout)
+        if moved is not None and forward(node, moved) == layout:
+            node.replace_all_uses_with(origin)
 
 
 # Softmax that is written out, as the operator: `exp(x - max(x)) / sum(exp(x - max(x)))`.
@@ -319,21 +273,15 @@ def _reduced_dim(whole: Node, value: object, *reductions: str) -> int | None:
         node = cast(Node, node.args[0])
     if op(node) not in reductions or node.args[0] is not whole or argument(node, "dtype"):
         return None
-    dim = _only_dim(node)
-    return dim if dim is not None and _is_without(found, layout, dim, node) else None
-
-
-def _only_dim(node: Node) -> int | None:
     dims = argument(node, "dim")
     if isinstance(dims, Sequence):
         dims = dims[0] if len(dims) == 1 else None
-    return dims % rank(cast(Node, node.args[0])) if isinstance(dims, int) else None
-
-
-def _is_without(found: Layout, whole: Layout, dim: int, reduction: Node) -> bool:
-    """True where the reduced tensor is aligned with that very dimension left out."""
-    kept = ((),) if argument(reduction, "keepdim", False) else ()
-    return resolve(found) == resolve((*whole[:dim], *kept, *whole[dim + 1 :]))
+    if not isinstance(dims, int):
+        return None
+    dim = dims % rank(whole)
+    # The reduced tensor is aligned with that very dimension left out.
+    kept = ((),) if argument(node, "keepdim", False) else ()
+    return dim if resolve(found) == resolve((*layout[:dim], *kept, *layout[dim + 1 :])) else None
 
 
 # Gates that a matrix of 0 and 1 repeats for each channel of their heads, as a repetition.
@@ -350,31 +298,23 @@ def replace_spreads(program: ExportedProgram) -> None:
     """
     graph, known = program.graph_module.graph, KnownValues(program)
     for node in list(graph.nodes):
-        matrix = _matrix(node, known)
-        times = None if matrix is None else _times(matrix)
-        if times is not None:
+        is_linear = op(node) == "linear"
+        if op(node) not in ("matmul", "mm", "linear") or (is_linear and len(node.args) > 2):
+            continue
+        source, weight = cast(tuple[Node, Node], node.args[:2])
+        if rank(weight) != 2 or tensor(weight).numel() > _MOST_ELEMENTS or not known.varies(source):
+            continue
+        value = known(weight)
+        if value is None:
+            continue
+        matrix = value.mT if is_linear else value  # [rows, columns]
+        # How often a product with the matrix repeats each entry.
+        rows, columns = matrix.shape
+        times = columns // rows if rows else 0
+        if times < 2 or times * rows != columns or int(matrix[:, 0].count_nonzero()) != 1:
+            continue
+        repeats = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+        if torch.equal(matrix, repeats.repeat_interleave(times, 1)):
             builder = GraphBuilder(graph, node)
-            source = cast(Node, node.args[0])
             spread = builder.call(aten.repeat_interleave.self_int, source, times, -1)
             node.replace_all_uses_with(spread)
-
-
-def _matrix(node: Node, known: KnownValues) -> Tensor | None:
-    """The known matrix [rows, columns] that a node multiplies its input with."""
-    if op(node) not in ("matmul", "mm", "linear") or (op(node) == "linear" and len(node.args) > 2):
-        return None
-    source, weight = cast(tuple[Node, Node], node.args[:2])
-    if rank(weight) != 2 or not known.varies(source) or tensor(weight).numel() > _MOST_ELEMENTS:
-        return None
-    found = known(weight)
-    return found.mT if found is not None and op(node) == "linear" else found
-
-
-def _times(matrix: Tensor) -> int | None:
-    """How often a product with the matrix repeats each entry; None where it does something else."""
-    rows, columns = matrix.shape
-    times = columns // rows if rows else 0
-    if times < 2 or times * rows != columns or int(matrix[:, 0].count_nonzero()) != 1:
-        return None
-    repeats = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
-    return times if torch.equal(matrix, repeats.repeat_interleave(times, 1)) else None

@@ -43,9 +43,18 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
     """
     operands = cast(Sequence[Node], node.args[0])
     known = [part for operand in operands if (part := _part(operand)) is not None]
-    if len(known) < len(operands) or not _cover_in_order(known):
+    if len(known) < len(operands):
         return None
     slices, joined = [part.slice for part in known], argument(node, "dim", 0)
+    # All slices have to be of one dimension of one tensor, in order, and all of it.
+    source, dim = slices[0].source, slices[0].dim
+    expected = 0
+    for piece in slices:
+        if (piece.source, piece.dim, piece.start) != (source, dim, expected):
+            return None
+        expected = piece.stop
+    if shape(source)[dim] != expected:
+        return None
     assert isinstance(joined, int)
     position = joined % rank(node)
     in_place = all(piece.keeps_dim for piece in slices) and slices[0].dim == position
@@ -57,9 +66,20 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
             return None
         gates = builder.call(aten.cat.default, factors, position)
         return builder.call(aten.mul.Tensor, slices[0].source, gates)
-    if any(piece.keeps_dim for piece in slices):
+    factors = None
+    if not any(piece.keeps_dim for piece in slices):
+        factors = _factors(builder, known, None)
+    if factors is None:
         return None
-    return _factor_out_entries(builder, node, known, position)
+    # Single entries: stacked, or concatenated along the dimension that follows theirs.
+    order = [axis for axis in range(rank(slices[0].source)) if axis != slices[0].dim]
+    order.insert(position, slices[0].dim)
+    whole = builder.call(aten.permute.default, slices[0].source, order)
+    gates = builder.call(aten.stack.default, factors, position)
+    product = builder.call(aten.mul.Tensor, whole, gates)
+    if op(node) == "cat":
+        return builder.call(aten.flatten.using_ints, product, position, position + 1)
+    return product
 
 
 def _regrouped(
@@ -86,24 +106,6 @@ def _regrouped(
     return builder.call(aten.flatten.using_ints, apart, position, position + 1)
 
 
-def _factor_out_entries(
-    builder: GraphBuilder, node: Node, parts: Sequence[_Part], position: int
-) -> Node | None:
-    """Single entries: stacked, or concatenated along the dimension that follows theirs."""
-    first = parts[0].slice
-    factors = _factors(builder, parts, None)
-    if factors is None:
-        return None
-    order = [axis for axis in range(rank(first.source)) if axis != first.dim]
-    order.insert(position, first.dim)
-    whole = builder.call(aten.permute.default, first.source, order)
-    gates = builder.call(aten.stack.default, factors, position)
-    product = builder.call(aten.mul.Tensor, whole, gates)
-    if op(node) == "cat":
-        return builder.call(aten.flatten.using_ints, product, position, position + 1)
-    return product
-
-
 def _part(node: Node) -> _Part | None:
     alone = read_slice(node)
     if alone is not None:
@@ -119,28 +121,11 @@ def _part(node: Node) -> _Part | None:
     return None
 
 
-def _cover_in_order(parts: Sequence[_Part]) -> bool:
-    """True where the slices are all of one dimension of one tensor, in order."""
-    first = parts[0].slice
-    expected = 0
-    for part in parts:
-        same = (part.slice.source, part.slice.dim) == (first.source, first.dim)
-        if not same or part.slice.start != expected:
-            return False
-        expected = part.slice.stop
-    return bool(shape(first.source)[first.dim] == expected)
-
-
 def _factors(
     builder: GraphBuilder, parts: Sequence[_Part], sliced: int | None
 ) -> list[Node] | None:
     """The factors with all dimensions of the product, spread along the sliced one."""
-    aligned = [
-        None
-        if part.factor is None
-        else aligned_factor(builder, part.factor, part.factor_labels, part.labels)
-        for part in parts
-    ]
+    aligned = [_aligned(builder, part) for part in parts]
     like = next(factor for factor in aligned if factor is not None)
     spread: list[Node] = []
     for part, factor in zip(parts, aligned, strict=True):
@@ -155,21 +140,20 @@ def _factors(
     return spread if len(others) == 1 else None
 
 
-def aligned_factor(
-    builder: GraphBuilder, factor: Node, factor_labels: Labels, labels_of_product: Labels
-) -> Node:
+def _aligned(builder: GraphBuilder, part: _Part) -> Node | None:
     """Return a factor with its dimensions in the order of a product, size 1 where it has none."""
+    factor = part.factor
+    if factor is None:
+        return None
     for position in reversed(range(rank(factor))):
-        if factor_labels[position] is None:
+        if part.factor_labels[position] is None:
             factor = builder.call(aten.squeeze.dim, factor, position)
-    labels = [label for label in factor_labels if label is not None]
-    order = sorted(
-        range(len(labels)), key=lambda position: labels_of_product.index(labels[position])
-    )
+    places = [part.labels.index(label) for label in part.factor_labels if label is not None]
+    order = sorted(range(len(places)), key=places.__getitem__)
     if order != sorted(order):
         factor = builder.call(aten.permute.default, factor, order)
-    for position, label in enumerate(labels_of_product):
-        if label not in labels:
+    for position in range(len(part.labels)):
+        if position not in places:
             factor = builder.call(aten.unsqueeze.default, factor, position)
     return factor
 

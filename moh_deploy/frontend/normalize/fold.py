@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch.export import ExportedProgram
@@ -35,43 +34,17 @@ from moh_deploy.frontend.fx.views import casts, is_view
 
 _SMALL_BYTES = 1024
 _OPERAND_BYTES = 1 << 23
+# Operators that round as IEEE 754 says, or not at all: each library computes the same.
 _EXACT = frozenset(
-    (
-        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "floor", "ceil", "round", "sign"),
-        *(
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "where",
-            "masked_fill",
-            "clamp",
-            "minimum",
-            "maximum",
-        ),
-        *("full", "ones", "zeros", "full_like", "ones_like", "zeros_like", "scalar_tensor", "eye"),
-        *("slice", "select", "index", "index_select", "gather", "embedding", "flip", "roll", "pad"),
-        *("cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "getitem", "expand"),
-        *("repeat", "repeat_interleave", "tril", "triu", "constant_pad_nd"),
-    )
-)
-"""Operators that round as IEEE 754 says, or not at all: each library computes the same."""
-
-
-@dataclass
-class _Group:
-    """Weights, and all that is read of what is made of them.
-
-    Attributes:
-        weights: Those that count; scalars are shared by unrelated weights.
-        size: Bytes of all weights.
     """
-
-    weights: set[Node]
-    results: list[Node]
-    size: int
+    add sub rsub mul div neg abs floor ceil round sign
+    eq ne lt le gt ge where masked_fill clamp minimum maximum
+    full ones zeros full_like ones_like zeros_like scalar_tensor eye
+    slice select index index_select gather embedding flip roll pad
+    cat stack split split_with_sizes chunk unbind getitem expand
+    repeat repeat_interleave tril triu constant_pad_nd
+    """.split()  # noqa: SIM905
+)
 
 
 def fold_constants(program: ExportedProgram, *, by_torch: bool = True) -> None:
@@ -89,14 +62,28 @@ def fold_constants(program: ExportedProgram, *, by_torch: bool = True) -> None:
     graph.eliminate_dead_code()
     known = KnownValues(program)
     stored = _before_attention(graph, StoredNodes(graph, constant))
-    results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
-    results += _operands(stored)
+    results: list[Node] = []
+    for weights, made, size in _groups(stored):
+        # It pays where the results take the place of the weights.
+        spent = all(user in stored for weight in weights for user in weight.users)
+        if spent and sum(map(_bytes, made)) <= max(_SMALL_BYTES, size):
+            results += made
+    for node in _read_by_others(stored):
+        # Inputs of MoH operators that are computed of weights, and not only cut or turned.
+        cone = [source for source in ancestors(node) if source.op == "call_function"]
+        changed = any(not is_view(source) or casts(source) for source in cone)
+        if changed and _bytes(node) <= _OPERAND_BYTES and any(map(_is_moh, node.users)):
+            results.append(node)
     if by_torch:
         results += _rounded(_before_attention(graph, known.__contains__))
     folded = [(node, known(node)) for node in dict.fromkeys(results)]
     for node, value in folded:
         assert value is not None
-        let_read(node, add_constant(program, _name(node), value.detach()))
+        # A name after the weight that it is made of: `attn_qkv_weight_part`.
+        placeholders = [source for source in ancestors(node) if source.op == "placeholder"]
+        largest = max(placeholders, key=_bytes, default=node)
+        name = f"{largest.name.removeprefix('p_')}_part"
+        let_read(node, add_constant(program, name, value.detach()))
     graph.eliminate_dead_code()
     program.graph_module.recompile()
 
@@ -105,54 +92,47 @@ def _before_attention(graph: Graph, is_known: Callable[[Node], bool]) -> set[Nod
     """Return the known nodes before any attention. A layer stays one: attention is computed."""
     found: set[Node] = set()
     for node in graph.nodes:
-        if is_known(node) and not _is_attention(node) and found.issuperset(node.all_input_nodes):
+        attends = _is_moh(node) and op(node).endswith("attention")
+        if is_known(node) and not attends and found.issuperset(node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _is_attention(node: Node) -> bool:
-    return _is_moh(node) and op(node).endswith("attention")
 
 
 def _is_moh(node: Node) -> bool:
     return getattr(node.target, "namespace", None) == "moh"
 
 
-def _groups(stored: set[Node]) -> list[_Group]:
-    """Group values by the weights they are made of: a group is folded together or not at all."""
-    groups: list[_Group] = []
-    for node in sorted(_read_by_others(stored)):
+def _groups(stored: set[Node]) -> list[tuple[set[Node], list[Node], int]]:
+    """Group values by the weights they are made of: a group is folded together or not at all.
+
+    Returns:
+        Of each group its weights but for scalars, which unrelated weights share; what is read of
+        it; and the bytes of all its weights.
+    """
+    groups: list[tuple[set[Node], list[Node], int]] = []
+    for node in _read_by_others(stored):
         weights = {source for source in ancestors(node) if source.op == "placeholder"}
         large = {weight for weight in weights if _bytes(weight) > _SMALL_BYTES}
-        joined = _Group(large, [node], sum(map(_bytes, weights)))
-        for group in [group for group in groups if group.weights & joined.weights]:
+        small, results = sum(map(_bytes, weights - large)), [node]
+        for group in [group for group in groups if group[0] & large]:
             groups.remove(group)
-            weights = group.weights | joined.weights
-            small = sum(g.size - sum(map(_bytes, g.weights)) for g in (group, joined))
-            joined = _Group(
-                weights, [*group.results, *joined.results], small + sum(map(_bytes, weights))
-            )
-        groups.append(joined)
+            small += group[2] - sum(map(_bytes, group[0]))
+            large, results = group[0] | large, [*group[1], *results]
+        groups.append((large, results, small + sum(map(_bytes, large))))
     return groups
 
 
-def _read_by_others(stored: set[Node]) -> Iterator[Node]:
-    for node in stored:
-        outside = any(user not in stored for user in node.users)
-        # An output stays what it is; its other readers go on reading the same.
-        if any(user.op == "output" for user in node.users):
-            continue
-        if outside and node.op == "call_function" and is_tensor(node):
-            yield node
-
-
-def _operands(stored: set[Node]) -> Iterator[Node]:
-    """The inputs of MoH operators that are computed from weights, and not only cut or turned."""
-    for node in sorted(_read_by_others(stored)):
-        cone = [source for source in ancestors(node) if source.op == "call_function"]
-        changed = any(not is_view(source) or casts(source) for source in cone)
-        if changed and _bytes(node) <= _OPERAND_BYTES and any(map(_is_moh, node.users)):
-            yield node
+def _read_by_others(stored: set[Node]) -> list[Node]:
+    """Return the tensors, in order, that other nodes read."""
+    # An output stays what it is; its other readers go on reading the same.
+    return [
+        node
+        for node in sorted(stored)
+        if node.op == "call_function"
+        and is_tensor(node)
+        and not stored.issuperset(node.users)
+        and all(user.op != "output" for user in node.users)
+    ]
 
 
 def _rounded(fixed: set[Node]) -> Iterator[Node]:
@@ -161,7 +141,9 @@ def _rounded(fixed: set[Node]) -> Iterator[Node]:
     sizes: dict[Node, float] = {}  # of the rounded results that a value is made of
     for node in sorted(fixed):
         sources = [source for source in node.all_input_nodes if source in sizes]
-        if _rounds(node):
+        values = [tensor(source) for source in (node, *node.all_input_nodes) if is_tensor(source)]
+        has_floats = any(value.is_floating_point() for value in values)
+        if op(node) and has_floats and op(node) not in _EXACT and not is_view(node):
             sizes[node] = _bytes(node) if is_tensor(node) else math.inf
         elif sources:
             sizes[node] = sum(sizes[source] for source in sources)
@@ -175,29 +157,9 @@ def _rounded(fixed: set[Node]) -> Iterator[Node]:
             wanted.update(node.all_input_nodes)
 
 
-def _rounds(node: Node) -> bool:
-    """True for an operator whose result is rounded, in each library in its own way."""
-    values = [tensor(source) for source in (node, *node.all_input_nodes) if is_tensor(source)]
-    has_floats = any(value.is_floating_point() for value in values)
-    return bool(op(node)) and has_floats and op(node) not in _EXACT and not is_view(node)
-
-
-def _pays(group: _Group, stored: set[Node]) -> bool:
-    """True where the results take the place of the weights."""
-    spent = all(user in stored for weight in group.weights for user in weight.users)
-    size = sum(map(_bytes, group.results))
-    return spent and size <= max(_SMALL_BYTES, group.size)
-
-
 def _bytes(node: Node) -> int:
     value = tensor(node)
     return int(value.numel()) * value.element_size()
-
-
-def _name(node: Node) -> str:
-    """A name after the weight that it is made of: `attn_qkv_weight_part`."""
-    weights = [source for source in ancestors(node) if source.op == "placeholder"]
-    return f"{max(weights, key=_bytes, default=node).name.removeprefix('p_')}_part"
 
 
 # Compute once what a program computes twice, such as a layer that is run twice on the same tokens.
@@ -212,17 +174,26 @@ _MOST_ELEMENTS = 1024
 def merge_equal(program: ExportedProgram) -> None:
     """Let what reads equal values read the first of them; one that is an output becomes a copy."""
     graph = program.graph_module.graph
-    _merge_constants(program)
-    for node, same in merge_calls(graph, _is_function):
+    names = program.graph_signature.inputs_to_lifted_tensor_constants
+    first: dict[Hashable, Node] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        value = program.constants.get(names.get(node.name, ""))
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            continue
+        if value.numel() <= _MOST_ELEMENTS:
+            # As text NaN is itself, and -0.0 is not 0.0.
+            content = (value.dtype, value.shape, str(value.tolist()))
+            let_read(node, first.setdefault(content, node))
+
+    def is_function(node: Node) -> bool:
+        # A call that gives the same each time.
+        attends = op(node) == "scaled_dot_product_attention"
+        return (attends and not argument(node, "dropout_p")) or not is_random(node)
+
+    for node, same in merge_calls(graph, is_function):
         # Names of outputs are the program's: the node stays.
         if is_tensor(node):
             node.target, node.args, node.kwargs = torch.ops.aten.clone.default, (same,), {}
-
-
-def _is_function(node: Node) -> bool:
-    """True for a call that gives the same each time."""
-    drops_none = op(node) == "scaled_dot_product_attention" and not argument(node, "dropout_p")
-    return drops_none or not is_random(node)
 
 
 def merge_calls(graph: Graph, is_merged: Callable[[Node], bool]) -> list[tuple[Node, Node]]:
@@ -249,16 +220,3 @@ def merge_calls(graph: Graph, is_merged: Callable[[Node], bool]) -> list[tuple[N
             # Nothing would erase it later where torch takes it for random: attention, say.
             graph.erase_node(node)
     return outputs
-
-
-def _merge_constants(program: ExportedProgram) -> None:
-    names = program.graph_signature.inputs_to_lifted_tensor_constants
-    first: dict[Hashable, Node] = {}
-    for node in program.graph_module.graph.find_nodes(op="placeholder"):
-        value = program.constants.get(names.get(node.name, ""))
-        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-            continue
-        if value.numel() <= _MOST_ELEMENTS:
-            # As text NaN is itself, and -0.0 is not 0.0.
-            content = (value.dtype, value.shape, str(value.tolist()))
-            let_read(node, first.setdefault(content, node))

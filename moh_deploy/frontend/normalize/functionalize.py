@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from moh_deploy.frontend.fx.graph import ancestors
 from moh_deploy.frontend.quiet import no_warnings
@@ -31,7 +31,8 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
     program again.
     """
     graph = program.graph_module.graph
-    in_place = [node for node in graph.nodes if _is_in_place(node)]
+    calls = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    in_place = [node for node in calls if node.target._schema.is_mutable]
     regions = any(node.target in _REGIONS for node in graph.nodes)
     if not in_place and not regions:
         return program
@@ -45,14 +46,15 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
             traced_again: ExportedProgram = program.run_decompositions({})
         return traced_again
     for node in in_place:
-        _rename(graph, node, order)
+        mutated, twin = node.args[0], _functional(node)
+        assert isinstance(mutated, Node)
+        assert twin is not None
+        node.target = twin
+        for user in list(mutated.users):
+            if user is not node and order.get(user, len(order)) > order[node]:
+                user.replace_input_with(mutated, node)
     program.graph_module.recompile()
     return program
-
-
-def _is_in_place(node: Node) -> bool:
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
 def _functional(node: Node) -> torch._ops.OpOverload | None:
@@ -101,16 +103,6 @@ def _is_alias(node: Node) -> bool:
     if target._schema.name in ("aten::reshape", "aten::contiguous", "aten::flatten", "aten::to"):
         return True
     return any(result.alias_info is not None for result in target._schema.returns)
-
-
-def _rename(graph: Graph, node: Node, order: dict[Node, int]) -> None:
-    mutated, twin = node.args[0], _functional(node)
-    assert isinstance(mutated, Node)
-    assert twin is not None
-    node.target = twin
-    for user in list(mutated.users):
-        if user is not node and order.get(user, len(order)) > order[node]:
-            user.replace_input_with(mutated, node)
 
 
 # Leave out state that a model changes and no output ever depends on.

@@ -32,6 +32,7 @@ from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
+    arguments,
     is_tensor,
     op,
     rank,
@@ -65,14 +66,10 @@ class _Part:
     dim: int
     gates: Operand
 
-    def with_tokens(self, tokens: Dim) -> Layout:
-        """The layout of the product with other tokens."""
-        return resolve((*self.layout[: self.dim], tokens, *self.layout[self.dim + 1 :]))
-
-    @property
-    def reach(self) -> set[Axis]:
-        """The axes of the gates besides the tokens."""
-        return set(flat(self.gates.layout)) - set(self.layout[self.dim])
+    def form(self, tokens: Dim) -> tuple[Layout, frozenset[Axis]]:
+        """The layout of the product with other tokens, and the axes of the gates besides them."""
+        layout = resolve((*self.layout[: self.dim], tokens, *self.layout[self.dim + 1 :]))
+        return layout, frozenset(flat(self.gates.layout)) - set(self.layout[self.dim])
 
 
 def join_parts(source: Node) -> None:
@@ -88,9 +85,8 @@ def join_parts(source: Node) -> None:
     first = min((part.product for part in parts), key=order.__getitem__)
     needed = set(ancestors(*(part.gates.node for part in parts)))
     # All products and gates have to be laid out alike, but for their tokens.
-    layouts = {part.with_tokens(whole[cut]) for part in parts}
-    reaches = {frozenset(part.reach) for part in parts}
-    if needed & {part.product for part in parts} or len(layouts) != 1 or len(reaches) != 1:
+    forms = {part.form(whole[cut]) for part in parts}
+    if needed & {part.product for part in parts} or len(forms) != 1:
         return
     for node in sorted(needed, key=order.__getitem__):
         if order[node] > order[first]:
@@ -98,13 +94,21 @@ def join_parts(source: Node) -> None:
     builder = LayoutBuilder(GraphBuilder(source.graph, first))
     try:
         gates = [builder.arrange(part.gates, part.layout, expand=False) for part in parts]
-        spread = builder.arrange(Operand(source, whole), layouts.pop())
+        spread = builder.arrange(Operand(source, whole), forms.pop()[0])
     except UnknownSizeError:
         return
     all_gates = builder.builder.call(aten.cat.default, gates, parts[0].dim)
     gated = builder.builder.call(aten.mul.Tensor, spread, all_gates)
     for part in parts:
-        _cut_behind(part, gated, source)
+        # The readers of a part's product read that part of the whole one.
+        behind = GraphBuilder(source.graph, part.product)
+        cutter = _cutter(part.node, source)
+        given = arguments(cutter) | {"self": gated, "dim": part.dim}
+        cut_off = behind.apply(cutter.target, given)
+        if cutter is not part.node:
+            getitem = cast(Callable[..., object], part.node.target)
+            cut_off = behind.call(getitem, cut_off, part.node.args[1])
+        part.product.replace_all_uses_with(cut_off)
 
 
 def _parts(source: Node, whole: Layout) -> tuple[int, list[_Part]] | None:
@@ -175,18 +179,6 @@ def _part(node: Node, start: Size, whole: Layout, cut: int) -> _Part | None:
     if lacks(gates, tokens) or not layout[-1] or not lacks(gates, leaves(layout[-1])[-1:]):
         return None
     return _Part(node, start, reader, layout, dims[0], Operand(factor, gates))
-
-
-def _cut_behind(part: _Part, whole: Node, source: Node) -> None:
-    """Let the readers of a part's product read that part of the whole one."""
-    builder = GraphBuilder(source.graph, part.product)
-    cutter = _cutter(part.node, source)
-    target = cast(torch._ops.OpOverload, cutter.target)
-    given = {formal.name: argument(cutter, formal.name) for formal in target._schema.arguments}
-    cut = builder.call(target, *(given | {"self": whole, "dim": part.dim}).values())
-    if cutter is not part.node:
-        cut = builder.call(part.node.target, cut, part.node.args[1])  # type: ignore[arg-type]
-    part.product.replace_all_uses_with(cut)
 
 
 # Gates of heads in front of gates of channels: `attention * channels * heads` in the other order.

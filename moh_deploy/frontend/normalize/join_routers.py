@@ -13,9 +13,8 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Size
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.graph import argument, arguments, is_tensor, op, rank, shape, tensor
 from moh_deploy.frontend.fx.known_values import is_random
 
 aten = torch.ops.aten
@@ -68,7 +67,9 @@ class _Joiner:
             dim: The dimension of the tokens.
         """
         # Of two dtypes a concatenation makes one: here earlier than the model does.
-        kinds = {(tensor(part).dtype, *_without(shape(part), dim)) for part in parts}
+        kinds = {
+            (tensor(part).dtype, *shape(part)[:dim], *shape(part)[dim + 1 :]) for part in parts
+        }
         if len(kinds) > 1:
             raise _DifferError
         found = self._operator(parts, dim)
@@ -85,19 +86,20 @@ class _Joiner:
         if len(self._found) > _MOST_NODES:
             raise _DifferError
         first = parts[0]
-        rule = _RULES.get(op(first))
-        if rule is None and _is_elementwise(first):
-            rule = _elementwise
+        rule, target = _RULES.get(op(first)), first.target
+        if rule is None and isinstance(target, torch._ops.OpOverload) and is_tensor(first):
+            pointwise = torch.Tag.pointwise in target.tags or op(first) in ("where", "masked_fill")
+            rule = _elementwise if pointwise and not is_random(first) else None
         if rule is None or any(part.target is not first.target for part in parts):
             return None
-        given = [_given(part) for part in parts]
+        given = [arguments(part) for part in parts]
         read = [rule(part, mapping, dim) for part, mapping in zip(parts, given, strict=True)]
         sources = read[0]
-        if (
-            sources is None
-            or any(mapping != sources for mapping in read)
-            or not _agree(given, sources)
-        ):
+        if sources is None or any(mapping != sources for mapping in read):
+            return None
+        # All arguments but the tensors have to be the same.
+        plain = [{k: v for k, v in mapping.items() if k not in sources} for mapping in given]
+        if any(mapping != plain[0] for mapping in plain):
             return None
         joined: dict[str, object] = dict(given[0])
         for name, source_dim in sources.items():
@@ -106,7 +108,7 @@ class _Joiner:
             if joined[name] is None:
                 return None
         self.ranks |= op(first) in _SELECTIONS
-        self._found[parts, dim] = self._call(first, joined)
+        self._found[parts, dim] = self._builder.apply(target, joined)
         return self._found[parts, dim]
 
     def _argument(self, values: Sequence[object], dim: int | None) -> object:
@@ -125,49 +127,10 @@ class _Joiner:
         # Several results, as of a top-k, are no tensor that could be concatenated.
         return (self.joined if is_tensor(first) else self._operator)(operands, dim)
 
-    def _call(self, first: Node, given: Mapping[str, object]) -> Node:
-        target = cast(Callable[..., object], first.target)
-        if not isinstance(target, torch._ops.OpOverload):  # getitem
-            return self._builder.call(target, *given.values())
-        named = {formal.name for formal in target._schema.arguments if formal.kwarg_only}
-        return self._builder.call(
-            target,
-            *(value for name, value in given.items() if name not in named),
-            **{name: value for name, value in given.items() if name in named},
-        )
 
-
+# The tensors among an operator's arguments, each with its dimension of tokens; None for one that
+# has none.
 _Sources = dict[str, int | None]
-"""The tensors among an operator's arguments, each with its dimension of tokens; None for one that
-has none."""
-
-
-def _without(extents: Sequence[Size], dim: int) -> tuple[Size, ...]:
-    return (*extents[:dim], *extents[dim + 1 :])
-
-
-def _given(node: Node) -> dict[str, object]:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {str(position): value for position, value in enumerate(node.args)}
-    return {formal.name: argument(node, formal.name) for formal in node.target._schema.arguments}
-
-
-def _agree(given: Sequence[Mapping[str, object]], sources: _Sources) -> bool:
-    """All arguments but the tensors are the same."""
-    return all(
-        value == mapping[name]
-        for mapping in given[1:]
-        for name, value in given[0].items()
-        if name not in sources
-    )
-
-
-def _is_elementwise(node: Node) -> bool:
-    target = node.target
-    pointwise = isinstance(target, torch._ops.OpOverload) and (
-        torch.Tag.pointwise in target.tags or op(node) in ("where", "masked_fill")
-    )
-    return pointwise and is_tensor(node) and not is_random(node)
 
 
 def _elementwise(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
@@ -192,19 +155,12 @@ def _along(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None
         return None
     worked_on = {cast(int, dim) % rank(source) for dim in dims}
     kept = [axis for axis in range(rank(source)) if axis not in worked_on]
-    result = _result(node)
-    if rank(source) == result.dim():
-        own = dim
-    elif len(kept) == result.dim():
-        own = kept[dim]
-    else:
+    value = node.meta["val"]  # several, of a top-k or a split
+    dims_of_result = (value if isinstance(value, torch.Tensor) else value[0]).dim()
+    if dims_of_result not in (rank(source), len(kept)):
         return None
+    own = dim if rank(source) == dims_of_result else kept[dim]
     return None if own in worked_on else {"self": own}
-
-
-def _result(node: Node) -> torch.Tensor:
-    value = node.meta["val"]
-    return cast(torch.Tensor, value if isinstance(value, torch.Tensor) else value[0])
 
 
 def _indexed(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
@@ -215,23 +171,9 @@ def _indexed(node: Node, given: Mapping[str, object], dim: int) -> _Sources | No
     return dict.fromkeys(tensors, dim) if whole and apart else None
 
 
-def _concatenated(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
-    """A concatenation along another dimension, such as that of shared and routed heads."""
-    along = cast(int, given["dim"]) % rank(node)
-    return None if along == dim else {"tensors": dim}
-
-
-def _entry(node: Node, given: Mapping[str, object], dim: int) -> _Sources:
-    return {"0": dim}
-
-
 def _unsqueezed(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
     position = cast(int, given["dim"]) % rank(node)
     return None if position == dim else {"self": dim - (position < dim)}
-
-
-def _new_dim_behind(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
-    return {"self": dim} if dim < rank(node) - 1 else None
 
 
 def _same_place(node: Node, given: Mapping[str, object], dim: int) -> _Sources:
@@ -245,11 +187,19 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("max", "kthvalue", "cumsum", "sum", "mean", "amax", "amin"), _along),
     **dict.fromkeys(("slice", "narrow", "select", "squeeze"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add"), _indexed),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _same_place),
-    **dict.fromkeys(("to", "to_copy", "clone", "contiguous", "alias", "detach"), _same_place),
+    **dict.fromkeys(
+        ("zeros_like", "ones_like", "full_like"), lambda node, given, dim: {"self": dim}
+    ),
+    **dict.fromkeys(
+        ("to", "to_copy", "clone", "contiguous", "alias", "detach"),
+        lambda node, given, dim: {"self": dim},
+    ),
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _along),
-    "cat": _concatenated,
-    "getitem": _entry,
+    # Along another dimension, such as that of shared and routed heads.
+    "cat": lambda node, given, dim: (
+        None if cast(int, given["dim"]) % rank(node) == dim else {"tensors": dim}
+    ),
+    "getitem": lambda node, given, dim: {"0": dim},
     "unsqueeze": _unsqueezed,
-    "one_hot": _new_dim_behind,
+    "one_hot": lambda node, given, dim: {"self": dim} if dim < rank(node) - 1 else None,
 }

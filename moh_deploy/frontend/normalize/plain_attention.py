@@ -25,24 +25,19 @@ def prepare_plain_attention(program: ExportedProgram) -> None:
     """
     for node in list(program.graph_module.graph.nodes):
         if op(node) == "scaled_dot_product_attention":
-            _zero_hidden_rows(program, node)
+            mask = argument(node, "attn_mask")
+            if isinstance(mask, Node) and is_tensor(mask):
+                # `where(some key is visible, attention, 0)` takes over.
+                builder = GraphBuilder(program.graph_module.graph, node.next)
+                visible = mask
+                if tensor(mask).dtype != torch.bool:
+                    visible = builder.call(aten.ne.Scalar, mask, -math.inf)
+                some = builder.call(aten.any.dim, visible, -1, True)
+                result = builder.call(aten.where.ScalarOther, some, node, 0)
+                node.replace_all_uses_with(result, lambda user, new=result: user is not new)
             if rank(node) != 4:
                 _use_rank_4(GraphBuilder(program.graph_module.graph, node), node)
     program.graph_module.recompile()
-
-
-def _zero_hidden_rows(program: ExportedProgram, node: Node) -> None:
-    """Let `where(some key is visible, attention, 0)` take over, where there is a mask."""
-    mask = argument(node, "attn_mask")
-    if not isinstance(mask, Node) or not is_tensor(mask):
-        return
-    builder = GraphBuilder(program.graph_module.graph, node.next)
-    visible = mask
-    if tensor(mask).dtype != torch.bool:
-        visible = builder.call(aten.ne.Scalar, mask, -math.inf)
-    some = builder.call(aten.any.dim, visible, -1, True)
-    result = builder.call(aten.where.ScalarOther, some, node, 0)
-    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
 
 
 def _use_rank_4(builder: GraphBuilder, node: Node) -> None:

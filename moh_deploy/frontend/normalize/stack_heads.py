@@ -20,6 +20,7 @@ from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
+    arguments,
     is_tensor,
     op,
     rank,
@@ -60,8 +61,16 @@ def stack_heads(program: ExportedProgram) -> None:
     known: dict[Heads, Stacked] = {}
     for node in list(graph.nodes):
         if op(node) in ("cat", "stack"):
-            _stack_joined(node, stored, known)
-        elif _ends_sum(node):
+            heads = cast(Heads, tuple(cast(Sequence[Node], node.args[0])))
+            found = _stack(node, heads, {node}, stored, known)
+            if found is not None:
+                dim = cast(int, argument(node, "dim", 0)) % rank(node)
+                builder, is_cat = GraphBuilder(graph, node), op(node) == "cat"
+                joined = (
+                    _merged(builder, found, dim) if is_cat else heads_at(builder, found.node, dim)
+                )
+                node.replace_all_uses_with(joined)
+        elif _adds(node) and not any(map(_adds, node.users)):  # the last of a row of additions
             _stack_summed(node, stored, known)
     # Dropout may be a part of a fused attention: it is switched off, and missed by nobody.
     graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))
@@ -120,17 +129,22 @@ class _Stacker:
         """Slices of one tensor for each head, or the same slice of a tensor of each head."""
         first, builder = slices[0], self._builder
         length = first.stop - first.start
-        if (
-            len({(slice_.dim, slice_.stop - slice_.start, slice_.keeps_dim) for slice_ in slices})
-            > 1
-        ):
+        forms = {(part.dim, part.stop - part.start, part.keeps_dim) for part in slices}
+        if len(forms) > 1:
             raise _DifferError
-        starts = [slice_.start - first.start for slice_ in slices]
+        starts = [part.start - first.start for part in slices]
         whole = first.source
-        if any(slice_.source is not whole for slice_ in slices):
-            source = self.stacked(tuple(slice_.source for slice_ in slices))
+        if any(part.source is not whole for part in slices):
+            source = self.stacked(tuple(part.source for part in slices))
             if source.by_head:
-                return self._slice_of(source, first, starts)
+                # The same slice of what each head has.
+                if any(starts):
+                    raise _DifferError
+                args = (first.dim + 1, first.start, first.stop)
+                part_of_all = builder.call(aten.slice.Tensor, source.node, *args)
+                if not first.keeps_dim:
+                    part_of_all = builder.call(aten.squeeze.dim, part_of_all, first.dim + 1)
+                return Stacked(part_of_all, True, source.stored, source.attends)
             whole = source.node
         if not any(starts):
             return Stacked(nodes[0], by_head=False, stored=self._stored(whole))
@@ -150,16 +164,6 @@ class _Stacker:
             by_head = builder.call(aten.repeat_interleave.self_int, by_head, group, 0)
         return Stacked(by_head, True, self._stored(first.source), attends)
 
-    def _slice_of(self, source: Stacked, first: Slice, starts: Sequence[int]) -> Stacked:
-        """The same slice of what each head has."""
-        if any(starts):
-            raise _DifferError
-        builder, dim = self._builder, first.dim + 1
-        part = builder.call(aten.slice.Tensor, source.node, dim, first.start, first.stop)
-        if not first.keeps_dim:
-            part = builder.call(aten.squeeze.dim, part, dim)
-        return Stacked(part, True, source.stored, source.attends)
-
     def _of_operators(self, nodes: Heads) -> Stacked:
         first = nodes[0]
         numbers = numbers_of(nodes)
@@ -169,11 +173,8 @@ class _Stacker:
             if numbered is None:
                 raise _DifferError
             return Stacked(numbered, True, operand.stored, operand.attends)
-        target = cast(torch._ops.OpOverload, first.target)
-        given = {
-            formal.name: self._argument([argument(node, formal.name) for node in nodes])
-            for formal in target._schema.arguments
-        }
+        every = [arguments(node) for node in nodes]
+        given = {name: self._argument([own[name] for own in every]) for name in every[0]}
         operands = [operand for value in given.values() for operand in _operands(value)]
         stored = all(operand.stored for operand in operands)
         if not any(operand.by_head for operand in operands):
@@ -181,7 +182,8 @@ class _Stacker:
         result = apply_stacked(self._builder, first, given)
         if result is None:
             raise _DifferError
-        if op(first) in _ATTENTION and not _is_one_head(first):
+        # Weights [B, S, keys] or [S, keys] are of one head: no dimension of heads, or of size 1.
+        if op(first) in _ATTENTION and any(extent != 1 for extent in shape(first)[1:-2]):
             raise _DifferError
         attends = any(operand.attends for operand in operands)
         if attends and _regroups(first):
@@ -220,12 +222,6 @@ def _is_alike(a: Node, b: Node) -> bool:
     return shape(a) == shape(b) and tensor(a).dtype == tensor(b).dtype
 
 
-def _is_one_head(attention: Node) -> bool:
-    """True for weights [B, S, keys] or [S, keys], or attention of that kind: no dimension of heads,
-    or one of size 1."""
-    return all(extent == 1 for extent in shape(attention)[1:-2])
-
-
 def _regroups(node: Node) -> bool:
     """True for a view that splits a dimension or joins several: heads were folded into a batch."""
     if op(node) not in ("view", "reshape", "unsafe_view", "unflatten", "flatten"):
@@ -234,21 +230,6 @@ def _regroups(node: Node) -> bool:
         [extent for extent in shape(arg) if extent != 1] for arg in (cast(Node, node.args[0]), node)
     )
     return before != after
-
-
-def _stack_joined(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) -> None:
-    """Heads that are concatenated or stacked."""
-    heads = cast(Heads, tuple(cast(Sequence[Node], node.args[0])))
-    dim = cast(int, argument(node, "dim", 0)) % rank(node)
-    found = _stack(node, heads, {node}, stored, known)
-    if found is None:
-        return
-    builder = GraphBuilder(node.graph, node)
-    if op(node) == "cat":
-        joined = _merged(builder, found, dim)
-    else:
-        joined = heads_at(builder, found.node, dim)
-    node.replace_all_uses_with(joined)
 
 
 def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) -> None:
@@ -261,7 +242,9 @@ def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) 
         if len(heads) < 2:
             return
         others = [term for term in terms if term not in heads and op(term) not in _ZEROS]
-        if not all(_is_read(term, heads) for term in others):
+        # A term that is no head has no attentions but those in front of the heads.
+        before = _attentions(heads[0])
+        if not all(_attentions(term) <= before for term in others):
             continue
         total = _sum_of(node, heads, adds, stored, known)
         if total is None:
@@ -273,13 +256,8 @@ def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) 
         return
 
 
-def _is_read(term: Node, heads: Heads) -> bool:
-    """True for a term that is no head: the attentions that it has are in front of the heads."""
-    own, before = (
-        {source for source in ancestors(head) if op(source) in _ATTENTION}
-        for head in (term, heads[0])
-    )
-    return own <= before
+def _attentions(node: Node) -> set[Node]:
+    return {source for source in ancestors(node) if op(source) in _ATTENTION}
 
 
 def _sum_of(
@@ -331,11 +309,6 @@ def _projected(builder: GraphBuilder, heads: Heads, merged: Node) -> Node:
     return builder.call(aten.linear.default, merged, weight, bias)
 
 
-def _ends_sum(node: Node) -> bool:
-    """True for the last of a row of additions."""
-    return _adds(node) and not any(_adds(user) for user in node.users)
-
-
 def _adds(node: Node) -> bool:
     """True for a sum of two tensors of its own size."""
     if not is_tensor(node) or op(node) != "add" or argument(node, "alpha", 1) != 1:
@@ -373,7 +346,9 @@ def _stack(
     Args:
         joins: The operators that join them.
     """
-    if len(set(heads)) != len(heads) or len(heads) < 2 or not all(map(_attends, heads)):
+    near = (islice(ancestors(head), _NEAR) for head in heads)
+    attend = all(any(op(source) in _ATTENTION for source in sources) for sources in near)
+    if len(set(heads)) != len(heads) or len(heads) < 2 or not attend:
         return None
     before = set(node.graph.nodes)
     stacker = _Stacker(GraphBuilder(node.graph, node), stored, known)
@@ -388,11 +363,6 @@ def _stack(
     for inserted in reversed([new for new in node.graph.nodes if new not in before]):
         node.graph.erase_node(inserted)
     return None
-
-
-def _attends(node: Node) -> bool:
-    """True where an attention is near."""
-    return any(op(source) in _ATTENTION for source in islice(ancestors(node), _NEAR))
 
 
 def _are_read_here(found: Mapping[Heads, Stacked], joins: set[Node]) -> bool:

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, source_line, tensor
+from moh_deploy.frontend.fx.graph import arguments, is_tensor, op, rank, shape, source_line, tensor
 from moh_deploy.frontend.fx.known_values import Constants, StoredNodes, is_random
 
 aten = torch.ops.aten
@@ -69,9 +69,7 @@ def numbers_of(nodes: Sequence[Node]) -> list[int | float] | None:
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
         return None
     found = [node.args[1] for node in nodes if len(node.args) == 2 and not node.kwargs]
-    known = [
-        group for group in found if isinstance(group, (int, float)) and not isinstance(group, bool)
-    ]
+    known = [n for n in found if isinstance(n, (int, float)) and not isinstance(n, bool)]
     return known if len(known) == len(nodes) and len(set(known)) > 1 else None
 
 
@@ -119,14 +117,8 @@ def for_each_head(builder: GraphBuilder, operand: Stacked, heads: int) -> Node:
 
 def _same(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     """The operator itself, on other arguments."""
-    target = cast(torch._ops.OpOverload, first.target)
     nodes = {name: item.node if isinstance(item, Stacked) else item for name, item in given.items()}
-    named = {formal.name for formal in target._schema.arguments if formal.kwarg_only}
-    return builder.call(
-        target,
-        *(value for name, value in nodes.items() if name not in named),
-        **{name: value for name, value in nodes.items() if name in named},
-    )
+    return builder.apply(first.target, nodes)
 
 
 def _elementwise(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
@@ -327,7 +319,14 @@ def write_out_vmap(program: ExportedProgram) -> None:
             whole = for_each_head(builder, result, size)
             node.replace_all_uses_with(heads_at(builder, whole, dim))
         elif any(source in found for source in node.all_input_nodes):
-            found[node] = _on_all(builder, node, found)
+            target = node.target
+            if not isinstance(target, torch._ops.OpOverload):
+                raise _refused(node, op(node))
+            given = {name: _of_heads(value, found) for name, value in arguments(node).items()}
+            on_all = apply_stacked(builder, node, given)
+            if on_all is None:
+                raise _refused(node, str(target))
+            found[node] = Stacked(on_all, by_head=True)
         else:
             continue
         region.append(node)
@@ -336,26 +335,13 @@ def write_out_vmap(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _on_all(builder: GraphBuilder, node: Node, found: dict[Node, Stacked]) -> Stacked:
-    """Insert an operator on all heads."""
-
-    def given(value: object) -> object:
-        if isinstance(value, (list, tuple)):
-            return [given(part) for part in value]
-        if isinstance(value, Node) and is_tensor(value):
-            return found.get(value, Stacked(value, by_head=False))
-        return value
-
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        raise _refused(node, op(node))
-    arguments = {
-        formal.name: given(argument(node, formal.name)) for formal in target._schema.arguments
-    }
-    result = apply_stacked(builder, node, arguments)
-    if result is None:
-        raise _refused(node, str(target))
-    return Stacked(result, by_head=True)
+def _of_heads(value: object, found: Mapping[Node, Stacked]) -> object:
+    """An argument with tensors as `Stacked`."""
+    if isinstance(value, (list, tuple)):
+        return [_of_heads(part, found) for part in value]
+    if isinstance(value, Node) and is_tensor(value):
+        return found.get(value, Stacked(value, by_head=False))
+    return value
 
 
 def _refused(node: Node, what: str) -> ExportError:

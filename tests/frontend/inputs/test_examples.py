@@ -100,7 +100,6 @@ def test_made_values_are_reproducible_and_differ_between_inputs() -> None:
     first, again = (build_inputs(NO_CONFIG, specs=options) for _ in range(2))
     torch.testing.assert_close(first[0].value, again[0].value, rtol=0, atol=0)
     assert not torch.equal(first[0].value, first[1].value)
-    assert not torch.equal(first[0].value, build_inputs(NO_CONFIG, specs=options, seed=9)[0].value)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8", "uint8"])

@@ -3,17 +3,19 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.export_config import load_config
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.input_specs import (
     ExampleSpec,
+    add_dynamic_axes,
     parse_constants,
-    parse_dynamic_options,
     parse_input_options,
     specs_from_config,
 )
+from moh_deploy.frontend.load.model import ModelInput
 
 BATCH, PAST = DimExpr("batch"), DimExpr("past")
 
@@ -94,8 +96,9 @@ def test_inputs_of_a_configuration_are_described() -> None:
 
 
 def test_dynamic_options_are_parsed() -> None:
-    found = parse_dynamic_options(["x:0=batch,-1=past + 1", "y:0=batch"], {"x": 3, "y": 1})
-    assert found == {"x": {0: BATCH, 2: DimExpr("past", 1, 1)}, "y": {0: BATCH}}
+    inputs = [ModelInput("x", torch.ones(2, 2, 2)), ModelInput("y", torch.ones(2))]
+    x, y = add_dynamic_axes(inputs, ["x:0=batch,-1=past + 1", "y:0=batch"])
+    assert (x.dims, y.dims) == ({0: "batch", 2: "past+1"}, {0: "batch"})
 
 
 @pytest.mark.parametrize(
@@ -113,12 +116,13 @@ def test_dynamic_options_are_parsed() -> None:
 )
 def test_wrong_dynamic_options_are_refused(option: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_dynamic_options([option], {"x": 2})
+        add_dynamic_axes([ModelInput("x", torch.ones(2, 2))], [option])
 
 
 def test_unknown_input_of_a_dynamic_option_is_refused_with_a_suggestion() -> None:
+    inputs = [ModelInput("image", torch.ones(1)), ModelInput("t", torch.ones(1))]
     with pytest.raises(ConfigError, match="there is no input 'imag'") as caught:
-        parse_dynamic_options(["imag:0=batch"], {"image": 4, "t": 1})
+        add_dynamic_axes(inputs, ["imag:0=batch"])
     assert "Did you mean 'image'? Inputs: image, t." in str(caught.value.hint)
 
 

@@ -3,15 +3,21 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.fx.containers import output_names
+from moh_deploy.frontend.inputs.program_inputs import inputs_from_program
+from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
 from tests.frontend.checkpoints import Bomb, Net, bomb_bytes
 from tests.nightly import nightly, sampled
@@ -129,67 +135,54 @@ def set_spec(document: Any) -> None:
     spec["in_spec"] = spec["in_spec"].replace('"null"', '"{\\"__enum__\\": true}"')
 
 
-@sampled(6)
+MORE_THAN_ARITHMETIC = (
+    "__import__('os').system('true')",
+    "Symbol('s0').func('x')",
+    "Symbol('__import__(1)')",
+    "Eq('1', __import__('os'))",
+    "Integer('__import__(1)')",
+    "Float('__import__(1)')",
+    "sympify('1')",
+    "(lambda: 1)()",
+    "[x for x in (1,)]",
+    "f'{1}'",
+    "s0.__class__",
+    "exec",
+    "1; 2",
+)
+NO_OPERATORS = (
+    "torch.ops.load_library",
+    "torch.hub.load",
+    "torch.load",
+    "torch.ops.aten.__class__.__base__",
+    "_operator.methodcaller",
+    "math.__loader__",
+    "builtins.exec",
+    "#extension:x",
+)
+NO_GUARDS = (
+    "__import__('os')",
+    "L['x'].size()[0] == exec('1')",
+    "print(1)",
+    "torch.load(1) == 1",
+    "torch.sym_float.__globals__ == 1",
+)
+
+
+@sampled(5)
 @pytest.mark.parametrize(
-    "text",
+    ("change", "key", "text"),
     [
-        "__import__('os').system('true')",
-        "Symbol('s0').func('x')",
-        "Symbol('__import__(1)')",
-        "Eq('1', __import__('os'))",
-        "Integer('__import__(1)')",
-        "Float('__import__(1)')",
-        "sympify('1')",
-        "(lambda: 1)()",
-        "[x for x in (1,)]",
-        "f'{1}'",
-        "s0.__class__",
-        "exec",
-        "1; 2",
+        *((set_expression, "expr_str", text) for text in MORE_THAN_ARITHMETIC),
+        *((set_target, "target", text) for text in NO_OPERATORS),
+        *((set_guard, "guards_code", text) for text in NO_GUARDS),
     ],
 )
-def test_shape_expression_that_is_more_than_arithmetic_is_refused(
-    tmp_path: Path, text: str
-) -> None:
-    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_expression(text))
-    with pytest.raises(CheckpointError, match="run code when loaded: expr_str"):
-        load_program(path, trust_pickle=False)
-
-
-@sampled(4)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "torch.ops.load_library",
-        "torch.hub.load",
-        "torch.load",
-        "torch.ops.aten.__class__.__base__",
-        "_operator.methodcaller",
-        "math.__loader__",
-        "builtins.exec",
-        "#extension:x",
-    ],
-)
-def test_operator_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_target(text))
-    with pytest.raises(CheckpointError, match="run code when loaded: target"):
-        load_program(path, trust_pickle=False)
-
-
-@sampled(2)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "__import__('os')",
-        "L['x'].size()[0] == exec('1')",
-        "print(1)",
-        "torch.load(1) == 1",
-        "torch.sym_float.__globals__ == 1",
-    ],
-)
-def test_guard_that_is_more_than_arithmetic_is_refused(tmp_path: Path, text: str) -> None:
-    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_guard(text))
-    with pytest.raises(CheckpointError, match="run code when loaded: guards_code"):
+def test_text_that_would_be_evaluated_is_refused(
+    tmp_path: Path, change: Callable[[str], Callable[[Any], None]], key: str, text: str
+):
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), change(text))
+    with pytest.raises(CheckpointError, match=f"run code when loaded: {key}"):
         load_program(path, trust_pickle=False)
 
 
@@ -267,3 +260,119 @@ def test_program_exported_in_eval_mode_is_accepted() -> None:
     program = torch.export.export(Net().eval(), (X,))
     assert any(node.target is torch.ops.aten.dropout.default for node in program.graph.nodes)
     require_inference_mode(program, source="m.pt2")
+
+
+class Answer(dict):
+    """Registered as Hugging Face registers its outputs."""
+
+
+@dataclass
+class Pair:
+    left: Tensor
+    right: Tensor
+    nothing: Tensor | None = None
+
+
+class Opaque:
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+
+
+Named = namedtuple("Named", ["one", "two"])
+
+pytree.register_pytree_node(
+    Answer,
+    lambda one: (list(one.values()), list(one)),
+    lambda values, names: Answer(zip(names, values, strict=True)),
+    serialized_type_name="here.Answer",
+)
+pytree.register_pytree_node(
+    Opaque,
+    lambda one: (list(one.parts), None),
+    lambda values, _: Opaque(*values),
+    serialized_type_name="here.Opaque",
+)
+pytree._register_namedtuple(Named, serialized_type_name="here.Named")
+torch.export.register_dataclass(Pair, serialized_type_name="here.Pair")
+
+
+class Returns(nn.Module):
+    """Returns a container of a class."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor, y: Tensor | Pair) -> object:
+        return self.make(x, y if isinstance(y, Tensor) else y.left + y.right)
+
+
+def forget(value: Any) -> None:
+    """Let the file name classes that are not known here, as in another process."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("in_spec", "out_spec"):
+                value[key] = item.replace("here.", "elsewhere.")
+            else:
+                forget(item)
+    elif isinstance(value, list):
+        for item in value:
+            forget(item)
+
+
+@sampled(2)
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda a, b: Answer(logits=a, cache=(b, None)), ["logits", "cache.0"]),
+        (Pair, ["left", "right"]),
+        (Opaque, ["output_0", "output_1"]),
+        (Named, ["output_0", "output_1"]),
+        (lambda a, b: {"y": Pair(a, b)}, ["y.left", "y.right"]),
+    ],
+    ids=["keys", "dataclass", "nothing_named", "namedtuple", "nested"],
+)
+def test_program_is_read_without_the_classes_that_it_returns(
+    tmp_path: Path, make: Any, names: list[str]
+) -> None:
+    program = torch.export.export(Returns(make), (X, X + 1))
+    torch.export.save(program, tmp_path / "m.pt2")
+    loaded = load_program(change_json(tmp_path / "m.pt2", forget), trust_pickle=False)
+    assert output_names(loaded, ()) == names
+    assert_tensors(loaded.module()(X, X + 2), X, X + 2)
+
+
+def test_program_is_called_without_the_classes_that_it_takes(tmp_path: Path) -> None:
+    program = torch.export.export(Returns(Pair), (X, Pair(X + 1, X + 2)))
+    torch.export.save(program, tmp_path / "m.pt2")
+    loaded = load_program(change_json(tmp_path / "m.pt2", forget), trust_pickle=False)
+    model = LoadedModel(None, loaded, "pt2", None)
+    inputs = inputs_from_program(loaded)
+    assert [one.name for one in inputs] == ["x", "y.left", "y.right"]
+    assert_tensors([one.value for one in inputs], X, X + 1, X + 2)
+    assert_tensors(model.callable()(X, X + 1, X + 2), X, 2 * X + 3)
+
+
+def assert_tensors(got: object, *expected: Tensor) -> None:
+    tensors = [one for one in pytree.tree_leaves(got) if one is not None]
+    torch.testing.assert_close(tensors, list(expected))
+
+
+def test_known_classes_stay(tmp_path: Path) -> None:
+    program = torch.export.export(Returns(Pair), (X, X))
+    torch.export.save(program, tmp_path / "m.pt2")
+    loaded = load_program(tmp_path / "m.pt2", trust_pickle=False)
+    assert isinstance(loaded.module()(X, X), Pair)
+
+
+def test_class_is_read_where_the_context_is_no_json_list(tmp_path: Path) -> None:
+    def odd(document: Any) -> None:
+        signature = document["graph_module"]["module_call_graph"][0]["signature"]
+        spec = json.loads(signature["out_spec"])
+        spec[1]["type"], spec[1]["context"] = "elsewhere.Odd", json.dumps({"a": 1})
+        signature["out_spec"] = json.dumps(spec)
+
+    program = torch.export.export(Returns(Pair), (X, X))
+    torch.export.save(program, tmp_path / "m.pt2")
+    path = change_json(tmp_path / "m.pt2", odd)
+    assert output_names(load_program(path, trust_pickle=False), ()) == ["output_0", "output_1"]

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import copy
+import errno
+import importlib
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from moh_deploy.errors import CheckpointError
-from moh_deploy.frontend.load.weights import load_weights, select_weights
-from tests.frontend.checkpoints import Net
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load.weights import build_module, load_weights, select_weights
+from moh_deploy.system.user_code import user_code
+from tests.frontend.checkpoints import Net, write_net
+from tests.locked import lock
 
 
 class Tied(nn.Module):
@@ -51,20 +57,6 @@ def test_nested_weights_are_found() -> None:
     assert select_weights({"a": {"b": state}}, state_key=None, source="f") is state
 
 
-def test_two_sets_of_weights_are_refused_listing_both() -> None:
-    loaded = {"model": state_of(Net()), "ema": {"shadow": state_of(Net())}}
-    with pytest.raises(CheckpointError, match=r"f: holds 2 sets of weights: model, ema\.shadow"):
-        select_weights(loaded, state_key=None, source="f")
-
-
-@pytest.mark.parametrize(
-    ("loaded", "got"), [({}, "empty"), ({"a": 1}, "keys a"), (torch.ones(2), "Tensor"), (3, "int")]
-)
-def test_file_without_weights_is_refused_saying_what_it_holds(loaded: object, got: str) -> None:
-    with pytest.raises(CheckpointError, match=f"holds no weights.*got .*{got}"):
-        select_weights(loaded, state_key=None, source="f")
-
-
 @pytest.mark.parametrize("key", ["ema", "nested.model", "dotted.key", "dotted.key.deep"])
 def test_state_key_chooses(key: str) -> None:
     state = state_of(Net())
@@ -75,24 +67,38 @@ def test_state_key_chooses(key: str) -> None:
     assert select_weights(loaded, state_key=key, source="f") is state
 
 
-def test_wrong_state_key_is_refused_with_a_suggestion() -> None:
-    loaded = {"model_ema": state_of(Net()), "epoch": 3}
-    with pytest.raises(CheckpointError, match="there is no key 'modelema'") as caught:
-        select_weights(loaded, state_key="modelema", source="f")
-    assert "Did you mean 'model_ema'? It has: model_ema, epoch." in str(caught.value.hint)
+STATE = state_of(Net())
 
 
-def test_state_key_for_a_plain_state_dict_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="there is no key 'model'") as caught:
-        select_weights(state_of(Net()), state_key="model", source="f")
-    assert "leave --state-key out" in str(caught.value.hint)
-
-
-def test_state_key_of_something_else_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"'epoch' holds no weights.*got a int"):
-        select_weights({"epoch": 3}, state_key="epoch", source="f")
-    with pytest.raises(CheckpointError, match="cannot look up 'x' in a int"):
-        select_weights({"epoch": 3}, state_key="epoch.x", source="f")
+@pytest.mark.parametrize(
+    ("loaded", "key", "message", "hint"),
+    [
+        ({}, None, "holds no weights.*got .*empty", ""),
+        ({"a": 1}, None, "holds no weights.*got .*keys a", ""),
+        (torch.ones(2), None, "holds no weights.*got .*Tensor", ""),
+        (3, None, "holds no weights.*got .*int", ""),
+        (
+            {"model": STATE, "ema": {"shadow": STATE}},
+            None,
+            r"f: holds 2 sets of weights: model, ema\.shadow",
+            "such as --state-key model.",
+        ),
+        (
+            {"model_ema": STATE, "epoch": 3},
+            "modelema",
+            "there is no key 'modelema'",
+            "Did you mean 'model_ema'? It has: model_ema, epoch.",
+        ),
+        (STATE, "model", "there is no key 'model'", "leave --state-key out"),
+        ({"epoch": 3}, "epoch", r"'epoch' holds no weights.*got a int", ""),
+        ({"epoch": 3}, "epoch.x", "cannot look up 'x' in a int", ""),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_place_without_weights_is_refused(loaded: object, key: str | None, message: str, hint: str):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        select_weights(loaded, state_key=key, source="f")
+    assert hint in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -112,12 +118,8 @@ def test_prefixes_of_wrappers_are_removed(prefix: str) -> None:
     state, net = state_of(Net()), Net()
     load_weights(net, {f"{prefix}{key}": value for key, value in state.items()}, source="f")
     assert_loaded(net, state)
-
-
-def test_prefix_of_a_compiled_part_is_removed() -> None:
-    state, net = state_of(Net()), Net()
-    stored = {key.replace("first.", "first._orig_mod."): v for key, v in state.items()}
-    load_weights(net, stored, source="f")
+    compiled = {key.replace("first.", "first._orig_mod."): v for key, v in state.items()}
+    load_weights(net := Net(), compiled, source="f")
     assert_loaded(net, state)
 
 
@@ -131,14 +133,6 @@ def beside_a_teacher(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a training module of several parts saves."""
     teacher = {f"teacher.{key}": torch.zeros_like(value) for key, value in state.items()}
     return {**{f"model.{key}": value for key, value in state.items()}, **teacher}
-
-
-def test_key_beside_a_prefix_is_unexpected() -> None:
-    state = {f"model.{key}": value for key, value in state_of(Net()).items()}
-    with pytest.raises(CheckpointError, match=r"1 unexpected keys:\n    logit_scale"):
-        load_weights(Net(), {**state, "logit_scale": torch.ones(())}, source="f")
-    with pytest.raises(CheckpointError, match=r"1 unexpected keys:\n    logit_scale"):
-        load_weights(Net(), {"logit_scale": torch.ones(())}, source="f")
 
 
 def test_parts_that_fit_are_named_where_there_are_several() -> None:
@@ -180,17 +174,36 @@ def test_mismatch_is_refused_naming_keys_and_both_shapes() -> None:
     assert "first.weight: the model has [4, 3], the checkpoint [6, 3]" in message
 
 
-def test_missing_key_alone_is_refused() -> None:
-    state = state_of(Net())
-    del state["last.bias"]
-    with pytest.raises(CheckpointError, match=r"1 missing keys:\n    last.bias"):
-        load_weights(Net(), state, source="f")
+def untied() -> Tied:
+    module = Tied()
+    module.head.weight = nn.Parameter(torch.zeros(5, 3))
+    return module
 
 
-def test_long_lists_of_keys_are_shortened_but_counted() -> None:
-    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(20)))
-    with pytest.raises(CheckpointError, match=r"(?s)39 missing keys.*\.\.\. and 29 more"):
-        load_weights(model, {"0.weight": torch.ones(1, 1)}, source="f")
+@pytest.mark.parametrize(
+    ("make", "state", "message"),
+    [
+        (Net, {k: v for k, v in STATE.items() if k != "last.bias"}, r"1 missing.*:\n    last.bias"),
+        (
+            lambda: nn.Sequential(*(nn.Linear(1, 1) for _ in range(20))),
+            {"0.weight": torch.ones(1, 1)},
+            r"(?s)39 missing keys.*\.\.\. and 29 more",
+        ),
+        (untied, {"embed.weight": torch.ones(5, 3)}, r"1 missing keys:\n    head\.weight"),
+        (
+            Net,
+            {**{f"model.{k}": v for k, v in STATE.items()}, "logit_scale": torch.ones(())},
+            r"1 unexpected keys:\n    logit_scale",
+        ),
+        (Net, {"logit_scale": torch.ones(())}, r"1 unexpected keys:\n    logit_scale"),
+    ],
+    ids=["one", "many", "not_tied", "beside_a_prefix", "no_prefix"],
+)
+def test_other_keys_are_refused(
+    make: Callable[[], nn.Module], state: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(make(), state, source="f")
 
 
 def test_tied_weight_that_was_stored_once_is_loaded() -> None:
@@ -198,13 +211,6 @@ def test_tied_weight_that_was_stored_once_is_loaded() -> None:
     value = torch.arange(15.0).reshape(5, 3)
     load_weights(tied, {"embed.weight": value}, source="f")
     torch.testing.assert_close(tied.head.weight.data, value)
-
-
-def test_weight_that_is_not_tied_is_still_missing() -> None:
-    untied = Tied()
-    untied.head.weight = nn.Parameter(torch.zeros(5, 3))
-    with pytest.raises(CheckpointError, match=r"1 missing keys:\n    head\.weight"):
-        load_weights(untied, {"embed.weight": torch.ones(5, 3)}, source="f")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -246,14 +252,165 @@ def test_keys_that_the_module_renames_itself_are_accepted() -> None:
     assert_loaded(net, state)
 
 
-def test_moments_of_an_optimizer_are_not_taken_for_weights() -> None:
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (
+            lambda state: {
+                "net": state,
+                "opt": {"state": {"a": {"step": STATE}}, "param_groups": []},
+            },
+            None,
+        ),
+        (lambda state: {"net": {"ema": STATE}, "net.ema": state}, "net.ema"),
+    ],
+    ids=["moments_of_an_optimizer_are_no_weights", "longest_entry_wins"],
+)
+def test_weights_are_told_from_others(wrap: Callable[..., object], key: str | None) -> None:
     state = state_of(Net())
-    moments = {name: {"exp_avg": torch.ones(1), "step": torch.ones(())} for name in state}
-    loaded = {"net": state, "opt": {"state": moments, "param_groups": [{"lr": 0.1}]}}
-    assert select_weights(loaded, state_key=None, source="f") is state
+    assert select_weights(wrap(state), state_key=key, source="f") is state
 
 
-def test_longest_entry_that_a_state_key_names_wins() -> None:
-    state = state_of(Net())
-    loaded = {"net": {"ema": state_of(Net())}, "net.ema": state}
-    assert select_weights(loaded, state_key="net.ema", source="f") is state
+def test_factory_is_imported_from_the_code_directory_and_called(code_dir: Path) -> None:
+    module = build_module("user_net:build", {"width": 7}, code_dirs=[code_dir])
+    assert module.first.out_features == 7
+
+
+def test_what_user_code_prints_goes_to_stderr(
+    code_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_module("user_net:build", {}, code_dirs=[code_dir])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "a factory module that prints" in captured.err
+    assert "a factory that prints" in captured.err
+
+
+def test_code_directory_stays_importable_afterwards(code_dir: Path) -> None:
+    (code_dir / "user_late.py").write_text("VALUE = 5")
+    build_module("user_net:build", {}, code_dirs=[code_dir])
+    assert importlib.import_module("user_late").VALUE == 5
+
+
+def test_each_model_gets_its_own_module_of_a_common_name(tmp_path: Path) -> None:
+    for name, width in (("a", 5), ("b", 6)):
+        source = f"from torch import nn\ndef build():\n    return nn.Linear({width}, 1)\n"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "user_models.py").write_text(source)
+    widths = [
+        build_module("user_models:build", {}, code_dirs=[tmp_path / name]).in_features
+        for name in ("a", "b", "a")
+    ]
+    assert widths == [5, 6, 5]
+
+
+def test_module_of_the_same_directory_is_imported_once(code_dir: Path) -> None:
+    build_module("user_net:build", {}, code_dirs=[code_dir])
+    first = sys.modules["user_net"]
+    build_module("user_net:build", {}, code_dirs=[code_dir])
+    assert sys.modules["user_net"] is first
+
+
+def test_code_directory_cannot_replace_the_standard_library(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
+    import random
+
+    with user_code([tmp_path]):
+        assert sys.modules["random"] is random
+
+
+def test_missing_code_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"code directory '.*absent' does not exist"):
+        build_module("user_net:build", {}, code_dirs=[tmp_path / "absent"])
+
+
+MALFORMED = "is malformed; expected MODULE:CALLABLE"
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "message", "hint"),
+    [
+        *((name, {}, MALFORMED, "") for name in ("user_net", "user_net:", ":build", "a b:c")),
+        ("user_net.py:build", {}, MALFORMED, ""),
+        ("user_absent:build", {}, "no module 'user_absent'", "--code-dir (now: '"),
+        (
+            "user_net:biuld",
+            {},
+            "module 'user_net' has no attribute 'biuld'",
+            "Did you mean 'build'? It defines: Net, Tied, build, build_tied",
+        ),
+        ("user_net:WIDTH", {}, "'user_net:WIDTH' is a int, not a callable", ""),
+        (
+            "user_net:Net",
+            {"height": 3},
+            r"called with height=3 raised TypeError: .*unexpected keyword argument 'height'",
+            "Net(width=4)",
+        ),
+        ("user_net:fail", {"size": 3}, "raised ValueError: size 3 is odd", ""),
+        ("user_net:leave", {}, "raised SystemExit: 4", ""),
+        ("user_net:build_number", {}, r"returned a int; expected a torch\.nn\.Module", ""),
+    ],
+)
+def test_wrong_factory_is_refused(
+    code_dir: Path, factory: str, kwargs: dict[str, object], message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_module(factory, kwargs, code_dirs=[code_dir])
+    assert hint in (caught.value.hint or "")
+
+
+def test_module_of_the_current_directory_is_pointed_at(
+    code_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(code_dir)
+    with pytest.raises(ConfigError, match="no module 'user_net'") as caught:
+        build_module("user_net:build", {}, code_dirs=[])
+    assert caught.value.hint == "'user_net' lies in '.': add --code-dir ."
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import absent_package.part", r"ModuleNotFoundError: .*'absent_package' \(user_broken"),
+        ("x = ", "SyntaxError"),
+        ("1 / 0", r"ZeroDivisionError: division by zero \(user_broken.py:1\)"),
+        ("raise SystemExit(2)", "SystemExit: 2"),
+    ],
+)
+def test_module_that_fails_at_import_is_refused(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "user_broken.py").write_text(source)
+    with pytest.raises(ConfigError, match=f"failed at import: {message}"):
+        build_module("user_broken:build", {}, code_dirs=[tmp_path])
+
+
+def test_factory_in_a_package_is_found(tmp_path: Path) -> None:
+    write_net(tmp_path / "user_package", "nets")
+    (tmp_path / "user_package" / "__init__.py").touch()
+    assert build_module("user_package.nets:Net", {}, code_dirs=[tmp_path]) is not None
+
+
+def test_package_that_a_factory_imports_when_it_is_called_is_named(tmp_path: Path) -> None:
+    (tmp_path / "user_lazy.py").write_text("def build():\n    import no_such_package\n")
+    with pytest.raises(ConfigError, match="needs the package 'no_such_package'") as caught:
+        build_module("user_lazy:build", {}, code_dirs=[tmp_path])
+    assert "Install" in str(caught.value.hint)
+
+
+def test_directory_that_may_not_be_entered_is_no_package(
+    code_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code_dir / "locked").mkdir()
+    lock(code_dir / "locked", monkeypatch)
+    assert build_module("user_net:build", {}, code_dirs=[code_dir]) is not None
+
+
+def test_code_directory_that_cannot_be_listed_is_refused(
+    code_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    message = f"code directory cannot be read: .*Permission denied: '{code_dir}'"
+    with pytest.raises(ConfigError, match=message):
+        build_module("user_net:build", {}, code_dirs=[code_dir])

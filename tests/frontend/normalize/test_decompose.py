@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
-from tests.frontend.traced import nodes, plain_trace
-from tests.nightly import sampled
+from tests.frontend.traced import nodes, plain_trace, traced
+from tests.nightly import nightly, sampled
 
 
 def random(*shape: int) -> Tensor:
@@ -137,3 +139,220 @@ def test_einsum_that_is_read_elsewhere_keeps_its_sum():
 
     program = normalize(plain_trace(model, random(2, 3, 4, 5), random(4, 5, 6)))
     assert len(nodes(program, "sum")) == 1
+
+
+# Softmax that is written out, and what only looks like it.
+
+
+X = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+WIDE = X.double() * 30
+
+
+def shifted(x: Tensor, dim: int = -1) -> Tensor:
+    return torch.exp(x - x.amax(dim, keepdim=True))
+
+
+def over(e: Tensor, dim: int = -1) -> Tensor:
+    return e / e.sum(dim, keepdim=True)
+
+
+WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "largest_subtracted": lambda x: over(shifted(x)),
+    "nothing_subtracted": lambda x: over(x.exp()),
+    "along_another_dimension": lambda x: over(shifted(x, 1), 1),
+    "with_max": lambda x: over(torch.exp(x - x.max(-1, keepdim=True).values.detach())),
+    "dimensions_put_back": lambda x: (
+        (e := torch.exp(x - x.max(1)[0].unsqueeze(1))) / e.sum(1)[:, None]
+    ),
+    "sum_expanded": lambda x: (e := x.exp()) / e.sum(-1, True).expand_as(e),
+    "another_maximum": lambda x: over(torch.exp(x - x.amax(1, keepdim=True))),
+    "a_number_subtracted": lambda x: over(torch.exp(x - 3)),
+}
+
+
+@sampled(4)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_softmax_that_is_written_out_becomes_one(name: str):
+    program = normalize(plain_trace(WRITTEN[name], X))
+    assert len(nodes(program, "softmax")) == 1
+    assert nodes(program, "div") == nodes(program, "exp") == []
+    torch.testing.assert_close(program.module()(X), WRITTEN[name](X))
+
+
+def test_largest_value_is_not_subtracted_twice():
+    program = normalize(plain_trace(WRITTEN["largest_subtracted"], X))
+    assert nodes(program, "sub") == nodes(program, "amax") == []
+
+
+def test_large_scores_stay_finite():
+    program = normalize(plain_trace(WRITTEN["along_another_dimension"], WIDE))
+    torch.testing.assert_close(program.module()(WIDE), WIDE.softmax(1))
+
+
+OTHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "plus_one": lambda x: (e := x.exp()) / (e.sum(-1, keepdim=True) + 1),
+    "of_another_sum": lambda x: x.exp() / x.cos().exp().sum(-1, keepdim=True),
+    "sum_along_the_other_dimension": lambda x: (e := x.exp()) / e.sum(-1)[:, None],
+    "sum_of_everything": lambda x: (e := x.exp()) / e.sum((1, 2), keepdim=True),
+    "mean": lambda x: (e := x.exp()) / e.mean(-1, keepdim=True),
+    "power_of_two": lambda x: (e := x.exp2()) / e.sum(-1, keepdim=True),
+    "the_other_way_round": lambda x: (e := x.exp()).sum(-1, keepdim=True) / e,
+    "rounded_down": lambda x: torch.div(
+        e := x.exp(), e.sum(-1, keepdim=True), rounding_mode="floor"
+    ),
+    "summed_in_float64": lambda x: (e := x.exp()) / e.sum(-1, keepdim=True, dtype=torch.float64),
+}
+
+
+@sampled(4)
+@pytest.mark.parametrize("name", OTHER)
+def test_anything_else_keeps_its_meaning(name: str):
+    program = normalize(plain_trace(OTHER[name], X))
+    assert nodes(program, "softmax") == []
+    torch.testing.assert_close(program.module()(X), OTHER[name](X))
+
+
+IMAGE = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+
+WINDOWS = {
+    "one": {"kernel_size": 1},
+    "three_padded": {"kernel_size": 3, "padding": 1},
+    "unlike_sides": {"kernel_size": (2, 3), "padding": (0, 1)},
+    "stride": {"kernel_size": 3, "stride": 2},
+    "unlike_strides": {"kernel_size": 2, "stride": (3, 1), "padding": (1, 0)},
+    "dilation": {"kernel_size": 3, "dilation": 2, "padding": 2},
+    "dilation_and_stride": {"kernel_size": (3, 2), "dilation": (1, 3), "stride": (2, 2)},
+    "patches": {"kernel_size": (7, 3), "stride": (7, 3)},
+}
+
+
+@sampled(4)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_slices_of_the_padded_image(name: str):
+    program = normalize(plain_trace(lambda x: F.unfold(x, **WINDOWS[name]), IMAGE))
+    assert nodes(program, "im2col") == []
+    assert torch.equal(program.module()(IMAGE), F.unfold(IMAGE, **WINDOWS[name]))
+
+
+@nightly
+def test_windows_of_images_of_any_size():
+    class Unfold(torch.nn.Module):
+        def forward(self, x):
+            return F.unfold(x, 3, padding=1, stride=2)
+
+    program = traced(Unfold(), [ModelInput("x", IMAGE, {0: "batch", 2: "height", 3: "width"})])
+    assert nodes(program, "im2col") == []
+    for shape in ((1, 3, 4, 5), (3, 3, 10, 8)):
+        image = torch.randn(shape)
+        assert torch.equal(program.module()(image), F.unfold(image, 3, padding=1, stride=2))
+
+
+def test_single_image_keeps_its_operator():
+    program = normalize(plain_trace(lambda x: F.unfold(x, 3), IMAGE[0]))
+    assert len(nodes(program, "im2col")) == 1
+    assert torch.equal(program.module()(IMAGE[0]), F.unfold(IMAGE[0], 3))
+
+
+def test_dropout_that_drops_nothing_is_gone():
+    def two(x: Tensor) -> Tensor:
+        return F.dropout(F.dropout2d(x, 0.5, training=False) + 1, 0.5, training=False) * 2
+
+    x = random(2, 3, 4, 4)
+    program = normalize(plain_trace(two, x))
+    assert nodes(program, "dropout") == nodes(program, "feature_dropout") == []
+    torch.testing.assert_close(program.module()(x), (x + 1) * 2)
+
+
+def test_dropout_that_drops_stays():
+    program = normalize(plain_trace(lambda x: F.dropout(x, 0.5, training=True) * 2, random(2, 3)))
+    assert len(nodes(program, "dropout")) == 1
+
+
+def test_dropout_that_is_the_output_keeps_its_name():
+    x = random(2, 3)
+    program = normalize(plain_trace(lambda x: F.dropout(x * 2, 0.5, training=False), x))
+    torch.testing.assert_close(program.module()(x), x * 2)
+
+
+def test_transposing_back_is_gone():
+    def model(x):
+        return x.transpose(1, 2).permute(0, 2, 1, 3).norm(dim=-1)
+
+    program = normalize(plain_trace(model, random(2, 3, 4, 5)))
+    assert nodes(program, "permute") + nodes(program, "transpose") == []
+    torch.testing.assert_close(program.module()(random(2, 3, 4, 5)), model(random(2, 3, 4, 5)))
+
+
+def test_transposing_something_else_stays():
+    def model(x):
+        return x.transpose(1, 2).transpose(2, 3).norm(dim=-1)
+
+    program = normalize(plain_trace(model, random(2, 3, 4, 5)))
+    assert len(nodes(program, "transpose")) == 2
+
+
+def test_cast_to_what_is_given_is_left_out():
+    x = random(2, 3)
+    program = normalize(plain_trace(lambda x: x.float() * x.double(), x))
+    assert [node.args[1] for node in nodes(program, "to")] == [torch.float64]
+    assert not nodes(program, "_assert_tensor_metadata")
+    torch.testing.assert_close(program.module()(x), x * x.double())
+
+
+def test_cast_that_is_an_output_stays():
+    x = random(2, 3)
+    program = normalize(plain_trace(lambda x: x.float(), x))
+    torch.testing.assert_close(program.module()(x), x)
+
+
+# Matrices of 0 and 1 that repeat entries, and others.
+
+
+SPREAD_X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+EACH = torch.eye(4).repeat_interleave(3, 1)  # [4, 12]
+
+SPREAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda x: x @ EACH,
+    "mm": lambda x: x[0].mm(EACH),
+    "linear": lambda x: F.linear(x, EACH.mT.contiguous()),
+    "made_as_the_model_runs": lambda x: x @ torch.eye(4).repeat_interleave(2, 1),
+    "kron": lambda x: x @ torch.kron(torch.eye(4), torch.ones(1, 5)),
+}
+
+
+@sampled(2)
+@pytest.mark.parametrize("name", SPREAD)
+def test_product_that_repeats_is_a_repetition(name: str):
+    program = normalize(plain_trace(SPREAD[name], SPREAD_X))
+    assert len(nodes(program, "repeat_interleave")) >= 1
+    assert nodes(program, "matmul") + nodes(program, "mm") + nodes(program, "linear") == []
+    assert torch.equal(program.module()(SPREAD_X), SPREAD[name](SPREAD_X))
+
+
+SPREAD_OTHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "repeated_as_a_whole": lambda x: x @ torch.eye(4).repeat(1, 3),
+    "identity": lambda x: x @ torch.eye(4),
+    "twice_as_large": lambda x: x @ (EACH * 2),
+    "one_of_them_zero": lambda x: x @ (EACH * torch.tensor([1.0] * 11 + [0.0])),
+    "entries_in_another_order": lambda x: x @ EACH.flip(0),
+    "sums": lambda x: F.linear(x.repeat(1, 1, 3), EACH),
+    "with_a_bias": lambda x: F.linear(x, EACH.mT.contiguous(), torch.ones(12)),
+    "of_the_input": lambda x: x[0] @ (x[0].mT @ x[0]).sign().repeat(1, 2),
+    "a_constant": lambda x: (torch.ones(2, 4) @ EACH).sum() + x,
+}
+
+
+@sampled(4)
+@pytest.mark.parametrize("name", SPREAD_OTHER)
+def test_anything_else_stays_a_product(name: str):
+    program = plain_trace(SPREAD_OTHER[name], SPREAD_X)
+    products = ("matmul", "mm", "linear")
+    count = sum(len(nodes(program, product)) for product in products)
+    program = normalize(program)
+    assert sum(len(nodes(program, product)) for product in products) == count
+    torch.testing.assert_close(program.module()(SPREAD_X), SPREAD_OTHER[name](SPREAD_X))
+
+
+def test_what_nobody_reads_is_gone():
+    program = normalize(plain_trace(lambda x: (x.exp(), x + 1)[1], torch.ones(2)))
+    assert nodes(program, "exp") == []

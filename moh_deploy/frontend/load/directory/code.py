@@ -8,10 +8,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,7 +17,6 @@ from torch import nn
 
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.directory.files import ModelDirectory
-from moh_deploy.system.bounded_file import read_text
 from moh_deploy.system.user_code import describe_error, missing_module_hint
 
 # Import a model directory's own code, with names that transformers has given up since.
@@ -52,19 +49,102 @@ _MOVED = {
 }
 
 
-def import_beside(file: Path, module: str, name: str, folders: Sequence[Path]) -> object:
-    """Import a class of a directory's code.
+def model_class(
+    directory: ModelDirectory, code_dirs: Sequence[Path], *, trust_code: bool
+) -> tuple[type[nn.Module], object]:
+    """Return the class of a directory's model, and the config to build it with.
 
-    Args:
-        file: The file that is meant, for messages.
-        module: Its name without `.py`, or that of one beside it.
-        name: Of the class.
-        folders: Where the code's parts are. They may import one another by `from .part import`.
+    Code is looked for in `code_dirs`, then in the directory itself, where running it has to be
+    allowed, then in the installed transformers.
 
     Raises:
-        ConfigError: It cannot be imported, or there is no such class.
+        CheckpointError: The code is not trusted, or the config does not name a class.
+        ConfigError: The code cannot be imported.
     """
-    package = _package(folders)
+    source, config_class = directory.find_code(code_dirs, trust_code=trust_code), None
+    if source is None:
+        found = _of_transformers(directory)
+    else:
+        file, name, config_name = source
+        # A class of the user's does not make the directory's own code trusted.
+        folders = [file.parent, *code_dirs, *([directory.root] if trust_code else [])]
+        imported = _import_beside(file, file.stem, name, folders)
+        if not (isinstance(imported, type) and issubclass(imported, nn.Module)):
+            raise ConfigError(f"{file}: '{name}' is no class of torch.nn.Module.")
+        found = imported
+        if config_name is not None:
+            module, _, name = config_name.partition(".")
+            config_class = _import_beside(file, module, name, folders)
+    config_class = config_class or getattr(found, "config_class", None)
+    values = dict(directory.config)
+    if config_class is None:
+        return found, SimpleNamespace(**values)
+    read = getattr(config_class, "from_dict", None)
+    try:
+        config: object = read(values) if read is not None else config_class(**values)  # type: ignore[operator]
+    except Exception as error:  # the model's own code
+        raise CheckpointError(
+            f"{directory.config_path}: its class {getattr(config_class, '__name__', '')} does not"
+            f" take it: {describe_error(error)}."
+        ) from error
+    if source is not None:
+        _remember_old_names(config, directory)
+    return found, config
+
+
+def _remember_old_names(config: object, directory: ModelDirectory) -> None:
+    """Let a config have what is in its file also under the names that are used there.
+
+    Today's configs of transformers keep angles in `rope_parameters`, and show them as
+    `rope_scaling`, too; code of before expects None there where nothing is scaled.
+    """
+    for name, value in directory.config.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    if hasattr(config, "rope_parameters"):
+        scaling = directory.config.get("rope_scaling")
+        cls = type(config)
+        shown = {"rope_scaling": property(lambda self: scaling), "__module__": cls.__module__}
+        config.__class__ = type(cls.__name__, (cls,), shown)
+
+
+def _of_transformers(directory: ModelDirectory) -> type[nn.Module]:
+    name = directory.architecture
+    if name is None:
+        raise CheckpointError(
+            f"{directory.config_path}: names no class of the model: neither auto_map nor"
+            " architectures.",
+            hint="Name what builds it with --factory MODULE:CALLABLE (and --code-dir DIR).",
+        )
+    try:
+        transformers = importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{directory.root}: is a model of class '{name}' of transformers, which is not"
+            " installed.",
+            hint=TRANSFORMERS_HINT,
+        ) from error
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise CheckpointError(
+            f"{directory.config_path}: architectures names '{name}', which is no model of the"
+            " installed transformers, and the directory has no code of its own.",
+            hint="Name the directory of the code that defines it with --code-dir.",
+        )
+    return found
+
+
+def _import_beside(file: Path, module: str, name: str, folders: Sequence[Path]) -> object:
+    """Import a class of a module whose parts are in folders: `from .part import` finds them."""
+    paths = list(dict.fromkeys(str(folder.resolve()) for folder in folders))
+    # Modules of two models are called the same: each directory has a package of its own.
+    package = _PREFIX + hashlib.sha256(":".join(paths).encode()).hexdigest()[:12]
+    if package not in sys.modules:
+        made = ModuleType(package)
+        made.__path__ = paths
+        sys.modules[package] = made
+        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Finder())
     try:
         imported = importlib.import_module(f"{package}.{module}")
     except (Exception, SystemExit) as error:  # the model's own code
@@ -80,20 +160,6 @@ def import_beside(file: Path, module: str, name: str, folders: Sequence[Path]) -
     if not hasattr(imported, name):
         raise ConfigError(f"{imported.__file__}: has no class '{name}'.")
     return getattr(imported, name)
-
-
-def _package(folders: Sequence[Path]) -> str:
-    """Return the name of a package whose modules are the files in some folders."""
-    paths = list(dict.fromkeys(str(folder.resolve()) for folder in folders))
-    # Modules of two models are called the same: each directory has a package of its own.
-    name = _PREFIX + hashlib.sha256(":".join(paths).encode()).hexdigest()[:12]
-    if name not in sys.modules:
-        package = ModuleType(name)
-        package.__path__ = paths
-        sys.modules[name] = package
-        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _Finder())
-    return name
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -159,156 +225,3 @@ def _is_gone(module: str | None, name: str, level: int) -> bool:
 
 def _is_flash(module: str | None) -> bool:
     return module is not None and module.partition(".")[0] == "flash_attn"
-
-
-_CAUSAL_LM = "AutoModelForCausalLM"
-_MOST_SOURCE_BYTES = 1 << 24
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A class in a file of code.
-
-    Attributes:
-        file: The file.
-        name: Of the class.
-        config: `FILE.CLASS` of its config beside it; None where the model's class says it.
-    """
-
-    file: Path
-    name: str
-    config: str | None
-
-
-def model_class(
-    directory: ModelDirectory, code_dirs: Sequence[Path], *, trust_code: bool
-) -> tuple[type[nn.Module], object]:
-    """Return the class of a directory's model, and the config to build it with.
-
-    Code is looked for in `code_dirs`, then in the directory itself, where running it has to be
-    allowed, then in the installed transformers.
-
-    Raises:
-        CheckpointError: The code is not trusted, or the config does not name a class.
-        ConfigError: The code cannot be imported.
-    """
-    source = _in_code_dirs(directory, code_dirs) or _in_directory(directory, trust_code=trust_code)
-    if source is not None:
-        # A class of the user's does not make the directory's own code trusted.
-        folders = [*code_dirs, directory.root] if trust_code else code_dirs
-        found, config = _imported(source, folders)
-    else:
-        found, config = _of_transformers(directory), None
-    config_class = config or getattr(found, "config_class", None)
-    made = _config(directory, config_class)
-    if source is not None and config_class is not None:
-        _remember_what_was(made, directory)
-    return found, made
-
-
-def _in_code_dirs(directory: ModelDirectory, code_dirs: Sequence[Path]) -> _Source | None:
-    """Find the file in the user's directories of code that defines the class which is named."""
-    named = directory.auto_class(_CAUSAL_LM, beside=code_dirs)
-    name = named.partition(".")[2] if named else directory.architecture
-    if name is None:
-        return None
-    defines = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
-    for folder in code_dirs:
-        # An editor's lock may be a link to nothing.
-        for file in sorted(path for path in folder.glob("*.py") if path.is_file()):
-            text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
-            if defines.search(text):
-                return _Source(file, name, directory.auto_class("AutoConfig", beside=code_dirs))
-    return None
-
-
-def _in_directory(directory: ModelDirectory, *, trust_code: bool) -> _Source | None:
-    named = directory.auto_class(_CAUSAL_LM)
-    if named is None:
-        return None
-    module, _, name = named.partition(".")
-    file = directory.root / f"{module}.py"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{directory.config_path}: auto_map names the class '{name}' of {file.name}, which is"
-            " not there.",
-            hint="Copy it there, or name its directory with --code-dir.",
-        )
-    if not trust_code:
-        raise CheckpointError(
-            f"{directory.root}: the model is built by code of its own, {file.name}, and loading it"
-            " runs that code.",
-            hint="Read it, then pass --trust-code if you trust it.",
-        )
-    return _Source(file, name, directory.auto_class("AutoConfig"))
-
-
-def _imported(source: _Source, code_dirs: Sequence[Path]) -> tuple[type[nn.Module], object]:
-    """Import a class, and that of its config if there is one."""
-    folders = [source.file.parent, *code_dirs]
-    found = import_beside(source.file, source.file.stem, source.name, folders)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ConfigError(f"{source.file}: '{source.name}' is no class of torch.nn.Module.")
-    if source.config is None:
-        return found, None
-    module, _, name = source.config.partition(".")
-    return found, import_beside(source.file, module, name, folders)
-
-
-def _of_transformers(directory: ModelDirectory) -> type[nn.Module]:
-    name = directory.architecture
-    if name is None:
-        raise CheckpointError(
-            f"{directory.config_path}: names no class of the model: neither auto_map nor"
-            " architectures.",
-            hint="Name what builds it with --factory MODULE:CALLABLE (and --code-dir DIR).",
-        )
-    try:
-        transformers = importlib.import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{directory.root}: is a model of class '{name}' of transformers, which is not"
-            " installed.",
-            hint=TRANSFORMERS_HINT,
-        ) from error
-    found = getattr(transformers, name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise CheckpointError(
-            f"{directory.config_path}: architectures names '{name}', which is no model of the"
-            " installed transformers, and the directory has no code of its own.",
-            hint="Name the directory of the code that defines it with --code-dir.",
-        )
-    return found
-
-
-def _config(directory: ModelDirectory, config_class: object) -> object:
-    """Return what the model is built with: of its class, or else an object with the config's keys
-    as attributes."""
-    values = dict(directory.config)
-    if config_class is None:
-        return SimpleNamespace(**values)
-    read = getattr(config_class, "from_dict", None)
-    try:
-        config: object = read(values) if read is not None else config_class(**values)  # type: ignore[operator]
-    except Exception as error:  # the model's own code
-        raise CheckpointError(
-            f"{directory.config_path}: its class {getattr(config_class, '__name__', '')} does not"
-            f" take it: {describe_error(error)}."
-        ) from error
-    return config
-
-
-def _remember_what_was(config: object, directory: ModelDirectory) -> None:
-    """Let a config have what is in its file also under the names that are used there.
-
-    Today's configs of transformers keep angles in `rope_parameters`, and show them as
-    `rope_scaling`, too; code of before expects None there where nothing is scaled.
-    """
-    for name, value in directory.config.items():
-        if not hasattr(config, name):
-            setattr(config, name, value)
-    if hasattr(config, "rope_parameters"):
-        scaling = directory.config.get("rope_scaling")
-        cls = type(config)
-        shown = {"rope_scaling": property(lambda self: scaling), "__module__": cls.__module__}
-        config.__class__ = type(cls.__name__, (cls,), shown)

@@ -21,8 +21,8 @@ from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 # result. While torch.export traces, a size is a Python number or a symbol, and has to stay one, or
 # its dimension would be fixed. So what `Shape` makes, and what is computed from it, is `Known`.
 
+# Or a symbol of torch, which its own type hints call a number, too; see `is_symbol`.
 ExactNumber: TypeAlias = int | float | bool
-"""Or a symbol of torch, which its own type hints call a number, too; see `is_symbol`."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Known:
 
 NodeValue: TypeAlias = torch.Tensor | Known
 
+# Larger constants are tensors alone: no shape has so many axes, and no list of indices of a graph
+# that was written out is longer where it matters.
 MOST_NUMBERS = 64
-"""Larger constants are tensors alone: no shape has so many axes, and no list of indices of a graph
-that was written out is longer where it matters."""
 
 
 def objects(numbers: Iterable[ExactNumber]) -> np.ndarray:
@@ -92,8 +92,8 @@ _T = TypeVar("_T")
 
 Result: TypeAlias = NodeValue | Sequence[NodeValue | None]
 NodeFunction: TypeAlias = "Callable[[NodeCall], Result]"
+# Returns None where tensors have to compute it.
 NumberFunction: TypeAlias = "Callable[[NodeCall], Result | None]"
-"""Returns None where tensors have to compute it."""
 
 
 @dataclass(frozen=True)
@@ -214,36 +214,36 @@ TORCH_DTYPES: dict[ir.DataType, torch.dtype] = {
 # The table from operator to function, which each file of this folder fills.
 
 
+# The domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
 
 _TENSORS: dict[tuple[str, str], NodeFunction] = {}
 _NUMBERS: dict[tuple[str, str], NumberFunction] = {}
 
+# By domain and name.
 ONNX_OPERATORS = MappingProxyType(_TENSORS)
-"""By domain and name."""
 
+# What operators do where all their inputs are `Known`: sizes stay numbers.
 ON_NUMBERS = MappingProxyType(_NUMBERS)
-"""What operators do where all their inputs are `Known`: sizes stay numbers."""
 
 
 def operator(*names: str, domain: str = "") -> Callable[[NodeFunction], NodeFunction]:
     """Register a function for operators of a domain."""
-    return _registrar(_TENSORS, names, domain)
+
+    def register(function: NodeFunction) -> NodeFunction:
+        for name in names:
+            assert (domain, name) not in _TENSORS, f"{domain}.{name} is registered twice"
+            _TENSORS[domain, name] = function
+        return function
+
+    return register
 
 
 def on_numbers(*names: str) -> Callable[[NumberFunction], NumberFunction]:
     """Register what standard operators do with numbers."""
-    return _registrar(_NUMBERS, names, "")
 
-
-def _registrar(
-    table: dict[tuple[str, str], _T], names: tuple[str, ...], domain: str
-) -> Callable[[_T], _T]:
-    def register(function: _T) -> _T:
-        for name in names:
-            assert (domain, name) not in table, f"{domain}.{name} is registered twice"
-            table[domain, name] = function
+    def register(function: NumberFunction) -> NumberFunction:
+        _NUMBERS.update({("", name): function for name in names})
         return function
 
     return register

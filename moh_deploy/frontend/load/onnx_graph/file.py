@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +12,13 @@ import torch
 
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
+from moh_deploy.frontend.load.fileform import joined_digest
 from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
-from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, plain_graph
+from moh_deploy.frontend.load.onnx_graph.node import Graph, plain_graph
 from moh_deploy.graph.load_model import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops.op_names import base_domain
-from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
+from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.onnxruntime.clean_model import RANDOM_OPERATORS, clean_model
 from moh_deploy.system.bounded_file import is_plain_name, open_regular, sha256_of
@@ -80,13 +79,21 @@ def read_onnx(path: Path) -> OnnxSource:
     try:
         model = ir.load(path)
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx", 0))
-        _check_opset(path, model.opset_imports[""])
+        opset = model.opset_imports[""]
+        if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+            is_new = opset > NEWEST_OPSET
+            raise CheckpointError(
+                f"{path}: is of operator set {opset}, which is"
+                f" {'newer than what is known here' if is_new else 'too old'}; expected"
+                f" {OLDEST_OPSET} to {NEWEST_OPSET}.",
+                hint="Export it again with another opset, or convert it: onnx.version_converter."
+                f"convert_version(model, {NEWEST_OPSET if is_new else 18}).",
+            )
         without_switches(model)
         ours = [n.name for n in model.graph if n.name and base_domain(n.domain) is not None]
         inline_functions(model, but=ours)
-        inputs = tuple(
-            _input(path, value) for value in model.graph.inputs if not value.is_initializer()
-        )
+        given = (value for value in model.graph.inputs if not value.is_initializer())
+        inputs = tuple(_input(path, value) for value in given)
         outputs = tuple(value.name or "" for value in model.graph.outputs)
         metadata = dict(model.metadata_props)
         model = clean_model(model)
@@ -101,9 +108,25 @@ def read_onnx(path: Path) -> OnnxSource:
         raise CheckpointError(
             f"{path} cannot be read as an ONNX model: {type(error).__name__}: {error}."
         ) from error
-    _check_operators(path, graph)
+    refused: dict[str, list[str]] = {}
+    for node in graph.all_nodes():
+        if (node.bodies and node.op_type != "If") or node.op_type in RANDOM_OPERATORS:
+            refused.setdefault(node.operator, []).append(node.name or node.outputs[0])
+    if refused:
+        listed = "; ".join(
+            f"{operator} ({len(names)}x: {', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+            for operator, names in sorted(refused.items(), key=lambda item: -len(item[1]))
+        )
+        raise ExportError(
+            f"{path}: has {sum(map(len, refused.values()))} nodes that cannot be exported:"
+            f" {listed}.",
+            hint="A loop has to be unrolled by whoever exports the model; a model that draws random"
+            " numbers is equal to no other one.",
+        )
+    digests = [sha256_of(file) for file in files]
+    digest = digests[0] if len(digests) == 1 else joined_digest(digests)
     opsets = dict(model.opset_imports)
-    return OnnxSource(path, graph, opsets, inputs, outputs, metadata, _digest(files))
+    return OnnxSource(path, graph, opsets, inputs, outputs, metadata, digest)
 
 
 def _checked_files(path: Path) -> list[Path]:
@@ -114,64 +137,40 @@ def _checked_files(path: Path) -> list[Path]:
         raise CheckpointError(error.message, hint=error.hint) from error
     files: dict[Path, int] = {}
     for tensor in tensors:
-        data = _data_file(path, tensor)
+        weight, location = tensor.name[:200], tensor.entries.get("location", "")
+        # A path that leads elsewhere would be read from anywhere on this machine.
+        if not all(map(is_plain_name, location.split("/"))):
+            raise CheckpointError(
+                f"{path}: the data of weight '{weight}' is in '{location[:200]}', expected a file"
+                " beside the model."
+            )
+        data = path.parent / location
         if data not in files:
-            files[data] = _size_of(path, data, tensor)
-        _check_range(path, data, files[data], tensor)
+            try:
+                with open_regular(data):
+                    files[data] = data.stat().st_size
+            except FileNotFoundError:
+                raise CheckpointError(
+                    f"{data}: no such file; {path.name} has the data of weight '{weight}' there.",
+                    hint="Copy it along: an ONNX model and its external data belong together.",
+                ) from None
+            except OSError as error:
+                raise CheckpointError(
+                    f"{data}: cannot be read: {error.strerror}; {path.name} has weights in it."
+                ) from error
+        # Optional in ONNX: without, the data begins at 0 and is as long as shape and dtype say.
+        offset = tensor.entries.get("offset", "0")
+        length = tensor.entries.get("length", str(tensor.num_bytes))
+        numbers = all(re.fullmatch("[0-9]{1,19}", text) for text in (offset, length))
+        end = int(offset) + int(length) if numbers else -1
+        if not numbers or int(length) != tensor.num_bytes or end > files[data]:
+            raise CheckpointError(
+                f"{path}: the data of weight '{weight}' is {length[:40]} bytes from byte"
+                f" {offset[:40]} of {data.name}, which has {files[data]}; expected"
+                f" {tensor.num_bytes} bytes within it.",
+                hint="Copy or download both files again.",
+            )
     return [path, *sorted(files)]
-
-
-def _data_file(path: Path, tensor: ExternalTensor) -> Path:
-    location = tensor.entries.get("location", "")
-    # A path that leads elsewhere would be read from anywhere on this machine.
-    if not all(map(is_plain_name, location.split("/"))):
-        raise CheckpointError(
-            f"{path}: the data of weight '{tensor.name[:200]}' is in '{location[:200]}', expected a"
-            " file beside the model."
-        )
-    return path.parent / location
-
-
-def _size_of(path: Path, data: Path, tensor: ExternalTensor) -> int:
-    try:
-        with open_regular(data):
-            return data.stat().st_size
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{data}: no such file; {path.name} has the data of weight '{tensor.name[:200]}'"
-            " there.",
-            hint="Copy it along: an ONNX model and its external data belong together.",
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{data}: cannot be read: {error.strerror}; {path.name} has weights in it."
-        ) from error
-
-
-def _check_range(path: Path, data: Path, size: int, tensor: ExternalTensor) -> None:
-    # Optional in ONNX: without, the data begins at 0 and is as long as shape and dtype say.
-    offset = tensor.entries.get("offset", "0")
-    length = tensor.entries.get("length", str(tensor.num_bytes))
-    numbers = all(re.fullmatch("[0-9]{1,19}", name) for name in (offset, length))
-    if not numbers or int(length) != tensor.num_bytes or int(offset) + int(length) > size:
-        raise CheckpointError(
-            f"{path}: the data of weight '{tensor.name[:200]}' is {length[:40]} bytes from byte"
-            f" {offset[:40]} of {data.name}, which has {size}; expected {tensor.num_bytes} bytes"
-            " within it.",
-            hint="Copy or download both files again.",
-        )
-
-
-def _check_opset(path: Path, opset: int) -> None:
-    if OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        return
-    tried = f"{OLDEST_OPSET} to {NEWEST_OPSET}"
-    direction = "newer than what is known here" if opset > NEWEST_OPSET else "too old"
-    raise CheckpointError(
-        f"{path}: is of operator set {opset}, which is {direction}; expected {tried}.",
-        hint="Export it again with another opset, or convert it: onnx.version_converter."
-        f"convert_version(model, {NEWEST_OPSET if opset > NEWEST_OPSET else 18}).",
-    )
 
 
 def _input(path: Path, value: ir.Value) -> OnnxInput:
@@ -186,39 +185,6 @@ def _input(path: Path, value: ir.Value) -> OnnxInput:
         )
     shape = tuple(dim if isinstance(dim, int) else dim.value or "" for dim in value.shape)
     return OnnxInput(value.name or "", value.dtype.numpy().name, shape)
-
-
-def _check_operators(path: Path, graph: Graph) -> None:
-    """Refuse all nodes at once that no traced program can hold."""
-    refused = [
-        node
-        for node in graph.all_nodes()
-        if (node.bodies and node.op_type != "If") or node.op_type in RANDOM_OPERATORS
-    ]
-    if not refused:
-        return
-    counts = Counter(node.operator for node in refused)
-    listed = "; ".join(
-        f"{name} ({count}x: {_named(refused, name)})" for name, count in counts.most_common()
-    )
-    raise ExportError(
-        f"{path}: has {len(refused)} nodes that cannot be exported: {listed}.",
-        hint="A loop has to be unrolled by whoever exports the model; a model that draws random"
-        " numbers is equal to no other one.",
-    )
-
-
-def _named(nodes: Sequence[Node], operator: str) -> str:
-    named = [node.name or node.outputs[0] for node in nodes if node.operator == operator]
-    return ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Return the digest of a file; of several, that of their digests."""
-    digests = [sha256_of(file) for file in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 # An ONNX file as ONNX Runtime computes it: the original that all made of it is compared with.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,10 +11,13 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import traceback
 
+import moh_deploy.frontend.load.onnx_graph.operators  # noqa: F401  fills the tables
 from moh_deploy.errors import CheckpointError, ExportError, MoHDeployError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.load.onnx_graph.call import (
     MOST_NUMBERS,
+    ON_NUMBERS,
+    ONNX_OPERATORS,
     Known,
     NodeCall,
     NodeValue,
@@ -24,12 +27,10 @@ from moh_deploy.frontend.load.onnx_graph.call import (
     objects,
 )
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
-from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE
 
+# Under this key of a traced node's `custom` metadata stands where its ONNX node was exported from.
 SCOPE = "onnx_scope"
-"""Under this key of a traced node's `custom` metadata stands where its ONNX node was exported from.
-"""
 
 
 class OnnxModule(nn.Module):
@@ -72,7 +73,17 @@ class OnnxModule(nn.Module):
     def _run(self, node: Node, values: dict[str, NodeValue]) -> list[NodeValue | None]:
         given = tuple(self._read(name, values) if name else None for name in node.inputs)
         if node.bodies:
-            return list(self._branch(node, given, values))
+            condition = given[0]
+            number = condition.flat()[0] if isinstance(condition, Known) else None
+            if not isinstance(number, bool):
+                raise ExportError(
+                    f"{node.place} chooses between two graphs by a value that is known only when"
+                    " the model runs; one traced program cannot hold both.",
+                    hint="Export the original model again, without that branch.",
+                )
+            # A body sees the values around it.
+            body = node.bodies["then_branch" if number else "else_branch"]
+            return list(self._compute(body, dict(values)))
         domain = known_domain(node.domain)
         call = NodeCall(node, given, self._opsets.get(node.domain, 1))
         result: Result | None = None
@@ -82,22 +93,6 @@ class OnnxModule(nn.Module):
         if result is None:
             result = ONNX_OPERATORS.get((domain, node.op_type), computed_by_runtime)(call)
         return [result] if isinstance(result, (torch.Tensor, Known)) else list(result)
-
-    def _branch(
-        self, node: Node, given: tuple[NodeValue | None, ...], values: dict[str, NodeValue]
-    ) -> Sequence[NodeValue | None]:
-        """Compute the branch of an If whose condition is known while the model is traced."""
-        condition = given[0]
-        number = condition.flat()[0] if isinstance(condition, Known) else None
-        if not isinstance(number, bool):
-            raise ExportError(
-                f"{node.place} chooses between two graphs by a value that is known only when the"
-                " model runs; one traced program cannot hold both.",
-                hint="Export the original model again, without that branch.",
-            )
-        # A body sees the values around it.
-        body = node.bodies["then_branch" if number else "else_branch"]
-        return self._compute(body, dict(values))
 
     def _read(self, name: str, values: Mapping[str, NodeValue]) -> NodeValue:
         if name in values:

@@ -77,22 +77,24 @@ def test_code_leaves_nothing_beside_the_weights(tmp_path: Path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_code_of_the_users_needs_no_trust(tmp_path: Path):
+def with_code_apart(tmp_path: Path) -> tuple[Path, Path, torch.nn.Module]:
+    """Write a model directory, its code in another one, and return both and the model."""
     root, code = tmp_path / "model", tmp_path / "code"
     model = write_plain_torch(root)
     code.mkdir()
     for file in root.glob("*.py"):
         file.rename(code / file.name)
+    return root, code, model
+
+
+def test_code_of_the_users_needs_no_trust(tmp_path: Path):
+    root, code, model = with_code_apart(tmp_path)
     assert same_logits(load(root, code_dirs=(code,), trust_code=False)[0], model)
 
 
 @pytest.mark.parametrize("named_by", ["config", "import"])
 def test_class_of_the_users_trusts_no_code_of_the_directory(tmp_path: Path, named_by: str):
-    root, code = tmp_path / "model", tmp_path / "code"
-    write_plain_torch(root)
-    code.mkdir()
-    for file in root.glob("*.py"):
-        file.rename(code / file.name)
+    root, code, _ = with_code_apart(tmp_path)
     (root / "stranger.py").write_text("raise SystemExit('it ran')")
     if named_by == "config":
         change_config(root, auto_map={**SMALL["auto_map"], "AutoConfig": "stranger.Config"})
@@ -153,43 +155,41 @@ def change_config(root: Path, **changes: object) -> None:
     (root / "config.json").write_text(json.dumps({**SMALL, **changes}))
 
 
-def test_config_that_contradicts_shapes_is_named(tmp_path: Path):
-    write_plain_torch(tmp_path)
-    change_config(tmp_path, intermediate_size=40)
-    with pytest.raises(CheckpointError, match=r"contradicts config\.json: blocks.*weight"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("layers", "words"),
+    ("changes", "message"),
     [
-        (3, r"the checkpoint lacks 9 weights, blocks\.2\.\S+ among them"),
-        (1, r"the model has no place for 9 weights, blocks\.1\.\S+ among them"),
+        ({"intermediate_size": 40}, r"contradicts config\.json: blocks.*weight"),
+        (
+            {"num_hidden_layers": 3},
+            r"config\.json: the checkpoint lacks 9 weights, blocks\.2\.\S+ among them\.",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"json: the model has no place for 9 weights, blocks\.1\.\S+ among them\.",
+        ),
+        (
+            {"auto_map": {"AutoModelForCausalLM": "owner/name--other.Model"}},
+            "code of another repository, 'owner/name--other",
+        ),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
     ],
-    ids=["more", "fewer"],
+    ids=["shapes", "more_layers", "fewer_layers", "code_elsewhere", "quantised"],
 )
-def test_config_with_other_layers_than_weights_is_refused(tmp_path: Path, layers: int, words: str):
+def test_config_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+):
     write_plain_torch(tmp_path)
-    change_config(tmp_path, num_hidden_layers=layers)
-    with pytest.raises(CheckpointError, match=rf"contradicts config\.json: {words}\.") as refused:
+    change_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message) as refused:
         load(tmp_path)
     assert "\n" not in refused.value.message
 
 
-def test_code_of_another_repository_is_not_fetched(tmp_path: Path):
-    write_plain_torch(tmp_path)
-    change_config(tmp_path, auto_map={"AutoModelForCausalLM": "owner/name--other.Model"})
-    with pytest.raises(CheckpointError, match="code of another repository, 'owner/name--other"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("beside", [True, False], ids=["in_the_directory", "in_a_code_dir"])
 def test_code_of_another_repository_that_lies_here_is_used(tmp_path: Path, beside: bool):
-    root, code = tmp_path / "model", tmp_path / "code"
-    model = write_plain_torch(root)
-    code.mkdir()
-    for file in root.glob("*.py"):
-        file.rename((root if beside else code) / file.name)
+    root, code, model = with_code_apart(tmp_path)
+    for file in code.glob("*.py") if beside else ():
+        file.rename(root / file.name)
     places = SMALL["auto_map"].items()
     change_config(root, auto_map={kind: f"owner/name-3.5--{place}" for kind, place in places})
     module = load(root, code_dirs=(code,), trust_code=beside)[0]
@@ -220,13 +220,6 @@ def test_tokenizer_that_cannot_be_read_is_told_before_anything_runs(
     with pytest.raises(
         CheckpointError, match=r"tokenizer\.json: cannot be read: Permission denied"
     ):
-        load(tmp_path)
-
-
-def test_quantised_weights_are_refused(tmp_path: Path):
-    write_plain_torch(tmp_path)
-    change_config(tmp_path, quantization_config={"bits": 4})
-    with pytest.raises(CheckpointError, match="quantised"):
         load(tmp_path)
 
 

@@ -16,7 +16,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import quiet
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
-from moh_deploy.frontend.load.checkpoint import load_onnx
+from moh_deploy.frontend.load.from_options import load_onnx
 from moh_deploy.frontend.load.model import positional, taking_tensors
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.trace import dynamic_shapes, trace

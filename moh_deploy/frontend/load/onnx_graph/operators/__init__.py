@@ -13,12 +13,7 @@ moh          the operators of our own packages
 opaque       operators that are not in the table: ONNX Runtime computes them, and they stay
 """
 
-from moh_deploy.frontend.load.onnx_graph.call import (
-    MICROSOFT,
-    ON_NUMBERS,
-    ONNX_OPERATORS,
-)
-from moh_deploy.frontend.load.onnx_graph.operators import (
+from moh_deploy.frontend.load.onnx_graph.operators import (  # noqa: F401  each fills the table
     attention,
     elementwise,
     layout,
@@ -27,16 +22,3 @@ from moh_deploy.frontend.load.onnx_graph.operators import (
     reductions,
     sizes,
 )
-
-__all__ = [
-    "MICROSOFT",
-    "ONNX_OPERATORS",
-    "ON_NUMBERS",
-    "attention",
-    "elementwise",
-    "layout",
-    "moh",
-    "products",
-    "reductions",
-    "sizes",
-]

@@ -97,36 +97,18 @@ def attend(
         past: ExactNumber of keys that all queries see under a causal mask.
         softcap: Bounds the scores by a tanh; 0 does not.
     """
-    if causal and (mask is not None or is_symbol(past) or past):
-        mask, causal = _with_causal(mask, query.shape[2], key.shape[2], past), False
+    if causal and (mask is not None or is_symbol(past) or past or softcap):
+        queries = torch.arange(query.shape[2]).unsqueeze(-1) + past
+        visible: torch.Tensor = torch.arange(key.shape[2]) <= queries  # [S, T]
+        mask, causal = hidden_by_either(mask, visible), False
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
-    if softcap:
-        return _capped(query, key, value, mask, causal=causal, scale=scale, softcap=softcap)
-    return functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-
-
-def _capped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    causal: bool,
-    scale: float | None,
-    softcap: float,
-) -> torch.Tensor:
-    """The same with bounded scores, which torch has no operator for."""
-    if causal:
-        mask = _with_causal(None, query.shape[2], key.shape[2], 0)
+    if not softcap:
+        grouped = query.shape[1] != key.shape[1]
+        return functional.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+    # Torch has no operator for bounded scores.
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -137,17 +119,6 @@ def _capped(
     elif mask is not None:
         scores = scores + mask
     return torch.softmax(scores, -1) @ value
-
-
-def _with_causal(mask: torch.Tensor | None, length: int, keys: int, past: int) -> torch.Tensor:
-    """Join a mask with the causal one."""
-    queries = torch.arange(length).unsqueeze(-1) + past
-    visible: torch.Tensor = torch.arange(keys) <= queries  # [S, T]
-    if mask is None:
-        return visible
-    if mask.dtype == torch.bool:
-        return mask & visible
-    return mask.masked_fill(~visible, -torch.inf)
 
 
 @operator("MultiHeadAttention", domain=MICROSOFT)
@@ -169,28 +140,27 @@ def _multi_head_attention(call: NodeCall) -> Result:
     v = value if value.ndim == 4 else split_heads(value, num_heads)
     past = call.tensor(6).shape[2] if call.has(6) else 0
     k, v = _behind(call.optional(6), k), _behind(call.optional(7), v)
-    mask = _joined(call.optional(5), _key_padding(call, 4, q.dtype))
-    heads = attend(
-        q,
-        k,
-        v,
-        mask,
-        scale=call.attribute("scale", 0.0) or None,
-        causal=bool(call.attribute("unidirectional", 0)),
-        past=past,
-    )
-    return merge_heads(heads), k, v
+    return _attended(call, q, k, v, padding=4, past=past), k, v
 
 
-def _joined(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+def _attended(
+    call: NodeCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, padding: int, past: int
+) -> torch.Tensor:
+    """Attend with the attributes and the bias that ONNX Runtime's operators share, [B, S, H*D].
+
+    Args:
+        padding: Place of the mask of 0 and 1 among the inputs; the bias is the sixth.
+    """
+    bias, mask = call.optional(5), _key_padding(call, padding, q.dtype)
+    if bias is not None:
+        mask = bias if mask is None else bias + mask
+    scale, causal = call.attribute("scale", 0.0) or None, bool(call.attribute("unidirectional", 0))
+    return merge_heads(attend(q, k, v, mask, scale=scale, causal=causal, past=past))
 
 
+# What ONNX Runtime's attention adds to the score of a key that a mask of 0 hides, unless the node
+# says otherwise.
 _MASKED = -10000.0
-"""What ONNX Runtime's attention adds to the score of a key that a mask of 0 hides, unless the node
-says otherwise."""
 
 
 def _key_padding(call: NodeCall, index: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -220,18 +190,8 @@ def _packed_attention(call: NodeCall) -> Result:
     if call.has(4):
         cache = call.tensor(4)  # [2, B, H, T, D]
         past, k, v = cache.shape[3], _behind(cache[0], k), _behind(cache[1], v)
-    heads = attend(
-        q,
-        k,
-        v,
-        _joined(call.optional(5), _key_padding(call, 3, q.dtype)),
-        scale=call.attribute("scale", 0.0) or None,
-        causal=bool(call.attribute("unidirectional", 0)),
-        past=past,
-    )
-    if not any(call.node.outputs[1:]):
-        return merge_heads(heads)
-    return merge_heads(heads), torch.stack([k, v])
+    attended = _attended(call, q, k, v, padding=3, past=past)
+    return (attended, torch.stack([k, v])) if any(call.node.outputs[1:]) else attended
 
 
 @operator("GroupQueryAttention", domain=MICROSOFT)

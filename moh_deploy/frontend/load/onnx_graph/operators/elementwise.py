@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import TypeAlias, cast
 
 import torch
@@ -58,25 +58,9 @@ _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _unary(call: NodeCall, function: Callable[[torch.Tensor], torch.Tensor]) -> Result:
-    return function(call.tensor(0))
-
-
-for _name, _function in _UNARY.items():
-    operator(_name)(partial(_unary, function=_function))
-
-
-def operands(call: NodeCall) -> tuple[BroadcastOperand, BroadcastOperand]:
-    """Return two inputs that are broadcast; a constant scalar beside a tensor as a number.
-
-    Recognition and runtimes know `x * 0.125` better than a product with a stored tensor.
-    """
-    first, second = call.value(0), call.value(1)
-    if isinstance(first, torch.Tensor):
-        return first, _number_or_tensor(second, first)
-    if isinstance(second, torch.Tensor):
-        return _number_or_tensor(first, second), second
-    return as_tensor(first), as_tensor(second)
+@operator(*_UNARY)
+def _unary(call: NodeCall) -> Result:
+    return _UNARY[call.node.op_type](call.tensor(0))
 
 
 def _number_or_tensor(value: NodeValue, other: torch.Tensor) -> BroadcastOperand:
@@ -95,44 +79,46 @@ def _divide(x: BroadcastOperand, y: BroadcastOperand) -> torch.Tensor:
     return torch.div(first, y, rounding_mode="trunc")
 
 
-def _flipped(compare: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A comparison for a number on the left, which torch's functions do not take."""
-
-    def function(x: BroadcastOperand, y: BroadcastOperand) -> torch.Tensor:
-        if isinstance(x, torch.Tensor):
-            return compare(x, y)
-        assert isinstance(y, torch.Tensor)
-        return compare(torch.scalar_tensor(x, dtype=y.dtype), y)
-
-    return function
-
-
-_BINARY: dict[str, Callable[..., torch.Tensor]] = {
+# And, Or, Xor take bool alone.
+_COMPARISONS: dict[str, Callable[..., torch.Tensor]] = {
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
+}
+_ARITHMETIC: dict[str, Callable[..., torch.Tensor]] = {
     "Add": lambda x, y: x + y,
     "Sub": lambda x, y: x - y,
     "Mul": lambda x, y: x * y,
     "Div": _divide,
-    "And": _flipped(torch.logical_and),
-    "Or": _flipped(torch.logical_or),
-    "Xor": _flipped(torch.logical_xor),
-    "Equal": _flipped(torch.eq),
-    "Greater": _flipped(torch.gt),
-    "GreaterOrEqual": _flipped(torch.ge),
-    "Less": _flipped(torch.lt),
-    "LessOrEqual": _flipped(torch.le),
-    "BitwiseAnd": _flipped(torch.bitwise_and),
-    "BitwiseOr": _flipped(torch.bitwise_or),
-    "BitwiseXor": _flipped(torch.bitwise_xor),
 }
 
 
-def _binary(call: NodeCall, function: Callable[..., torch.Tensor]) -> Result:
-    return function(*operands(call))
+@operator(*_ARITHMETIC, *_COMPARISONS)
+def _binary(call: NodeCall) -> Result:
+    """Two inputs that are broadcast; a constant scalar beside a tensor is a number.
 
-
-for _name, _two in _BINARY.items():
-    # And, Or, Xor take bool alone, for which torch has tensors on both sides.
-    operator(_name)(partial(_binary, function=_two))
+    Recognition and runtimes know `x * 0.125` better than a product with a stored tensor.
+    """
+    first, second, name = call.value(0), call.value(1), call.node.op_type
+    x: BroadcastOperand = as_tensor(first)
+    y: BroadcastOperand = as_tensor(second)
+    if isinstance(first, torch.Tensor):
+        y = _number_or_tensor(second, first)
+    elif isinstance(second, torch.Tensor):
+        x = _number_or_tensor(first, second)
+    if name in _ARITHMETIC:
+        return _ARITHMETIC[name](x, y)
+    if not isinstance(x, torch.Tensor):  # torch's functions take no number on the left
+        x = torch.scalar_tensor(x, dtype=cast(torch.Tensor, y).dtype)
+    return _COMPARISONS[name](x, y)
 
 
 @operator("Pow")
@@ -143,43 +129,10 @@ def _pow(call: NodeCall) -> Result:
     return torch.pow(base, exponent).to(base.dtype)
 
 
-@operator("Mod")
-def _mod(call: NodeCall) -> Result:
-    x, y = call.tensor(0), call.tensor(1)
-    return torch.fmod(x, y) if call.attribute("fmod", 0) else torch.remainder(x, y)
-
-
-@operator("BitShift")
-def _bit_shift(call: NodeCall) -> Result:
-    x, y = call.tensor(0), call.tensor(1)
-    left = call.required("direction", str) == "LEFT"
-    return torch.bitwise_left_shift(x, y) if left else torch.bitwise_right_shift(x, y)
-
-
-@operator("Max")
-def _max(call: NodeCall) -> Result:
-    return reduce(torch.maximum, call.tensors())
-
-
-@operator("Min")
-def _min(call: NodeCall) -> Result:
-    return reduce(torch.minimum, call.tensors())
-
-
-@operator("Sum")
-def _sum(call: NodeCall) -> Result:
-    return reduce(torch.add, call.tensors())
-
-
-@operator("Mean")
-def _mean(call: NodeCall) -> Result:
-    return reduce(torch.add, call.tensors()) / len(call.tensors())
-
-
 @operator("Clip")
 def _clip(call: NodeCall) -> Result:
     x = call.tensor(0)
-    bounds = [_bound(call, index, x) for index in (1, 2)]
+    bounds = [_number_or_tensor(call.value(i), x) if call.has(i) else None for i in (1, 2)]
     if all(bound is None for bound in bounds):
         return x
     if any(isinstance(bound, torch.Tensor) for bound in bounds):
@@ -187,36 +140,22 @@ def _clip(call: NodeCall) -> Result:
     return torch.clamp(x, *bounds)  # type: ignore[arg-type]
 
 
-def _bound(call: NodeCall, index: int, x: torch.Tensor) -> BroadcastOperand | None:
-    return _number_or_tensor(call.value(index), x) if call.has(index) else None
-
-
 @operator("Where")
 def _where(call: NodeCall) -> Result:
     condition = call.tensor(0)
-    chosen, other = (_branch(call.value(index)) for index in (1, 2))
+
+    def branch(value: NodeValue) -> BroadcastOperand:
+        # A constant scalar as a number: `masked_fill` is written so in most exports.
+        if isinstance(value, Known) and value.shape == ():
+            return value.flat()[0]
+        return as_tensor(value)
+
+    chosen, other = branch(call.value(1)), branch(call.value(2))
     if not isinstance(chosen, torch.Tensor) and not isinstance(other, torch.Tensor):
         chosen = call.tensor(1)
     if not isinstance(chosen, torch.Tensor) and chosen == 0:
         return torch.masked_fill(cast(torch.Tensor, other), condition, chosen)
     return torch.where(condition, chosen, other)
-
-
-def _branch(value: NodeValue) -> BroadcastOperand:
-    """A constant scalar as a number: `masked_fill` is written so in most exports."""
-    if isinstance(value, Known) and value.shape == ():
-        return value.flat()[0]
-    return as_tensor(value)
-
-
-@operator("Cast")
-def _cast(call: NodeCall) -> Result:
-    return call.tensor(0).to(call.dtype("to"))
-
-
-@operator("CastLike")
-def _cast_like(call: NodeCall) -> Result:
-    return call.tensor(0).to(call.tensor(1).dtype)
 
 
 @operator("Identity", "Dropout")
@@ -238,59 +177,17 @@ def _is_inf(call: NodeCall) -> Result:
     return torch.eq(x, torch.inf if positive else -torch.inf) & bool(positive or negative)
 
 
-@operator("Gelu")
-def _gelu(call: NodeCall) -> Result:
-    return functional.gelu(call.tensor(0), approximate=call.attribute("approximate", "none"))
-
-
-@operator("Gelu", domain=MICROSOFT)
-def _exact_gelu(call: NodeCall) -> Result:
-    return functional.gelu(call.tensor(0))
-
-
-@operator("BiasGelu", domain=MICROSOFT)
-def _bias_gelu(call: NodeCall) -> Result:
-    return functional.gelu(call.tensor(0) + call.tensor(1))
-
-
-@operator("FastGelu", domain=MICROSOFT)
-def _fast_gelu(call: NodeCall) -> Result:
-    bias = call.optional(1)
-    x = call.tensor(0) if bias is None else call.tensor(0) + bias
-    return functional.gelu(x, approximate="tanh")
-
-
-@operator("QuickGelu", domain=MICROSOFT)
-def _quick_gelu(call: NodeCall) -> Result:
-    x = call.tensor(0)
-    return x * torch.sigmoid(x * call.attribute("alpha", 1.702))
+@operator("BitShift")
+def _bit_shift(call: NodeCall) -> Result:
+    x, y = call.tensor(0), call.tensor(1)
+    left = call.required("direction", str) == "LEFT"
+    return torch.bitwise_left_shift(x, y) if left else torch.bitwise_right_shift(x, y)
 
 
 @operator("Swish")
 def _swish(call: NodeCall) -> Result:
     x, alpha = call.tensor(0), call.attribute("alpha", 1.0)
     return functional.silu(x) if alpha == 1 else x * torch.sigmoid(x * alpha)
-
-
-@operator("LeakyRelu")
-def _leaky_relu(call: NodeCall) -> Result:
-    return functional.leaky_relu(call.tensor(0), call.attribute("alpha", 0.01))
-
-
-@operator("PRelu")
-def _prelu(call: NodeCall) -> Result:
-    x, slope = call.tensor(0), call.tensor(1)
-    return torch.where(x < 0, x * slope, x)
-
-
-@operator("Elu")
-def _elu(call: NodeCall) -> Result:
-    return functional.elu(call.tensor(0), call.attribute("alpha", 1.0))
-
-
-@operator("Celu")
-def _celu(call: NodeCall) -> Result:
-    return functional.celu(call.tensor(0), call.attribute("alpha", 1.0))
 
 
 @operator("Selu")
@@ -301,13 +198,52 @@ def _selu(call: NodeCall) -> Result:
     return gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
 
 
-@operator("ThresholdedRelu")
-def _thresholded_relu(call: NodeCall) -> Result:
-    x = call.tensor(0)
-    return torch.where(x > call.attribute("alpha", 1.0), x, 0)
+@operator("FastGelu", domain=MICROSOFT)
+def _fast_gelu(call: NodeCall) -> Result:
+    bias = call.optional(1)
+    x = call.tensor(0) if bias is None else call.tensor(0) + bias
+    return functional.gelu(x, approximate="tanh")
 
 
-@operator("HardSigmoid")
-def _hard_sigmoid(call: NodeCall) -> Result:
-    alpha, beta = call.attribute("alpha", 0.2), call.attribute("beta", 0.5)
-    return torch.clamp(call.tensor(0) * alpha + beta, 0, 1)
+def _alpha(call: NodeCall, default: float) -> tuple[torch.Tensor, float]:
+    return call.tensor(0), call.attribute("alpha", default)
+
+
+# Formulas of one line, with the defaults of their attributes.
+_FORMULAS: dict[str, Callable[[NodeCall], torch.Tensor]] = {
+    "Max": lambda call: reduce(torch.maximum, call.tensors()),
+    "Min": lambda call: reduce(torch.minimum, call.tensors()),
+    "Sum": lambda call: reduce(torch.add, call.tensors()),
+    "Mean": lambda call: reduce(torch.add, call.tensors()) / len(call.tensors()),
+    "Mod": lambda call: (torch.fmod if call.attribute("fmod", 0) else torch.remainder)(
+        call.tensor(0), call.tensor(1)
+    ),
+    "Cast": lambda call: call.tensor(0).to(call.dtype("to")),
+    "CastLike": lambda call: call.tensor(0).to(call.tensor(1).dtype),
+    "Gelu": lambda call: functional.gelu(
+        call.tensor(0), approximate=call.attribute("approximate", "none")
+    ),
+    "LeakyRelu": lambda call: functional.leaky_relu(*_alpha(call, 0.01)),
+    "Elu": lambda call: functional.elu(*_alpha(call, 1.0)),
+    "Celu": lambda call: functional.celu(*_alpha(call, 1.0)),
+    "ThresholdedRelu": lambda call: torch.where(
+        call.tensor(0) > call.attribute("alpha", 1.0), call.tensor(0), 0
+    ),
+    "PRelu": lambda call: torch.where(
+        call.tensor(0) < 0, call.tensor(0) * call.tensor(1), call.tensor(0)
+    ),
+    "HardSigmoid": lambda call: torch.clamp(
+        call.tensor(0) * call.attribute("alpha", 0.2) + call.attribute("beta", 0.5), 0, 1
+    ),
+}
+_MICROSOFTS: dict[str, Callable[[NodeCall], torch.Tensor]] = {
+    "Gelu": lambda call: functional.gelu(call.tensor(0)),
+    "BiasGelu": lambda call: functional.gelu(call.tensor(0) + call.tensor(1)),
+    "QuickGelu": lambda call: (
+        call.tensor(0) * torch.sigmoid(call.tensor(0) * call.attribute("alpha", 1.702))
+    ),
+}
+for _name, _formula in _FORMULAS.items():
+    operator(_name)(_formula)
+for _name, _formula in _MICROSOFTS.items():
+    operator(_name, domain=MICROSOFT)(_formula)

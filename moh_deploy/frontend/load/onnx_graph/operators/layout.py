@@ -38,10 +38,7 @@ def _reshape(call: NodeCall) -> Result:
 def _flatten(call: NodeCall) -> Result:
     x = call.tensor(0)
     axis = call.attribute("axis", 1) % x.ndim if call.attribute("axis", 1) != x.ndim else x.ndim
-    first = 1
-    for size in x.shape[:axis]:
-        first *= size
-    return x.reshape(first, -1)
+    return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 @operator("Transpose")
@@ -76,16 +73,11 @@ def _expand(call: NodeCall) -> Result:
     rank = max(x.ndim, len(shape))
     wide = [1] * (rank - len(shape)) + shape
     own = [1] * (rank - x.ndim) + list(x.shape)
-    return x.expand([_wider(mine, wanted) for mine, wanted in zip(own, wide, strict=True)])
+    pairs = zip(own, wide, strict=True)
+    return x.expand([mine if not is_symbol(size) and size == 1 else size for mine, size in pairs])
 
 
-def _wider(mine: int, wanted: int) -> int:
-    return mine if not is_symbol(wanted) and wanted == 1 else wanted
-
-
-@operator("Concat")
-def _concat(call: NodeCall) -> Result:
-    return torch.cat(call.tensors(), dim=call.required("axis", int))
+operator("Concat")(lambda call: torch.cat(call.tensors(), dim=call.required("axis", int)))
 
 
 @operator("Split")
@@ -97,8 +89,8 @@ def _split(call: NodeCall) -> Result:
     return list(torch.split(x, -(-x.shape[axis] // count), dim=axis))
 
 
+# Exporters write the largest number of 32 or 64 bits for an end that is not there.
 _TO_THE_END = 1 << 31
-"""Exporters write the largest number of 32 or 64 bits for an end that is not there."""
 
 
 def slices(call: NodeCall, rank: int) -> dict[int, slice]:
@@ -106,17 +98,13 @@ def slices(call: NodeCall, rank: int) -> dict[int, slice]:
     starts, ends = call.sizes(1, "starts"), call.sizes(2, "ends")
     axes = call.sizes(3, "axes") if call.has(3) else list(range(len(starts)))
     steps = call.sizes(4, "steps") if call.has(4) else [1] * len(starts)
-    return {
-        axis % rank: slice(start, _end(end, step), step)
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
-    }
-
-
-def _end(end: int, step: int) -> int | None:
-    if is_symbol(end):
-        return end
-    beyond = end >= _TO_THE_END - 1 if step > 0 else end <= 1 - _TO_THE_END
-    return None if beyond else end
+    found: dict[int, slice] = {}
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        beyond = not is_symbol(end) and (
+            end >= _TO_THE_END - 1 if step > 0 else end <= 1 - _TO_THE_END
+        )
+        found[axis % rank] = slice(start, None if beyond else end, step)
+    return found
 
 
 @operator("Slice")
@@ -124,16 +112,15 @@ def _slice(call: NodeCall) -> Result:
     x = call.tensor(0)
     for axis, cut in slices(call, x.ndim).items():
         before = (slice(None),) * axis
-        x = x[before + (cut,)] if cut.step > 0 else _backwards(call, x, axis, cut)
+        if cut.step > 0:
+            x = x[before + (cut,)]
+            continue
+        # Torch has no negative steps: the whole axis is turned round.
+        whole = not is_symbol(cut.start) and (cut.start == -1 or cut.start >= _TO_THE_END - 1)
+        if not whole or cut.stop is not None:
+            raise call.refused("cuts a part of an axis backwards; a whole axis alone is supported")
+        x = x.flip(axis)[before + (slice(None, None, -cut.step),)]
     return x
-
-
-def _backwards(call: NodeCall, x: torch.Tensor, axis: int, cut: slice) -> torch.Tensor:
-    """A slice of negative step, which torch has not: the whole axis turned round."""
-    whole = not is_symbol(cut.start) and (cut.start == -1 or cut.start >= _TO_THE_END - 1)
-    if not whole or cut.stop is not None:
-        raise call.refused("cuts a part of an axis backwards; a whole axis alone is supported")
-    return x.flip(axis)[(slice(None),) * axis + (slice(None, None, -cut.step),)]
 
 
 @operator("Gather")
@@ -210,17 +197,14 @@ def _scatter_elements(call: NodeCall) -> Result:
     reduction = call.attribute("reduction", "none")
     if reduction == "none":
         value = call.value(2)
-        uniform = isinstance(value, Known) and len(set(value.flat())) == 1
-        if uniform:
-            return x.scatter(axis, index, cast(float, cast(Known, value).flat()[0]))
+        if isinstance(value, Known) and len(set(value.flat())) == 1:
+            return x.scatter(axis, index, cast(float, value.flat()[0]))
         return x.scatter(axis, index, updates)
     kinds = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
     return x.scatter_reduce(axis, index, updates, kinds[reduction], include_self=True)
 
 
-@operator("Tile")
-def _tile(call: NodeCall) -> Result:
-    return call.tensor(0).repeat(call.sizes(1, "repeats"))
+operator("Tile")(lambda call: call.tensor(0).repeat(call.sizes(1, "repeats")))
 
 
 @operator("Pad")

@@ -94,22 +94,19 @@ def _router(call: NodeCall) -> Result:
     elif num_shared_heads:
         gates.append(present.new_ones([*present.shape[:-1], int(num_shared_heads)]))
     if routed is not None:
-        gates.append(_routed(routed.softmax(-1), int(top_k), masked=gate_mode == "mask"))
+        scores, count = routed.softmax(-1), int(top_k)
+        chosen = torch.zeros_like(scores).scatter(-1, scores.topk(count, dim=-1).indices, 1.0)
+        if gate_mode != "mask":
+            kept = scores * chosen
+            eps = torch.finfo(torch.float32).eps
+            chosen = kept / kept.sum(-1, keepdim=True).clamp(min=eps) * count
+        gates.append(chosen)
     if stages is not None:
         weights = stages.softmax(-1) * 2
         # Of the shared heads, then of the routed ones.
         first = 0 if num_shared_heads else 1
         gates = [gate * weights[..., i : i + 1] for i, gate in enumerate(gates, start=first)]
     return torch.cat(gates, dim=-1) if len(gates) > 1 else gates[0]
-
-
-def _routed(scores: torch.Tensor, top_k: int, *, masked: bool) -> torch.Tensor:
-    chosen = torch.zeros_like(scores).scatter(-1, scores.topk(top_k, dim=-1).indices, 1.0)
-    if masked:
-        return chosen
-    kept = scores * chosen
-    eps = torch.finfo(torch.float32).eps
-    return kept / kept.sum(-1, keepdim=True).clamp(min=eps) * top_k
 
 
 @_moh(MOH_AGGREGATED_ATTENTION.name)

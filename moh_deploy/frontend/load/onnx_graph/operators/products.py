@@ -16,10 +16,7 @@ from moh_deploy.frontend.load.onnx_graph.call import (
     operator,
 )
 
-
-@operator("MatMul")
-def _matmul(call: NodeCall) -> Result:
-    return torch.matmul(call.tensor(0), call.tensor(1))
+operator("MatMul")(lambda call: torch.matmul(call.tensor(0), call.tensor(1)))
 
 
 @operator("Gemm")
@@ -48,12 +45,13 @@ def _fused_matmul(call: NodeCall) -> Result:
     return x @ y if alpha == 1 else (x @ y) * alpha
 
 
-@operator("Einsum")
-def _einsum(call: NodeCall) -> Result:
-    return torch.einsum(call.required("equation", str), *call.tensors())
-
-
+operator("Einsum")(lambda call: torch.einsum(call.required("equation", str), *call.tensors()))
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+_TRANSPOSED = (
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
 
 
 @operator("Conv")
@@ -82,7 +80,17 @@ def _padded(
     auto = call.attribute("auto_pad", "NOTSET")
     pads = call.ints("pads", [0] * 2 * axes)
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        pads = _same(call, x, kernel, strides, dilations, upper=auto == "SAME_UPPER")
+        totals = []
+        sizes = zip(x.shape[2:], kernel, strides, dilations, strict=True)
+        for size, taps, stride, dilation in sizes:
+            if is_symbol(size) and stride != 1:
+                raise call.refused("pads a dynamic axis to the same size at a stride")
+            reach = (taps - 1) * dilation + 1
+            covered = reach - 1 if stride == 1 else (-(-size // stride) - 1) * stride + reach - size
+            totals.append(max(covered, 0))
+        small = [total // 2 for total in totals]
+        large = [total - half for total, half in zip(totals, small, strict=True)]
+        pads = [*small, *large] if auto == "SAME_UPPER" else [*large, *small]
     elif auto == "VALID":
         pads = [0] * 2 * axes
     before, after = pads[:axes], pads[axes:]
@@ -92,27 +100,6 @@ def _padded(
     return functional.pad(x, flat, value=fill), [0] * axes
 
 
-def _same(
-    call: NodeCall,
-    x: torch.Tensor,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    *,
-    upper: bool,
-) -> list[int]:
-    totals = []
-    for size, taps, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-        if is_symbol(size) and stride != 1:
-            raise call.refused("pads a dynamic axis to the same size at a stride")
-        reach = (taps - 1) * dilation + 1
-        covered = reach - 1 if stride == 1 else (-(-size // stride) - 1) * stride + reach - size
-        totals.append(max(covered, 0))
-    small = [total // 2 for total in totals]
-    large = [total - half for total, half in zip(totals, small, strict=True)]
-    return [*small, *large] if upper else [*large, *small]
-
-
 @operator("ConvTranspose")
 def _conv_transpose(call: NodeCall) -> Result:
     x, weight = call.tensor(0), call.tensor(1)
@@ -120,12 +107,7 @@ def _conv_transpose(call: NodeCall) -> Result:
     pads = call.ints("pads", [0] * 2 * axes)
     if pads[:axes] != pads[axes:] or "output_shape" in call.node.attributes or axes > 3:
         raise call.refused("pads its sides differently, which is not supported")
-    functions = (
-        functional.conv_transpose1d,
-        functional.conv_transpose2d,
-        functional.conv_transpose3d,
-    )
-    return functions[axes - 1](
+    return _TRANSPOSED[axes - 1](
         x,
         weight,
         call.optional(2),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import torch
@@ -39,16 +38,14 @@ _REDUCTIONS: dict[str, _Reduction] = {
 }
 
 
-def _reduce(call: NodeCall, function: _Reduction) -> Result:
+@operator(*_REDUCTIONS)
+def _reduce(call: NodeCall) -> Result:
+    function = _REDUCTIONS[call.node.op_type]
     x, axes = call.tensor(0), call.axes(1)
     if axes is None and call.attribute("noop_with_empty_axes", 0):
         return x
     every = list(range(x.ndim))
     return function(x, every if axes is None else axes, bool(call.attribute("keepdims", 1)))
-
-
-for _name, _function in _REDUCTIONS.items():
-    operator(_name)(partial(_reduce, function=_function))
 
 
 @operator("ArgMax", "ArgMin")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator as python
 from collections.abc import Callable
-from functools import partial
+from functools import reduce
 from typing import Any, cast
 
 import numpy as np
@@ -38,22 +38,14 @@ def _map(function: Callable[..., ExactNumber], *arrays: np.ndarray) -> np.ndarra
     return flat.reshape(broadcast[0].shape)
 
 
-def _divide(x: Any, y: Any, *, whole: bool) -> ExactNumber:
-    if not whole:
-        return cast(ExactNumber, x / y)
-    # ONNX rounds toward zero. Sizes are not negative, and symbols are not asked whether they are.
-    both = isinstance(x, int) and isinstance(y, int)
-    return cast(ExactNumber, int(math.copysign(abs(x) // abs(y), x * y)) if both and y else x // y)
-
-
-_BINARY: dict[str, Callable[[Any, Any], ExactNumber]] = {
+_ARITHMETIC: dict[str, Callable[[Any, Any], ExactNumber]] = {
     "Add": python.add,
     "Sub": python.sub,
     "Mul": python.mul,
     "Max": lambda x, y: cast(ExactNumber, torch.sym_max(x, y)),  # type: ignore[no-untyped-call]
     "Min": lambda x, y: cast(ExactNumber, torch.sym_min(x, y)),  # type: ignore[no-untyped-call]
 }
-_COMPARE: dict[str, Callable[[Any, Any], ExactNumber]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], ExactNumber]] = {
     "Equal": python.eq,
     "Less": python.lt,
     "LessOrEqual": python.le,
@@ -64,40 +56,44 @@ _COMPARE: dict[str, Callable[[Any, Any], ExactNumber]] = {
 }
 
 
-def _arithmetic(call: NodeCall, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
+@on_numbers(*_ARITHMETIC)
+def _arithmetic(call: NodeCall) -> Result | None:
     if len(call.values) != 2:  # Max and Min of one or three
         return None
     x, y = _known(call, 0), _known(call, 1)
-    return Known(_map(function, x.numbers, y.numbers), x.dtype)
+    return Known(_map(_ARITHMETIC[call.node.op_type], x.numbers, y.numbers), x.dtype)
 
 
-def _comparison(call: NodeCall, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
-    x, y = _known(call, 0), _known(call, 1)
-    return Known(_map(lambda a, b: _decided(function(a, b)), x.numbers, y.numbers), torch.bool)
+@on_numbers(*_COMPARISONS)
+def _comparison(call: NodeCall) -> Result | None:
+    x, y, function = _known(call, 0), _known(call, 1), _COMPARISONS[call.node.op_type]
 
+    def decided(a: ExactNumber, b: ExactNumber) -> ExactNumber:
+        # True or False where the ranges of symbols leave no choice: older exporters compare each
+        # size with -1 before they expand.
+        answer = function(a, b)
+        if not isinstance(answer, torch.SymBool):
+            return answer
+        no = torch.sym_not(answer)  # type: ignore[no-untyped-call]
+        return statically_known_true(answer) or (False if statically_known_true(no) else answer)
 
-def _decided(answer: ExactNumber) -> ExactNumber:
-    """Turn a comparison into True or False where the ranges of its symbols leave no choice."""
-    if not isinstance(answer, torch.SymBool):
-        return answer
-    # Older exporters compare each size with -1 before they expand.
-    if statically_known_true(answer):
-        return True
-    no = torch.sym_not(answer)  # type: ignore[no-untyped-call]
-    return False if statically_known_true(no) else answer
-
-
-for _name, _function in _BINARY.items():
-    on_numbers(_name)(partial(_arithmetic, function=_function))
-for _name, _function in _COMPARE.items():
-    on_numbers(_name)(partial(_comparison, function=_function))
+    return Known(_map(decided, x.numbers, y.numbers), torch.bool)
 
 
 @on_numbers("Div")
 def _div(call: NodeCall) -> Result | None:
     x, y = _known(call, 0), _known(call, 1)
-    divide = partial(_divide, whole=not x.dtype.is_floating_point)
-    return Known(_map(divide, x.numbers, y.numbers), x.dtype)
+
+    def divided(a: Any, b: Any) -> ExactNumber:
+        if x.dtype.is_floating_point:
+            return cast(ExactNumber, a / b)
+        # ONNX rounds toward zero. Sizes are not negative, and symbols are not asked whether they
+        # are.
+        if isinstance(a, int) and isinstance(b, int) and b:
+            return int(math.copysign(abs(a) // abs(b), a * b))
+        return cast(ExactNumber, a // b)
+
+    return Known(_map(divided, x.numbers, y.numbers), x.dtype)
 
 
 @on_numbers("Mod")
@@ -178,11 +174,9 @@ def _slice(call: NodeCall) -> Result | None:
     )
 
 
-@on_numbers("Reshape", "Flatten")
+@on_numbers("Reshape")
 def _reshape(call: NodeCall) -> Result | None:
     x = _known(call, 0)
-    if call.node.op_type == "Flatten":
-        return None
     shape = [int(cast(int, number)) for number in call.numbers(1, "shape")]
     if 0 in shape:
         return None
@@ -219,25 +213,19 @@ def _reduce(call: NodeCall) -> Result | None:
     functions: dict[str, Callable[[Any, Any], ExactNumber]] = {
         "ReduceProd": python.mul,
         "ReduceSum": python.add,
-        "ReduceMax": _BINARY["Max"],
-        "ReduceMin": _BINARY["Min"],
+        "ReduceMax": _ARITHMETIC["Max"],
+        "ReduceMin": _ARITHMETIC["Min"],
     }
     if x.numbers.ndim != 1 or not x.numbers.size:
         return None
-    function, numbers = functions[call.node.op_type], x.flat()
-    total = numbers[0]
-    for number in numbers[1:]:
-        total = function(total, number)
-    found = objects([total])
+    found = objects([reduce(functions[call.node.op_type], x.flat())])
     return Known(found if call.attribute("keepdims", 1) else found.reshape(()), x.dtype)
 
 
 @on_numbers("ConstantOfShape")
 def _constant_of_shape(call: NodeCall) -> Result | None:
     shape = call.sizes(0, "shape")
-    if any(map(is_symbol, shape)):
-        return None
-    if math.prod(shape) > MOST_NUMBERS:
+    if any(map(is_symbol, shape)) or math.prod(shape) > MOST_NUMBERS:
         return None
     number, dtype = filling(call)
     array = objects([number] * math.prod(shape))
