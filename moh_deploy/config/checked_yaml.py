@@ -80,7 +80,7 @@ _POWER = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")
 def document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
     """Return an error's location without the branches of unions that pydantic appends to it."""
     path: list[Key] = []
-    value = document
+    value: Any = document
     for key in loc:
         # The document is walked along: pydantic's own keys for branches of a union lead nowhere in
         # it.
@@ -88,7 +88,7 @@ def document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
         if not is_entry and not isinstance(value, dict):
             break
         path.append(key)
-        value = value[key] if is_entry else value.get(key)  # type: ignore[attr-defined, index]
+        value = value[key] if is_entry else value.get(key)
     return tuple(path)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 import torch
 from torch.export import ExportedProgram
 

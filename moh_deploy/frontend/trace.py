@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -178,9 +178,7 @@ def _related_sizes(module: torch.nn.Module, inputs: Sequence[ModelInput]) -> Ite
             for index, axis, expr in axes if plain else ():
                 size = tensors[plain[0][0]].shape[plain[0][1]]
                 expected = expr.multiplier * size + expr.offset
-                torch._check(  # type: ignore[no-untyped-call]
-                    tensors[index].shape[axis] == expected
-                )
+                torch._check(tensors[index].shape[axis] == expected)
         return called(self, *tensors)
 
     cls.__call__ = checked  # type: ignore[method-assign]

@@ -217,8 +217,8 @@ def _is_moh(node: ir.Node) -> bool:
     return is_moh_op(node.domain, node.op_type)
 
 
-def _floats(values: object) -> Iterator[ir.Value]:
-    for value in values:  # type: ignore[attr-defined]
+def _floats(values: Iterable[ir.Value | None]) -> Iterator[ir.Value]:
+    for value in values:
         if value is not None and value.dtype == ir.DataType.FLOAT:
             yield value
 

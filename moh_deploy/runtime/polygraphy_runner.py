@@ -14,7 +14,7 @@ from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.system.npz import Array
 
 
-class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
+class PolygraphyRunner(BaseRunner):
     """A model that Polygraphy activates, runs and deactivates.
 
     Args:

@@ -135,7 +135,7 @@ def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:
     registry.register(_Collected(families))
     accepted = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
     if OPENMETRICS in accepted:
-        text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        text = openmetrics.generate_latest(registry)
         return text.decode(), openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry).decode(), CONTENT_TYPE
 

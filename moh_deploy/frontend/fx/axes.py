@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 from torch.utils._sympy.functions import FloorDiv
 
 Size: TypeAlias = sympy.Expr

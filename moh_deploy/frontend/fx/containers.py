@@ -10,6 +10,7 @@ import sys
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -104,7 +105,7 @@ def open_container(value: object) -> Parts | None:
     return None
 
 
-def built(container: str, context: object, items: Sequence[object]) -> object:
+def built(container: str, context: Any, items: Sequence[object]) -> object:
     """Build what `open_container` opened, with other items.
 
     Raises:
@@ -118,7 +119,7 @@ def built(container: str, context: object, items: Sequence[object]) -> object:
             return cls(*items)
         if cls in pytree.SUPPORTED_NODES and cls is not dict:
             return pytree.SUPPORTED_NODES[cls].unflatten_fn(list(items), context)
-        named = dict(zip(context, items, strict=True))  # type: ignore[call-overload]
+        named = dict(zip(context, items, strict=True))
         return named if cls is dict else cls(**named)
     except Exception as error:  # the user's own code
         raise ConfigError(

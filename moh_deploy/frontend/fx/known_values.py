@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
 
-from sympy import Integer  # type: ignore[import-untyped, unused-ignore]
+from sympy import Integer
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Layout, product, resolve

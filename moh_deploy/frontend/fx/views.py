@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from sympy import cancel  # type: ignore[import-untyped, unused-ignore]
+from sympy import cancel
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import (

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -88,9 +88,9 @@ def parse_constants(options: Sequence[str]) -> dict[str, ConstantValue]:
         if name in constants:
             raise ConfigError(f"--input '{option}': the name '{name}' stands twice.")
         # Values are YAML, as those of --set, and Python's word for null.
-        value = parse_yaml(text, f"the value of --input '{option}'", error=ConfigError)
+        value: Any = parse_yaml(text, f"the value of --input '{option}'", error=ConfigError)
         plain = value is None or isinstance(value, (bool, int, float, str))
-        constants[name] = None if value == "None" else value if plain else str(text)  # type: ignore[assignment]
+        constants[name] = None if value == "None" else value if plain else str(text)
     return constants
 
 

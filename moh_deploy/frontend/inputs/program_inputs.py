@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -65,10 +65,10 @@ def from_ort(value: ort.OrtValue) -> Array:
 # Exchange arrays with other libraries by DLPack, bfloat16 included.
 
 
-def from_dlpack(tensor: object) -> Array:
+def from_dlpack(tensor: Any) -> Array:
     """Return a copy of a tensor on the CPU, bit for bit: its owner may use the memory again."""
     try:
-        array: Array = np.array(np.from_dlpack(tensor))  # type: ignore[arg-type]
+        array: Array = np.array(np.from_dlpack(tensor))
     except (RuntimeError, BufferError):  # numpy has no bfloat16
         import onnxruntime as ort
 

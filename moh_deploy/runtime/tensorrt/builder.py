@@ -99,7 +99,7 @@ def build_engine(
 def _logger(trt: Any) -> Any:
     """Return the process's one logger: TensorRT keeps to the first that it gets."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -147,7 +147,7 @@ def _config(trt: Any, builder: Any, request: messages.BuildRequest) -> Any:
 def _monitor(trt: Any, tell: Callable[[messages.Message], None]) -> Any:
     """Return a monitor that TensorRT tells its phases to."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

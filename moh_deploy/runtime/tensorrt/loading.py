@@ -134,7 +134,7 @@ def _check_version(root: Path, manifest: EngineManifest, flavour: Flavour, here:
 def _logger(trt: Any, lines: list[str]) -> Any:
     """Return a logger; TensorRT keeps to the first one of a process, so another may hear it all."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -55,7 +55,7 @@ class ModelOutput(OrderedDict[str, Any]):
         return tuple(self.values())
 
 
-class DynamicCache(transformers.DynamicCache):  # type: ignore[misc]
+class DynamicCache(transformers.DynamicCache):
     """A cache that is made of tuples, and becomes them again: ((key, value) of each layer)."""
 
     @classmethod
@@ -73,7 +73,8 @@ class DynamicCache(transformers.DynamicCache):  # type: ignore[misc]
     def get_usable_length(self, new_seq_length: int, layer_idx: int = 0) -> int:
         """Return how many tokens are kept when some are added: all of them."""
         # No int(): while a model is traced it is a symbol.
-        return self.get_seq_length(layer_idx)  # type: ignore[no-any-return]
+        length: int = self.get_seq_length(layer_idx)
+        return length
 
     def get_max_length(self) -> None:
         """There is no most."""
@@ -81,7 +82,8 @@ class DynamicCache(transformers.DynamicCache):  # type: ignore[misc]
     @property
     def seen_tokens(self) -> int:
         """How many tokens went through it."""
-        return self.get_seq_length()  # type: ignore[no-any-return]
+        length: int = self.get_seq_length()
+        return length
 
 
 def _prepare_4d_causal_attention_mask(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sympy import divisors  # type: ignore[import-untyped, unused-ignore]
+from sympy import divisors
 from torch import Tensor
 
 from moh_deploy.frontend.fx.axes import Dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import cast
 
-import sympy  # type: ignore[import-untyped, unused-ignore]
+import sympy
 import torch
 from torch.fx import Node
 

@@ -137,7 +137,7 @@ def _clip(call: NodeCall) -> Result:
         return x
     if any(isinstance(bound, torch.Tensor) for bound in bounds):
         return torch.clamp(x, *(call.optional(index) for index in (1, 2)))
-    return torch.clamp(x, *bounds)  # type: ignore[arg-type]
+    return torch.clamp(x, *bounds)
 
 
 @operator("Where")

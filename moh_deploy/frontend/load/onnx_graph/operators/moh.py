@@ -7,6 +7,7 @@ routers.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,19 +29,18 @@ from moh_deploy.ops import (
     OpSpec,
 )
 from moh_deploy.ops.op_names import KERNEL_DOMAIN
-from moh_deploy.ops.spec import AttributeValue
 
 _moh = partial(operator, domain=KERNEL_DOMAIN)
 
 
-def _attributes(call: NodeCall, spec: OpSpec) -> list[AttributeValue]:
+def _attributes(call: NodeCall, spec: OpSpec) -> list[Any]:
     """Return all attributes in the order of the spec, those that the node leaves out by default."""
-    given = {
+    given: dict[str, Any] = {
         attribute.name: call.attribute(attribute.name, attribute.default)
         for attribute in spec.attributes
         if attribute.name in call.node.attributes
     }
-    values = spec.complete(given)  # type: ignore[arg-type]
+    values = spec.complete(given)
     return [values[attribute.name] for attribute in spec.attributes]
 
 
@@ -111,14 +111,16 @@ def _router(call: NodeCall) -> Result:
 
 @_moh(MOH_AGGREGATED_ATTENTION.name)
 def _aggregated_attention(call: NodeCall) -> Result:
-    inputs = [call.optional(index) for index in range(len(MOH_AGGREGATED_ATTENTION.inputs))]
+    inputs: list[Any] = [
+        call.optional(index) for index in range(len(MOH_AGGREGATED_ATTENTION.inputs))
+    ]
     before, gates, behind = inputs[:5], call.tensor(5), inputs[6:]
     attributes = _attributes(call, MOH_AGGREGATED_ATTENTION)
-    heads = aggregated_heads(*before, *behind, *attributes)  # type: ignore[arg-type]
+    heads = aggregated_heads(*before, *behind, *attributes)
     return merge_heads(_gated(heads, gates)).to(call.tensor(0).dtype)
 
 
 @_moh(MOH_TOKEN_CONV.name)
 def _token_conv(call: NodeCall) -> Result:
-    inputs = [call.optional(index) for index in range(len(MOH_TOKEN_CONV.inputs))]
-    return token_conv(*inputs, *_attributes(call, MOH_TOKEN_CONV))  # type: ignore[arg-type]
+    inputs: list[Any] = [call.optional(index) for index in range(len(MOH_TOKEN_CONV.inputs))]
+    return token_conv(*inputs, *_attributes(call, MOH_TOKEN_CONV))

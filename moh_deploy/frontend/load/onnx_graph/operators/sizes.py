@@ -42,8 +42,8 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], ExactNumber]] = {
     "Add": python.add,
     "Sub": python.sub,
     "Mul": python.mul,
-    "Max": lambda x, y: cast(ExactNumber, torch.sym_max(x, y)),  # type: ignore[no-untyped-call]
-    "Min": lambda x, y: cast(ExactNumber, torch.sym_min(x, y)),  # type: ignore[no-untyped-call]
+    "Max": lambda x, y: cast(ExactNumber, torch.sym_max(x, y)),
+    "Min": lambda x, y: cast(ExactNumber, torch.sym_min(x, y)),
 }
 _COMPARISONS: dict[str, Callable[[Any, Any], ExactNumber]] = {
     "Equal": python.eq,
@@ -74,7 +74,7 @@ def _comparison(call: NodeCall) -> Result | None:
         answer = function(a, b)
         if not isinstance(answer, torch.SymBool):
             return answer
-        no = torch.sym_not(answer)  # type: ignore[no-untyped-call]
+        no = torch.sym_not(answer)
         return statically_known_true(answer) or (False if statically_known_true(no) else answer)
 
     return Known(_map(decided, x.numbers, y.numbers), torch.bool)
@@ -247,9 +247,9 @@ def _expand(call: NodeCall) -> Result | None:
 def _range(call: NodeCall) -> Result | None:
     start, stop, step = (call.numbers(index, "bounds")[0] for index in range(3))
     whole = all(isinstance(number, int) for number in (start, stop, step))
-    if not whole or len(range(start, stop, step)) > MOST_NUMBERS:  # type: ignore[arg-type]
+    if not whole or len(found := range(*map(int, (start, stop, step)))) > MOST_NUMBERS:
         return None
-    return Known.of(list(range(start, stop, step)), _known(call, 0).dtype)  # type: ignore[arg-type]
+    return Known.of(list(found), _known(call, 0).dtype)
 
 
 @on_numbers("Size")
