@@ -5,8 +5,6 @@ Shapes are those of MoH-ViT small at 224 x 224 pixels. Both take turns in one pr
 inputs, and are compared with float64. On one thread CPU time counts, on several wall time.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Both time the same session on the same inputs, in turns: some seconds of one, then of the other.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A decoder that gives and takes a key/value cache: a prompt, or a token behind what was seen."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from models import Decoder, DecoderLayer, QueryNormAttention, rotate

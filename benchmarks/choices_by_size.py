@@ -5,8 +5,6 @@ All take turns in one process, on the same inputs. On one thread CPU time counts
 time. What the package computes in each way is `moh-deploy verify`'s matter.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -7,8 +7,6 @@ One thread, CPU time, float32. Candidates take turns; what a session costs that 
 taken off.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """The float32 multiply-add peak of one core, measured by a loop that does nothing else."""
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 import subprocess

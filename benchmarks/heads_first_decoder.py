@@ -1,7 +1,5 @@
 """A decoder whose attention transposes to [B, H, S, D] first and normalises and rotates there."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from models import Decoder, DecoderLayer, QueryNormAttention

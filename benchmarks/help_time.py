@@ -1,7 +1,5 @@
 """How long `moh-deploy --help` and the `--help` of each command take, in fresh processes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from statistics import median

@@ -1,7 +1,5 @@
 """Candidates take turns, so that a machine that slows down slows all of them."""
 
-from __future__ import annotations
-
 import gc
 import math
 import random

@@ -7,8 +7,6 @@ process, on the same inputs, and every output is compared with float64. On one t
 counts, on several wall time.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ operator, weighs the heads by gates that it is given, and projects. Ours also co
 Rotary positions are on neither side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

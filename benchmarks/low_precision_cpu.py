@@ -7,8 +7,6 @@ is a token that chose other heads than in the recorded run of the original; it i
 scores were further apart than 0.01.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -9,8 +9,6 @@ model, as OpenVINO and ONNX Runtime make it faster by themselves.
 | ONNX Runtime, int8 | its dynamic quantiser: products with stored weights, as in ours |
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What can run a whole model: our package, and what a user would pick instead."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field

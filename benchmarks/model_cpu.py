@@ -7,8 +7,6 @@ time. Models of the original code need a clone of it (--original); without --che
 random.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

@@ -1,7 +1,5 @@
 """Single nodes of a package as models, with the values that reach them in the whole model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

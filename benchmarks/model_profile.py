@@ -1,7 +1,5 @@
 """Where the time of a model goes: by type of operator, in the plain export and in our package."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Results of the model benchmark as rows and as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 

@@ -5,8 +5,6 @@ on the values that reach it in the whole model, in three ways that take turns: a
 it; the same with every gate open; and as its function body in ordinary operators.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

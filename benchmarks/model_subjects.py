@@ -1,7 +1,5 @@
 """The models of the model benchmark, made ready: original module, package, plain export, inputs."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Interleaved timing of whole models, and the check that all of them compute the original."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

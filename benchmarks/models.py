@@ -4,8 +4,6 @@ Source: Jin et al., MoH: Multi-Head Attention as Mixture-of-Head Attention (arXi
 sections 3 (two-stage routing) and 4.4 (language models that route by the norm of the query).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The candidates of the op benchmark, prepared so that a call is nothing but the op."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

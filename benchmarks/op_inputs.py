@@ -1,7 +1,5 @@
 """What the op benchmark runs: shapes, gates of an exact share, inputs and their float64 result."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Sequence

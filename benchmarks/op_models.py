@@ -4,8 +4,6 @@ Each computes every head and multiplies the heads with the gates at the end. The
 Q, K, V and gates, its output is Y, in the layout that the shape gives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import onnx

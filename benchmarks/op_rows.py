@@ -1,7 +1,5 @@
 """Results of the op benchmark as rows, one for each time of ours, and as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 

@@ -1,7 +1,5 @@
 """Interleaved timing: candidates take turns on the same inputs, and their outputs are checked."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Sequence

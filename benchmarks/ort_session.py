@@ -1,7 +1,5 @@
 """Sessions of ONNX Runtime as the benchmarks use them: quiet, and without threads that spin."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,14 +4,12 @@ more than `torch.onnx.export` with its default options.
 Takes the options of `moh-deploy export`, and ignores those that are not about loading or inputs.
 """
 
-from __future__ import annotations
-
 import json
 
 import click
 import torch
-
 from moh_deploy.cli.export import command as moh_deploy_export
+
 from moh_deploy.config.export_config import load_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.from_options import example_inputs

@@ -1,7 +1,5 @@
 """What a benchmark prints: where its figures come from, and its rows as tables or as JSON."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ All take turns in one process, on the same inputs, and every output is compared 
 thread CPU time counts, on several wall time. A ratio below 1 is a gain.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

@@ -6,8 +6,6 @@ Source: Shi, TransNeXt: Robust Foveal Visual Perception for Vision Transformers 
 section 3, with the gates of MoH (arXiv 2410.11842).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

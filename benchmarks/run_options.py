@@ -1,7 +1,5 @@
 """Options that the benchmarks of kernels share, and the types of their values."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ every answer is compared with the package's own. All take turns in one run: the 
 number of clients.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import json

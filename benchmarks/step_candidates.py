@@ -13,8 +13,6 @@ OpenVINO's weights of few bits are NNCF's; caches and the rest are what it choos
 bfloat16 where there is AMX.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from abc import ABC, abstractmethod

@@ -8,8 +8,6 @@ others are, step_candidates.py says. All take turns in one process, and what eac
 compared with PyTorch on the same caches before. Peers that are not installed are left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

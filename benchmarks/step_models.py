@@ -12,8 +12,6 @@ In int8 and int4 there are `-int8` and `-int4` of the packages and of the builde
 is the builder's float32 form whose products ONNX Runtime's dynamic quantiser brought to int8.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

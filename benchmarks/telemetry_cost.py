@@ -4,8 +4,6 @@ Time is noisier than the thousandth parts that are looked for, so valgrind count
 knows no AVX-512: kernels are those for AVX2, which take more of them than the fastest would.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc

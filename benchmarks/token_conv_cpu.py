@@ -5,8 +5,6 @@ Both take turns in one process, on the same inputs, and the outputs are compared
 time counts, on several wall time. A ratio above 1 is a gain.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Build a model with a factory and write its state dict: write_checkpoint.py FACTORY FILE DIR..."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

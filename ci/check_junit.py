@@ -5,8 +5,6 @@ A file that cannot be read is no answer at all, and ends with 2.
 An exit code of 0 says that nothing failed; this says that something was tested.
 """
 
-from __future__ import annotations
-
 import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path

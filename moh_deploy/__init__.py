@@ -5,8 +5,6 @@ that importing the package costs nothing and reading a package needs no torch. T
 found by their metadata, see `add_ons`; `__init__.pyi` has the types of all that are ours.
 """
 
-from __future__ import annotations
-
 import os
 
 # Read by ONNX Runtime when it is imported, and never again: so it is said before that (ADR 75).

@@ -8,8 +8,6 @@ An add-on is any installed distribution that names them as entry points, this on
     moh_deploy.model_kinds  a `runtime.base.ModelKind`, for all that opens models
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping

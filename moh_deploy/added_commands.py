@@ -3,8 +3,6 @@
 pyproject.toml registers them as entry points of `moh_deploy.commands` (ADR 96).
 """
 
-from __future__ import annotations
-
 from moh_deploy.add_ons import AddedCommand
 
 BUILD = AddedCommand(

@@ -12,8 +12,6 @@ Any other exception is a bug of moh-deploy: it keeps its traceback and ends the 
 (EX_SOFTWARE of sysexits.h), never with 1, which means that the answer is no.
 """
 
-from __future__ import annotations
-
 
 class MoHDeployError(Exception):
     """Base class: one clean message, an optional hint that names the next step, an exit code.

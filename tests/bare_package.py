@@ -1,7 +1,5 @@
 """Packages as earlier versions wrote them: without scores, fingerprints and measured rounding."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

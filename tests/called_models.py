@@ -1,8 +1,6 @@
 """Small MoH models that are called in the ways in which strangers call theirs: by keyword, with
 dicts, dataclasses, caches of pairs and classes of their own. User code: it imports torch only."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

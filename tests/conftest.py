@@ -1,7 +1,5 @@
 """How much a run tests (--nightly), and what makes many small models quick and interrupts heard."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

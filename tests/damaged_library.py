@@ -1,7 +1,5 @@
 """A kernel library that loads and computes wrong numbers: its constants are 5 % too large."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

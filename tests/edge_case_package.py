@@ -4,8 +4,6 @@ The first layer weighs two shared and four routed heads in two stages, the secon
 by a mask. Both attend to valid tokens only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Export models in tests, and compare packages with them."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Python packages and native libraries that are not what they should be, made for one test."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

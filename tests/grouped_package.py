@@ -4,8 +4,6 @@ Six query heads share three key/value heads. One is on for every token, a MoHRou
 the others. The reference is the model itself, as function bodies.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Packages in half precision that nothing protects: every node that can be is lowered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A package made by hand, without torch: one tiny MoH layer, its reference computed in float64."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

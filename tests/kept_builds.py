@@ -1,7 +1,5 @@
 """Keeps what tests compile in `build/`, by what it was compiled from: nothing is built twice."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """The kernel library in tests: the installation's, or none."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Its logits are small, so that a bias within the tolerance of outputs turns many predictions.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Directories that may not be entered, whoever runs the tests: root may enter all."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

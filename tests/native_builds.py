@@ -6,8 +6,6 @@ What is there already from the same sources is not built again (tests/kept_build
 what they miss, too: then others wait for it, or run beside it on cores that are taken.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

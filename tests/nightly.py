@@ -5,8 +5,6 @@ with the marker `sampled(count)` a push runs one in `count` of its parameters, s
 them. The functions below choose by what the parameters are.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence

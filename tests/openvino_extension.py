@@ -1,7 +1,5 @@
 """OpenVINO's extension in tests, built for the OpenVINO that is there, or a skip where none is."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

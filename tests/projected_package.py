@@ -1,7 +1,5 @@
 """A package made by hand whose MoH layer has projections of queries and output as operators."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

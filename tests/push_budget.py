@@ -3,8 +3,6 @@
 How many is held (--push-budget, as CI is run); how long depends on the machine, and is printed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packages that were changed by somebody who computes the digests anew."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -5,8 +5,6 @@ queries before RoPE. (The norm of a query is the same behind RoPE: a router that
 could not tell.) The reference is what the right model computes without optimisations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Counts what tests are skipped for, and compares that with tests/expected_skips.yaml."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os

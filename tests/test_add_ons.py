@@ -1,7 +1,5 @@
 """What others register by entry points, and what happens where that cannot be loaded."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

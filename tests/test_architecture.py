@@ -1,7 +1,5 @@
 """docs/architecture.md names the folders that there are, and no others."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Installing with and without what the kernels need, on a small stand-in for the native sources."""
 
-from __future__ import annotations
-
 import fcntl
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """What the Dockerfile names is there. The image itself is not built by the tests."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

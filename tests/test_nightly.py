@@ -1,7 +1,5 @@
 """Which tests a push runs: `nightly` ones not, and of sampled ones a part that stays the same."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType

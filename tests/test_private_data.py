@@ -4,8 +4,6 @@ An author's directory has marks in it: in the code, the environment and the name
 that moh-deploy writes there is searched for them, byte by byte, also within zip archives.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import os

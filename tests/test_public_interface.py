@@ -3,8 +3,6 @@
 A change that is meant is written down by `python -m tests.test_public_interface`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from collections.abc import Iterator

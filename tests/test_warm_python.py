@@ -1,7 +1,5 @@
 """A process of the stand-in for Python behaves as one of Python does."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

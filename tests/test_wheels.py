@@ -1,7 +1,5 @@
 """A wheel of `make wheels` for this machine, unpacked: its kernels are those of the sources."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

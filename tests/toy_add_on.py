@@ -1,7 +1,5 @@
 """An add-on in a folder, as pip installs one: modules, and metadata with their entry points."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packages that TensorRT, or the plugins, do not take; and a TensorRT to take others."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Manifests of packages that are made by hand, with the facts that their models and runs show."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 The second layer attends over what the first one returns; its router sees the same scores.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -7,8 +7,6 @@ by zig, which comes from PyPI as the other tools do, and refused if the library 
 its tag says. Without a target this is setuptools' own backend.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -8,8 +8,6 @@ would be no library.
 For a target, which wheels are made for, zig (`pip install ziglang`) is the compiler, on any Linux.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -7,8 +7,6 @@ that it supports. Exit 1 if a package does not load or run, or is off by more th
 precision 2e-2) of its largest value, at least of 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ python tools/generate_from_ops.py           writes them
 python tools/generate_from_ops.py --check   fails where they are not what the specs say
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

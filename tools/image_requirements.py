@@ -1,8 +1,6 @@
 """Print what the container image installs beside moh-deploy, for `make lock`: no PyTorch, which
 only `export` and the original models need, and which would be most of the image."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 

@@ -8,8 +8,6 @@ nearest first, until a test fails. A failed test is run again without the fault,
 Survivors are printed last, for a reader to judge: some compute the same as before.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import itertools

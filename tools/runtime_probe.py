@@ -6,8 +6,6 @@ Needs onnxruntime and numpy only. Prints one JSON object: version, and per instr
 cases are right on a kernel; or why the library was refused.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -7,8 +7,6 @@ table. Fails where a version from 1.18 on does not run every case on a kernel, o
 not refuse the library.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -9,8 +9,6 @@ count as well: public functions of moh_deploy, commands, what entry points name,
 prints `tests`: all.
 """
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -17,8 +17,6 @@ here and a parameter in `api/COMMAND.py`.
 
 # In files of commands annotations are no strings, but for types that are heavy to import.
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Only a bug of moh-deploy's own has one, and an exit code that means nothing else.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

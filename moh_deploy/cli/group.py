@@ -1,7 +1,5 @@
 """A command group that imports a command only when it is called."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module

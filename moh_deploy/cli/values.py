@@ -1,7 +1,5 @@
 """Turns what is typed on the command line into values: paths, sizes, choices, prompts, times."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

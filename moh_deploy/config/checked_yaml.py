@@ -1,7 +1,5 @@
 """Read a YAML file into a pydantic model, or say all that is wrong with it at once."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dtypes that models are brought to, as users name them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """JSON that we wrote ourselves, read back into types."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar

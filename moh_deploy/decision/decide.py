@@ -5,8 +5,6 @@ a wrong win takes the worst of them to err. It loses if any promise is shown to 
 promises share the level. Arms share it by Holm, looks by spending; see `levels`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

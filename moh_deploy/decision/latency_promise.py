@@ -12,8 +12,6 @@ Source: Schmeiser, Batch size effects in the analysis of simulation output (1982
 30, and large ones. The variance is that of a mean of numbers of which neighbours are correlated.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Find the arms of a plan, and make those that are made: packages in a scratch directory."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Measure all arms of a plan: the same inputs, in the same order, on this machine, in turns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The measurements of a comparison: what verdicts rest on, and what else is worth knowing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal

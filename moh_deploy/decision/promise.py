@@ -1,7 +1,5 @@
 """A promise of the plan about an arm, and what was measured of it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from functools import cache

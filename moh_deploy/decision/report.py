@@ -1,7 +1,5 @@
 """The report of a comparison: the decision, and all that it rests on."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ A block is a few runs of one arm. Runs are the same wherever, and in whatever or
 each with the same samples in it, so scores are the same bit for bit.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ straight line over the logarithm of the size, and so are the ends of its interva
 smallest and the largest nothing is guessed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Ray places, repeats and collects. What is lost with a worker is run again.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pickle

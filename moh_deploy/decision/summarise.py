@@ -1,7 +1,5 @@
 """Make the report of what was measured and decided."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean

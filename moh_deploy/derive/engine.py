@@ -1,7 +1,5 @@
 """Build an engine of TensorRT or TensorRT-RTX, as planned."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

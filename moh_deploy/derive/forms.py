@@ -1,7 +1,5 @@
 """The same model in another form: caches in place, standard operators only, another top_k."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

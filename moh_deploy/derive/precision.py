@@ -1,7 +1,5 @@
 """Write a package again in float16, bfloat16, int8 or int4, proven within the rule for that."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

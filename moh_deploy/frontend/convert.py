@@ -1,7 +1,5 @@
 """From a loaded model to an ONNX model with its reference vectors: everything that needs torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

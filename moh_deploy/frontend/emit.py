@@ -1,7 +1,5 @@
 """Translate a rewritten program to ONNX."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

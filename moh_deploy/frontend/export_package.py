@@ -1,7 +1,5 @@
 """Export a PyTorch checkpoint or an ONNX file to a package that is proven equal to it."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What an export made, and how well it agrees with the original."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

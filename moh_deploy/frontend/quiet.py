@@ -1,7 +1,5 @@
 """Keep torch from printing what the user can do nothing about."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """Trace a module with named dynamic dimensions, or say which one it fixes and where."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging

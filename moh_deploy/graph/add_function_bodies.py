@@ -1,7 +1,5 @@
 """Give every custom op a body in standard operators, for runtimes without the kernel."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 
 from moh_deploy.ops import OPS, VERSION, is_moh_op

@@ -9,8 +9,6 @@ reads how much of it is filled, and whatever else reads a cache reads the filled
 So masks stay what they are, for longer keys: the rest of a buffer is behind what is filled.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Let routers choose another number of heads, where that number is an attribute of theirs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

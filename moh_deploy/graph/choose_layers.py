@@ -4,8 +4,6 @@ To move a package to the one choice that its layers have at some sizes, without 
 runtime for these sizes only may want it: `choose_layers(model, at_sizes(layers, sizes))`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -6,8 +6,6 @@ hardware does that multiplies 16 bits and accumulates in float32. Values keep th
 dtypes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Literal

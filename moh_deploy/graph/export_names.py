@@ -1,7 +1,5 @@
 """Give inputs, outputs and dynamic dimensions the user's names."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The float32 form of a package: the same graph, in which nothing is rounded to fewer bits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

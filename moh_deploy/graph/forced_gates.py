@@ -5,8 +5,6 @@ another one. So the gates are fed where the router made them, behind the views t
 all that reads them there reads what was fed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Attention and projections stand side by side: between them a model may do anythi
 positions), which is not the layer's choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx

@@ -1,7 +1,5 @@
 """Read properties of layers from a model's nodes that the manifest does not hold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

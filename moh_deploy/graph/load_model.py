@@ -1,7 +1,5 @@
 """Load the model of a package to change it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection
 

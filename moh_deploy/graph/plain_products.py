@@ -1,7 +1,5 @@
 """Write projections of layers as the products that they are, for passes that look for products."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 

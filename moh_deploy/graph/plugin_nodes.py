@@ -1,8 +1,6 @@
 """Let attention nodes be ONNX's own Attention and a product with the gates, for runtimes that have
 one kernel for the former."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Give every value of a graph its dtype, with a Cast wherever a reader wants another one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 

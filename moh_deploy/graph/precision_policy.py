@@ -1,7 +1,5 @@
 """Decide which operators compute in float32 although the model is to be in a lower precision."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

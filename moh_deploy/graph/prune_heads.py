@@ -8,8 +8,6 @@ query heads do. Where the groups that are left are not of one size, keys and val
 behind their projections, so that they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ by up to one step of their scales.
 where it is opened, like those of `weight_noise`, whose inputs these are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

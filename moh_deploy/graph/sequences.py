@@ -4,8 +4,6 @@ Variants of a package that are opened to compare or time it are edits by one or 
 protos without weights, and stand where they are opened: `runtime/variants.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir

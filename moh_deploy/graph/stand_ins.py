@@ -1,7 +1,5 @@
 """Put nodes of operators that torch.onnx does not know in the place of what stands in for them."""
 
-from __future__ import annotations
-
 import atexit
 import base64
 

@@ -8,8 +8,6 @@ Everything that a node reads stays outside, weights and gates too: runtimes see 
 constant, and readers find the gates. A condition is computed once for all nodes that share it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir

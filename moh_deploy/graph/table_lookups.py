@@ -6,8 +6,6 @@ row, where `torch.nn.Embedding` raises an error; and what runtimes do beyond the
 ONNX Runtime fails at an inner node, OpenVINO returns zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A variant of a model whose weights move at random."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator
 

@@ -1,7 +1,5 @@
 """Store the weights of products and projections in blocks of few bits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Call a probe in a process of its own: a native library that crashes there is an answer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar

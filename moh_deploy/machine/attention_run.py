@@ -1,7 +1,5 @@
 """Run one MoHAttention on the CPU, and compare it with its definition."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 

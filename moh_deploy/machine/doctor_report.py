@@ -1,7 +1,5 @@
 """The report of `doctor`: what is installed on a machine, and what can be done there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Ask for NVIDIA's driver and GPUs."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Compare installed Python packages with the versions that moh-deploy's metadata asks for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 

@@ -3,8 +3,6 @@
 The part of the add-on that `doctor` asks.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 from collections.abc import Iterator, Mapping

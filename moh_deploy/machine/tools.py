@@ -1,7 +1,5 @@
 """Look for the compilers and headers that native code is built with."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

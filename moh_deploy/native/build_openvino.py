@@ -6,8 +6,6 @@ built where it is used, and again after OpenVINO was upgraded. It takes a C++ co
 `c++`). Its sources come with moh-deploy; the kernels are those that ONNX Runtime runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import importlib.util

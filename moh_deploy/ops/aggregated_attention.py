@@ -9,8 +9,6 @@ Source: aggregated attention, TransNeXt, arXiv 2311.17132, section 3.1, with the
 Mixture-of-Head attention, arXiv 2410.11842, section 3.2.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -5,8 +5,6 @@ The window is never unfolded. Each of its L places is the padded image, moved: a
 sums over the window take one place at a time, so nothing is larger than the keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

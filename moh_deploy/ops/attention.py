@@ -8,8 +8,6 @@ length of a cache follow ONNX Attention, opset 24, with its erratum: a causal qu
 last filled key.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from moh_deploy.ops import op_names, spec

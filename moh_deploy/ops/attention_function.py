@@ -5,8 +5,6 @@ combination is a variant with a body of its own, put together from the fragments
 variants that need a step contain it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The shape rule of MoHAttention: the output's type, and which inputs do not fit together."""
 
-from __future__ import annotations
-
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names, spec
 from moh_deploy.ops.spec import Attributes, OpDim, TensorType, TensorTypes

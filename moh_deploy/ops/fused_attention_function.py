@@ -7,8 +7,6 @@ The body in `attention_function.py` spells the softmax out, in float32. This one
 has. It is never in a package; a runtime that wants it puts it in the place of a node.
 """
 
-from __future__ import annotations
-
 import onnx
 
 from moh_deploy.ops import attention_function

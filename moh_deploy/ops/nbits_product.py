@@ -6,8 +6,6 @@ MatMulNBits.
 Source: ONNX Runtime, docs/ContribOperators.md, with `block_size` 32 and no zero points.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 

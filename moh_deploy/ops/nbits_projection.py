@@ -4,8 +4,6 @@ weights of 4 bits, of which only those of open heads are read.
     Y = X W + bias, with W as nbits_product.py has it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The ops in terms of the onnx package: operator schemas and nodes."""
 
-from __future__ import annotations
-
 import atexit
 from collections.abc import Sequence
 from functools import partial

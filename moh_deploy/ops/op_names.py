@@ -1,8 +1,6 @@
 """Names of the ops that more than their own spec mentions, as nodes, manifests and messages have
 them."""
 
-from __future__ import annotations
-
 import re
 from typing import Final, Literal
 

@@ -3,8 +3,6 @@
 `libmoh_plugin.so` says the same of itself (`moh_plugin_table`), and a test compares the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

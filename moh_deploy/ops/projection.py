@@ -8,8 +8,6 @@ Source: Mixture-of-Head attention, arXiv 2410.11842, section 3: a token that doe
 needs neither its query nor its part of the output projection (equation 4: the sum over heads).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal

@@ -9,8 +9,6 @@ routed heads, two-stage routing. The factors Sh, k and 2 keep the mean gate near
 models.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ To add a form, describe it here, name it in `FORMS`, and write what finds it in 
 `frontend/recognize/routers/forms.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@ Each op fills one `OpSpec` and registers it when `moh_deploy.ops` is imported. E
 implements, exports, checks or documents an op reads it from `OPS`: its meaning is written once.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

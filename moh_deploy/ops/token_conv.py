@@ -9,8 +9,6 @@ Source: the convolution in the feed-forward layers of PVT v2 (arXiv 2106.13797) 
 TransNeXt (arXiv 2311.17132, section 3.3, convolutional GLU).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import erf
 

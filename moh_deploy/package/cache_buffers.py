@@ -1,7 +1,5 @@
 """Bring manifest and recorded runs of a decoder whose caches grow to caches that are buffers."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ its function body. A layer with ranges of sizes has nodes whose domain depends o
 inputs.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

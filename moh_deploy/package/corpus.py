@@ -4,8 +4,6 @@ Members are named as in `vectors.npz`, and `SET/mined/layers`, `SET/mined/tokens
 `SET/mined/margins`, `SET/mined/reference` beside them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

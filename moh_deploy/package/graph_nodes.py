@@ -1,7 +1,5 @@
 """Find the MoHRouter node that makes a layer's gates."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 

@@ -1,7 +1,5 @@
 """Types of the manifest for MoH layers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

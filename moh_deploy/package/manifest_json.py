@@ -4,8 +4,6 @@ The file carries a digest of what it says, which tells damage and edits by hand 
 written; whoever means to deceive can compute it anew.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ The range of a single value stands at its field. What follows here are statement
 more chosen heads than there are, times of layers that the model does not have.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ layers[i].router                          the operators that make its gates
 layers[i].choice, ranges                  domains of its nodes
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import get_args

@@ -7,8 +7,6 @@ Source: the Protocol Buffers encoding specification, length-delimited fields; on
 numbers of the fields.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

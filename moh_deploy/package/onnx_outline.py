@@ -8,8 +8,6 @@ Source: the Protocol Buffers encoding specification; onnx.proto, whose descripto
 are messages and text.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import mmap

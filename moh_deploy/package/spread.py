@@ -1,7 +1,5 @@
 """Measure how far numbers are apart from others."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

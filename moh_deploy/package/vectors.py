@@ -4,8 +4,6 @@ Members are named `SET/KIND/NAME`: `0/inputs/x`, `0/outputs/logits`, `0/gates/3`
 manifest), `0/margins/3`, `0/scores/3`, `0/attention/3`, `0/sizes/batch`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

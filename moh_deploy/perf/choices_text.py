@@ -1,7 +1,5 @@
 """How reports show what was chosen for layers, what was measured for it, and what is predicted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

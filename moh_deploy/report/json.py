@@ -4,8 +4,6 @@ A field whose metadata is `HIDDEN` is left out; the members of one that is `FLAT
 items, stand among those of what it is in. A property is there if it is marked by `in_json`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache

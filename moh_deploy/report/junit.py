@@ -1,7 +1,5 @@
 """Show a document as JUnit XML, in the form that GitLab, Jenkins and their like read."""
 
-from __future__ import annotations
-
 import re
 import xml.etree.ElementTree as xml
 from collections.abc import Sequence

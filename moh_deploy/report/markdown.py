@@ -3,8 +3,6 @@
 Nothing that a name holds is markup: no cell, tag, link or mention begins in it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 

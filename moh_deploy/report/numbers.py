@@ -1,7 +1,5 @@
 """How numbers look in reports."""
 
-from __future__ import annotations
-
 import math
 
 from moh_deploy.report.document import Cell, Share, Status

@@ -1,7 +1,5 @@
 """Show a document in a terminal, where what is read first stands last."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from rich import table as rich

@@ -1,7 +1,5 @@
 """Check inputs before a runtime sees them: its own messages would not name what the user wrote."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 

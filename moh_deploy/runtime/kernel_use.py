@@ -1,7 +1,5 @@
 """Say which kernels a model is to run on, and which it ran on."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Tell what runs each MoH layer: a session answers for nodes, a package speaks of layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """How reports show MoH layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from moh_deploy.ops.routers import form_named

@@ -1,7 +1,5 @@
 """A package in lower precision: its model, its manifest, and the dtypes of its routers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Open whatever a path names. No other place knows what a path may be."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import cast

@@ -1,7 +1,5 @@
 """Our models as runners of Polygraphy's. Importing this imports Polygraphy."""
 
-from __future__ import annotations
-
 import time
 from collections import OrderedDict
 from collections.abc import Mapping

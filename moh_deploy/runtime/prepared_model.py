@@ -1,7 +1,5 @@
 """Prepare a model for a runtime: edits and extra outputs, and what to know of its nodes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A package whose products are in int8 or int4: its model, and what has more bits than that."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of `run`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Open variants of a package that tell errors apart: with gates fed, or with moved weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Join the inputs of several requests into one batch, and give each its part of the outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self

@@ -1,7 +1,5 @@
 """What the process of every server tells of itself: requests by status, errors, runs that hang."""
 
-from __future__ import annotations
-
 import math
 import sys
 import threading

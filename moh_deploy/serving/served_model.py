@@ -1,7 +1,5 @@
 """A model in a serving process: it answers batches, and lets observers see the runs."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

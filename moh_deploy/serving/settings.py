@@ -1,7 +1,5 @@
 """How a model is served: what `serve` is told, and what a bundle carries."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from moh_deploy.config.strict_json import Strict

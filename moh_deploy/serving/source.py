@@ -1,7 +1,5 @@
 """What a served model runs its batches on: one runner, or a guard with several."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ through, or a hundred levels of brackets. Every reader of this project goes thro
 `bounded_zip`, `bounded_json` or `bounded_yaml`, so that the answer to all of them is a sentence.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

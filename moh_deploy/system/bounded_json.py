@@ -1,7 +1,5 @@
 """Read JSON that others wrote: no name twice, no nesting that Python's own readers fail at."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

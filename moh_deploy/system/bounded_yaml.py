@@ -5,8 +5,6 @@ last of two equal keys, and hands out aliases of aliases of aliases as they stan
 all of them afterwards never ends. So values are made here, one by one, from the nodes it parses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path

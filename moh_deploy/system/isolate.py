@@ -4,8 +4,6 @@ The task is a function that can be imported, and arguments that can be pickled. 
 process as a file in a folder that nobody else may write to; the answer comes back as another.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The process of `isolated`. It imports nothing before it can be interrupted without a word."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Unlike `numpy.savez`: any member name is allowed, equal content gives equal byte
 survives, stored as its raw two bytes (numpy's `V2`), which is what `numpy.savez` does with it too.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import struct

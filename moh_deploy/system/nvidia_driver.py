@@ -1,7 +1,5 @@
 """Ask NVIDIA's driver about itself and the GPUs, without CUDA's toolkit."""
 
-from __future__ import annotations
-
 import ctypes
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Tell the user what a long job is doing, and the caller how long each step took."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -3,8 +3,6 @@
 Packages, engine directories and bundles are such. Whoever opens one compares the digests.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Spelling suggestions for unknown names in error messages."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Read quantities with a unit that users write: `5s`, `2 GiB`, `80 %`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

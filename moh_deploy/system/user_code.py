@@ -1,7 +1,5 @@
 """Find the user's code, and import a function of it."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

@@ -1,7 +1,5 @@
 """Benchmarks with measuring functions in place of clocks and processes."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Bisecting names the layer and the node of a planted fault, and nothing where nothing is wrong."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial

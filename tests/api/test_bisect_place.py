@@ -5,8 +5,6 @@ weights so small that an output moves less than the routers before it), and a de
 layers with grouped queries, whose gates are 0 and 1.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

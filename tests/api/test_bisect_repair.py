@@ -1,7 +1,5 @@
 """Which nodes need float32: found in models that float16 is too short for, and repaired."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Callable
 from dataclasses import replace

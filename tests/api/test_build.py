@@ -1,7 +1,5 @@
 """Engines that TensorRT-RTX builds, on this CPU: what runs by kernels, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from itertools import product

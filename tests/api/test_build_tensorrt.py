@@ -1,7 +1,5 @@
 """`--backend tensorrt`, over a stand-in: nothing of it has run on a GPU."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Comparisons of packages made by hand, with a measuring function in place of clocks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

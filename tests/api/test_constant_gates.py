@@ -1,7 +1,5 @@
 """A layer whose gates no input changes goes through every command."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The whole look: at this machine, and at ones that lack something, made of a fresh environment."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

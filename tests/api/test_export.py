@@ -3,8 +3,6 @@
 How inputs are brought to parameters is tested in tests/frontend/inputs/test_arguments.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an export puts in the place of a model's operators stays only where it computes the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

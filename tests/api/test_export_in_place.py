@@ -1,7 +1,5 @@
 """Decoders with their caches in place, against their originals, token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

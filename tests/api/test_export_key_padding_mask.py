@@ -1,7 +1,5 @@
 """Masks that are True for padding, as PyTorch's `key_padding_mask` is: known by what they hide."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From an ONNX file to a package, end to end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Padding in an export: left out of every proof where it is known, and shown where it is not."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

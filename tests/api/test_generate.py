@@ -1,7 +1,5 @@
 """A model directory, exported for text generation: its tokens are those of the model itself."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Commands with another runtime: nightly, since the extension is built and models are compiled."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path

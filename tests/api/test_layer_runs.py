@@ -1,7 +1,5 @@
 """inspect, run, verify and the proof of an export say the same of each layer."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`precision --to int8`: products with stored weights become integers, and the rest stays."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from dataclasses import replace

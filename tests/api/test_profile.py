@@ -1,7 +1,5 @@
 """A reference is made of inputs or of a dump."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from math import nan

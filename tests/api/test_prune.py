@@ -1,7 +1,5 @@
 """Packages with the same heads for every token are the ones they were made from, gates fixed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the original refuses to look up, its package refuses, and nothing else."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packages whose layers are run in several ways, depending on the sizes of the inputs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

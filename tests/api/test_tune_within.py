@@ -1,7 +1,5 @@
 """The fastest that is still good: over precisions and runtimes, with planted times."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

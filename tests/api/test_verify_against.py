@@ -1,7 +1,5 @@
 """What `against` names that needs no PyTorch."""
 
-from __future__ import annotations
-
 import json
 import xml.etree.ElementTree as xml
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A package is compared with checkpoints, which PyTorch runs, on inputs of the user's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Benchmarks as modules: like any script, they import their neighbours by their bare names."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The export benchmark: what it counts, how it compares, and one run of it on a small model."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Benchmarks of single kernels: both sides compute the same, and rows say what was measured."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import numpy as np

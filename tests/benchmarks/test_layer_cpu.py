@@ -1,7 +1,5 @@
 """The layer benchmark: its two layers compute the same, and its rows say what was measured."""
 
-from __future__ import annotations
-
 import sys
 from types import ModuleType
 

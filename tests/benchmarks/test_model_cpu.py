@@ -1,7 +1,5 @@
 """The model benchmark: its models, its candidates, how it compares, and one run of it."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """The op benchmark: its inputs, its candidates, how it compares, and one run of it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What telemetry adds to a run is counted."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

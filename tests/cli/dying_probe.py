@@ -1,7 +1,5 @@
 """A probe that dies in one case, as a kernel would let it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import tempfile

@@ -1,7 +1,5 @@
 """Call the command line in this process, or in one of its own."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

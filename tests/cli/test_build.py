@@ -1,7 +1,5 @@
 """`moh-deploy build`, as a process of its own where it is stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

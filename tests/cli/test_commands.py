@@ -1,7 +1,5 @@
 """inspect, run and verify as a user calls them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """`moh-deploy compare`, with clocks of its own."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The export command hands its options on, unread. A stand-in for the pipeline spares torch."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 import sys

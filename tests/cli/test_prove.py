@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import tempfile
 import xml.etree.ElementTree as xml
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`moh-deploy watch` and `moh-deploy profile` on the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """JSON of ours, decoded into dataclasses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,5 @@
 """Code and pickles that a file names are refused before anything is imported."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The C interfaces as ctypes sees them: plugins/include/moh/cuda.h, and those of the emulator."""
 
-from __future__ import annotations
-
 import ctypes
 from ctypes import (
     POINTER,

@@ -3,8 +3,6 @@
 Imports nothing of moh-deploy: a machine with a GPU may have torch and numpy only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 

@@ -7,8 +7,6 @@ a kernel of its own. Ours is the simulation's (makespan.py): as it is, and at th
 FlashAttention-2, which has the same layout of warps and is slower than a simulation of it.
 """
 
-from __future__ import annotations
-
 import ctypes
 from dataclasses import dataclass
 

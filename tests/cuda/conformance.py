@@ -3,8 +3,6 @@
 A primitive is a kernel of plugins/cuda/conformance: words of 32 bits in, words out.
 """
 
-from __future__ import annotations
-
 import ctypes
 import zlib
 from collections.abc import Callable

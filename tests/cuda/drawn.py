@@ -1,7 +1,5 @@
 """Cases that no table lists: drawn once and the same in every run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache

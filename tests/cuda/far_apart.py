@@ -3,8 +3,6 @@
 Hardly any of the addresses between them ever has memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import tempfile

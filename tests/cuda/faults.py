@@ -1,7 +1,5 @@
 """Kernels with one mistake each (plugins/cuda/emu/faults.cu), and the same without it."""
 
-from __future__ import annotations
-
 import ctypes
 
 from tests.cuda.libraries import Emulator

@@ -6,8 +6,6 @@ Writer and reader of the file are here, and nowhere else. Of each primitive it h
 fit into `_BYTES_EACH`: a repository is to keep it. Needs numpy only.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs a few lines of PTX: every thread for itself, on its own element of some arrays."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tests.cuda.ptx.interpreter import NO_CHECKS, Interpreter

@@ -4,8 +4,6 @@ The library calls a hook instead of a kernel, by the name that the kernel has in
 Parameters and memory are those that the library's own kernel would have had.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

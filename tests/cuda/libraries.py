@@ -3,8 +3,6 @@
 Builds are kept in `build/cuda-emulated/`: a second one compiles only what has changed.
 """
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 import subprocess

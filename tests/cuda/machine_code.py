@@ -5,8 +5,6 @@ NVIDIA does not document them: these are what cuobjdump shows as HMMA and LDSM, 
 architectures that the library is compiled for.
 """
 
-from __future__ import annotations
-
 import struct
 from collections import Counter
 from collections.abc import Iterator

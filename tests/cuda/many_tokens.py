@@ -1,7 +1,5 @@
 """A router's case in which warps take several tokens each."""
 
-from __future__ import annotations
-
 from tests.plugins.router_setups import RouterSetup
 
 MOST_WARPS = 2048 * 8

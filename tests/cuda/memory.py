@@ -1,7 +1,5 @@
 """Memory that kernels work on, with guards around what they write."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

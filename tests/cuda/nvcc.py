@@ -1,7 +1,5 @@
 """Compiles CUDA sources to PTX. What was compiled is kept in `build/ptx/`, by content."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

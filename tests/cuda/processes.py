@@ -1,7 +1,5 @@
 """Cases in a process of their own: under a sanitizer, or on kernels that may be broken."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -5,8 +5,6 @@
 What a machine with a GPU does not have is not there for it, either.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

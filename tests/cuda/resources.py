@@ -5,8 +5,6 @@
 The library is made in the same way: one PTX, and machine code from it for each architecture.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import re

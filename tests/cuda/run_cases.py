@@ -6,8 +6,6 @@ In a process of its own, so that a sanitizer can watch it, and so that a broken 
 nothing else. Prints what is wrong; the exit code is 1 if anything is.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import re

@@ -3,8 +3,6 @@
 python -m tests.cuda.run_fault LIBRARY {faulty|correct} SEED NAME ...
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 It speaks to a stage as tests/gpu/worker.py does, and loads no torch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

@@ -1,7 +1,5 @@
 """The C interface as Python describes it is the one that the compiler sees."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 

@@ -1,8 +1,6 @@
 """MoHAggregatedAttention on a GPU, beyond the cases of the op: sizes that take another way through
 the kernel, and what it refuses. Run by the emulator."""
 
-from __future__ import annotations
-
 import ctypes
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Which way an attention takes on a GPU, what it needs for that, and what is refused."""
 
-from __future__ import annotations
-
 import ctypes
 from dataclasses import dataclass, replace
 

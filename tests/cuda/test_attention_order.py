@@ -1,7 +1,5 @@
 """In which order blocks take tiles of rows: plugins/cuda/kernels/attention/order.cuh."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 

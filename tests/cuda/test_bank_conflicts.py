@@ -4,8 +4,6 @@ Loads of matrices are counted in every build: test_contract.py. Here every other
 build that has each one call the emulator. The compiler is not nvcc: it may cut accesses otherwise.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ The formulas are written independently of it. Golden vectors, recorded on a GPU,
 opinion: tests/cuda/golden.py.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -4,8 +4,6 @@ In the order of the threads, then in random orders with copies that are made as 
 under sanitizers in a process of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 

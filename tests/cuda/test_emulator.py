@@ -3,8 +3,6 @@
 Each mistake has a twin without it, which nothing may report.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -2,8 +2,6 @@
 inputs, with offsets of more than 32 bits. Run by the emulator.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from moh_deploy.ops.cases import Case

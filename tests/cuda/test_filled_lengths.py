@@ -1,7 +1,5 @@
 """Lengths of sequences that no host has seen: the kernel holds them within the keys."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A stage of the GPU tests loses one step to whatever goes wrong in it, and nothing else."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

@@ -1,7 +1,5 @@
 """Kernels of PTX modules in the place of the emulator's own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tests.cuda import nvcc

@@ -1,7 +1,5 @@
 """The choice of an attention's way, and the model behind it, against a simulated schedule."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 

@@ -1,7 +1,5 @@
 """Bugs planted in the kernels are caught: a push tries one of each op."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import replace

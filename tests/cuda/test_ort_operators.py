@@ -1,7 +1,5 @@
 """ONNX Runtime's operators for its CUDA provider, over the emulated kernels on its CPU."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What nvcc makes of a few lines of CUDA C++, interpreted, against the same in Python."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 from collections.abc import Callable

@@ -4,8 +4,6 @@ What is compiled is run, inline assembly included; the race check is on, and asy
 come as late as they may.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Memory of the PTX interpreter: what is stored is loaded, and nothing else may be touched."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

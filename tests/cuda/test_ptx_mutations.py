@@ -1,7 +1,5 @@
 """Bugs planted in the PTX of a kernel are caught, each of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

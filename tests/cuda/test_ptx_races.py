@@ -1,7 +1,5 @@
 """Order between accesses to shared memory, and asynchronous copies."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The order in which the PTX interpreter runs threads: they meet again, or it says who does not."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

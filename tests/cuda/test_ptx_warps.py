@@ -1,7 +1,5 @@
 """Instructions that the threads of a warp run together, against loops over lanes."""
 
-from __future__ import annotations
-
 import ml_dtypes
 import numpy as np
 import pytest

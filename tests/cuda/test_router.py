@@ -1,8 +1,6 @@
 """MoHRouter on a GPU, beyond the cases of the op: many heads, counts, and what it refuses. Run by
 the emulator."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 

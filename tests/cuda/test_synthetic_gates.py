@@ -1,7 +1,5 @@
 """Gates for measuring: how many are open, and that they are the same ones each time."""
 
-from __future__ import annotations
-
 import ctypes
 
 import numpy as np

@@ -5,8 +5,6 @@ or none of it (`hidden`), or not this package (`bare`). Runs in network, mount a
 namespaces of its own (tests/decision/test_spread.py), so that nothing is left of it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Arms that are more than a path: a server, routing fed, and what is measured beside them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ What is stated: no arm that is not worth it is called a win more often than the 
 of what the confidence leaves; over all arms, and over all looks.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Gains told from rounds of which neighbours are alike."""
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 

@@ -1,7 +1,5 @@
 """Arms that are made of a package, each beside the one that it is made of."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

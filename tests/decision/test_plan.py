@@ -1,7 +1,5 @@
 """Plans that are wrong, and what is said of them."""
 
-from __future__ import annotations
-
 import re
 from copy import deepcopy
 from pathlib import Path

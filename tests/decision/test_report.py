@@ -1,7 +1,5 @@
 """What a decision looks like in words; pages are opened in tests/report/html."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

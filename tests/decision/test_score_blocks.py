@@ -1,7 +1,5 @@
 """Scores of blocks: the same as without blocks, and kept until an interrupted call goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Break-even in size, of times whose truth is known, and of gains given by hand."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Samples that are scored by a Ray cluster, and what of it can be told without one."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pickle

@@ -1,7 +1,5 @@
 """A package that is written again with its caches in place, and runs with one memory for each."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Steps of other actions are noted, not run.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

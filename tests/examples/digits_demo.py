@@ -1,7 +1,5 @@
 """One run of the digits demo, with a shorter training, for all tests of what it leaves."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Accuracy on real images: the package, one in float16, and packages that lose some of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The decision of the digits as a user gets it, with a shorter training and shorter timing."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

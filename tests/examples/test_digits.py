@@ -1,7 +1,5 @@
 """The demo as a user runs it, with a shorter training, and its verdict when something is wrong."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Drift of routing on real images: unchanged traffic is let pass, other traffic is found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The GitHub Action and the job for GitLab on the digits example: their steps, run as a script."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

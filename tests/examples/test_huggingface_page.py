@@ -1,7 +1,5 @@
 """The page for Hugging Face models is tried as it is written."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """The example of a guard's policy can be used, also with what is commented out in it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

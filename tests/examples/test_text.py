@@ -1,7 +1,5 @@
 """The text example in a short form: three steps of training, exported, and its text foretold."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator

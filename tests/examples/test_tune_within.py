@@ -1,7 +1,5 @@
 """Real images: what is chosen under a condition on their labels, with times by dtype."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 

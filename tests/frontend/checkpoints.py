@@ -1,7 +1,5 @@
 """Small models and checkpoint files that the loading tests share."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

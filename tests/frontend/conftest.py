@@ -1,7 +1,5 @@
 """Loading a model changes sys.path and sys.modules for good: undo it after each test."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

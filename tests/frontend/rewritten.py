@@ -1,7 +1,5 @@
 """Take a program through recognition and rewriting, check each step, and say what was found."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

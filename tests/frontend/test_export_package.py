@@ -1,7 +1,5 @@
 """From a model to a package, end to end. What single steps do is tested where they live."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The torch operators become the very ONNX nodes that the contract tests."""
 
-from __future__ import annotations
-
 import onnx_ir as ir
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Modules and functions as programs and graphs, for tests of what reads and changes them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

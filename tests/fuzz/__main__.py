@@ -4,8 +4,6 @@ Every reader runs in a process of its own, which may take so much memory and no 
 when it says nothing for a while. What is found is printed, shrunk, and the exit code is 1 then.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -1,7 +1,5 @@
 """npz and npy files with arrays, names, headers and the archive itself changed."""
 
-from __future__ import annotations
-
 import io
 import warnings
 import zipfile

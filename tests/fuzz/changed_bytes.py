@@ -1,7 +1,5 @@
 """Bytes with a few of them changed, moved or missing."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """ONNX models with fields of messages changed, wherever they are."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Plain values, as JSON and YAML have them, with a few changed into what makes no sense."""
 
-from __future__ import annotations
-
 import copy
 import json
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """YAML texts: written from changed values, and spoilt by what YAML alone has."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -1,7 +1,5 @@
 """What is fuzzed: a reader, what it is given, and what may come out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

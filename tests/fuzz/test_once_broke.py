@@ -1,7 +1,5 @@
 """What once ended in a traceback, hung, or took all memory: it is refused in a sentence."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

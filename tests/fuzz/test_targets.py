@@ -1,7 +1,5 @@
 """A few inputs for every reader: the same ones at each push."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -11,8 +11,6 @@ stage finds is in DIR/STAGE.json after every step, so that nothing is lost whate
 The exit code is 1 if anything is wrong, 2 if nothing was tested.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -1,7 +1,5 @@
 """Aggregated attention in the timings: tensors, our kernel, the formula in torch's operators."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 A new candidate is one line in `CANDIDATES`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

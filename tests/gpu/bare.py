@@ -4,8 +4,6 @@ python -m tests.gpu.bare --library FILE cases --every N
 python -m tests.gpu.bare --library FILE attention|aggregated
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

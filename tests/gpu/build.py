@@ -1,7 +1,5 @@
 """Builds the kernels for one GPU with nvcc alone: neither CMake nor anything else is needed."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import subprocess

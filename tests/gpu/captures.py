@@ -1,7 +1,5 @@
 """Captures ops in a process that has not called them before: kernels are loaded meanwhile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

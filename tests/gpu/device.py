@@ -1,7 +1,5 @@
 """Where kernels run, and how their time is taken: a GPU, or this machine's CPU for a rehearsal."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Sequence

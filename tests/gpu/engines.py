@@ -9,8 +9,6 @@ plugin says so in the log of the build. Needs moh-deploy with its
 plugin library (`make plugin`), TensorRT, and a GPU. The exit code is 1 if anything is wrong.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

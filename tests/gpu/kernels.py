@@ -1,7 +1,5 @@
 """The library of kernels: what it refuses becomes an exception."""
 
-from __future__ import annotations
-
 import ctypes
 from functools import cached_property
 from pathlib import Path

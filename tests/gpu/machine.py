@@ -1,7 +1,5 @@
 """Which card, driver and clocks the numbers belong to."""
 
-from __future__ import annotations
-
 import shutil
 import statistics
 import subprocess

@@ -1,7 +1,5 @@
 """How the time of sparse attention divides: the list of rows, the rows, the combining of splits."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

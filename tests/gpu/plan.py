@@ -3,8 +3,6 @@
 python3 -m tests.gpu --plan    prints this; it needs neither a GPU nor torch
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product, zip_longest

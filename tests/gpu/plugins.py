@@ -5,8 +5,6 @@ TensorRT itself is not needed. The library and the harness are built where its h
     make plugin && python -m tests.gpu.prepare --plugin moh_deploy/native/libmoh_plugin.so
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -6,8 +6,6 @@ the contract cases with their references, what the primitives are tried on, and,
 plugin library (`make plugin`), that and the harness that drives it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

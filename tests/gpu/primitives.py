@@ -1,7 +1,5 @@
 """Records what the device makes of each primitive: golden vectors to judge the emulators by."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Times candidates against each other: graphs of many calls, in turns, on rotating tensors."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -1,7 +1,5 @@
 """The JSON file of a stage: whole on the disk after every step, whatever happens next."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence

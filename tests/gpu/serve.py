@@ -1,7 +1,5 @@
 """A worker's loop: steps come on stdin, results go to where stdout was, a line of JSON each."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

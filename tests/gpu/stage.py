@@ -1,7 +1,5 @@
 """Runs a stage: its steps in order, within a budget, each result in the report before the next."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

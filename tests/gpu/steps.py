@@ -1,7 +1,5 @@
 """A stage of the GPU tests as a list of steps, and what became of each: types without torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

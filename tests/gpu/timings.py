@@ -1,7 +1,5 @@
 """The jobs that time an op: ours against what a user would take instead, judged in the same run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast

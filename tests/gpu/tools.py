@@ -1,7 +1,5 @@
 """NVIDIA's tools over a part of the work: compute-sanitizer and Nsight Compute, where installed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 python -m tests.gpu.worker --device cuda    reads steps from stdin: see tests/gpu/serve.py
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

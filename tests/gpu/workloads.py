@@ -1,7 +1,5 @@
 """What is timed: shapes, shares of open heads, dtypes. Without torch, for a plan needs none."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 from tests.gpu.steps import Json

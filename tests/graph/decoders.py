@@ -1,7 +1,5 @@
 """Small decoders whose caches grow, as ONNX models with manifest and runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small ONNX models to run passes on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Caches that are written in place give what caches that grow give, call by call."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

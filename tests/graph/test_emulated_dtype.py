@@ -1,7 +1,5 @@
 """Values are what bfloat16 arithmetic with sums in float32 gives, bit for bit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What tells how long caches are, and how much they grow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

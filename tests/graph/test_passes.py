@@ -1,7 +1,5 @@
 """A pass says whether it changed the graph: compared with every byte of the model."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Raising undoes lowering: what comes out is lowered again to the same graph."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

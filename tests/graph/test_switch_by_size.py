@@ -1,7 +1,5 @@
 """Nodes that depend on sizes: both branches run, at the sizes they are meant for, and no others."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables that a graph looks rows up in, and how it computes the indices."""
 
-from __future__ import annotations
-
 import onnx
 import pytest
 from onnx import TensorProto, helper, parser

@@ -1,7 +1,5 @@
 """Operands of attention's products are rounded, each draw elsewhere, and nothing else is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

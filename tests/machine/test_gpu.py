@@ -1,7 +1,5 @@
 """The driver, simulated by a library of its name."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import struct

@@ -1,8 +1,6 @@
 """Cases of the contract in batches: a test runs all cases of an op in one dtype, and names each of
 them that fails."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A layer whose cache is a buffer with room: new keys and values are written where they belong."""
 
-from __future__ import annotations
-
 import onnx
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info

@@ -1,7 +1,5 @@
 """A case as a model of one node, and its inputs by name."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 

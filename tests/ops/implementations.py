@@ -1,7 +1,5 @@
 """Everything that claims to compute the ops: a new one joins by a line in IMPLEMENTATIONS."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The ops once more, in torch float64, sharing nothing with the reference."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

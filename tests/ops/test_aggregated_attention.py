@@ -1,7 +1,5 @@
 """The function bodies of MoHAggregatedAttention, and a window of the whole image."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The function bodies of MoHAttention, and what ONNX says of a cache with room."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

@@ -1,7 +1,5 @@
 """Prompt, chunk and steps in one buffer, past and present, give what all tokens at once give."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import onnxruntime as ort

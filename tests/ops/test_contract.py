@@ -1,7 +1,5 @@
 """Every named case, through every implementation, judged by one function."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

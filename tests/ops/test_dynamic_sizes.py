@@ -1,7 +1,5 @@
 """One function body serves all sizes: what no attribute fixes is told by each run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 

@@ -1,7 +1,5 @@
 """The body of MoHAttention over ONNX's Attention computes what the op means."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

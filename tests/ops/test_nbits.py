@@ -1,7 +1,5 @@
 """What the contract of the ops with weights of few bits asks for."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

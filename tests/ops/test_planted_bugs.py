@@ -3,8 +3,6 @@
 Each is planted into the function bodies and has to fail at least one case.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

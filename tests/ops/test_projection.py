@@ -1,7 +1,5 @@
 """What the contract of the projections asks for, and what it leaves open."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """What holds for every router form, and how choices are judged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

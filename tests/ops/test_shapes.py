@@ -1,7 +1,5 @@
 """The shape rules: types of outputs, and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

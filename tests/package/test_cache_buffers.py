@@ -1,7 +1,5 @@
 """Manifest and runs of caches that grow, brought to buffers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

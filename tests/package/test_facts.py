@@ -3,8 +3,6 @@
 Each edit computes the manifest's digest anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce

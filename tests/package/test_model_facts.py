@@ -1,7 +1,5 @@
 """The form of a router is told by its operators: no other name for it is accepted."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

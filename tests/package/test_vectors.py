@@ -1,7 +1,5 @@
 """Members of `vectors.npz` that older packages lack, and of which a layer may have none."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

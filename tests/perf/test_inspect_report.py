@@ -1,7 +1,5 @@
 """What can be saved follows from sizes: much of a prompt's attention, little of a grouped cache."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Aggregated attention as it may come: sizes and options, from which a case is made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS

@@ -1,7 +1,5 @@
 """Hypothesis strategies for setups: sizes near those where a kernel takes another way."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from hypothesis import strategies as st

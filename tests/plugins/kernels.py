@@ -1,7 +1,5 @@
 """Runs a case on the kernels of a library, and nowhere else."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path

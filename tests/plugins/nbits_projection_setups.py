@@ -1,7 +1,5 @@
 """Projections with weights of 4 bits as they may come, from which a case is made."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from moh_deploy.ops.cases import Case

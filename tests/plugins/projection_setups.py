@@ -1,7 +1,5 @@
 """Projections as they may come: sizes and gates, from which a case is made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

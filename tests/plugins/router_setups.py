@@ -1,7 +1,5 @@
 """Routers as they may come: sizes, options and logits, from which a case is made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

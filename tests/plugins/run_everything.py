@@ -6,8 +6,6 @@ Every input and output lies in memory of exactly its size, so that nothing beyon
 unseen. Results are compared with the reference, too.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from dataclasses import replace

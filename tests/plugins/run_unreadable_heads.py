@@ -7,8 +7,6 @@ Ends by a signal if one is touched; with `all`, where every head is chosen or ev
 has to.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import resource

@@ -1,7 +1,5 @@
 """MoHAggregatedAttention on the CPU kernels, for sizes and options that no table lists."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MoHAttention on the CPU kernels, for sizes, masks and gates that no table lists."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Matrix products of bfloat16 operands: `moh.compute_type` is `bfloat16`."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

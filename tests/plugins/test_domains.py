@@ -1,7 +1,5 @@
 """Nodes of every body run on kernels: `moh.2` is to a kernel what `moh` is."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import onnx

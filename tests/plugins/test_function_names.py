@@ -1,7 +1,5 @@
 """Functions of the native code are named in snake_case, as plugins/README.md says."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path

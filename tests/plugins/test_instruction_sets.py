@@ -3,8 +3,6 @@
 The library asks the processor itself, whatever it was compiled by.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import re

@@ -1,7 +1,5 @@
 """Products with weights of few bits on the CPU kernels, for sizes of no table."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The projections with weights of 4 bits on the CPU kernels, for sizes and gates of no table."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a row gives does not depend on which other rows there are, only on their number."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Kernels write every element of their output, and read none of what was there before."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

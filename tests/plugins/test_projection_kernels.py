@@ -1,7 +1,5 @@
 """The projections on the CPU kernels, for sizes and gates that no table lists."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

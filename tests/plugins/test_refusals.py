@@ -1,7 +1,5 @@
 """What the kernels refuse, in a model that no shape rule has seen: what, got, expected."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import onnxruntime as ort

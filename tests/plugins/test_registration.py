@@ -1,7 +1,5 @@
 """What the library says of itself, and what it refuses to be registered with."""
 
-from __future__ import annotations
-
 import ctypes
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """MoHRouter on the CPU kernels, for sizes, options and logits that no table lists."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

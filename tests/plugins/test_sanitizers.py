@@ -4,8 +4,6 @@ AddressSanitizer sees neither what is within a thread's scratch memory nor reads
 not written; UndefinedBehaviorSanitizer sees what is wrong with the arithmetic.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

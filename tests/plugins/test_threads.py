@@ -1,7 +1,5 @@
 """Results do not depend on how many threads there are, or on which of them computes what."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """MoHTokenConv on the CPU kernels, for sizes and options that no table lists."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import erfc, sqrt
 

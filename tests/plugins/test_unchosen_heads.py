@@ -1,7 +1,5 @@
 """Keys and values of a head that nobody chose, or behind the filled ones, are not even read."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

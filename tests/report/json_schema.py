@@ -1,7 +1,5 @@
 """The schemas in docs, beside what is printed and beside the dataclasses that it is made from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass

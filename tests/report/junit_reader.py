@@ -1,7 +1,5 @@
 """Read JUnit XML as a CI does, and refuse what some of them would stumble over."""
 
-from __future__ import annotations
-
 import xml.etree.ElementTree as xml
 
 from junitparser import Error, Failure, JUnitXml, Skipped

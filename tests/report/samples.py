@@ -1,7 +1,5 @@
 """Reports made up for pages: of any number of layers and heads."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Reports in each format of a file."""
 
-from __future__ import annotations
-
 from moh_deploy.report.document import About
 from moh_deploy.report.html.page import page
 from moh_deploy.report.junit import junit

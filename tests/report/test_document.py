@@ -1,7 +1,5 @@
 """A document of no job of ours, in every format: what a renderer needs to know is in it."""
 
-from __future__ import annotations
-
 import html
 import re
 import xml.etree.ElementTree as xml

@@ -1,7 +1,5 @@
 """JSON from dataclasses, and the schemas in docs of all that `--json` prints of a job."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

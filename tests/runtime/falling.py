@@ -1,7 +1,5 @@
 """A runtime that ends its process where it opens or returns some values."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A model in a process of its own: what ends that process is said, and the rest is compared."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A runtime that only the metadata of an add-on knows is run, verified, measured and refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a path names, and that it is opened in the way that was asked for."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Each row of the tables changes a request that is right, and has the status that 
 servers differ it has a `Difference`: docs/production.md lists these, and no others.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What many tests of serving read: a small package, and its own answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """Packages without layers, each made of a graph's text, recorded inputs and what they give."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`serve` and Triton answer the same requests alike, except where docs/production.md says so."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Graphs and molecules: edge biases, head-last layouts, distances, pairs, sparse edges."""
 
-from __future__ import annotations
-
 import math
 
 import torch

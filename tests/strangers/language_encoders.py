@@ -1,7 +1,5 @@
 """Encoders and encoder-decoders: BERT, ModernBERT, DeBERTa, T5, and one that retrieves."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 

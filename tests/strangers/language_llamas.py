@@ -1,7 +1,5 @@
 """Decoders in the style of Hugging Face's Llama family, patched with head routing."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -1,7 +1,5 @@
 """Models written with newer tools of PyTorch, and outputs in classes of their own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Decoders that are not Llama: Gemma 2, Phi, BLOOM, Falcon, GPT-NeoX, OPT, patched."""
 
-from __future__ import annotations
-
 import math
 
 import torch

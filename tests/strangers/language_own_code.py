@@ -1,7 +1,5 @@
 """Language models of people who write their own: nanoGPT, lit-gpt, Meta's Llama, DeepSeek."""
 
-from __future__ import annotations
-
 import math
 
 import torch

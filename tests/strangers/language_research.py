@@ -1,7 +1,5 @@
 """Heads chosen or attended to in the ways of recent papers."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """Reinforcement learning, sets and science: memories, trajectories, induced points, fields."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A language model that reads patches before its prompt, and its step on nested caches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

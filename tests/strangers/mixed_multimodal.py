@@ -1,7 +1,5 @@
 """Images beside text: two towers, learned queries, gated cross-attention."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Recommendation and tables: item histories, target attention, features as tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Sets and scientific fields: induced points, latents, kernels without softmax, adapters."""
 
-from __future__ import annotations
-
 import math
 
 import torch

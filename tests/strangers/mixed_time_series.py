@@ -1,7 +1,5 @@
 """Forecasting: patches of padded series, interpretable heads, variates as tokens, correlations."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Speech: a streaming encoder with a cache and an encoder-decoder with cross-attention."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Speech: encoders over subsampled frames, with lengths, chunks, relative positions and caches."""
 
-from __future__ import annotations
-
 import math
 
 import torch

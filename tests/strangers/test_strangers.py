@@ -1,7 +1,5 @@
 """What strangers bring: gated layers are found and replaced, or it is said what is in the way."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from pathlib import Path

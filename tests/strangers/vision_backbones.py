@@ -1,7 +1,5 @@
 """Image classifiers with gated heads, in the style of libraries of backbones."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Detectors and segmenters: learned queries, masks, maps of features of any size."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Denoisers of transformers: blocks modulated by time, joint attention of text and image."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Pyramids and their shortcuts: fewer keys, pooled queries, attention of channels."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

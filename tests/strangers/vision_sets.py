@@ -1,7 +1,5 @@
 """Video, volumes, point clouds and arrays of bytes."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

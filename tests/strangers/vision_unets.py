@@ -1,7 +1,5 @@
 """Denoisers with skips and captions: U-ViT, cross-attention, a U-Net's attention."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """What tests of `isolated` let another process do."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

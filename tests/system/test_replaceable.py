@@ -1,7 +1,5 @@
 """A command replaces a file only where it is empty, or of the kind that the command writes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

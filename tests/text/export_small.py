@@ -1,7 +1,5 @@
 """Export the small decoders of the tests, and generate with them as their authors would."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

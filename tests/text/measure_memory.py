@@ -6,8 +6,6 @@ writes a model of about 1 GiB of float32 weights, exports it, and prints the lar
 command and the processes that it starts hold at a time (PSS: pages that are shared count once).
 """
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Write model directories as Hugging Face lays them out, with small models."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """An export holds the weights once: measured on processes of their own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.nightly import nightly

@@ -1,7 +1,5 @@
 """Directories whose code needs transformers: that of before, and today's with gated heads."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write the files of a small tokenizer: a token for each printable character of ASCII."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is generated from the specs of the ops is what they say."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What can be wrong with one layer of a package is refused; what may differ is not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import get_args
 

@@ -6,8 +6,6 @@ environment and arguments, gets signals, and ends as any other does; only `sys.m
 than it would be. What is said of imports, or of crashes, is tested with `sys.executable`.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

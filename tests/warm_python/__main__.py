@@ -1,7 +1,5 @@
 """The server: forks for each request. See `tests.warm_python`."""
 
-from __future__ import annotations
-
 import faulthandler
 import gc
 import importlib

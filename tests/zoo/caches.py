@@ -1,7 +1,5 @@
 """Decoders whose cache is preallocated, or holds latents in place of keys and values."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """The zoo as one table."""
 
-from __future__ import annotations
-
 from tests.zoo import (
     composed,
     gating,

@@ -1,7 +1,5 @@
 """Whole models: several inputs and outputs, shared layers, neighbours of other kinds."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """One attention: many places to multiply the gates in, and many rules to choose them by."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

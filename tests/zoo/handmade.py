@@ -1,7 +1,5 @@
 """Attention cores written out: matmul, bmm, einsum, masks, biases, rotations, layouts."""
 
-from __future__ import annotations
-
 import math
 from math import sqrt
 

@@ -1,7 +1,5 @@
 """Habits of published code that say the same as a plain attention: masks, layouts, loops."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Language models that choose heads by the norm of their queries, with and without a cache."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """Learned queries: which heads they choose is known before the model runs."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

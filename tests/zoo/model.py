@@ -1,7 +1,5 @@
 """What a model of the zoo is: a factory, its inputs, and what recognition must say about it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

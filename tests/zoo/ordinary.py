@@ -1,7 +1,5 @@
 """Models without a Mixture-of-Head layer, some of which look as if they had one."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

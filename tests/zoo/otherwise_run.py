@@ -1,7 +1,5 @@
 """Attention as usual, run under something or for less than a batch."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """Models with the router forms of the MoH paper, in several hands."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 

@@ -1,7 +1,5 @@
 """The rarer ways of writing as two tables: what recognition must get right, and what it misses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Routers of mixture-of-experts models, choosing heads instead of experts."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """Attention cores written with F.scaled_dot_product_attention."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The zoo must be worth measuring on: its models run, repeat themselves and route."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

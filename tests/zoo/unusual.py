@@ -1,7 +1,5 @@
 """Gates, choices, layouts and signatures that are rarer, but that somebody will hand in."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """Attention that is rarer, but that somebody will hand in; some of it is more than attention."""
 
-from __future__ import annotations
-
 import math
 
 import torch

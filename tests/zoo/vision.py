@@ -1,7 +1,5 @@
 """Ways of writing that come from vision, audio, diffusion and sets."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

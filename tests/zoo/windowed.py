@@ -3,8 +3,6 @@
 Source: TransNeXt (arXiv 2311.17132), section 3, with the gates of MoH (arXiv 2410.11842).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

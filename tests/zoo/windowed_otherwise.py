@@ -1,7 +1,5 @@
 """Windowed-and-pooled attention as other hands write it."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -6,8 +6,6 @@
 judged as everywhere.
 """
 
-from __future__ import annotations
-
 import struct
 import subprocess
 import sys

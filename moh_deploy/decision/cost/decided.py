@@ -1,7 +1,5 @@
 """The JSON of a decision, as far as costs rest on it: times of the arms, and what was decided."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Where skipping heads breaks even for a package: as `tune` timed its layers, and predicted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from moh_deploy.decision.cost.traffic import SizedRequests

@@ -3,8 +3,6 @@
 Sizes of traffic between measured ones can be interpolated where that is asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean

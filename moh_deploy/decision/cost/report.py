@@ -1,7 +1,5 @@
 """The report of costs: whether an arm pays, and what each costs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal

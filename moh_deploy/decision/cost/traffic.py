@@ -3,8 +3,6 @@
 A CSV file with a column for each dimension, and either `count` or `timestamp`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

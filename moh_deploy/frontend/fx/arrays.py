@@ -1,7 +1,5 @@
 """Torch tensors as numpy arrays and back, bfloat16 included."""
 
-from __future__ import annotations
-
 import ml_dtypes
 import numpy as np
 import torch

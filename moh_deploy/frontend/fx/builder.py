@@ -1,7 +1,5 @@
 """Insert operators into an exported graph, and bring tensors into a wanted layout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast

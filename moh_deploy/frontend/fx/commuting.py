@@ -4,8 +4,6 @@ An elementwise operator does not care about the order of its operands' dimension
 along the last dimensions (a normalisation, a slice, a reduction) not about that of the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast

@@ -4,8 +4,6 @@ A class of another kind is opened as it was registered with PyTorch's pytrees, a
 registers its outputs. Nothing is registered here.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Sequence

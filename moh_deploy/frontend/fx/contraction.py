@@ -5,8 +5,6 @@ label for each dimension of both operands and of the result. A label that the re
 over.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast

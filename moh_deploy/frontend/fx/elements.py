@@ -5,8 +5,6 @@ by index. They all only move elements. Moving the elements' own positions tells 
 where, whatever it was written with.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

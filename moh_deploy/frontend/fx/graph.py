@@ -1,7 +1,5 @@
 """Reading an exported graph: the operator of a node, its shape, what depends on what."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Values that do not depend on the model's inputs, computed with the program's own operators."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable, Sequence
 

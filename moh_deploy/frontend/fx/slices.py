@@ -1,7 +1,5 @@
 """Tensors that are a part of another one, whatever takes the part: slices, selections, splits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Operators that move elements without changing them, as maps between layouts."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

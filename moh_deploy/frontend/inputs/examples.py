@@ -1,7 +1,5 @@
 """Example inputs: where their values and their dynamic axes come from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

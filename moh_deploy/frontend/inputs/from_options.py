@@ -1,7 +1,5 @@
 """Make the example inputs that the user's options and configuration describe."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

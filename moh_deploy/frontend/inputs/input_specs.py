@@ -2,8 +2,6 @@
 
 `--input` is `NAME:[SHAPE]:DTYPE`, or `NAME=VALUE` for a constant."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Example inputs from an npz file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The inputs of an ONNX file: names, types and dimensions that it declares, and example values."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

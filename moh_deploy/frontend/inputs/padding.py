@@ -1,7 +1,5 @@
 """Masks of valid tokens that hold real padding, for inputs that are made or brought to a size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """The inputs of an exported program (`.pt2`): the names, examples and dynamic axes in it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

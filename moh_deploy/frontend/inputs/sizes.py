@@ -1,7 +1,5 @@
 """At which sizes of the dynamic dimensions the model is tried besides the example's."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -5,8 +5,6 @@ Whatever a model calls its cache, from outside it is a key and a value for each 
 Which form the model's own cache has shows when it is run once.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Nothing that a file names is executed, unless the user trusts the file.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

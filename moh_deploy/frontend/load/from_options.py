@@ -1,7 +1,5 @@
 """Load the model that the user's options name, in eval mode and in the dtype that they ask for."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

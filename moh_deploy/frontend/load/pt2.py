@@ -6,8 +6,6 @@ Unless the user trusts the file, each is checked first to be of the harmless for
 torch.export.save writes; of example inputs that are objects of classes, the tensors alone are read.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """The module of a checkpoint that holds weights alone: built by a factory, then filled."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -20,8 +20,6 @@ join_routers     it asks for the gates that the other joins
 merge_equal      last: passes before it may write one thing twice
 """
 
-from __future__ import annotations
-
 from torch.export import ExportedProgram
 
 from moh_deploy.frontend.fx.builder import GraphBuilder

@@ -4,8 +4,6 @@
 head: torch leaves a row of `slice_scatter`, `select_scatter` or `index_add` behind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast

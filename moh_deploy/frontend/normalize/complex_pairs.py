@@ -4,8 +4,6 @@ Many rotary embeddings are written so (`view_as_complex(x) * frequencies`), and 
 numbers. What no rule is for stays as it is, and is refused where the program is translated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

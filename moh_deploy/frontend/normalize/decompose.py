@@ -5,8 +5,6 @@ sum; `masked_fill` with 0 is a choice by a mask of what is kept; `expand_as` is 
 size, and reads nothing else of the other tensor; so is `repeat_interleave` by a dynamic size.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import cast

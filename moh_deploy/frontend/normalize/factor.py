@@ -5,8 +5,6 @@ Some models weigh shared and routed heads apart, or each head on its own, and co
 gates of a layer are one tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast

@@ -11,8 +11,6 @@ The results of powers, sines and long sums differ between libraries in the last 
 the original's, before torch.onnx or a runtime folds them with its own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterator
 

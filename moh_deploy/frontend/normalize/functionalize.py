@@ -2,8 +2,6 @@
 regions that set a mode by their operators.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind

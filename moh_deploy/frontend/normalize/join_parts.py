@@ -7,8 +7,6 @@ attention is gated as a whole. Parts may be transposed and split into heads befo
 Source: arXiv 2403.03206, figure 2b, is the attention that is usually written so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast

@@ -5,8 +5,6 @@ router does behind its projection it does for each token by itself: that is
 `route(cat([a(x), b(y)], tokens))`, one choice of heads, where both do the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 

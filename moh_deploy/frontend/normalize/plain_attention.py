@@ -1,7 +1,5 @@
 """Attention that stays as it is, in a form that ONNX has and that every runtime computes alike."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

@@ -5,8 +5,6 @@ their own, which are slices of common ones, or weights. Stacked, `[H, ...]`, the
 other attention computes at once; where they are joined, the dimension of heads goes into its place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import cast

@@ -4,8 +4,6 @@ A stacked tensor has one dimension more than that of a head, in front: [H, ...].
 the same for all heads stays as it is, and is broadcast.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast

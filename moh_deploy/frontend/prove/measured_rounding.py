@@ -1,7 +1,5 @@
 """Measure how far rounding moves the original: the floor that a package's error is judged by."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass

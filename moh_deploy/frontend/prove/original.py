@@ -1,7 +1,5 @@
 """The original model as a function: what every later form is compared with."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Run a program that holds original and inserted operators, and compare layer by layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run an original model again on a package's inputs, and record how its layers route."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

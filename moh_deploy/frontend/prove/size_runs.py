@@ -6,8 +6,6 @@ model takes an image of one patch. Such a size is no failure; it is below what t
 for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 

@@ -15,8 +15,6 @@ parameter.
                                of what is no attention
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch.export import ExportedProgram

@@ -1,7 +1,5 @@
 """Decide which products with attention apply gates, and describe the layers they make."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import cast
 

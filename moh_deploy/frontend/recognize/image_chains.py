@@ -1,7 +1,5 @@
 """Find where tokens become an image, are computed on, and become tokens again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast

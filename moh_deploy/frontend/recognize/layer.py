@@ -1,7 +1,5 @@
 """A recognised MoH layer, before anything is rewritten."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

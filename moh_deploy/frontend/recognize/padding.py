@@ -5,8 +5,6 @@ is run on inputs with padding in many places. Keys must be hidden where the inpu
 is 1, and nowhere else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

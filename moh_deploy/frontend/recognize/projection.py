@@ -1,7 +1,5 @@
 """Products of an activation with weights, whatever they are written with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast

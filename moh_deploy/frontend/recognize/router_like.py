@@ -1,7 +1,5 @@
 """What looks like the gates of a router: a tensor, followed back to what was ranked or squashed."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property

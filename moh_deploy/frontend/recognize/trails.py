@@ -1,7 +1,5 @@
 """Follow attention farther than recognition does, to what looks like the gates of its heads."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice

@@ -1,7 +1,5 @@
 """Walk over a graph of operators."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
 from torch.fx import Node

@@ -4,8 +4,6 @@ The new operators are first inserted beside what they replace, so that one run o
 computes both and compares them layer by layer; only what agrees is then committed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

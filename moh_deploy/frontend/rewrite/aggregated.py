@@ -1,7 +1,5 @@
 """Put a MoHAggregatedAttention beside the windowed-and-pooled attention that it computes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Put a MoHAttention beside the attention it computes."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from functools import cache

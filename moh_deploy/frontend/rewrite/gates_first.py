@@ -4,8 +4,6 @@ Where each head's output is projected on its own, its gate may come behind that:
 `gate * (attention @ weight)` is `(gate * attention) @ weight`, summed over the heads or not.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -4,8 +4,6 @@ A query that only the attention reads need not be computed where the gate is 0, 
 depend on it. A linear map that alone reads the gated heads need not read those of a gate of 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

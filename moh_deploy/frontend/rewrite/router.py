@@ -1,7 +1,5 @@
 """Put a MoHRouter beside the router it computes, and the logits that it reads into one product."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Slices and permutations of weights are made once, when the model is exported; th
 would be copied in every run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 

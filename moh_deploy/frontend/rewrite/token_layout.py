@@ -5,8 +5,6 @@ depthwise convolution becomes a MoHTokenConv, with the bias of the product befor
 and the gates that follow; a convolution of one pixel a matrix product, the mean of blocks a mean.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node

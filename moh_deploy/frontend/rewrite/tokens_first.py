@@ -5,8 +5,6 @@ they are transposed before that, and the attention's output behind it. Most of t
 the same to tensors that are not transposed (`recognize.commuting`), and the op takes those.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

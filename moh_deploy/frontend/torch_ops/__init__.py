@@ -6,8 +6,6 @@ are the inputs and the attributes of the op's `OpSpec`, in that order; shapes of
 the translation to an ONNX node follow from it, too.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ They are dense and written for clarity: in torch they only have to be right. The
 where their inputs are, as the proof of a router needs it, and else in float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -7,8 +7,6 @@ Runtime computes it and tells its shapes; torch.onnx is given a stand-in for it,
 `graph.stand_ins` replaces by the node itself.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Each takes the value whose entries are wanted, and returns one that holds these alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pick the figures that a baseline file keeps: of one package, beside its baselines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from moh_deploy.errors import ConfigError

@@ -1,7 +1,5 @@
 """Load the candidates of a benchmark, let them take turns, and collect what was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The candidates of a benchmark: packages, and the baselines that words and paths name."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

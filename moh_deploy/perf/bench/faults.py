@@ -6,8 +6,6 @@ is compared with that model again, with its gates: a token whose heads are nearl
 chosen others, and nothing else may.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

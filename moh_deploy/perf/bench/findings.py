@@ -1,7 +1,5 @@
 """What a benchmark shows, in sentences: whether skipping heads pays, and what routing costs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 

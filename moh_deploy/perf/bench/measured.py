@@ -1,7 +1,5 @@
 """The measurements of one candidate on one set of inputs, and the metrics that gates name."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field

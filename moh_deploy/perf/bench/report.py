@@ -1,7 +1,5 @@
 """How fast packages ran, beside their baselines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby

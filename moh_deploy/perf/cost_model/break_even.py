@@ -5,8 +5,6 @@ head, as a model without routing runs. Routers are not counted: `bench --baselin
 measures what they cost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

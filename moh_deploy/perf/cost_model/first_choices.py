@@ -1,7 +1,5 @@
 """Choose for every layer by prediction: what an export does."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ A time is a sum of counts (multiply-adds, scores, elements that are moved, calls
 costs. `benchmarks/cost_model.py` measures the costs; docs/tune.md says how well they predict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

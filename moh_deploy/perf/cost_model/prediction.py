@@ -1,7 +1,5 @@
 """Predict which choice of a layer is the fastest, before anything is measured."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Each has to be good on few samples, then beat the fastest so far in turns with i
 all samples: what is dear is asked last, and of few.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

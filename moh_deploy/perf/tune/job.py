@@ -1,7 +1,5 @@
 """Choose how each layer of a package runs, by measuring, and prove the package as chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Time every choice of every layer, each layer by itself, on what the whole model feeds it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

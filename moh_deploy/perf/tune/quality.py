@@ -1,7 +1,5 @@
 """Judge whether a package in lower precision is still good: on samples, beside the float32 one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

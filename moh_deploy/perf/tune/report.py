@@ -1,7 +1,5 @@
 """What was measured, and what was chosen for it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

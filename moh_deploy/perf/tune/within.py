@@ -1,7 +1,5 @@
 """What `tune_within` searches: all runtimes that are here, in all precisions, under conditions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

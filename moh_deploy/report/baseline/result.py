@@ -1,7 +1,5 @@
 """How a run compares with a baseline file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

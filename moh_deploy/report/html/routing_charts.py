@@ -1,7 +1,5 @@
 """Charts of routing: loads of heads as coloured numbers, and how clear the choices are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Where numbers lie on an axis, in percent of its length: drawings grow with the page."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

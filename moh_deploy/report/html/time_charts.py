@@ -1,7 +1,5 @@
 """Charts of time: how single runs are distributed, and quality against time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

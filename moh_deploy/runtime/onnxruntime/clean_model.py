@@ -4,8 +4,6 @@ Exporters leave chains of operators on constants, `Constant` nodes, branches who
 known, and outputs that nothing reads. onnx-graphsurgeon finds them, and ONNX Runtime computes them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """ONNX Runtime's own quantiser, for products in int8, and for weights in blocks of few bits."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

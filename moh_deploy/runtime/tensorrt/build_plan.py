@@ -1,7 +1,5 @@
 """The plan of a build: what was asked for, checked before anything is started."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

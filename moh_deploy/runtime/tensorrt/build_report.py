@@ -1,7 +1,5 @@
 """The report of `build`: the engine that was built, or would be."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

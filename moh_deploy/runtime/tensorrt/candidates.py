@@ -12,8 +12,6 @@ nodes that are alike once: not an engine for each combination. Where nothing can
 of estimates decides (`estimates.py`), and whoever reads the report is told that nobody measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import geometric_mean

@@ -1,7 +1,5 @@
 """Run an engine on tensors of torch that are on the GPU: nothing is copied."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

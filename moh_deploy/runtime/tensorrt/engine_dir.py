@@ -1,7 +1,5 @@
 """The directory that a build writes: the engine, and `engine.json`, which says what it is."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """The differences between TensorRT and TensorRT-RTX; everything else is one path."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import os

@@ -5,8 +5,6 @@ tells steps, and answers each: a `BuildRequest` by a `BuildAnswer`, a `TimingReq
 `TimingAnswer`. A `Failure` is its last word.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal, cast, get_args

@@ -3,8 +3,6 @@
 What the plugins take is data: `moh_deploy/ops/plugin_support.py`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read the sizes that an engine is built for, such as `batch=1..8..32,seq=128`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run a language model token by token: prompts at once, padded on the left, then one a step."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

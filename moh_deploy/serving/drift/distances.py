@@ -12,8 +12,6 @@ All are 0 where nothing moved. `load` and `mass` find what moves many heads a li
 moves one of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

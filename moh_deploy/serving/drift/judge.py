@@ -1,7 +1,5 @@
 """Judge a window of live traffic by a reference: which layers and heads moved, and how far."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from moh_deploy.report.json import in_json

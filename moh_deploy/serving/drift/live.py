@@ -1,7 +1,5 @@
 """Live traffic in windows: cut from a dump, or the difference of two looks at metrics."""
 
-from __future__ import annotations
-
 import http.client
 import threading
 import time

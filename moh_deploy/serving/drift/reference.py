@@ -1,7 +1,5 @@
 """`reference.json`: the routing of traffic that is known to be good, and how far chance strays."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

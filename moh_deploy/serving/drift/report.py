@@ -1,7 +1,5 @@
 """What `profile` and `watch` say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime

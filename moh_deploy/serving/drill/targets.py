@@ -1,7 +1,5 @@
 """The servers that a drill breaks: in this process, over HTTP, or one that runs already."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -9,8 +9,6 @@
 Nothing in it names a place outside of it: it may be moved and copied.
 """
 
-from __future__ import annotations
-
 import platform
 import shutil
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Prove a bundle for genai: its package by recorded runs, and then the tokens of genai itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Some models rightly take or return such values: a mask of -inf, scores of masked
 of values that a package's recorded runs hold in a tensor are usual there, and are not judged.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence

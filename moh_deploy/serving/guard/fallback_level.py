@@ -1,7 +1,5 @@
 """A fallback level: a model that is opened in one of several ways, when it is first needed."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Mapping, Sequence

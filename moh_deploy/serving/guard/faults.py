@@ -3,8 +3,6 @@
 They exist only in a server that was started with `drill` allowed.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ runs the levels, judges their answers, and writes the audit log. A wrong answer 
 lower level has a right one: the same batch runs there at once.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import sys

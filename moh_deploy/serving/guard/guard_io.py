@@ -1,7 +1,5 @@
 """What a guard writes and reads: audit log, marks of runs under way, control file, metrics."""
 
-from __future__ import annotations
-
 import fcntl
 import glob
 import json

@@ -1,7 +1,5 @@
 """Open the fallback chain of a served model, and the guard over it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path

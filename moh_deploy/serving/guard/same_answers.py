@@ -1,7 +1,5 @@
 """Compare the answers of two models by `verify`'s rules, beside serving: spot checks, a shadow."""
 
-from __future__ import annotations
-
 import math
 import queue
 import random

@@ -4,8 +4,6 @@ The event loop reads and writes; a model runs on the threads of its queue. A ref
 gets `{"error": "..."}` and the status that says whose fault it is.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -1,7 +1,5 @@
 """Connections of clients: each phase has a time limit, and clients share the connections."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import json

@@ -1,7 +1,5 @@
 """Limits of an HTTP server: sizes of requests, and how long clients may take."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -12,8 +12,6 @@ Source: inference_rest.md of github.com/kserve/open-inference-protocol; extensio
 github.com/triton-inference-server/server.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ free and it is full, or its oldest request has waited for the longest delay. Wit
 are joined that arrived while every instance was busy.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

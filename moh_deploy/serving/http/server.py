@@ -4,8 +4,6 @@ This process holds the socket that clients connect to, so they wait in its backl
 worker is there. It loads no model and reads no request: nothing that a client sends can end it.
 """
 
-from __future__ import annotations
-
 import math
 import select
 import signal

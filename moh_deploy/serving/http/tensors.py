@@ -3,8 +3,6 @@
 `label` names the tensor in a refusal.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

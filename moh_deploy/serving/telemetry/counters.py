@@ -1,7 +1,5 @@
 """Count what the routers of a served model do: tokens in every run, gates in one run of some."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import threading

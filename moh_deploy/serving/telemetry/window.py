@@ -4,8 +4,6 @@ Sums are not enough to tell chance from change: how much requests differ from ea
 too, since the tokens of one request are alike.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path

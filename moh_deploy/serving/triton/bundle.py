@@ -16,8 +16,6 @@
 Nothing in it names a place outside of it: it may be moved and copied.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import re

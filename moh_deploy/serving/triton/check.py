@@ -1,7 +1,5 @@
 """Say why a server would not load a bundle, or serve it wrongly, without starting one."""
 
-from __future__ import annotations
-
 import math
 import platform
 import re

@@ -1,7 +1,5 @@
 """Write the `config.pbtxt` that tells Triton what a model takes, returns and runs on."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -8,8 +8,6 @@ instances may give it: with the port of the metrics the probe fails, too, if an 
 silent there for half a minute. It needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

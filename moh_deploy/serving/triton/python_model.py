@@ -5,8 +5,6 @@ every other server. Tensors go by DLPack: the backend's own conversion was built
 gives wrong numbers with numpy 2, without a word.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -7,8 +7,6 @@ the liveness probe of a cluster this script asks for an answer by probe.py, whic
 SIGTERM or Ctrl-C the server ends, too. It needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import subprocess

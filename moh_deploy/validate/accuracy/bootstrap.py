@@ -1,7 +1,5 @@
 """Tell a difference between two sides from chance: paired bootstrap, and McNemar's exact test."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Choose the metrics that score an output: those asked for, or the one that the labels tell."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast

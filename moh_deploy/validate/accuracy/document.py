@@ -1,7 +1,5 @@
 """What a report says of metrics of a task."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 

@@ -5,8 +5,6 @@ show, but whether the loss is below a limit. The interval of the loss answers: b
 passed; above, it failed; on both sides of it, these samples cannot tell, and that is no pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Samples with labels in files, cut into runs of a model, and into turns that fit into memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

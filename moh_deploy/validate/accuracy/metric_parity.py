@@ -1,7 +1,5 @@
 """The value of a metric on both sides, and the verdict on the difference."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

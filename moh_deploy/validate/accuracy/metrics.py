@@ -1,7 +1,5 @@
 """The interface of metrics: a score for each sample, and a value for the mean of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol

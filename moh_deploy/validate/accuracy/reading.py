@@ -1,7 +1,5 @@
 """Read the samples and labels of a task."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

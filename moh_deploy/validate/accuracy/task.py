@@ -1,7 +1,5 @@
 """The task of a model: labels, and the way its outputs are scored with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

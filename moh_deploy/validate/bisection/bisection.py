@@ -1,7 +1,5 @@
 """Bisect a package: find where it diverges, why, and which nodes have to be in float32."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

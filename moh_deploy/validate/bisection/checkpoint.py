@@ -1,7 +1,5 @@
 """Tell which recorded values of the original prove the nodes before them right, or wrong."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Find the nodes that have to be in float32: modules first, then the nodes in them."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence

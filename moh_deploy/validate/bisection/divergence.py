@@ -1,7 +1,5 @@
 """Compare the inner values of two graphs, and find the first node at which they part."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

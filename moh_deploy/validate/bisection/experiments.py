@@ -1,7 +1,5 @@
 """The runs that tell apart the possible causes of a wrong package: each leaves one thing out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Judge a variant of a package by all recorded values of the original."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Tell apart kernels, graph optimisations, rounding and the graph, and say where it is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal

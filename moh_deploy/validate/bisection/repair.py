@@ -1,7 +1,5 @@
 """Write a package again with the nodes in float32 that need it, and prove it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Where a package first diverges, and which nodes have to be in float32."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The figures of a comparison that a ratchet keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

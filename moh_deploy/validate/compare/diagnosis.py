@@ -5,8 +5,6 @@ layer it is known, in this order, what its router ranked, its gates, and what it
 computed. Said is what was measured there, and no more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ What is proven there is what a user of the package will see, and the memory of t
 not add up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace

@@ -1,7 +1,5 @@
 """The report of `generate`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

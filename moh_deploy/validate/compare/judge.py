@@ -9,8 +9,6 @@ A flip is explained if a tie can make it. Behind one, the run left to itself mus
 bound that could be named there would be more than luck.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Compare one output with its reference."""
 
-from __future__ import annotations
-
 import math
 
 from moh_deploy.package import Spread, beside_masks, spread

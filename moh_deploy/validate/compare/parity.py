@@ -1,7 +1,5 @@
 """Compare a runtime with reference values: outputs, chosen heads, gates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ Every output and layer is a test case: what was measured and not judged is skipp
 what could not be compared failed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

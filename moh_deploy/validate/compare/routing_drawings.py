@@ -1,7 +1,5 @@
 """What a page draws of routing: loads of heads, and margins of choices."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from moh_deploy.report import document as doc

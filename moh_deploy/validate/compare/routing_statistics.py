@@ -3,8 +3,6 @@
 These are shown, not judged: `LayerParity` judges.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

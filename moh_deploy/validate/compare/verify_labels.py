@@ -1,7 +1,5 @@
 """Verify on samples with labels: batch by batch, so that memory does not grow with their number."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Verify on whole runs: recorded ones, the regression corpus, or files of inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Inputs at the edge of what a model takes: nothing, one, the most, padding only."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Mapping

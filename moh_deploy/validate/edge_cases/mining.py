@@ -1,7 +1,5 @@
 """Search inputs, cut into samples, for the tokens whose choice of heads is least clear."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest

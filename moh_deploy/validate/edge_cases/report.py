@@ -1,7 +1,5 @@
 """How the edge cases of a package ended."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Judge what a layer made of the logits that were put in front of its router."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 

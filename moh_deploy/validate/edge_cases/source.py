@@ -1,7 +1,5 @@
 """The two sides of a probe: the package as it is to be judged, and its function bodies."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Run all edge cases of one package."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Differences of two arrays, where NaN equals nothing and infinity equals itself."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import TypeAlias, cast

@@ -1,7 +1,5 @@
 """The inputs that a package is measured on: recorded ones, the user's, or random ones of a size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

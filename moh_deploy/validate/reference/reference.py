@@ -1,7 +1,5 @@
 """The references that a package or engine is compared with, and what they answer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Samples to compare two sides on: runs that a package recorded, or files of the user's."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Mapping, Sequence

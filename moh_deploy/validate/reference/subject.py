@@ -1,7 +1,5 @@
 """The subject of `verify`: a package as it runs here, or an engine with its package."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read a user's npz file: inputs, and expected outputs if it holds any."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

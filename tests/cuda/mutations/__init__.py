@@ -4,5 +4,3 @@
 
 tries all whose name has the regular expression, and says of each what noticed it.
 """
-
-from __future__ import annotations

@@ -1,7 +1,5 @@
 """Tries planted bugs: `python -m tests.cuda.mutations [REGEX]`."""
 
-from __future__ import annotations
-
 import re
 import resource
 import sys

@@ -1,7 +1,5 @@
 """Bugs in MoHAggregatedAttention."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tests.cuda.libraries import ADDRESS, THREAD

@@ -1,7 +1,5 @@
 """Bugs in MoHAttention's kernel."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tests.cuda.libraries import ADDRESS

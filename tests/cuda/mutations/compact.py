@@ -1,7 +1,5 @@
 """Bugs around MoHAttention's kernel: in the list of rows, key splits and launches."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tests.cuda.mutations.mutation import CRASHED, DAMAGED, WRONG, Mutation

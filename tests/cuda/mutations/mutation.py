@@ -1,7 +1,5 @@
 """A planted bug: what it changes, and which cases must notice."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tests.cuda.libraries import PLAIN, Variant

@@ -2,8 +2,6 @@
 what the build without a bug has compiled.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

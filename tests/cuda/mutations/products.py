@@ -1,7 +1,5 @@
 """Bugs in what all attention kernels are made of: tiles, their products, and the softmax."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tests.cuda.mutations.mutation import Mutation

@@ -1,7 +1,5 @@
 """Bugs in MoHRouter."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tests.cuda.libraries import THREAD

@@ -18,8 +18,6 @@ and what other tests see: the barrier between the tokens of a warp in router.cuh
 only where there are very many (test_ptx_mutations.py).
 """
 
-from __future__ import annotations
-
 from tests.cuda.mutations import aggregated_attention, attention, compact, products, router
 from tests.cuda.mutations.mutation import Mutation
 

@@ -1,7 +1,5 @@
 """PTX's types and numpy's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

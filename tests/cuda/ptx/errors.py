@@ -9,8 +9,6 @@ PtxError
 └─ Runaway         a kernel that does not end
 """
 
-from __future__ import annotations
-
 
 class PtxError(RuntimeError):
     """Base of all errors of the interpreter."""

@@ -4,8 +4,6 @@ One array spans everything from the first allocation to the last, so that thread
 allocations at once; each access is checked against the allocations first.
 """
 
-from __future__ import annotations
-
 import ctypes
 from bisect import bisect_right
 from collections.abc import Sequence

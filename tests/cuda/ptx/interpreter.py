@@ -1,7 +1,5 @@
 """Runs kernels of a PTX module on the CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

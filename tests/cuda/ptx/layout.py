@@ -1,7 +1,5 @@
 """Where the variables of an entry are, and which register each special one is kept in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Text of an operand -> Operand."""
 
-from __future__ import annotations
-
 import re
 import struct
 

@@ -1,7 +1,5 @@
 """Text of a PTX module -> entries. An entry is parsed when it is asked for."""
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Iterator

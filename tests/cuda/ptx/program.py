@@ -1,7 +1,5 @@
 """An entry, decoded once: each instruction is a function of the machine and a mask."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tests.cuda.ptx.element_types import BOOL, DTYPES, U32

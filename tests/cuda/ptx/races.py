@@ -9,8 +9,6 @@ to the same later time. For each granule of memory there is the last writer and 
 the highest reader since readers were last ordered, and when.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

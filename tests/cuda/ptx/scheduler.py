@@ -4,8 +4,6 @@ A group is a set of lanes at the same position. Groups wait at a barrier for the
 block, and at an instruction of the warp for the rest of its members.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Shared and local memory and parameters: addresses begin at 0, and end where the size says."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tests.cuda.ptx.element_types import Value

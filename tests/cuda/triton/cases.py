@@ -3,8 +3,6 @@
 Those of the contract have smaller heads: theirs are filled up, which changes no score.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Cases of Triton's kernel in a process of their own, where Triton interprets."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

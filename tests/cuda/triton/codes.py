@@ -1,7 +1,5 @@
 """Tells the emulated library which kernels of Triton it has: those of variants.py, without code."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """What Triton compiles, and what its assembler and disassembler say of it."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

@@ -4,8 +4,6 @@ The list of rows is written by the emulated kernel, and read by the interpreted 
 when it is imported whether kernels are interpreted: only in a process with TRITON_INTERPRET=1.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext

@@ -6,8 +6,6 @@ In a process of its own: Triton decides when it is imported whether it interpret
 wrong; the exit code is 1 if anything is.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -1,7 +1,5 @@
 """The library as CMake builds it with nvcc, with Triton and without: what it holds."""
 
-from __future__ import annotations
-
 import ctypes
 import subprocess
 import sys

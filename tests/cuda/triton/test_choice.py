@@ -1,7 +1,5 @@
 """Which attention is computed by Triton's kernel, and what is refused. Needs no Triton."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Triton's kernel, compiled for Hopper and Blackwell: no GPU takes part."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import re

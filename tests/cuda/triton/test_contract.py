@@ -1,7 +1,5 @@
 """Cases of attention by Triton's kernel, as its interpreter runs it: no GPU takes part."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.cuda.abi import TACTICS

@@ -1,7 +1,5 @@
 """Bugs planted in Triton's kernel are caught by the cases."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Builds are kept in `build/cuda-trt/`, by what went into them: a second run compiles nothing.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

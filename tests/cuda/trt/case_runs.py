@@ -1,7 +1,5 @@
 """Contract cases as a plugin gets them."""
 
-from __future__ import annotations
-
 from functools import cached_property
 
 import numpy as np

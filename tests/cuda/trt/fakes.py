@@ -1,7 +1,5 @@
 """The kernels' C interface as a test double: it answers as told, and keeps what it was asked."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 python lean_registry.py PLUGIN    prints what it found as JSON
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

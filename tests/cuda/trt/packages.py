@@ -1,7 +1,5 @@
 """Packages of small models, as `moh-deploy export` makes them, with random weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """TensorRT-RTX in a process of its own: it builds engines without a GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

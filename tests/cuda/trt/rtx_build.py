@@ -6,8 +6,6 @@ with the keys `model`, `library` (or null), `profiles` (a list of {input: [min, 
 `compute_capabilities` and `engine` (where to write it). Prints what happened as JSON.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

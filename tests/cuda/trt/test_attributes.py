@@ -1,7 +1,5 @@
 """Fields of a plugin: what each creator takes, refuses, and says of it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

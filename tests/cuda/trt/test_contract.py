@@ -3,8 +3,6 @@
 The kernels run in the emulator; what TensorRT would do is done by harness.cc.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -3,8 +3,6 @@
 Those of 10.14 come from a Python package; `TENSORRT_INCLUDE_DIR` names others.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

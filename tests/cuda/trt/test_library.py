@@ -3,8 +3,6 @@
 Stand-ins are in the place of the kernels, which take long to compile.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

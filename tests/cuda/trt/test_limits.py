@@ -3,8 +3,6 @@
 Nothing is computed: sizes are checked before anything else, and there is no token.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 import pytest

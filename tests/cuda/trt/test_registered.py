@@ -1,7 +1,5 @@
 """libmoh_plugin_registered.so, dlopened by a program with a real registry: TensorRT 10's, lean."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

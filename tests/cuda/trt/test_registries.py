@@ -1,7 +1,5 @@
 """The library in the plugin registries of real TensorRTs, which need no GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Real engines of models of one node, built on the CPU by TensorRT-RTX: good ones and bad ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnx

@@ -1,7 +1,5 @@
 """Engines of whole packages, built on the CPU: with plugins, in every dtype, with dynamic sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a plugin calls when it runs: arguments, workspace, tactics, failures."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

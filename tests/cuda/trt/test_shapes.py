@@ -1,7 +1,5 @@
 """Types, shapes and formats: what a plugin says of its output, and which inputs it refuses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the plugins take: the library, Python and the docs say the same."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import re

@@ -2,8 +2,6 @@
 report of them.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

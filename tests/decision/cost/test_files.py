@@ -1,7 +1,5 @@
 """Prices, traffic and decisions that do not fit: what messages say, and that nothing is guessed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from functools import reduce

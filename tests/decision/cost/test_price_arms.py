@@ -3,8 +3,6 @@
 And intervals of mean times: how often do they hold the truth, on rounds of a machine that is busy?
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator

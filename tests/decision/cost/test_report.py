@@ -3,8 +3,6 @@
 Pages are opened in tests/report/html.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

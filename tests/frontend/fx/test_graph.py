@@ -1,7 +1,5 @@
 """The line of the user's code that a node comes from."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.fx import Graph

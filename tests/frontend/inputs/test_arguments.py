@@ -1,7 +1,5 @@
 """Inputs are brought to the parameters that they are meant for, or refused."""
 
-from __future__ import annotations
-
 import enum
 import re
 from collections.abc import Callable

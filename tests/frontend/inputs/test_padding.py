@@ -1,7 +1,5 @@
 """Masks that are made hold padding on both sides, and a valid token in each sample."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

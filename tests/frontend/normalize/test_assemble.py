@@ -1,7 +1,5 @@
 """Tensors that are filled part by part."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

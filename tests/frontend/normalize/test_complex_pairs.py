@@ -1,7 +1,5 @@
 """Complex numbers become pairs of real ones, and results stay what they were."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

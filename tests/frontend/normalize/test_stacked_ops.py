@@ -1,7 +1,5 @@
 """Functions under torch.vmap become operators on all heads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Original models beside a package that was written by hand: any model that takes its inputs."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

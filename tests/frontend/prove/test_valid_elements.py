@@ -1,7 +1,5 @@
 """Padding is left out of values whose axes are known, and of no others."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

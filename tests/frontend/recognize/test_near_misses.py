@@ -1,7 +1,5 @@
 """Where attention with gates was lost is told, and nothing else is taken for it."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest

@@ -1,7 +1,5 @@
 """An input is taken for a mask of valid tokens only where attention shows that it is one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

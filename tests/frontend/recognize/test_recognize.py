@@ -1,7 +1,5 @@
 """The zoo, animal by animal: what is recognised, and that rewriting it changes no result."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.frontend.rewritten import checked_layers

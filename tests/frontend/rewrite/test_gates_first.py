@@ -1,7 +1,5 @@
 """Heads that are projected before their gates: read as gated attention that is projected."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Each way of writing a convolution of tokens becomes one operator; what is none stays."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Attention that is built with the heads in front of the tokens, in several spellings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

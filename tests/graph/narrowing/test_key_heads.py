@@ -1,7 +1,5 @@
 """Each query head that stays reads the keys of the key head that it read before."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

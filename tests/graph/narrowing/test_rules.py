@@ -1,7 +1,5 @@
 """Some entries of a value are what the whole value has there, through each operator."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -4,8 +4,6 @@ A case builds its inputs from its name alone, so that a function body, a CPU ker
 and a TensorRT plugin all see the same numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from moh_deploy.ops.cases import Case

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 

@@ -1,7 +1,5 @@
 """The cases of MoHMatMulNBits, whose X holds numbers that rounding to 8 bits does not change."""
 
-from __future__ import annotations
-
 from math import prod
 
 import numpy as np

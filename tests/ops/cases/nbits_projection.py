@@ -4,8 +4,6 @@ An implementation may round X to 8 bits, by blocks of 32 with a scale each. So X
 that this does not change, and every implementation has to be as exact as sums in float32 are.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from moh_deploy.ops.cases import Case

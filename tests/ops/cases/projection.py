@@ -1,7 +1,5 @@
 """The cases of MoHQueryProjection and MoHOutputProjection."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The cases of MoHRouter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

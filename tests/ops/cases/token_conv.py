@@ -1,7 +1,5 @@
 """The cases of MoHTokenConv."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

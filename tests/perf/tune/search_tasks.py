@@ -1,7 +1,5 @@
 """Searches whose candidates end their process, for tests of processes apart."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

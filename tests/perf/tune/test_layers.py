@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from moh_deploy.perf.timing import TimeSamples
 from moh_deploy.perf.tune.layers import chosen_over, ranges_pay, slower_than_dense
 

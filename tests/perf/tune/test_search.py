@@ -1,7 +1,5 @@
 """A candidate that ends its process is one row of the table, and the search goes on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

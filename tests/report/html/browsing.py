@@ -1,7 +1,5 @@
 """Open a page as a reader does, and see what the browser does with it."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A real browser: Chromium, as the system has it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

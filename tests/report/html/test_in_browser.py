@@ -1,7 +1,5 @@
 """Pages in Chromium: what a reader sees, and what the browser was asked for."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

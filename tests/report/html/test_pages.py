@@ -1,7 +1,5 @@
 """Pages as text; `test_in_browser.py` looks at them."""
 
-from __future__ import annotations
-
 import html
 import math
 import re

@@ -1,7 +1,5 @@
 """Packages in the real OpenVINO: nightly, since the extension is built and models are compiled."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

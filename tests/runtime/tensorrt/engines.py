@@ -4,8 +4,6 @@ The process finds, before all else, the fake TensorRT and libraries that stand f
 for CUDA's runtime: what it shows is that the calls are right and in order, not that a GPU computes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

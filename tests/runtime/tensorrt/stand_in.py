@@ -5,8 +5,6 @@ It can be told to sleep or to abort where an engine is built, and how long engin
 it has a runtime, whose engines compute nothing and let the driver's clock go on.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

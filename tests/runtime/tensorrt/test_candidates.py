@@ -1,7 +1,5 @@
 """Which candidate runs a layer: by planted times, or by the table where there are none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

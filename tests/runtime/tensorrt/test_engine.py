@@ -1,7 +1,5 @@
 """`moh_deploy.Engine`: refusals for real, and running with a fake runtime."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import json

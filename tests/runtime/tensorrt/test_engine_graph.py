@@ -1,7 +1,5 @@
 """What an engine is made from: choices, and what is compared with the network."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

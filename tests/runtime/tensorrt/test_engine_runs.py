@@ -1,7 +1,5 @@
 """`run`, `verify` and `bench` of engine directories: refused for real, done on a fake runtime."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """What is refused before a build: each limit, with layer, value, limit and what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import onnx_ir as ir

@@ -1,7 +1,5 @@
 """Prompts go in padded on the left, steps behind them one by one, and every row ends by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

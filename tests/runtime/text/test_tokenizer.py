@@ -1,7 +1,5 @@
 """Text of tokens comes whole, however its characters are cut."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """One client attacks a server of the default limits; others get right answers, and soon."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import signal

@@ -1,7 +1,5 @@
 """How far routing is from the reference, in numbers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Windows of live traffic, judged by a reference."""
 
-from __future__ import annotations
-
 import pytest
 
 from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window

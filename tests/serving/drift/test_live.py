@@ -1,7 +1,5 @@
 """Windows of live traffic, from a dump and from a server's metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count

@@ -1,7 +1,5 @@
 """The profile of good traffic, in a file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What `watch` says, in every format."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

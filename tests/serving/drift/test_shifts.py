@@ -1,7 +1,5 @@
 """Other tokens for a text model: found by the routing of its layers, with padding left out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a drill reads in the audit log of the server that it breaks."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

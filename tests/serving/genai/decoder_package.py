@@ -1,7 +1,5 @@
 """Packages of a decoder as bundles for genai see them: files and a manifest, nothing that runs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

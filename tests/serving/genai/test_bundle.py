@@ -1,7 +1,5 @@
 """A bundle for genai holds what `og.Model` reads, and nothing of it may change."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

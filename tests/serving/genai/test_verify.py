@@ -1,7 +1,5 @@
 """Prompts of the comparison fit into any model's context, and hold no token with a meaning."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Guards over the function bodies of a small package, in which any level can be made to fail."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

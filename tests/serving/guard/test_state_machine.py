@@ -1,7 +1,5 @@
 """The guard's state machine: its transitions, and the drawings of them in docs/production.md."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A server of its own process, which tests ask and stop."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

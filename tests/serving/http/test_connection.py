@@ -1,7 +1,5 @@
 """Clients that read slowly get their answers whole."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import socket

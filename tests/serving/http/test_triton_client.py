@@ -1,7 +1,5 @@
 """Triton's own client asks our server. It lives in an environment of its own, with Triton."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

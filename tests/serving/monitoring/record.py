@@ -6,8 +6,6 @@ Writes `serve.txt` and `triton.txt` beside this file: scrapes of real servers of
 each with what has changed since the one before.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@
 `record.py`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

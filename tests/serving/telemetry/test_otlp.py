@@ -1,7 +1,5 @@
 """Metrics sent to a collector of OpenTelemetry on loopback."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a collector gets from whole servers, beside their own `/metrics`."""
 
-from __future__ import annotations
-
 import urllib.request
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What routers did in a run, counted request by request."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

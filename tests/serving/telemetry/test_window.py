@@ -1,7 +1,5 @@
 """Counts of single requests, in a file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

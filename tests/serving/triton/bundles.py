@@ -1,7 +1,5 @@
 """Bundles that tests write and damage."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

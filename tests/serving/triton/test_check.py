@@ -1,7 +1,5 @@
 """Each fault is planted in a bundle, and `check` has to name it."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """The script that tells whether a server answers, and whether all of its instances live."""
 
-from __future__ import annotations
-
 import io
 import json
 import socket

@@ -1,7 +1,5 @@
 """The Python backend's model, with classes that stand for the server's."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Bundles in the real tritonserver, on a CPU, asked by Triton's own clients over HTTP and gRPC."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os

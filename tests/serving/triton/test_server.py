@@ -1,7 +1,5 @@
 """Finding and starting a server, with scripts that stand for one."""
 
-from __future__ import annotations
-
 import errno
 import sys
 from pathlib import Path

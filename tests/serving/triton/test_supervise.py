@@ -1,7 +1,5 @@
 """The script that starts a server again which ends, or gives no answers any more."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The environment with Triton's server and clients, made once: it wants another numpy than ours."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import cache

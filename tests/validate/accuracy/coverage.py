@@ -3,8 +3,6 @@
 Not a test, since it takes minutes. docs/adr/0018 has what it printed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Plant a fault in an exported package: its digests are right, its numbers are not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What else is recorded narrows the place of a fault, with no other change."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

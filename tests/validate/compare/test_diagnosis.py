@@ -1,7 +1,5 @@
 """The sentence on where an error enters says what was measured, and names nobody falsely."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What a tie excuses, and what is compared of a layer beside its gates."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from moh_deploy.report.document import Text
 from moh_deploy.report.html.routing_charts import page_map
 from moh_deploy.validate.compare.routing_drawings import MOST_CLASSES, class_map, routing_sections

@@ -1,7 +1,5 @@
 """Packages of models of the zoo."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Bugs for the function bodies of a package: what runs is what they say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 They stand between a router and what reads its gates, and work at one size of the inputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

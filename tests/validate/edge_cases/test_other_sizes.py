@@ -1,8 +1,6 @@
 """A package that is wrong at one size is found by what it makes at others; one whose samples or
 tokens see each other is not accused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

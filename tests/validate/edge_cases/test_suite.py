@@ -1,7 +1,5 @@
 """Planted bugs are caught by the case that is meant for them; what is right passes all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

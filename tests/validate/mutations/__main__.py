@@ -1,7 +1,5 @@
 """Run the tables: faults and honest variations, by precision."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Packages whose layers are run in another way, by size too: their nodes stand in branches then."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import onnx

@@ -3,8 +3,6 @@
 The right model's gates are fed to every layer, so that no flip hides what the fault does by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

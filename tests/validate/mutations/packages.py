@@ -4,8 +4,6 @@ kept in a directory.
 What other sources made is not read again: a change of the exporter is what faults are planted in.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Plant every fault in every layer of a model's package, and ask `verify`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator

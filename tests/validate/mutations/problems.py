@@ -1,7 +1,5 @@
 """What must not be found: with any of it, a run of the tables fails."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

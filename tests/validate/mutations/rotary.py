@@ -1,7 +1,5 @@
 """Decoders that take long prompts, with rotary positions in three ways of writing them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,8 +1,6 @@
 """What is asked of one model in one precision; apart from the command line, so that it can be sent
 to other processes: they cannot import a `__main__`."""
 
-from __future__ import annotations
-
 import argparse
 import warnings
 from pathlib import Path

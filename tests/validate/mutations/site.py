@@ -1,7 +1,5 @@
 """Where a fault is planted: one MoH layer of a model, and the nodes and weights around it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

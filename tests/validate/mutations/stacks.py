@@ -1,7 +1,5 @@
 """Models of three MoH layers: the zoo's are mostly of one, which cannot show where a fault is."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """The models that faults are planted in, those with the most layers and forms first."""
 
-from __future__ import annotations
-
 from tests.validate.mutations.rotary import ROTARY
 from tests.validate.mutations.stacks import STACKS
 from tests.zoo import ZOO, ZooModel

@@ -1,7 +1,5 @@
 """What lets a run of the tables fail."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

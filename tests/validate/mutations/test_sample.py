@@ -1,8 +1,6 @@
 """A sample of the tables: what moves a layer by more than rounding does is refused, and the layer
 named; what does not is accepted."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache

@@ -1,7 +1,5 @@
 """What the tables count, and that rows come back from a file as they went."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """Which layers a sentence names."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from tests.handmade_package import LAYER

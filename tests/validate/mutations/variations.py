@@ -1,7 +1,5 @@
 """What a package may do, and still is the model: `verify` must accept all of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """What `verify` says to a package: refused or not, and which layers it names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A float32 model in float64: what it would compute if nothing were rounded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

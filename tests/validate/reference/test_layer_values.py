@@ -1,7 +1,5 @@
 """What a run shows of the layers inside a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Recorded runs that a runtime does not take are said, and the others are compared."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

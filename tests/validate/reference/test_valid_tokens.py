@@ -1,7 +1,5 @@
 """What is computed for padding is not compared, and only that."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import replace

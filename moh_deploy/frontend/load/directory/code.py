@@ -1,7 +1,5 @@
 """Find the class of a model directory: in code of the user's, in its own, or in transformers."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib

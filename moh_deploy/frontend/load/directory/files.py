@@ -1,7 +1,5 @@
 """What a model directory holds, as Hugging Face lays it out: config, weights, tokenizer, code."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Load a model directory: its class from code, its weights mapped from disk."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Code that imports them and chooses another attention can be loaded; one that calls them is told.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 

@@ -1,7 +1,5 @@
 """Read an ONNX file: what it takes and returns, its nodes, and its weights, which stay mapped."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

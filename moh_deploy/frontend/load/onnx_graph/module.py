@@ -1,7 +1,5 @@
 """An ONNX graph as a torch module: its forward computes one node after the other."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 

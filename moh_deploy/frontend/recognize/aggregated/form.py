@@ -1,7 +1,5 @@
 """The parts of a windowed-and-pooled attention, however it was written."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

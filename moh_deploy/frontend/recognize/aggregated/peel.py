@@ -1,7 +1,5 @@
 """Peel off a query or key what is known beforehand: unit length, a shift and a scale."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Read one layer as windowed-and-pooled attention."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Windows that were cut out of an image, whatever cut them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Masks that scores are multiplied with: tensors of 0 and 1, and what is computed of them alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import cast
 

@@ -1,7 +1,5 @@
 """`scaled_dot_product_attention` as an attention core."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Scores of attention that is written out: softmax(q @ k * scale + mask)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@ A matcher proposes what a router could compute, by the sizes of what it takes a 
 `RouterProgram` proves the proposal by running both on the same logits.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A layer's router as a program, and the questions that the matcher of a form may ask of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

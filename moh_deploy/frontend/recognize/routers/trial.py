@@ -1,7 +1,5 @@
 """Run a part of a router on its own, on logits that were made up."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """cvt: between types."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

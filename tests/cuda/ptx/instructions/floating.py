@@ -3,8 +3,6 @@
 Approximations of the hardware are replaced by results within their documented error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Arithmetic of float16 and bfloat16, alone or in pairs: computed exactly, rounded once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

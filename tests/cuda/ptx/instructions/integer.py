@@ -1,7 +1,5 @@
 """Integer arithmetic and logic."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -4,8 +4,6 @@ A sum of float64 numbers is rounded to odd: to the neighbour whose last bit is 1
 exact. Rounding that to a type of at least two bits less is then as if the sum had been exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Model directories: their weights are held once, and what is wrong with them is said."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files with one MoH layer, whose attention is written in many ways: the rest is the same."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

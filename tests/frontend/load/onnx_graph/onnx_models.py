@@ -1,7 +1,5 @@
 """Small ONNX models for tests: of one operator, or from a text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is refused of an ONNX file, and what is read of it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Graphs as modules: what torch.export makes of them, and what a package keeps of a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

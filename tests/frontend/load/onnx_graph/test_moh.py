@@ -1,7 +1,5 @@
 """Our own operators in a file that is read again compute what they mean."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every operator of the table against ONNX Runtime."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The files are those that `bench --baseline plain-onnx` writes, and those of the older exporter.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 
 from moh_deploy.frontend.fx.axes import Axis, resolve, size_of

@@ -1,7 +1,5 @@
 """What a recognised core says, computed: the opposite direction of recognition."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping, Sequence
 

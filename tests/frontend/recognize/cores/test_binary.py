@@ -1,7 +1,5 @@
 """Which tensors are known to be masks of 0 and 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Attention in many words: what is read must compute what is written, or be refused."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Routers whose shared heads are weighed by logits of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

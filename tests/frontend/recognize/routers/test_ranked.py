@@ -1,7 +1,5 @@
 """Routers that keep the best heads and weigh them in a way of their own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

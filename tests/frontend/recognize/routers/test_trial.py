@@ -1,7 +1,5 @@
 """What a trial of a few tokens does not show: it is not proven by it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

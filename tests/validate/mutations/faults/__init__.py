@@ -1,7 +1,5 @@
 """The faults by name, each with what plants it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import onnx

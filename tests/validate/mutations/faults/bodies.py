@@ -1,7 +1,5 @@
 """Body and kernel say different things: a fault that only one of them has."""
 
-from __future__ import annotations
-
 import onnx
 from onnx import helper
 

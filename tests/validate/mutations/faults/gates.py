@@ -1,7 +1,5 @@
 """Gates that are off: as the router returns them, or between the router and attention."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from moh_deploy.graph.forced_gates import GATES_INPUT

@@ -1,7 +1,5 @@
 """Heads of a projection that stand where others belong."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What hides keys or moves scores: left out, shifted, or causal where it must not be."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper

@@ -1,8 +1,6 @@
 """Which heads a token takes: another number, order, or identity; a router that reads another
 tensor, or weighs in another way."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 from onnx import helper

@@ -1,7 +1,5 @@
 """A wrong factor of the scores, as kernel and body read it."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tests.validate.mutations.site import DoesNotApplyError, Site

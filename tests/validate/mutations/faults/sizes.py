@@ -1,7 +1,5 @@
 """A fault that shows at one of the recorded sizes only."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tests.validate.mutations.site import DoesNotApplyError, Site

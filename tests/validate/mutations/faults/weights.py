@@ -1,7 +1,5 @@
 """Weights and biases of a projection that are not the model's, or not quite."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

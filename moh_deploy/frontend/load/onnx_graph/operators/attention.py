@@ -4,8 +4,6 @@ All of them are written out as one `scaled_dot_product_attention`, or as the ope
 where theirs does more, so that recognition sees what it knows of models in PyTorch.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -1,10 +1,8 @@
 """Operators that compute each element of its own, and their broadcasts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import reduce
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch.nn import functional
@@ -132,7 +130,9 @@ def _pow(call: NodeCall) -> Result:
 @operator("Clip")
 def _clip(call: NodeCall) -> Result:
     x = call.tensor(0)
-    bounds = [_number_or_tensor(call.value(i), x) if call.has(i) else None for i in (1, 2)]
+    bounds: list[Any] = [
+        _number_or_tensor(call.value(i), x) if call.has(i) else None for i in (1, 2)
+    ]
     if all(bound is None for bound in bounds):
         return x
     if any(isinstance(bound, torch.Tensor) for bound in bounds):

@@ -1,7 +1,5 @@
 """Operators that move elements and compute none: reshape, transpose, slices, gather, scatter."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

@@ -4,8 +4,6 @@ So a package is recognised as the model that it was made from: the same layers, 
 routers.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

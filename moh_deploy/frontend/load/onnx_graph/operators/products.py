@@ -1,7 +1,5 @@
 """Products of matrices, convolutions and pooling."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Operators that bring an axis to one number, or rank and sum along it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import cast
 

@@ -1,7 +1,5 @@
 """What operators do with numbers: the arithmetic of sizes, which stays out of the traced graph."""
 
-from __future__ import annotations
-
 import math
 import operator as python
 from collections.abc import Callable
