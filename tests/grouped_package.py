@@ -153,7 +153,7 @@ def _grouped(outputs: list[TensorInfo]) -> onnx.ModelProto:
     variant = AttentionVariant(4, None, is_causal=False, grouped=True)
     bodies = [
         function_body(variant, opset=20),
-        router_body(RouterVariant(routed=True, shared=False, staged=False), opset=20),
+        router_body(RouterVariant(routed="weighted", shared="ones", staged=False), opset=20),
     ]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moh", 1)]
     return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)

@@ -67,7 +67,7 @@ def build_openvino(folder: Path) -> Path:
             raise NotBuilt(f"the compiler failed:\n{done.stdout}")
         partial.replace(target)
     except OSError as error:
-        raise NotBuilt(f"{compiler} cannot be run: {error.strerror}") from error
+        raise NotBuilt(f"{compiler.split()[0]} cannot be run: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
     return target

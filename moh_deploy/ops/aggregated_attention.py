@@ -38,7 +38,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     heads = int(attributes["num_heads"])
     # [B, N, H*D] to [B, H, N, D]
     query, key, value, pooled_key, pooled_value = (
-        array.reshape(*array.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+        array.reshape(*array.shape[:2], heads, array.shape[2] // heads).transpose(0, 2, 1, 3)
         for array in map(spec.float64, arrays[:5])
     )
     if attributes["normalize"]:

@@ -195,15 +195,16 @@ class _RuntimeDoes(NamedTuple):
     open: Open
 
 
-# A runtime for packages and ONNX files adds its line here, and its name to `Runtime`.
+# A runtime for packages and ONNX files adds its line here, and its name to `Runtime`. Functions are
+# looked up when they are called: tests put others in their place.
 _RUNTIMES: Mapping[Runtime, _RuntimeDoes] = {
     "onnxruntime": _RuntimeDoes(
-        runtime_name,
+        lambda: runtime_name(),
         lambda variant, allowed: choose_kernels(variant.kernels, compute_type=allowed),
-        open_session,
+        lambda source, variant: open_session(source, variant),
     ),
     "openvino": _RuntimeDoes(
-        openvino_name,
+        lambda: openvino_name(),
         lambda variant, allowed: choose_extension(variant, allowed)[1],
         _open_openvino,
     ),

@@ -11,7 +11,6 @@ import moh_deploy
 from moh_deploy.errors import BackendError, CheckpointError, ConfigError, PackageError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter
-from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.openvino import extension
@@ -188,7 +187,8 @@ def test_package_that_was_tuned_for_another_runtime_runs_there_or_where_one_says
         moh_deploy.generate(tmp_path / "tuned", **given)
     with pytest.raises(BackendError, match="tuned for openvino, which is not here"):
         moh_deploy.generate(package.root, against=tmp_path / "tuned", **given)
-    monkeypatch.setattr(models, "openvino_name", lambda: "OpenVINO 2026.4.1")
+    monkeypatch.setattr(extension, "import_openvino", lambda: None)
+    monkeypatch.setattr(extension, "_release", lambda: "2026.4.1")
     with pytest.raises(BackendError, match="OpenVINO runs no language model"):
         moh_deploy.generate(tmp_path / "tuned", **given)
     report = moh_deploy.generate(tmp_path / "tuned", runtime="onnxruntime", **given)

@@ -59,7 +59,8 @@ def test_every_option_of_the_command_reaches_the_other_process(
     def original(checkpoint: Path, loading: dict[str, object], _: object) -> tuple[Path, object]:
         return checkpoint, loading["dtype"]
 
-    monkeypatch.setattr(isolate, "_run", lambda folder, *_, **__: isolate.carry_out(folder))
+    monkeypatch.setattr(isolate, "_started", lambda folder, **_: isolate.carry_out(folder))
+    monkeypatch.setattr(isolate, "_waited", lambda *_: 0)
     monkeypatch.setattr("moh_deploy.api.probe.probe", note)
     monkeypatch.setattr("moh_deploy.cli.prove.original_of", original)
     files = [tmp_path / name for name in ("a.npz", "b.npz", "policy.yaml", "model.pt")]

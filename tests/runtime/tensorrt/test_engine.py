@@ -82,7 +82,7 @@ def test_a_file_that_has_changed_is_refused_before_anything_is_loaded(
     with pytest.raises(PackageError, match=f"{name} has changed since the engine was built"):
         moh_deploy.Engine(root)
     (root / name).unlink()
-    with pytest.raises(PackageError, match=f"{name} cannot be read"):
+    with pytest.raises(PackageError, match=f"{name} is missing, but engine.json lists it"):
         moh_deploy.Engine(root)
 
 

@@ -157,7 +157,7 @@ def library(**changes: str) -> Callable[[Path], None]:
 
 
 def other_input(root: Path) -> None:
-    info = {"name": "z", "dtype": "no dtype", "shape": ["batch", 10**30]}
+    info = {"name": "z", "dtype": "int64", "shape": ["batch", 10**30]}
     rewrite_bundle(root, {"inputs": [info]})
 
 
