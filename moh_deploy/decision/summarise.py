@@ -6,14 +6,8 @@ from statistics import fmean
 
 import numpy as np
 
+from moh_deploy.decision import decide
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.decide import (
-    ArmDecision,
-    ArmVerdict,
-    decide_arms,
-    level_of_look,
-    would_do,
-)
 from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN, block_means, log_quantile
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import (
@@ -41,7 +35,7 @@ def report_of(
     measured: MeasuredArms,
     *,
     look: int,
-    earlier: Mapping[str, tuple[ArmVerdict, int]],
+    earlier: Mapping[str, tuple[decide.ArmVerdict, int]],
     data: tuple[DataFile, ...],
 ) -> DecisionReport:
     """Decide by the plan, and say all of it.
@@ -51,13 +45,13 @@ def report_of(
         earlier: Verdicts of earlier looks, and in which they were found.
         data: The files of samples and labels.
     """
-    decided = decide_arms(plan, measured.evidence, look=look, earlier=earlier)
+    decided = decide.decide_arms(plan, measured.evidence, look=look, earlier=earlier)
     decisions = {arm_decision.name: arm_decision for arm_decision in decided}
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
     chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
     reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
-    found = would_do(plan, measured.evidence, chooses, look=look)
+    found = decide.would_do(plan, measured.evidence, chooses, look=look)
     verdicts = {name: decision.verdict for name, decision in decisions.items()}
     if chooses.get(plan.reference) is not True:
         # A simple arm that is worse than the reference is none to take, where that is simple, too.
@@ -76,7 +70,7 @@ def report_of(
         look=look,
         looks=plan.looks,
         confidence=plan.confidence,
-        level=level_of_look(plan.level, look, plan.looks),
+        level=decide.level_of_look(plan.level, look, plan.looks),
         quantile=quantile,
         machine=machine,
         data=data,
@@ -107,7 +101,7 @@ def _arm(
     plan: Plan,
     arm: Arm,
     measured: MeasuredArms,
-    decision: ArmDecision | None,
+    decision: decide.ArmDecision | None,
 ) -> ArmReport:
     facts, name = measured.facts[arm.name], arm.name
     latency = tuple(_latency(plan, arm, run) for run in measured.runs)

@@ -34,15 +34,7 @@ from moh_deploy.frontend.normalize.plain_attention import (
     prepare_plain_attention,
     refuse_flex_attention,
 )
-from moh_deploy.frontend.prove.original import (
-    OriginalRun,
-    input_text,
-    one_thread_if_small,
-    recorded_vectors,
-    run_example,
-    run_original,
-    try_to_record,
-)
+from moh_deploy.frontend.prove import original
 from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
@@ -149,18 +141,18 @@ def convert(
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
         rewrites = view_attention(program, rewrites)
-    with progress.step("recording the original model"), one_thread_if_small(model):
+    with progress.step("recording the original model"), original.one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
         elements = ValidElements.of(program, inputs, outputs)
         sizes = record_sizes(
             SizeTrials(
                 inputs,
-                partial(run_original, model),
+                partial(original.run_original, model),
                 ranges={n: limits for n, limits in ranges.items() if n not in relations.forms},
                 complete=relations.complete,
             ),
             example,
-            lambda run: try_to_record(
+            lambda run: original.try_to_record(
                 program,
                 rewrites,
                 swaps,
@@ -197,7 +189,7 @@ def convert(
         other_routers=found.other_routers,
         ungated=found.ungated,
         vectors=tuple(
-            recorded_vectors(run, recording, outputs)
+            original.recorded_vectors(run, recording, outputs)
             for run, recording in zip(sizes.runs, sizes.recordings, strict=True)
         ),
         total_flops=flops,
@@ -297,12 +289,12 @@ def _translate(
 
 def _run_example(
     model: LoadedModel, inputs: Sequence[ModelInput]
-) -> tuple[OriginalRun, int | None]:
+) -> tuple[original.OriginalRun, int | None]:
     """Run the user's own code, which may fail in any way."""
     try:
-        return run_example(model, inputs)
+        return original.run_example(model, inputs)
     except Exception as error:
-        given = ", ".join(map(input_text, inputs))
+        given = ", ".join(map(original.input_text, inputs))
         raise ExportError(
             f"the model itself fails on these inputs ({given}): {describe_error(error)}.",
             hint="Check names, shapes and dtypes; --dtype brings model and inputs to one dtype.",

@@ -19,18 +19,8 @@ from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
+from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.layers_text import (
-    caches_text,
-    constant_gates,
-    kept_text,
-    layer_table,
-    nodes_text,
-    not_layers,
-    other_router_text,
-    reasons,
-    runs_text,
-)
 from moh_deploy.validate.compare.fresh_process import ProvenRun
 
 
@@ -105,12 +95,16 @@ class ExportReport(Report):
         if self.layers:
             replaced = [layer.replaced for layer in self.layers]
             title = count(len(self.layers), "MoH layer")
-            blocks.append(layer_table(title, self.layers, "replaced", replaced))
-        blocks += map(Text, [*reasons(self.layers), *constant_gates(self.layers)])
-        blocks += map(Text, not_layers(len(self.layers), self.near_misses, self.ungated))
-        blocks += map(Text, map(other_router_text, self.other_routers))
-        blocks += map(Text, map(kept_text, self.kept))
-        blocks += [] if self.caches is None else [Text(caches_text(self.caches))]
+            blocks.append(layers_text.layer_table(title, self.layers, "replaced", replaced))
+        blocks += map(
+            Text, [*layers_text.reasons(self.layers), *layers_text.constant_gates(self.layers)]
+        )
+        blocks += map(
+            Text, layers_text.not_layers(len(self.layers), self.near_misses, self.ungated)
+        )
+        blocks += map(Text, map(layers_text.other_router_text, self.other_routers))
+        blocks += map(Text, map(layers_text.kept_text, self.kept))
+        blocks += [] if self.caches is None else [Text(layers_text.caches_text(self.caches))]
         blocks += (
             Text(f"Dimension '{name}' may be {limits_text(self.dim_ranges[name])}: {why}.")
             for name, why in self.limits.items()
@@ -130,7 +124,8 @@ class ExportReport(Report):
             text = (
                 f"EQUAL to the original on {count(run.vector_sets, 'run')}: max abs error"
                 f" {run.max_abs_error:.3g}, routing agreement {run.routing_agreement:.6g};"
-                f" {runs_text(run.layer_runs)}; {nodes_text(run.kernel_nodes, run.function_nodes)}"
+                f" {layers_text.runs_text(run.layer_runs)};"
+                f" {layers_text.nodes_text(run.kernel_nodes, run.function_nodes)}"
             )
             blocks.append(Text(text, True))
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"

@@ -16,16 +16,7 @@ from onnx import helper
 from moh_deploy.graph.forced_gates import GATES_INPUT, add_input, gate_views, routed_value
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
-from moh_deploy.package.graph_nodes import (
-    SIZES,
-    all_nodes,
-    computed_from,
-    dense_twin,
-    is_router,
-    makers_of,
-    reads,
-    router_nodes,
-)
+from moh_deploy.package import graph_nodes
 from moh_deploy.package.layer_info import LayerInfo
 
 # Make inputs of the logits that routers read.
@@ -91,9 +82,11 @@ def router_logits(
     """Return where each layer's router reads its logits; None for one of plain operators."""
     # Of the main graph: routers stand in no branch.
     nodes = {node.name: node for node in graph.node if node.name}
-    makers, attentions = makers_of(graph.node), attention_values(graph, layers)
+    makers, attentions = graph_nodes.makers_of(graph.node), attention_values(graph, layers)
     found: list[RouterLogits | None] = []
-    for layer, name, made in zip(layers, router_nodes(graph, layers), attentions, strict=True):
+    for layer, name, made in zip(
+        layers, graph_nodes.router_nodes(graph, layers), attentions, strict=True
+    ):
         if name is None:
             found.append(None)
             continue
@@ -142,7 +135,7 @@ def _results(graph: onnx.GraphProto) -> dict[str, str]:
             if attribute.HasField("g"):
                 # Output i of an If is output i of either branch.
                 returned = {value.name: i for i, value in enumerate(attribute.g.output)}
-                for inner in all_nodes(attribute.g):
+                for inner in graph_nodes.all_nodes(attribute.g):
                     if inner.output and inner.output[0] in returned:
                         results.setdefault(inner.name, node.output[returned[inner.output[0]]])
     return results
@@ -185,17 +178,17 @@ def gate_reads(graph: onnx.GraphProto, layer: LayerInfo, start: str) -> tuple[Ga
     Args:
         start: The value that the layer's MoHRouter makes.
     """
-    makers = makers_of(graph.node)
+    makers = graph_nodes.makers_of(graph.node)
     # A constant that weighs gates may tell heads apart; see `followed_gates`.
     constants = frozenset(
         [weight.name for weight in graph.initializer]
         + [name for name, node in makers.items() if node.op_type == "Constant"]
     )
-    nodes = {node.name: node for node in all_nodes(graph) if node.name}
+    nodes = {node.name: node for node in graph_nodes.all_nodes(graph) if node.name}
     readers: dict[str, str] = {}
     for name in (layer.node, layer.query_projection, layer.output_projection):
         # A layer that is switched by size has two nodes, which must read the same gates.
-        for known in () if name is None else (name, dense_twin(name)):
+        for known in () if name is None else (name, graph_nodes.dense_twin(name)):
             if (node := nodes.get(known)) is not None:
                 readers.setdefault(node.input[GATES_INPUT[node.op_type]], node.op_type)
     # What the nodes read comes first; the recorded gates are often the same value.
@@ -214,9 +207,9 @@ def _between(
     # depends on it: the way is what is in both.
     found = {
         name: node
-        for name, node in computed_from(value, makers)
+        for name, node in graph_nodes.computed_from(value, makers)
         # A path through a size carries no gate.
-        if not is_router(node) and node.op_type not in SIZES
+        if not graph_nodes.is_router(node) and node.op_type not in graph_nodes.SIZES
     }
     # Forward from the router, among what leads to the value: until nothing is added.
     on_the_way = {start}
@@ -224,7 +217,7 @@ def _between(
         more = {
             name
             for name, node in found.items()
-            if name not in on_the_way and on_the_way.intersection(reads(node))
+            if name not in on_the_way and on_the_way.intersection(graph_nodes.reads(node))
         }
         if not more:
             return {name: node for name, node in found.items() if name in on_the_way}
@@ -278,7 +271,9 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     before: dict[str, frozenset[LayerSource]] = {}
     for node in graph.node:
         # Forward through sorted nodes: the sources of all that a node reads.
-        found = frozenset[LayerSource]().union(*(known.get(name, _NONE) for name in reads(node)))
+        found = frozenset[LayerSource]().union(
+            *(known.get(name, _NONE) for name in graph_nodes.reads(node))
+        )
         for name in node.output:
             # A layer's own sources are those of its value before it counts as a source itself.
             before[name] = found

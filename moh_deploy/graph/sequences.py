@@ -9,16 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx_ir as ir
 
 from moh_deploy.config.dims import DimExpr
+from moh_deploy.graph import export_names
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.export_names import (
-    LayerNames,
-    TranslatedLayer,
-    keep_gates,
-    name_interface,
-    name_nodes,
-    restore_output_types,
-)
 from moh_deploy.graph.load_model import infer_types, inline_functions
 from moh_deploy.graph.plugin_nodes import close_input_gaps, float_masks, fuse_attention, tell_fields
 from moh_deploy.graph.precision_casts import Raised, lower_precision, raise_precision
@@ -29,13 +22,13 @@ from moh_deploy.package import LayerInfo
 
 def finish_export(
     model: ir.Model,
-    layers: Sequence[TranslatedLayer],
+    layers: Sequence[export_names.TranslatedLayer],
     *,
     dims: Sequence[Mapping[int, DimExpr]],
     outputs: Sequence[str],
     output_types: Sequence[ir.DataType],
     opset: int,
-) -> tuple[LayerNames, ...]:
+) -> tuple[export_names.LayerNames, ...]:
     """Make the model of a package of what torch.onnx wrote; `choose_layers` is still to come, when
     it is predicted how each layer runs best.
 
@@ -52,12 +45,12 @@ def finish_export(
     """
     extra = [f"moh.extra.{index}" for index in range(len(output_types) - len(outputs))]
     # Outputs may be replaced: before anybody names them.
-    restore_output_types(model, output_types)
+    export_names.restore_output_types(model, output_types)
     # Later passes, and every reader of a package, speak of the user's names.
-    name_interface(model, dims=dims, outputs=[*outputs, *extra])
-    names = keep_gates(model, layers)
+    export_names.name_interface(model, dims=dims, outputs=[*outputs, *extra])
+    names = export_names.keep_gates(model, layers)
     # What the layers have not named.
-    name_nodes(model, keep=frozenset().union(*(layer.nodes for layer in names)))
+    export_names.name_nodes(model, keep=frozenset().union(*(layer.nodes for layer in names)))
     # Bodies are chosen by what the nodes look like, so all that shapes nodes comes before. What
     # moves nodes together with their bodies, `choose_layers`, comes behind.
     add_function_bodies(model, opset=opset)

@@ -10,17 +10,7 @@ from pydantic import AfterValidator, Field
 
 from moh_deploy.config.dtypes import ComputeType, Runtime
 from moh_deploy.config.strict_json import Strict
-from moh_deploy.package.interface import (
-    FLOATS,
-    Amount,
-    CachesInPlace,
-    Call,
-    DimSum,
-    PositiveSize,
-    TensorInfo,
-    TextGeneration,
-    WholeSize,
-)
+from moh_deploy.package import interface
 from moh_deploy.package.layer_info import LayerInfo
 
 # Types of the manifest for measurements: proof, rounding, times.
@@ -33,8 +23,8 @@ _NON_FINITE_ALLOWED = {"extra": "forbid", "ser_json_inf_nan": "strings"}
 class Spread(Strict):
     """The size of differences: their root mean square, and the largest of them."""
 
-    rms: Amount
-    largest: Amount
+    rms: interface.Amount
+    largest: interface.Amount
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ class Proof(Strict):
     # NaN stands where a result was none, or where no decision was clear enough to be counted.
     max_abs_error: Annotated[float, AfterValidator(lambda error: _in_range(error, math.inf))]
     routing_agreement: Annotated[float, AfterValidator(lambda share: _in_range(share, 1))]
-    sizes: tuple[dict[str, WholeSize], ...]
+    sizes: tuple[dict[str, interface.WholeSize], ...]
 
 
 def _in_range(number: float, most: float) -> float:
@@ -119,12 +109,12 @@ class Tuning:
     source: Literal["measured", "given"]
     machine: str
     runtime: str | None = None
-    threads: PositiveSize | None = None
+    threads: interface.PositiveSize | None = None
     clock: str | None = None
-    sizes: tuple[dict[str, WholeSize], ...] = ()
-    weights: tuple[Amount, ...] = ()
-    layer_ms: tuple[tuple[dict[str, Amount], ...], ...] = ()
-    model_ms: tuple[dict[str, Amount], ...] = ()
+    sizes: tuple[dict[str, interface.WholeSize], ...] = ()
+    weights: tuple[interface.Amount, ...] = ()
+    layer_ms: tuple[tuple[dict[str, interface.Amount], ...], ...] = ()
+    model_ms: tuple[dict[str, interface.Amount], ...] = ()
     within: tuple[str, ...] = ()
 
 
@@ -270,19 +260,21 @@ class Manifest(Strict):
         format_version: Version of the package format.
     """
 
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    dims: dict[str, PositiveSize]
+    inputs: tuple[interface.TensorInfo, ...]
+    outputs: tuple[interface.TensorInfo, ...]
+    dims: dict[str, interface.PositiveSize]
     layers: tuple[LayerInfo, ...]
     ops: dict[str, int]
     opset: int
-    total_flops: WholeSize | None
-    precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(FLOATS)})$")]
+    total_flops: interface.WholeSize | None
+    precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(interface.FLOATS)})$")]
     checkpoint_sha256: str | None
     made_with: dict[str, str]
     proof: Proof | None = None
-    dim_ranges: dict[str, tuple[WholeSize, WholeSize | None]] = field(default_factory=dict)
-    dim_sums: tuple[DimSum, ...] = ()
+    dim_ranges: dict[str, tuple[interface.WholeSize, interface.WholeSize | None]] = field(
+        default_factory=dict
+    )
+    dim_sums: tuple[interface.DimSum, ...] = ()
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None
     kept: tuple[KeptOperators, ...] = ()
@@ -291,12 +283,12 @@ class Manifest(Strict):
     ungated: int = 0
     float32_nodes: tuple[Float32Node, ...] = ()
     rounding: Rounding | None = None
-    call: Call | None = None
+    call: interface.Call | None = None
     runtime: Runtime | None = None
     valid_tokens: str | None = None
     made: Made | None = None
-    text_generation: TextGeneration | None = None
-    caches: CachesInPlace | None = None
+    text_generation: interface.TextGeneration | None = None
+    caches: interface.CachesInPlace | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

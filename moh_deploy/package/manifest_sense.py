@@ -10,14 +10,8 @@ from pathlib import Path
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import PackageError
+from moh_deploy.package import interface
 from moh_deploy.package.choices import choices_for
-from moh_deploy.package.interface import (
-    MOST_SIZE,
-    CachesInPlace,
-    TensorInfo,
-    marks_padding,
-    mask_input,
-)
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.manifest import Manifest, Tuning
 from moh_deploy.system.bounded_file import is_plain_name
@@ -50,7 +44,9 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         if name not in dims:
             yield f"dim_ranges.{name}", known_dims
         elif largest is not None:
-            yield from _range_problems(f"dim_ranges.{name}[1]", largest, smallest, MOST_SIZE)
+            yield from _range_problems(
+                f"dim_ranges.{name}[1]", largest, smallest, interface.MOST_SIZE
+            )
     for index, dim_sum in enumerate(manifest.dim_sums):
         for name in sorted(set(dim_sum.dims) - dims.keys()):
             yield f"dim_sums[{index}].dims", f"'{name}' {known_dims}"
@@ -123,12 +119,12 @@ def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
 
 
 def _shape_problems(
-    key: str, tensor: TensorInfo, dims: Mapping[str, int], *, is_input: bool
+    key: str, tensor: interface.TensorInfo, dims: Mapping[str, int], *, is_input: bool
 ) -> Iterator[Problem]:
     for axis, size in enumerate(tensor.shape):
         place = f"{key}.shape[{axis}]"
         if isinstance(size, int):
-            yield from _range_problems(place, size, 0, MOST_SIZE)
+            yield from _range_problems(place, size, 0, interface.MOST_SIZE)
             continue
         # Those of inputs are linear in one name. What an output's follows from may be any
         # arithmetic, of symbols, too, that stand for a size which depends on the data.
@@ -196,9 +192,9 @@ def _tuning_problems(tuning: Tuning, layers: Sequence[LayerInfo]) -> Iterator[Pr
 
 
 def cache_problems(
-    caches: CachesInPlace,
-    inputs: Sequence[TensorInfo],
-    outputs: Sequence[TensorInfo],
+    caches: interface.CachesInPlace,
+    inputs: Sequence[interface.TensorInfo],
+    outputs: Sequence[interface.TensorInfo],
     dims: Collection[str],
 ) -> Iterator[Problem]:
     """Say what no caches of a model with these inputs, outputs and dimensions can be."""
@@ -224,12 +220,15 @@ def cache_problems(
         yield "caches.buffers", "is empty"
 
 
-_DIGITS = len(str(MOST_SIZE))
+_DIGITS = len(str(interface.MOST_SIZE))
 
 
-def _mask_problems(valid_tokens: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
+def _mask_problems(valid_tokens: str, inputs: Sequence[interface.TensorInfo]) -> Iterator[Problem]:
     # A mask that is not there would stop every comparison, far from here.
-    name, can_be_added = mask_input(valid_tokens), not marks_padding(valid_tokens)
+    name, can_be_added = (
+        interface.mask_input(valid_tokens),
+        not interface.marks_padding(valid_tokens),
+    )
     found = {info.name: info for info in inputs}
     if name not in found:
         yield "valid_tokens", f"is '{name[:100]}', which is no input, only {_listed(found)}"

@@ -17,17 +17,9 @@ from onnx import helper
 from moh_deploy.errors import PackageError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import base_domain
+from moh_deploy.package import graph_nodes
 from moh_deploy.package.choices import node_rules
 from moh_deploy.package.facts import StatedFact
-from moh_deploy.package.graph_nodes import (
-    CONDITION_PREFIX,
-    CONTRACTIONS,
-    all_nodes,
-    computed_from,
-    is_router,
-    router_nodes,
-    switch_rules,
-)
 from moh_deploy.package.interface import CachesInPlace, TensorInfo
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.manifest import Manifest
@@ -111,7 +103,7 @@ def _shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
 
 def _precision_facts(manifest: Manifest, graph: onnx.GraphProto) -> Iterator[StatedFact]:
     """Hold against the model what would loosen the tolerance: a precision that nothing is in."""
-    nodes, said = list(all_nodes(graph)), manifest.precision
+    nodes, said = list(graph_nodes.all_nodes(graph)), manifest.precision
     operators = {node.op_type for node in nodes}
     if any("NBits" in name for name in operators):
         yield StatedFact("precision", said, "int4")
@@ -148,9 +140,11 @@ class _GraphView:
         self.makers: dict[str, onnx.NodeProto] = {}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.results: dict[str, str] = {}
-        rules = switch_rules(graph)
+        rules = graph_nodes.switch_rules(graph)
         for node in graph.node:
-            by_size = node.op_type == "If" and node.input[0].startswith(CONDITION_PREFIX)
+            by_size = node.op_type == "If" and node.input[0].startswith(
+                graph_nodes.CONDITION_PREFIX
+            )
             # Its twin stands in the other branch, for the same inputs.
             branches = (
                 {attribute.name: attribute.g for attribute in node.attribute} if by_size else {}
@@ -160,7 +154,7 @@ class _GraphView:
             self.results[inner.name] = node.output[0] if node.output else ""
             for name in inner.input:
                 self.readers.setdefault(name, []).append(inner)
-        self.names = {node.name for node in all_nodes(graph)}
+        self.names = {node.name for node in graph_nodes.all_nodes(graph)}
         self.places = {
             node.name: rules.get(node.name, base_domain(node.domain))
             for node in self.makers.values()
@@ -191,8 +185,9 @@ class _GraphView:
         """Return the nearest products with weights that a value is computed from, by result."""
         return {
             name
-            for name, node in computed_from(value, self.makers)
-            if node.op_type in CONTRACTIONS or (base_domain(node.domain) and not is_router(node))
+            for name, node in graph_nodes.computed_from(value, self.makers)
+            if node.op_type in graph_nodes.CONTRACTIONS
+            or (base_domain(node.domain) and not graph_nodes.is_router(node))
         }
 
 
@@ -202,7 +197,7 @@ _MAY_BE_UNKNOWN = ("op", "num_kv_heads", "head_dim", "kv_len")
 
 def _layer_facts(manifest: Manifest, view: _GraphView) -> Iterator[StatedFact]:
     layers = manifest.layers
-    routers = router_nodes(view.graph, layers)
+    routers = graph_nodes.router_nodes(view.graph, layers)
     for index, (layer, router) in enumerate(zip(layers, routers, strict=True)):
         for name, shown in (
             *_attention_shown(layer, view, manifest),
@@ -217,7 +212,9 @@ def _layer_facts(manifest: Manifest, view: _GraphView) -> Iterator[StatedFact]:
     # What no layer names would run, and nothing would judge it.
     named = {*routers, *(layer.node for layer in layers)}
     ours = [node for node in map(view.node, view.places) if node is not None]
-    nodes = {node.name for node in ours if node.op_type in _ATTENTIONS or is_router(node)}
+    nodes = {
+        node.name for node in ours if node.op_type in _ATTENTIONS or graph_nodes.is_router(node)
+    }
     for name in sorted(nodes - named):
         yield StatedFact("layers", None, f"node {name}")
 
@@ -319,7 +316,7 @@ def _form(layer: LayerInfo, router: onnx.NodeProto, view: _GraphView) -> str | N
     mode = {attribute.name: attribute.s for attribute in router.attribute}.get(
         "gate_mode", b"weighted"
     )
-    behind = list(computed_from(layer.gates, view.makers))
+    behind = list(graph_nodes.computed_from(layer.gates, view.makers))
     own, scores = view.sources(layer.gates), view.sources(routed)
     # Shared heads come first: what weighs them is a constant, or made of logits of their own.
     if any(node.op_type == "Concat" and view.sources(node.input[0]) for _, node in behind):
@@ -333,7 +330,7 @@ def _form(layer: LayerInfo, router: onnx.NodeProto, view: _GraphView) -> str | N
         return "scored" if is_either else "ranked"
     if own:
         return "scored"
-    if any(node.op_type not in _VIEWS for _, node in behind if not is_router(node)):
+    if any(node.op_type not in _VIEWS for _, node in behind if not graph_nodes.is_router(node)):
         return None
     attention = view.node(layer.node)
     if attention is None:

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.builder import NotCoveredError
-from moh_deploy.frontend.fx.graph import (
-    argument,
-    computed,
-    example_shape,
-    hint,
-    is_tensor,
-    op,
-    reads_first,
-)
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import casts, is_view
@@ -62,10 +54,12 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
     def moved_from(inner: Node) -> list[Node]:
         # Not the indices of a gather, which have to be known.
         inputs = inner.all_input_nodes if _moves(inner, known) else ()
-        return [n for n in inputs if n is inner.args[0] or op(inner) not in _GATHERS]
+        return [n for n in inputs if n is inner.args[0] or graph.op(inner) not in _GATHERS]
 
-    cone = reads_first(node, moved_from)
-    most = max(torch.Size(example_shape(n)).numel() for n in (node, *filter(is_tensor, cone)))
+    cone = graph.reads_first(node, moved_from)
+    most = max(
+        torch.Size(graph.example_shape(n)).numel() for n in (node, *filter(graph.is_tensor, cone))
+    )
     if most > _MOST_ELEMENTS:
         raise NotCoveredError(
             f"its windows have {most} elements at the example's sizes, more than are followed:"
@@ -79,14 +73,16 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
     first = 1  # 0 stands for the number 0
     for current in cone:
         if _moves(current, known):
-            values[current] = computed(current, lambda n: values[n] if n in values else known(n))
-        elif not is_tensor(current):
-            values[current] = hint(current.meta["val"])
+            values[current] = graph.computed(
+                current, lambda n: values[n] if n in values else known(n)
+            )
+        elif not graph.is_tensor(current):
+            values[current] = graph.hint(current.meta["val"])
         else:
-            extents = example_shape(current)
+            extents = graph.example_shape(current)
             count = torch.Size(extents).numel()
             constant = None if known.varies(current) else known(current)
-            is_zero = op(current) in ("zeros", "zeros_like", "new_zeros")
+            is_zero = graph.op(current) in ("zeros", "zeros_like", "new_zeros")
             if is_zero or (constant is not None and not bool(constant.any())):
                 values[current] = torch.zeros(extents, dtype=torch.float64)
                 continue
@@ -105,14 +101,14 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
 
 
 def _moves(node: Node, known: KnownValues) -> bool:
-    name = op(node)
+    name = graph.op(node)
     # An index that is made of the input moves elements that nobody knows beforehand.
     if name in _GATHERS:
         return all(index in known for index in node.all_input_nodes if index is not node.args[0])
     if name in ("pad", "constant_pad_nd"):
         # Padding with anything but 0 brings in numbers that are no elements.
-        repeats = name == "pad" and argument(node, "mode", "constant") != "constant"
-        return repeats or argument(node, "value", 0) in (0, None)
+        repeats = name == "pad" and graph.argument(node, "mode", "constant") != "constant"
+        return repeats or graph.argument(node, "value", 0) in (0, None)
     if is_view(node):
         return not casts(node)
     return name in _MOVES

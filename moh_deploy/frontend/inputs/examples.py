@@ -7,14 +7,8 @@ from pathlib import Path
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.inputs import input_specs
 from moh_deploy.frontend.inputs.arguments import BoundInputs, bind, flattened
-from moh_deploy.frontend.inputs.input_specs import (
-    add_dynamic_axes,
-    described_by,
-    parse_constants,
-    parse_input_options,
-    specs_from_config,
-)
 from moh_deploy.frontend.inputs.npz_inputs import inputs_from_npz
 from moh_deploy.frontend.load.model import ModelInput
 
@@ -71,8 +65,8 @@ def _given(
     config: ExportConfig, npz: Path | GivenInputs | None, specs: Sequence[str]
 ) -> Mapping[str, object] | tuple[object, ...]:
     """Return values of inputs and constants, by name or position."""
-    described = parse_input_options(specs)
-    constants = {**config.constants, **parse_constants(specs)}
+    described = input_specs.parse_input_options(specs)
+    constants = {**config.constants, **input_specs.parse_constants(specs)}
     if npz is not None and described:
         raise ConfigError(
             "--inputs and --input are both given; they exclude each other.",
@@ -96,7 +90,7 @@ def _given(
                 for name, value in zip(names, named.values(), strict=True)
             }
     else:
-        described = described or specs_from_config(config)
+        described = described or input_specs.specs_from_config(config)
         named = {spec.name: spec.made(index) for index, spec in enumerate(described)}
     if not named:
         raise ConfigError(
@@ -104,7 +98,7 @@ def _given(
             hint="Give --inputs FILE.npz, --input 'NAME:[batch=2,3,224,224]:float32', or a config"
             " with inputs.",
         )
-    twice = sorted(parse_constants(specs).keys() & named.keys())
+    twice = sorted(input_specs.parse_constants(specs).keys() & named.keys())
     if twice:
         raise ConfigError(
             f"--input gives '{twice[0]}' as a constant, and it is an input already.",
@@ -122,8 +116,8 @@ def _with_dynamic_axes(
     """Return inputs with the axes dynamic that the configuration and options call so."""
     if npz is not None and config.inputs:
         source = str(npz) if isinstance(npz, Path) else "inputs"
-        inputs = described_by(config, inputs, source)
-    inputs = add_dynamic_axes(inputs, dynamic)
+        inputs = input_specs.described_by(config, inputs, source)
+    inputs = input_specs.add_dynamic_axes(inputs, dynamic)
     example_sizes(inputs)
     return inputs
 

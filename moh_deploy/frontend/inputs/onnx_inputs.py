@@ -11,12 +11,7 @@ import torch
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs.examples import (
-    GivenInputs,
-    build_inputs,
-    example_sizes,
-    parsed_dims,
-)
+from moh_deploy.frontend.inputs import examples
 from moh_deploy.frontend.inputs.input_specs import add_dynamic_axes, made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
@@ -65,7 +60,7 @@ def build_onnx_inputs(
     source: OnnxSource,
     config: ExportConfig,
     *,
-    npz: Path | GivenInputs | None = None,
+    npz: Path | examples.GivenInputs | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
 ) -> tuple[ModelInput, ...]:
@@ -86,13 +81,13 @@ def build_onnx_inputs(
         made = tuple(_made(source, spec, dims, place) for place, spec in enumerate(source.inputs))
         inputs = add_dynamic_axes(made, dynamic)
     else:
-        given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
+        given = examples.build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
         described = bool(specs) or bool(config.inputs)
         inputs = tuple(
             _checked(spec, model_input, dims, described=described)
             for spec, model_input in _paired(source, given)
         )
-    example_sizes(inputs)
+    examples.example_sizes(inputs)
     return inputs
 
 
@@ -191,7 +186,7 @@ def _checked(
     Args:
         described: The user says which axes are dynamic: those left out are fixed.
     """
-    value, given = item.value, parsed_dims(item)
+    value, given = item.value, examples.parsed_dims(item)
     fits = value.ndim == len(spec.shape) and all(
         isinstance(size, str) or value.shape[axis] == size for axis, size in enumerate(spec.shape)
     )

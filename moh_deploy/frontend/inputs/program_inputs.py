@@ -17,12 +17,7 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.containers import leaf_keys
-from moh_deploy.frontend.inputs.examples import (
-    GivenInputs,
-    build_inputs,
-    example_sizes,
-    parsed_dims,
-)
+from moh_deploy.frontend.inputs import examples
 from moh_deploy.frontend.inputs.input_specs import add_dynamic_axes, made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.suggest import shortened
@@ -104,7 +99,7 @@ def build_program_inputs(
     program: torch.export.ExportedProgram,
     config: ExportConfig,
     *,
-    npz: Path | GivenInputs | None = None,
+    npz: Path | examples.GivenInputs | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
 ) -> tuple[ModelInput, ...]:
@@ -122,7 +117,7 @@ def build_program_inputs(
     if npz is None and not specs and not config.inputs:
         named = add_dynamic_axes([replace(item, dims={}) for item in described], dynamic)
         return with_values(described, named)
-    given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
+    given = examples.build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
     # Inputs of the program's names go into its order: torch calls `past_0_key` what is `past.0.key`
     # in the model.
     called = {item.name.replace(".", "_"): item for item in given}
@@ -145,8 +140,8 @@ def unnamed_dims(
     """
     found: dict[str, str] = {}
     for own, item in zip(inputs_from_program(program), inputs, strict=True):
-        axes = parsed_dims(item)
-        for axis, made in parsed_dims(own).items():
+        axes = examples.parsed_dims(item)
+        for axis, made in examples.parsed_dims(own).items():
             if made.is_plain and made.name != "batch" and made.name == axes[axis].name:
                 found.setdefault(made.name, f"{item.name}:{axis}")
     return found
@@ -173,7 +168,7 @@ def with_values(
         value = new.value
         dims = {
             axis: str(replace(expr, name=names.get(expr.name, expr.name)))
-            for axis, expr in parsed_dims(own).items()
+            for axis, expr in examples.parsed_dims(own).items()
         }
         fits = value.ndim == own.value.ndim and all(
             axis in dims or value.shape[axis] == size for axis, size in enumerate(own.value.shape)
@@ -185,7 +180,7 @@ def with_values(
                 f" '{own.name}' is {own.value.dtype} [{expected}]."
             )
         inputs.append(ModelInput(new.name, value, dims))
-    example_sizes(inputs)
+    examples.example_sizes(inputs)
     return tuple(inputs)
 
 
@@ -203,8 +198,8 @@ def _given_dim_names(pairs: Sequence[tuple[ModelInput, ModelInput]]) -> dict[str
     """Return what the user calls the dimensions of the program."""
     names: dict[str, str] = {}
     for own, new in pairs:
-        program_dims = parsed_dims(own)
-        for axis, expr in parsed_dims(new).items():
+        program_dims = examples.parsed_dims(own)
+        for axis, expr in examples.parsed_dims(new).items():
             known = program_dims.get(axis)
             if known is None:
                 raise ConfigError(

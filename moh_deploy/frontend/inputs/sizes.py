@@ -9,15 +9,8 @@ import torch
 
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
+from moh_deploy.frontend.inputs import padding
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
-from moh_deploy.frontend.inputs.padding import (
-    TURNS,
-    Side,
-    tokens_of,
-    with_padding,
-    with_zeros,
-    without_padding,
-)
 from moh_deploy.frontend.load.model import ModelInput
 
 # The inputs of a model at other sizes of its dynamic dimensions.
@@ -155,13 +148,13 @@ class SizeTrials:
     def _with_ids(self, sizes: Mapping[str, int], *, new: bool) -> SizeRun | Exception:
         complete = self.complete(sizes)
         try:
-            full = resize_inputs(without_padding(self.inputs), complete, new_ids=new)
+            full = resize_inputs(padding.without_padding(self.inputs), complete, new_ids=new)
         except ConfigError as error:
             return error
         if not any(item.says_valid for item in self.inputs):
             return _try_run(full, self.run)
         return (
-            run_padded(full, self.run, *TURNS)
+            run_padded(full, self.run, *padding.TURNS)
             or run_padded(full, self.run, "right", None)
             or _try_run(resize_inputs(self.inputs, complete, new_ids=new), self.run)
         )
@@ -238,17 +231,19 @@ _CHANGES: tuple[Callable[[int], int], ...] = (
 )
 
 
-def run_padded(inputs: Sequence[ModelInput], run: Run, *sides: Side | None) -> SizeRun | None:
+def run_padded(
+    inputs: Sequence[ModelInput], run: Run, *sides: padding.Side | None
+) -> SizeRun | None:
     """Run the original model with padding; None where it does not take that.
 
     Args:
         sides: Where the samples are padded, by turns.
     """
-    found = _try_run(with_padding(inputs, sides), run)
+    found = _try_run(padding.with_padding(inputs, sides), run)
     if isinstance(found, Exception):
         return None
     # Padding that makes valid tokens NaN the model does not take.
-    (mask,) = (to_torch(tokens_of(item).mask) for item in found[0] if item.says_valid)
+    (mask,) = (to_torch(padding.tokens_of(item).mask) for item in found[0] if item.says_valid)
     for output in found[1]:
         if output.shape[:2] == mask.shape:
             output = output[mask]
@@ -260,10 +255,10 @@ def run_padded(inputs: Sequence[ModelInput], run: Run, *sides: Side | None) -> S
     return found
 
 
-def run_with_zeros(inputs: Sequence[ModelInput], run: Run, side: Side) -> SizeRun | None:
+def run_with_zeros(inputs: Sequence[ModelInput], run: Run, side: padding.Side) -> SizeRun | None:
     """Run the original model with 0 on a side of what may be masks; None where it does not take
     that, or computes no numbers."""
-    found = _try_run(with_zeros(inputs, side), run)
+    found = _try_run(padding.with_zeros(inputs, side), run)
     if isinstance(found, Exception) or not all(output.isfinite().all() for output in found[1]):
         return None
     return found

@@ -13,6 +13,7 @@ from moh_deploy.config.checked_yaml import require_trust
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ModelOptions
 from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load import weights
 from moh_deploy.frontend.load.decoder import check_config, make_decoder
 from moh_deploy.frontend.load.directory.load import load_directory
 from moh_deploy.frontend.load.fileform import detect_form, read_weights
@@ -20,13 +21,6 @@ from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel, ModelInp
 from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal, read_onnx
 from moh_deploy.frontend.load.onnx_graph.module import OnnxModule
 from moh_deploy.frontend.load.pt2 import load_program
-from moh_deploy.frontend.load.weights import (
-    StateDict,
-    build_module,
-    describe,
-    load_weights,
-    select_weights,
-)
 from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import onnx_file
 from moh_deploy.system.bounded_file import sha256_of
@@ -174,19 +168,20 @@ def load_model(
             program = load_program(path, trust_pickle=trust_pickle, needs_example=needs_example)
             return LoadedModel(None, program, "pt2", sha256_of(path))
         loaded, digest = read_weights(path, form, trust_pickle=trust_pickle)
-        found = select_weights(loaded, state_key=state_key, source=str(path))
+        found = weights.select_weights(loaded, state_key=state_key, source=str(path))
         name: CheckpointForm = "state_dict" if found is loaded else "checkpoint"
         if isinstance(found, torch.nn.Module):
             _refuse_options(path, "a whole module", factory=factory)
             name, module = "module", _unwrapped(found)
         elif factory is None:
             raise CheckpointError(
-                f"{path}: holds weights only ({describe(found)}); their module is not known.",
+                f"{path}: holds weights only ({weights.describe(found)});"
+                " their module is not known.",
                 hint="Name what builds it with --factory MODULE:CALLABLE (and --code-dir DIR).",
             )
         else:
-            module = build_module(factory, kwargs, code_dirs=code_dirs)
-            load_weights(module, cast(StateDict, found), source=str(path))
+            module = weights.build_module(factory, kwargs, code_dirs=code_dirs)
+            weights.load_weights(module, cast(weights.StateDict, found), source=str(path))
     name = "safetensors" if form.startswith("safetensors") else name
     return LoadedModel(in_eval_mode(module), None, name, digest)
 

@@ -14,30 +14,9 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import (
-    Axis,
-    Dim,
-    Layout,
-    Size,
-    flat,
-    fresh_layout,
-    leaves,
-    resolve,
-    size_of,
-)
+from moh_deploy.frontend.fx import axes, graph
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import (
-    ancestors,
-    argument,
-    arguments,
-    is_tensor,
-    op,
-    rank,
-    reads_shape_only,
-    shape,
-    tensor,
-)
 from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks
 from moh_deploy.frontend.normalize.plain_attention import is_attention
 
@@ -58,30 +37,30 @@ class _Part:
     """
 
     node: Node
-    start: Size
+    start: axes.Size
     product: Node
-    layout: Layout
+    layout: axes.Layout
     dim: int
     gates: Operand
 
-    def form(self, tokens: Dim) -> tuple[Layout, frozenset[Axis]]:
+    def form(self, tokens: axes.Dim) -> tuple[axes.Layout, frozenset[axes.Axis]]:
         """The layout of the product with other tokens, and the axes of the gates besides them."""
-        layout = resolve((*self.layout[: self.dim], tokens, *self.layout[self.dim + 1 :]))
-        return layout, frozenset(flat(self.gates.layout)) - set(self.layout[self.dim])
+        layout = axes.resolve((*self.layout[: self.dim], tokens, *self.layout[self.dim + 1 :]))
+        return layout, frozenset(axes.flat(self.gates.layout)) - set(self.layout[self.dim])
 
 
 def join_parts(source: Node) -> None:
     """Gate an attention's output as a whole where each of its parts is gated, if it is that."""
     if not is_attention(source):
         return
-    whole = fresh_layout(shape(source))
+    whole = axes.fresh_layout(graph.shape(source))
     found = _parts(source, whole)
     if found is None:
         return
     cut, parts = found
     order = {node: position for position, node in enumerate(source.graph.nodes)}
     first = min((part.product for part in parts), key=order.__getitem__)
-    needed = set(ancestors(*(part.gates.node for part in parts)))
+    needed = set(graph.ancestors(*(part.gates.node for part in parts)))
     # All products and gates have to be laid out alike, but for their tokens.
     forms = {part.form(whole[cut]) for part in parts}
     if needed & {part.product for part in parts} or len(forms) != 1:
@@ -101,7 +80,7 @@ def join_parts(source: Node) -> None:
         # The readers of a part's product read that part of the whole one.
         behind = GraphBuilder(source.graph, part.product)
         cutter = _cutter(part.node, source)
-        given = arguments(cutter) | {"self": gated, "dim": part.dim}
+        given = graph.arguments(cutter) | {"self": gated, "dim": part.dim}
         cut_off = behind.apply(cutter.target, given)
         if cutter is not part.node:
             getitem = cast(Callable[..., object], part.node.target)
@@ -109,39 +88,39 @@ def join_parts(source: Node) -> None:
         part.product.replace_all_uses_with(cut_off)
 
 
-def _parts(source: Node, whole: Layout) -> tuple[int, list[_Part]] | None:
+def _parts(source: Node, whole: axes.Layout) -> tuple[int, list[_Part]] | None:
     """The gated parts that make up all of a tensor, in order, and the dimension they are cut in."""
     cuts = [cut for user in source.users for cut in _cuts(user, source)]
     dims = {dim for _, dim, _ in cuts}
-    readers = {user for user in source.users if not reads_shape_only(user)}
+    readers = {user for user in source.users if not graph.reads_shape_only(user)}
     if len(dims) != 1 or readers != {_cutter(node, source) for node, _, _ in cuts}:
         return None
     (dim,) = dims
     parts = [_part(node, start, whole, dim) for node, _, start in cuts]
     known = {part.start: part for part in parts if part is not None}
     in_order: list[_Part] = []
-    at: Size = size_of(0)
+    at: axes.Size = axes.size_of(0)
     while at in known:
         in_order.append(known[at])
-        at = at + shape(known.pop(at).node)[dim]
-    complete = not known and len(in_order) == len(cuts) > 1 and at == shape(source)[dim]
+        at = at + graph.shape(known.pop(at).node)[dim]
+    complete = not known and len(in_order) == len(cuts) > 1 and at == graph.shape(source)[dim]
     return (dim, in_order) if complete else None
 
 
-def _cuts(user: Node, source: Node) -> list[tuple[Node, int, Size]]:
+def _cuts(user: Node, source: Node) -> list[tuple[Node, int, axes.Size]]:
     """The parts that one reader cuts off: each with its dimension and its first entry."""
-    name = op(user)
-    if name in ("slice", "narrow") and argument(user, "step", 1) == 1:
-        dim = cast(int, argument(user, "dim", 0)) % rank(source)
-        given = argument(user, "start", 0) or 0
-        start = size_of(given.meta["val"] if isinstance(given, Node) else given)
-        return [(user, dim, start + shape(source)[dim] if start.is_negative else start)]
+    name = graph.op(user)
+    if name in ("slice", "narrow") and graph.argument(user, "step", 1) == 1:
+        dim = cast(int, graph.argument(user, "dim", 0)) % graph.rank(source)
+        given = graph.argument(user, "start", 0) or 0
+        start = axes.size_of(given.meta["val"] if isinstance(given, Node) else given)
+        return [(user, dim, start + graph.shape(source)[dim] if start.is_negative else start)]
     if name in ("split", "split_with_sizes"):
-        dim = cast(int, argument(user, "dim", 0)) % rank(source)
+        dim = cast(int, graph.argument(user, "dim", 0)) % graph.rank(source)
         pieces = {cast(int, piece.args[1]): piece for piece in user.users}
-        starts = [size_of(0)]
+        starts = [axes.size_of(0)]
         for piece in user.meta["val"]:
-            starts.append(starts[-1] + size_of(piece.shape[dim]))
+            starts.append(starts[-1] + axes.size_of(piece.shape[dim]))
         return [(piece, dim, starts[index]) for index, piece in pieces.items()]
     return []
 
@@ -150,13 +129,13 @@ def _cutter(part: Node, source: Node) -> Node:
     return part if source in part.all_input_nodes else cast(Node, part.args[0])
 
 
-def _part(node: Node, start: Size, whole: Layout, cut: int) -> _Part | None:
+def _part(node: Node, start: axes.Size, whole: axes.Layout, cut: int) -> _Part | None:
     """The part with its gates; None where it is read ungated, or by several."""
-    tokens: Dim = (Axis(shape(node)[cut]),)  # an axis even for a single token
+    tokens: axes.Dim = (axes.Axis(graph.shape(node)[cut]),)  # an axis even for a single token
     current, layout = node, (*whole[:cut], tokens, *whole[cut + 1 :])
     while True:
-        readers = [user for user in current.users if not reads_shape_only(user)]
-        if len(readers) != 1 or not is_tensor(readers[0]):
+        readers = [user for user in current.users if not graph.reads_shape_only(user)]
+        if len(readers) != 1 or not graph.is_tensor(readers[0]):
             return None
         (reader,) = readers
         if not is_view(reader) or casts(reader):
@@ -171,10 +150,10 @@ def _part(node: Node, start: Size, whole: Layout, cut: int) -> _Part | None:
     side = product.operands.index(current)
     factor, (gates, out) = product.operands[1 - side], product.layouts(layout, side)
     # A whole dimension has the tokens, and the channels do not differ in their gates.
-    dims = [position for position, dim in enumerate(resolve(layout)) if dim == tokens]
-    if factor is current or resolve(out) != resolve(layout) or not dims:
+    dims = [position for position, dim in enumerate(axes.resolve(layout)) if dim == tokens]
+    if factor is current or axes.resolve(out) != axes.resolve(layout) or not dims:
         return None
-    if lacks(gates, tokens) or not layout[-1] or not lacks(gates, leaves(layout[-1])[-1:]):
+    if lacks(gates, tokens) or not layout[-1] or not lacks(gates, axes.leaves(layout[-1])[-1:]):
         return None
     return _Part(node, start, reader, layout, dims[0], Operand(factor, gates))
 
@@ -189,7 +168,7 @@ _PRODUCTS = ("mul", "multiply")
 
 def put_gates_before_channels(node: Node) -> None:
     """Exchange the factors of `(attention * channels) * heads`, if a node is that."""
-    outer = _product(node, lambda inner: op(inner) in _PRODUCTS and len(inner.users) == 1)
+    outer = _product(node, lambda inner: graph.op(inner) in _PRODUCTS and len(inner.users) == 1)
     inner = None if outer is None else _product(outer[0], is_attention)
     if outer is None or inner is None or _is_per_channel(node, outer[1]):
         return
@@ -201,11 +180,14 @@ def put_gates_before_channels(node: Node) -> None:
 
 def _product(node: Node, wanted: Callable[[Node], bool]) -> tuple[Node, Node] | None:
     """Read a product as a wanted tensor of its own size, and another factor."""
-    product = contraction(node) if op(node) in _PRODUCTS else None
+    product = contraction(node) if graph.op(node) in _PRODUCTS else None
     for side in (0, 1) if product is not None else ():
         assert product is not None
         whole, factor = product.operands[side], product.operands[1 - side]
-        alike = shape(whole) == shape(node) and tensor(whole).dtype == tensor(node).dtype
+        alike = (
+            graph.shape(whole) == graph.shape(node)
+            and graph.tensor(whole).dtype == graph.tensor(node).dtype
+        )
         if alike and whole is not factor and wanted(whole):
             return whole, factor
     return None
@@ -213,4 +195,4 @@ def _product(node: Node, wanted: Callable[[Node], bool]) -> tuple[Node, Node] | 
 
 def _is_per_channel(product: Node, factor: Node) -> bool:
     """True for a factor that varies along the last dimension."""
-    return rank(factor) > 0 and shape(factor)[-1] == shape(product)[-1] != 1
+    return graph.rank(factor) > 0 and graph.shape(factor)[-1] == graph.shape(product)[-1] != 1

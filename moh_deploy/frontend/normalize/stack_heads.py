@@ -29,15 +29,8 @@ from moh_deploy.frontend.fx.graph import (
 from moh_deploy.frontend.fx.known_values import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.slices import Slice, read_slice
 from moh_deploy.frontend.fx.views import casts, is_view
+from moh_deploy.frontend.normalize import stacked_ops
 from moh_deploy.frontend.normalize.plain_attention import is_attention
-from moh_deploy.frontend.normalize.stacked_ops import (
-    Stacked,
-    apply_numbers,
-    apply_stacked,
-    heads_at,
-    heads_in_front,
-    numbers_of,
-)
 
 aten = torch.ops.aten
 
@@ -56,7 +49,7 @@ def stack_heads(program: ExportedProgram) -> None:
     if sum(op(node) in _ATTENTION for node in graph.nodes) < 2:
         return
     stored = StoredNodes(graph, Constants(program))
-    known: dict[Heads, Stacked] = {}
+    known: dict[Heads, stacked_ops.Stacked] = {}
     for node in list(graph.nodes):
         if op(node) in ("cat", "stack"):
             heads = cast(Heads, tuple(cast(Sequence[Node], node.args[0])))
@@ -65,7 +58,9 @@ def stack_heads(program: ExportedProgram) -> None:
                 dim = cast(int, argument(node, "dim", 0)) % rank(node)
                 builder, is_cat = GraphBuilder(graph, node), op(node) == "cat"
                 joined = (
-                    _merged(builder, found, dim) if is_cat else heads_at(builder, found.node, dim)
+                    _merged(builder, found, dim)
+                    if is_cat
+                    else stacked_ops.heads_at(builder, found.node, dim)
                 )
                 node.replace_all_uses_with(joined)
         elif _adds(node) and not any(map(_adds, node.users)):  # the last of a row of additions
@@ -88,12 +83,12 @@ class _Stacker:
     """
 
     def __init__(
-        self, builder: GraphBuilder, stored: StoredNodes, known: Mapping[Heads, Stacked]
+        self, builder: GraphBuilder, stored: StoredNodes, known: Mapping[Heads, stacked_ops.Stacked]
     ) -> None:
         self._builder, self._stored = builder, stored
-        self.found: dict[Heads, Stacked] = dict(known)
+        self.found: dict[Heads, stacked_ops.Stacked] = dict(known)
 
-    def stacked(self, nodes: Heads) -> Stacked:
+    def stacked(self, nodes: Heads) -> stacked_ops.Stacked:
         """One tensor for those that the heads have in one place.
 
         Raises:
@@ -105,10 +100,10 @@ class _Stacker:
             self.found[nodes] = self._stack(nodes)
         return self.found[nodes]
 
-    def _stack(self, nodes: Heads) -> Stacked:
+    def _stack(self, nodes: Heads) -> stacked_ops.Stacked:
         first = nodes[0]
         if all(node is first for node in nodes):
-            return Stacked(first, by_head=False, stored=self._stored(first))
+            return stacked_ops.Stacked(first, by_head=False, stored=self._stored(first))
         alike = all(is_tensor(node) and _is_alike(node, first) for node in nodes)
         if not alike:
             raise _DifferError
@@ -117,13 +112,13 @@ class _Stacker:
             return self._of_slices(nodes, cast(Sequence[Slice], slices))
         if all(map(self._stored, nodes)):
             weights = self._builder.call(aten.stack.default, list(nodes), 0)
-            return Stacked(weights, by_head=True, stored=True)
+            return stacked_ops.Stacked(weights, by_head=True, stored=True)
         same = all(node.target is first.target for node in nodes)
         if not same or not isinstance(first.target, torch._ops.OpOverload):
             raise _DifferError
         return self._of_operators(nodes)
 
-    def _of_slices(self, nodes: Heads, slices: Sequence[Slice]) -> Stacked:
+    def _of_slices(self, nodes: Heads, slices: Sequence[Slice]) -> stacked_ops.Stacked:
         """Slices of one tensor for each head, or the same slice of a tensor of each head."""
         first, builder = slices[0], self._builder
         length = first.stop - first.start
@@ -142,10 +137,10 @@ class _Stacker:
                 part_of_all = builder.call(aten.slice.Tensor, source.node, *args)
                 if not first.keeps_dim:
                     part_of_all = builder.call(aten.squeeze.dim, part_of_all, first.dim + 1)
-                return Stacked(part_of_all, True, source.stored, source.attends)
+                return stacked_ops.Stacked(part_of_all, True, source.stored, source.attends)
             whole = source.node
         if not any(starts):
-            return Stacked(nodes[0], by_head=False, stored=self._stored(whole))
+            return stacked_ops.Stacked(nodes[0], by_head=False, stored=self._stored(whole))
         # Groups of heads may share one: 0, 0, 8, 8.
         group = starts.count(0)
         if starts != [position // group * length for position in range(len(slices))]:
@@ -157,27 +152,27 @@ class _Stacker:
         if first.keeps_dim:
             apart = [len(slices) // group, length]
             whole = builder.call(aten.unflatten.int, whole, first.dim, apart)
-        by_head = heads_in_front(builder, whole, first.dim)
+        by_head = stacked_ops.heads_in_front(builder, whole, first.dim)
         if group > 1:
             by_head = builder.call(aten.repeat_interleave.self_int, by_head, group, 0)
-        return Stacked(by_head, True, self._stored(first.source), attends)
+        return stacked_ops.Stacked(by_head, True, self._stored(first.source), attends)
 
-    def _of_operators(self, nodes: Heads) -> Stacked:
+    def _of_operators(self, nodes: Heads) -> stacked_ops.Stacked:
         first = nodes[0]
-        numbers = numbers_of(nodes)
+        numbers = stacked_ops.numbers_of(nodes)
         if numbers is not None:
             operand = self.stacked(tuple(cast(Node, node.args[0]) for node in nodes))
-            numbered = apply_numbers(self._builder, first, operand, numbers)
+            numbered = stacked_ops.apply_numbers(self._builder, first, operand, numbers)
             if numbered is None:
                 raise _DifferError
-            return Stacked(numbered, True, operand.stored, operand.attends)
+            return stacked_ops.Stacked(numbered, True, operand.stored, operand.attends)
         every = [arguments(node) for node in nodes]
         given = {name: self._argument([own[name] for own in every]) for name in every[0]}
         operands = [operand for value in given.values() for operand in _operands(value)]
         stored = all(operand.stored for operand in operands)
         if not any(operand.by_head for operand in operands):
-            return Stacked(first, by_head=False, stored=stored)
-        result = apply_stacked(self._builder, first, given)
+            return stacked_ops.Stacked(first, by_head=False, stored=stored)
+        result = stacked_ops.apply_stacked(self._builder, first, given)
         if result is None:
             raise _DifferError
         # Weights [B, S, keys] or [S, keys] are of one head: no dimension of heads, or of size 1.
@@ -186,7 +181,7 @@ class _Stacker:
         attends = any(operand.attends for operand in operands)
         if attends and _regroups(first):
             raise _DifferError
-        return Stacked(result, True, stored, attends or op(first) in _ATTENTION)
+        return stacked_ops.Stacked(result, True, stored, attends or op(first) in _ATTENTION)
 
     def _argument(self, values: Sequence[object]) -> object:
         first = values[0]
@@ -208,8 +203,8 @@ class _Stacker:
         return first
 
 
-def _operands(value: object) -> Iterator[Stacked]:
-    if isinstance(value, Stacked):
+def _operands(value: object) -> Iterator[stacked_ops.Stacked]:
+    if isinstance(value, stacked_ops.Stacked):
         yield value
     elif isinstance(value, list):
         for item in value:
@@ -230,7 +225,7 @@ def _regroups(node: Node) -> bool:
     return before != after
 
 
-def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) -> None:
+def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, stacked_ops.Stacked]) -> None:
     """Heads that are added up, and other terms with them."""
     terms, adds = _terms(node)
     target = max((term.target for term in terms), key=[term.target for term in terms].count)
@@ -259,7 +254,11 @@ def _attentions(node: Node) -> set[Node]:
 
 
 def _sum_of(
-    node: Node, heads: Heads, joins: set[Node], stored: StoredNodes, known: dict[Heads, Stacked]
+    node: Node,
+    heads: Heads,
+    joins: set[Node],
+    stored: StoredNodes,
+    known: dict[Heads, stacked_ops.Stacked],
 ) -> Node | None:
     """Insert the sum of all heads in front of the last addition."""
     builder, first = GraphBuilder(node.graph, node), heads[0] if heads else node
@@ -280,9 +279,9 @@ def _sum_of(
     return None if found is None else builder.call(aten.sum.dim_IntList, found.node, [0])
 
 
-def _merged(builder: GraphBuilder, found: Stacked, dim: int) -> Node:
+def _merged(builder: GraphBuilder, found: stacked_ops.Stacked, dim: int) -> Node:
     """Insert [..., H * D, ...] of [H, ..., D, ...], where D is dimension `dim` of a head."""
-    apart = heads_at(builder, found.node, dim)
+    apart = stacked_ops.heads_at(builder, found.node, dim)
     return builder.call(aten.flatten.using_ints, apart, dim, dim + 1)
 
 
@@ -337,8 +336,8 @@ def _stack(
     heads: Heads,
     joins: set[Node],
     stored: StoredNodes,
-    known: dict[Heads, Stacked],
-) -> Stacked | None:
+    known: dict[Heads, stacked_ops.Stacked],
+) -> stacked_ops.Stacked | None:
     """Insert the stacked heads in front of the operator that joins them, if that is what it does.
 
     Args:
@@ -363,7 +362,7 @@ def _stack(
     return None
 
 
-def _are_read_here(found: Mapping[Heads, Stacked], joins: set[Node]) -> bool:
+def _are_read_here(found: Mapping[Heads, stacked_ops.Stacked], joins: set[Node]) -> bool:
     """True where nobody else reads the attention of single heads, except to join them, too."""
     of_heads = {node for nodes, stacked in found.items() if stacked.attends for node in nodes}
     for nodes, stacked in found.items():

@@ -12,19 +12,11 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from moh_deploy import package
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.fx.graph import ancestors, hint, op
 from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.rewrite import Rewrite
-from moh_deploy.package import (
-    LayerRounding,
-    Rounding,
-    Spread,
-    beside_masks,
-    fingerprint,
-    fingerprint_spread,
-    spread,
-)
 from moh_deploy.system.npz import Array
 
 # The original operators are run with noise of the size of rounding behind each of them. What moves
@@ -176,7 +168,7 @@ def attention_fingerprint(
     """
     if rewrite.attention_view is None:
         return None
-    return fingerprint(to_numpy(values[rewrite.attention_view].double()))
+    return package.fingerprint(to_numpy(values[rewrite.attention_view].double()))
 
 
 def ranked_scores(
@@ -225,7 +217,7 @@ def measure_rounding(
     values: Mapping[Node, torch.Tensor],
     outputs: Mapping[str, torch.Tensor],
     valid: ValidElements = EVERYTHING,
-) -> Rounding:
+) -> package.Rounding:
     """Run the original operators with noise, and compare.
 
     Args:
@@ -241,17 +233,19 @@ def measure_rounding(
     }
     fed = {rewrite.computed_gates: values[rewrite.computed_gates] for rewrite in rewrites}
     runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=_DRAWS))
-    found: dict[str, Spread] = {}
+    found: dict[str, package.Spread] = {}
     for index, (name, tensor) in enumerate(outputs.items()):
         if tensor.is_floating_point():
             counted = valid.of_output(name, tensor)
             noisy = [run.outputs[index][counted] for run in runs]
             # How far noise moves what counts of an output, as shares of its size.
-            moved, size = map(spread, _moves(tensor[counted].double(), noisy))
+            moved, size = map(package.spread, _moves(tensor[counted].double(), noisy))
             pairs = ((moved.rms, size.rms), (moved.largest, size.largest))
-            found[name] = Spread(*(error / value if value else 0.0 for error, value in pairs))
+            found[name] = package.Spread(
+                *(error / value if value else 0.0 for error, value in pairs)
+            )
     layers = tuple(_layer(rewrite, values, runs, valid) for rewrite in rewrites)
-    return Rounding(outputs=found, layers=layers)
+    return package.Rounding(outputs=found, layers=layers)
 
 
 def _layer(
@@ -259,7 +253,7 @@ def _layer(
     values: Mapping[Node, torch.Tensor],
     runs: Sequence[NoisyRun],
     valid: ValidElements,
-) -> LayerRounding:
+) -> package.LayerRounding:
     scores, gates = rewrite.scores, rewrite.computed_gates
     chosen = to_numpy((values[gates] != 0) & valid.of_node(gates, values[gates]))
     exact = attention_fingerprint(rewrite, values)
@@ -269,14 +263,14 @@ def _layer(
         moved = np.stack([array - exact for array in found if array is not None])
         # [B, S] of [B, S, H]
         tokens = to_numpy(valid.of_node(rewrite.gates, values[rewrite.gates])[..., 0])
-        attention = fingerprint_spread(_finite(moved[:, tokens]), _finite(exact[tokens]))
-    return LayerRounding(
+        attention = package.fingerprint_spread(_finite(moved[:, tokens]), _finite(exact[tokens]))
+    return package.LayerRounding(
         scores=None
         if scores is None
-        else spread(
+        else package.spread(
             _moved(scores, values, runs)[:, to_numpy(valid.of_node(scores, values[scores]))]
         ),
-        gates=spread(_moved(gates, values, runs)[:, chosen]),
+        gates=package.spread(_moved(gates, values, runs)[:, chosen]),
         attention=attention,
     )
 
@@ -295,4 +289,4 @@ def _finite(values: Array) -> NDArray[np.float64]:
 def _moves(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> tuple[Array, Array]:
     """Return [runs, ...], how far noise moves a value, and its size: see `beside_masks`."""
     moved = _finite(np.stack([to_numpy(run.double() - exact) for run in noisy]))
-    return beside_masks(moved, to_numpy(exact))
+    return package.beside_masks(moved, to_numpy(exact))

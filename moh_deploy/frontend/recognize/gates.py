@@ -5,19 +5,10 @@ from typing import cast
 
 from torch.fx import Node
 
+from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, product, resolve
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import (
-    argument,
-    is_tensor,
-    module_path,
-    named,
-    op,
-    reads_shape_only,
-    shape,
-    tensor_inputs,
-)
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
 from moh_deploy.frontend.recognize.layer import Core, MoHLayer
 from moh_deploy.frontend.recognize.routers.router import (
@@ -143,7 +134,7 @@ def _constant_along(operand: Operand, axes: Dim) -> bool:
     step = backward(node, layout)
     if step is not None:
         return _constant_along(Operand(*step), axes)
-    sources = tensor_inputs(node) if op(node) in _ELEMENTWISE else []
+    sources = graph.tensor_inputs(node) if graph.op(node) in _ELEMENTWISE else []
     return bool(sources) and all(
         (aligned := broadcast(source, layout)) is not None
         and _constant_along(Operand(source, aligned), axes)
@@ -164,7 +155,7 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
             return merged
         queue += [part for user in current.users for part in _parts(user, known, tokens)]
         for user in current.users:
-            if user in seen or not is_tensor(user):
+            if user in seen or not graph.is_tensor(user):
                 continue
             seen.add(user)
             joined = _projected_with(user, current, known, value_axes) or _summed_over(
@@ -174,7 +165,7 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
                 return joined
             if is_view(user) and (moved := forward(user, known)) is not None:
                 queue.append((user, resolve(moved)))
-            elif op(user) in _SUMS and shape(user) == shape(current):
+            elif graph.op(user) in _SUMS and graph.shape(user) == graph.shape(current):
                 queue.append((user, known))  # of several attentions: in the axes of this one
             elif user in tracked and tracked[user].stage == "output":
                 queue.append((user, resolve(tracked[user].layout)))
@@ -183,13 +174,15 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
 
 def _parts(user: Node, layout: Layout, tokens: Dim) -> list[tuple[Node, Layout]]:
     """The parts that a slice or a split makes of the tokens."""
-    if op(user) not in _CUTS:
+    if graph.op(user) not in _CUTS:
         return []
-    cut = cast(int, argument(user, "dim", 0)) % len(layout)
+    cut = cast(int, graph.argument(user, "dim", 0)) % len(layout)
     if not layout[cut] or not set(layout[cut]) <= set(tokens):
         return []
-    pieces = [user] if is_tensor(user) else list(user.users)
-    return [(p, (*layout[:cut], fresh_dim(shape(p)[cut]), *layout[cut + 1 :])) for p in pieces]
+    pieces = [user] if graph.is_tensor(user) else list(user.users)
+    return [
+        (p, (*layout[:cut], fresh_dim(graph.shape(p)[cut]), *layout[cut + 1 :])) for p in pieces
+    ]
 
 
 def _merged_with(layout: Layout, value_axes: Dim, tokens: Dim) -> Dim | None:
@@ -221,7 +214,7 @@ def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -
 def _summed_over(user: Node, layout: Layout, others: set[Axis]) -> Dim | None:
     """Axes that are summed or averaged over, none of them of the channels or the tokens: heads that
     are added instead of merged."""
-    dims = argument(user, "dim") if op(user) in ("sum", "mean") else None
+    dims = graph.argument(user, "dim") if graph.op(user) in ("sum", "mean") else None
     if not isinstance(dims, (list, tuple)):
         return None
     summed = leaves(axis for dim in dims for axis in layout[cast(int, dim) % len(layout)])
@@ -260,10 +253,10 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
                 if "weights" in what:
                     advice = "let the model not return them (output_attentions=False, or so)"
                 return (f"{what} also an output of the model, so no head can be skipped: {advice}",)
-            if not is_tensor(user) or _serves_shapes_only(user):
+            if not graph.is_tensor(user) or _serves_shapes_only(user):
                 continue
             if user not in chain:
-                return (f"{what} also used by {named(user)}",)
+                return (f"{what} also used by {graph.named(user)}",)
     return ()
 
 
@@ -271,15 +264,15 @@ def _serves_shapes_only(node: Node) -> bool:
     """True where nobody looks at the values of a node: of `zeros_like(attention[..., 0])`."""
     if node.op == "output":
         return False
-    moves = is_view(node) or op(node) in _PIECES
-    return reads_shape_only(node) or (
+    moves = is_view(node) or graph.op(node) in _PIECES
+    return graph.reads_shape_only(node) or (
         all(map(_serves_shapes_only, node.users)) if moves else not node.users
     )
 
 
 def common_path(first: Node, second: Node) -> tuple[str, ...]:
     """The module path of the innermost module that holds both nodes."""
-    a, b = module_path(first), module_path(second)
+    a, b = graph.module_path(first), graph.module_path(second)
     length = 0
     while length < min(len(a), len(b)) and a[length] == b[length]:
         length += 1

@@ -20,19 +20,9 @@ from typing import TypeVar, cast
 
 from torch.fx import Node
 
+from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_layout, leaves, resolve
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import (
-    ancestors,
-    argument,
-    example_shape,
-    is_function_of_elements,
-    is_tensor,
-    op,
-    reads_shape_only,
-    shape,
-    source_line,
-)
 from moh_deploy.frontend.fx.views import forward, is_view
 from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.gates import common_path
@@ -78,13 +68,19 @@ def find_near_misses(
     told = [_told(miss, tracked, dynamic) for miss in (*misses, *in_front)]
     for place in (place for place in elsewhere if place.are_heads):
         maker = place.made_by
-        reason = f"gates of heads multiply what {op(maker)} makes, which is no softmax of scores"
-        if op(maker) in _INDEX_SUMS:
+        reason = (
+            f"gates of heads multiply what {graph.op(maker)} makes, which is no softmax of scores"
+        )
+        if graph.op(maker) in _INDEX_SUMS:
             reason = _index_sum(maker)
         told.append(_Told(maker, reason, maker, place.applied))
     in_order = {node: position for position, node in enumerate(nodes)}
     missed = _grouped(
-        ((miss.reason, source_line(miss.lost), source_line(miss.applied)), miss.begin, miss.applied)
+        (
+            (miss.reason, graph.source_line(miss.lost), graph.source_line(miss.applied)),
+            miss.begin,
+            miss.applied,
+        )
         for miss in sorted(told, key=lambda miss: in_order[miss.begin])
     )
     others = _grouped(
@@ -112,14 +108,14 @@ class _Told:
 def _told(miss: Miss, tracked: Mapping[Node, Tracked], dynamic: Collection[Node]) -> _Told:
     start, lost = miss.trail.start, _lost_at(miss, tracked)
     # Scores of edges are products of computed tensors, too: what sums them up says more.
-    for node in ancestors(miss.applied, stop={start}) if start is lost else ():
-        if op(node) in _INDEX_SUMS and start in ancestors(node):
+    for node in graph.ancestors(miss.applied, stop={start}) if start is lost else ():
+        if graph.op(node) in _INDEX_SUMS and start in graph.ancestors(node):
             return _Told(start, _index_sum(node), node, miss.applied)
     return _Told(start, _reason(miss, lost, dynamic), lost, miss.applied)
 
 
 def _index_sum(node: Node) -> str:
-    return f"{op(node)} sums over an index, as attention over edges does, not over all keys"
+    return f"{graph.op(node)} sums over an index, as attention over edges does, not over all keys"
 
 
 def _grouped(told: Iterable[tuple[_Key, Node, Node]]) -> dict[_Key, tuple[str, ...]]:
@@ -137,10 +133,17 @@ def _grouped(told: Iterable[tuple[_Key, Node, Node]]) -> dict[_Key, tuple[str, .
 def _other_router(place: HeadsElsewhere) -> tuple[str, str | None, str, str | None]:
     """What ranks or weighs, among how many candidates, what it weighs, and both places."""
     router, maker = place.router, place.made_by
-    number = example_shape(cast(Node, router.args[0]))[cast(int, argument(router, "dim", -1))]
-    kept = f"{argument(router, 'k')} among " if op(router) == "topk" else ""
-    routing = f"{op(router)} of {kept}{number}"
-    return routing, source_line(router), op(maker) or maker.name, source_line(place.applied)
+    number = graph.example_shape(cast(Node, router.args[0]))[
+        cast(int, graph.argument(router, "dim", -1))
+    ]
+    kept = f"{graph.argument(router, 'k')} among " if graph.op(router) == "topk" else ""
+    routing = f"{graph.op(router)} of {kept}{number}"
+    return (
+        routing,
+        graph.source_line(router),
+        graph.op(maker) or maker.name,
+        graph.source_line(place.applied),
+    )
 
 
 def _lost_at(miss: Miss, tracked: Mapping[Node, Tracked]) -> Node:
@@ -160,29 +163,30 @@ def _lost_at(miss: Miss, tracked: Mapping[Node, Tracked]) -> Node:
 
 
 def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
-    start, name = miss.trail.start, op(lost)
+    start, name = miss.trail.start, graph.op(lost)
     if miss.is_in_front:
-        return (
-            f"what looks like gates is multiplied with what {op(start)} reads, not with its heads"
-        )
+        read = f"what {graph.op(start)} reads"
+        return f"what looks like gates is multiplied with {read}, not with its heads"
     if miss.gate not in dynamic:
         return "the attention was followed; its gates depend on no input"
     if miss.attends_to_channels:
-        return f"{op(start)} weighs channels, not tokens, and the gates are those of tokens"
+        return f"{graph.op(start)} weighs channels, not tokens, and the gates are those of tokens"
     if start is lost:
         # Delays, say, are chosen among scores of a product with computed tensors.
         factors = contraction(start)
         for operand in factors.operands if factors else ():
             router = router_like.RouterLike(operand, (), dynamic)
             if router.ranks_scores and router.selection is not None:
-                chosen = op(router.selection)
+                chosen = graph.op(router.selection)
                 return f"{name} weighs what {chosen} chose among scores, not all keys"
         return f"{name} multiplies computed tensors as attention does, but is no softmax of scores"
-    if lost in set(ancestors(start)):
-        return f"the scores of {op(start)} were lost at {name}"
+    if lost in set(graph.ancestors(start)):
+        return f"the scores of {graph.op(start)} were lost at {name}"
     if miss.trail.lost is not None or lost is miss.applied:
-        return f"{op(start)} was followed; lost at {name}"
-    return f"{op(start)} and its gates were followed; lost at {name}, before heads were merged"
+        return f"{graph.op(start)} was followed; lost at {name}"
+    return (
+        f"{graph.op(start)} and its gates were followed; lost at {name}, before heads were merged"
+    )
 
 
 # Find products with what looks like gates, where no attention is known to be multiplied. What is
@@ -227,10 +231,12 @@ def heads_elsewhere(
     """
     found: dict[Node, HeadsElsewhere] = {}
     for node in nodes:
-        if not is_tensor(node) or reads_shape_only(node):
+        if not graph.is_tensor(node) or graph.reads_shape_only(node):
             continue
         # A product with values that is summed up behind it is of that attention.
-        if not attention.isdisjoint({node, *(user for user in node.users if op(user) == "sum")}):
+        if not attention.isdisjoint(
+            {node, *(user for user in node.users if graph.op(user) == "sum")}
+        ):
             continue
         for gate, whole in _factors(node):
             if whole in attention or gate in attention or {gate, whole} - set(dynamic):
@@ -256,8 +262,8 @@ def _factors(node: Node) -> Iterator[tuple[Node, Node]]:
     if product is not None and product.operands[0] is not product.operands[1]:
         yield product.operands
         yield product.operands[1], product.operands[0]
-    elif op(node) == "where" and is_tensor(node.args[0]):
-        kept = [value for value in node.args[1:3] if is_tensor(value)]
+    elif graph.op(node) == "where" and graph.is_tensor(node.args[0]):
+        kept = [value for value in node.args[1:3] if graph.is_tensor(value)]
         if len(kept) == 1:
             yield cast(Node, node.args[0]), cast(Node, kept[0])
 
@@ -269,7 +275,7 @@ def _with_gates(
     if sizes is None:
         return None
     like = router_like.RouterLike(gate, attention, dynamic)
-    counted = any(router_like.is_counted(size) and size in shape(whole) for size in sizes)
+    counted = any(router_like.is_counted(size) and size in graph.shape(whole) for size in sizes)
     is_one = not counted and (like.is_cut or like.takes_one)
     if not (counted or is_one) or not like.is_router or like.ranks_scores:
         return None
@@ -287,7 +293,7 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
     product = contraction(node)
     if product is not None and product.summed:
         return False
-    layout = fresh_layout(shape(node))
+    layout = fresh_layout(graph.shape(node))
     of_gates, of_whole = _varying(router_like.unexpanded(gate), layout), _varying(whole, layout)
     heads, channels = of_gates & of_whole, of_whole - of_gates
     if len(channels) != 1:  # rows and columns of an image, say
@@ -300,7 +306,7 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
         if any(_has_both(dim, heads, channels) for dim in resolve(known)):
             return True
         for user in current.users:
-            if user in seen or not is_tensor(user):
+            if user in seen or not graph.is_tensor(user):
                 continue
             seen.add(user)
             found = contraction(user)
@@ -312,14 +318,14 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
             elif is_view(user):
                 moved = forward(user, known)
                 queue += [] if moved is None else [(user, moved)]
-            elif shape(user) == shape(current):
+            elif graph.shape(user) == graph.shape(current):
                 queue.append((user, known))
     return False
 
 
 def _varying(node: Node, layout: Layout) -> set[Axis]:
     """The axes of a product that one of its factors varies along, as many as there always are."""
-    aligned = zip(reversed(shape(node)), reversed(layout), strict=False)
+    aligned = zip(reversed(graph.shape(node)), reversed(layout), strict=False)
     return {axis for extent, dim in aligned if router_like.is_counted(extent) for axis in dim}
 
 
@@ -331,8 +337,8 @@ def _are_joined(node: Node) -> bool:
     """Tell whether a product with the gate of one head is put beside those of others."""
 
     def onward(current: Node) -> list[Node]:
-        if current is not node and not (is_view(current) or is_function_of_elements(current)):
+        if current is not node and not (is_view(current) or graph.is_function_of_elements(current)):
             return []
-        return [user for user in current.users if is_tensor(user)]
+        return [user for user in current.users if graph.is_tensor(user)]
 
-    return any(op(user) in ("cat", "stack") for user in islice(walk(node, onward), _FAR))
+    return any(graph.op(user) in ("cat", "stack") for user in islice(walk(node, onward), _FAR))

@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 from torch.fx import Node
 
+from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import (
     Axis,
     Dim,
@@ -20,15 +21,6 @@ from moh_deploy.frontend.fx.axes import (
 )
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import Contraction, contraction
-from moh_deploy.frontend.fx.graph import (
-    argument,
-    is_function_of_elements,
-    is_tensor,
-    named,
-    op,
-    shape,
-    tensor_inputs,
-)
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.fused import read_fused
@@ -79,8 +71,10 @@ class Tracked:
     def changed(self, node: Node) -> Tracked:
         """The attention behind a node that no op computes, which the refusal names."""
         if self.stage == "output":
-            return self.hindered(f"{named(node)} stands between the attention and its gates")
-        return self.hindered(f"{named(node)} changes the attention weights after their softmax")
+            return self.hindered(f"{graph.named(node)} stands between the attention and its gates")
+        return self.hindered(
+            f"{graph.named(node)} changes the attention weights after their softmax"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ class Tracker:
     def run(self) -> dict[Node, Tracked]:
         """Return what is known of every tensor that carries attention."""
         for node in self._nodes:
-            if not is_tensor(node) and op(node) not in _CUTS:
+            if not graph.is_tensor(node) and graph.op(node) not in _CUTS:
                 continue
             found = self._visit(node)
             if found is not None:
@@ -120,7 +114,7 @@ class Tracker:
         return self._tracked
 
     def _visit(self, node: Node) -> Tracked | None:
-        name = op(node)
+        name = graph.op(node)
         # Where attention begins: a fused operator, [B, H, S, D], or a softmax, [..., S, keys].
         if name == "scaled_dot_product_attention":
             core = read_fused(node)
@@ -158,12 +152,12 @@ class Tracker:
         if name in _PER_HEAD_NORMS and state.stage == "output":
             # Of head_dim alone, as in differential attention. A norm over merged heads ends the
             # layer.
-            normalized = cast(list[object], argument(node, "normalized_shape"))
+            normalized = cast(list[object], graph.argument(node, "normalized_shape"))
             if len(normalized) != 1 or leaves(state.layout[-1]) != state.value_axes:
                 return None
             return state.changed(node)
         # Followed all the same, so that the refusal can name what stands in the way.
-        if is_function_of_elements(node) and shape(node) == shape(source):
+        if graph.is_function_of_elements(node) and graph.shape(node) == graph.shape(source):
             return state.changed(node)
         return None
 
@@ -174,8 +168,8 @@ class Tracker:
             return None
         # [B, H, S, keys], say: what the dimensions are is learned from what is done with them. The
         # values are not known yet; until then the keys stand in for the head dimension.
-        layout = fresh_layout(shape(node))
-        key_axes = leaves(layout[cast(int, argument(node, "dim", -1)) % len(layout)])
+        layout = fresh_layout(graph.shape(node))
+        key_axes = leaves(layout[cast(int, graph.argument(node, "dim", -1)) % len(layout)])
         read = self._reader.read(scores, layout, key_axes)
         core = Core(
             anchor=node,
@@ -191,15 +185,19 @@ class Tracker:
         """Pieces of the weights along the keys stay weights; other pieces are not followed."""
         if state.stage != "weights":
             return None
-        if not is_tensor(node):
+        if not graph.is_tensor(node):
             return state
         layout = list(state.layout)
-        before = shape(source) if is_tensor(source) else shape(cast(Node, source.args[0]))
-        if len(shape(node)) != len(before):
+        before = (
+            graph.shape(source)
+            if graph.is_tensor(source)
+            else graph.shape(cast(Node, source.args[0]))
+        )
+        if len(graph.shape(node)) != len(before):
             return None
         # Of [..., keys] -> [..., some keys]; a piece of the queries or heads is another attention.
         key_axes = set(leaves(state.core.value_axes))
-        for position, (extent, full) in enumerate(zip(shape(node), before, strict=True)):
+        for position, (extent, full) in enumerate(zip(graph.shape(node), before, strict=True)):
             if extent != full:
                 if not set(leaves(layout[position])) <= key_axes:
                     return None
@@ -282,7 +280,7 @@ class Tracker:
             return None
         # [B, H, S, keys, D] -> [B, H, S, D]
         summed = {dim % len(state.layout) for dim in cast(list[int], node.args[1])}
-        empty = ((),) if argument(node, "keepdim", False) else ()
+        empty = ((),) if graph.argument(node, "keepdim", False) else ()
         dims = [empty if i in summed else (dim,) for i, dim in enumerate(state.layout)]
         out = tuple(dim for kept in dims for dim in kept)
         return self._values(node, self._tracked[weights], value, out)
@@ -295,7 +293,7 @@ class Tracker:
         if not summed & set(leaves(state.core.value_axes)) and value.node not in self._dynamic:
             mixed = replace(state, layout=resolve(out))
             return mixed.hindered(
-                f"{named(node)} mixes the attention weights of several heads or queries"
+                f"{graph.named(node)} mixes the attention weights of several heads or queries"
             )
         if summed != set(leaves(state.core.value_axes)):
             return None
@@ -336,14 +334,18 @@ class Tracker:
         if kept is not source or not isinstance(condition, Node) or state.stage == "products":
             return None
         layout = broadcast(condition, state.layout)
-        if layout is None or self._reader.number(otherwise) != 0 or shape(node) != shape(source):
+        if (
+            layout is None
+            or self._reader.number(otherwise) != 0
+            or graph.shape(node) != graph.shape(source)
+        ):
             return None
         return self._elementwise_product(node, state, Operand(condition, layout), state.layout)
 
     def _arithmetic(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
         """Sums, and products with numbers: followed, but no longer a plain attention output."""
-        partners = [arg for arg in tensor_inputs(node) if arg is not source]
-        if shape(node) != shape(source) or any(
+        partners = [arg for arg in graph.tensor_inputs(node) if arg is not source]
+        if graph.shape(node) != graph.shape(source) or any(
             broadcast(partner, state.layout) is None for partner in partners
         ):
             return None
@@ -353,7 +355,7 @@ class Tracker:
             return state.changed(node)
         what = "another attention output" if partners else "a number"
         return state.hindered(
-            f"{named(node)} combines the attention output with {what} before the gates"
+            f"{graph.named(node)} combines the attention output with {what} before the gates"
         )
 
 
@@ -365,9 +367,11 @@ def _without_nan(node: Node) -> Node | None:
     operator that takes over, which leaves the rest as it is.
     """
     condition, zero, kept = node.args
-    if isinstance(condition, Node) and op(condition) in ("logical_not", "bitwise_not"):
+    if isinstance(condition, Node) and graph.op(condition) in ("logical_not", "bitwise_not"):
         condition, zero, kept = condition.args[0], kept, zero
-    same = isinstance(condition, Node) and op(condition) == "isnan" and condition.args[0] is kept
+    same = (
+        isinstance(condition, Node) and graph.op(condition) == "isnan" and condition.args[0] is kept
+    )
     return kept if same and isinstance(kept, Node) and zero == 0 else None
 
 

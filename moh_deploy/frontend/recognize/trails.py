@@ -8,17 +8,10 @@ from typing import cast
 import torch
 from torch.fx import Node
 
+from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, flat, fresh_dim, leaves, resolve
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import (
-    ancestors,
-    is_tensor,
-    op,
-    reads_shape_only,
-    shape,
-    tensor_inputs,
-)
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
 from moh_deploy.frontend.recognize import router_like
@@ -96,7 +89,7 @@ class Follower:
     def run(self, nodes: Sequence[Node]) -> list[Miss]:
         misses: dict[Node, Miss] = {}
         for node in nodes:
-            if node.op != "call_function" or reads_shape_only(node):
+            if node.op != "call_function" or graph.reads_shape_only(node):
                 continue
             for source in node.all_input_nodes:
                 trail = self._trails.get(source)
@@ -112,7 +105,7 @@ class Follower:
 
     def _visit(self, node: Node) -> Trail | None:
         value = node.meta.get("val")
-        if isinstance(value, (list, tuple)) and op(node) in SPLITS and value:
+        if isinstance(value, (list, tuple)) and graph.op(node) in SPLITS and value:
             value = value[0]
         is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
         if node in self._ends or not is_float:
@@ -120,7 +113,7 @@ class Follower:
         if node in self._tracked:
             return _trail_of(self._tracked[node])
         # A softmax that tracking could not read: of scores [B, H, S, T], or of a router's logits.
-        if op(node) == "softmax":
+        if graph.op(node) == "softmax":
             lost = self._lost_scores(node)
             return None if lost is None else Trail(node, True, None, None, lost=lost)
         sources = [source for source in node.all_input_nodes if source in self._trails]
@@ -130,7 +123,7 @@ class Follower:
         # Of weights and values that come of another attention, it is the weights' attention.
         source = next((s for s in sources if self._trails[s].is_weights), sources[0])
         trail = self._trails[source]
-        name, projected = op(node), router_like.projects(node, self._dynamic)
+        name, projected = graph.op(node), router_like.projects(node, self._dynamic)
         if (
             name in router_like.SQUASHES
             or name in SELECTIONS
@@ -142,8 +135,8 @@ class Follower:
         if name in _SUMS and not trail.is_weights:
             # A value is added to attention that is computed from it: a residual ends the trail.
             if trail.start not in self._before:
-                self._before[trail.start] = frozenset(ancestors(trail.start))
-            others = [inner for inner in tensor_inputs(node) if inner not in self._trails]
+                self._before[trail.start] = frozenset(graph.ancestors(trail.start))
+            others = [inner for inner in graph.tensor_inputs(node) if inner not in self._trails]
             if any(other in self._before[trail.start] for other in others):
                 return None
         return replace(
@@ -180,13 +173,13 @@ class Follower:
             reached = [node for node in elementwise_sources(begin) if node not in read]
             read.update(reached)
             for node in reached:
-                if node in self._trails and op(self._trails[node].start) in _ATTENTION:
+                if node in self._trails and graph.op(self._trails[node].start) in _ATTENTION:
                     continue  # the logits of a router that reads attention
                 if router_like.sums_product(node) and not router_like.projects(node, self._dynamic):
                     return lost
                 # One such operator is looked through: what lies farther away are no scores.
                 if lost is None:
-                    others = (inner for inner in tensor_inputs(node) if inner not in read)
+                    others = (inner for inner in graph.tensor_inputs(node) if inner not in read)
                     stack += [(other, node) for other in others]
         return None
 
@@ -204,7 +197,7 @@ class Follower:
         """A product of attention with a factor that looks like the gates of its heads."""
         # attention [B, S, H, D] times gate [B, S, H, 1], where(gate, attention, 0), or
         # attention.gather(2, heads)
-        name = op(node)
+        name = graph.op(node)
         if name in _CHOICES and source is node.args[0]:
             index = self._chosen(node, source, trail)
             return None if index is None else Miss(trail, node, index)
@@ -261,15 +254,17 @@ class Follower:
 
     def _chosen(self, node: Node, source: Node, trail: Trail) -> Node | None:
         """`attention.gather(heads, index)`: the chosen heads are taken out."""
-        if not shape(node) or len(shape(node)) != len(shape(source)):
+        if not graph.shape(node) or len(graph.shape(node)) != len(graph.shape(source)):
             return None
         # [B, S, H, D] -> [B, S, k, D]: the dimension whose size changes is that of the heads.
-        for position, (got, had) in enumerate(zip(shape(node), shape(source), strict=True)):
+        for position, (got, had) in enumerate(
+            zip(graph.shape(node), graph.shape(source), strict=True)
+        ):
             if got == had or not (got.is_Integer and had.is_Integer):
                 continue
             if trail.layout is not None and set(trail.layout[position]) <= set(trail.tokens):
                 continue
-            for index in tensor_inputs(node):
+            for index in graph.tensor_inputs(node):
                 router = router_like.RouterLike(index, self._trails, self._dynamic)
                 if index is not source and router.selection is not None:
                     return index
@@ -293,7 +288,7 @@ def _trail_of(state: Tracked) -> Trail:
 def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
     """The layout of what an operator makes of a tensor, where that is plain."""
     layout = trail.layout
-    if layout is None or not is_tensor(node) or not is_tensor(source):
+    if layout is None or not graph.is_tensor(node) or not graph.is_tensor(source):
         return None
     if is_view(node):
         return forward(node, layout)
@@ -301,9 +296,9 @@ def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
     if product is not None and source in product.operands:
         return product.layouts(layout, product.operands.index(source))[1]
     # Of any other operator: dimensions that keep their size keep their meaning.
-    if len(shape(node)) != len(shape(source)):
+    if len(graph.shape(node)) != len(graph.shape(source)):
         return None
-    moved = zip(layout, shape(node), shape(source), strict=True)
+    moved = zip(layout, graph.shape(node), graph.shape(source), strict=True)
     return tuple(dim if got == had else fresh_dim(got) for dim, got, had in moved)
 
 

@@ -16,12 +16,7 @@ from moh_deploy.frontend.fx.graph import op, rank, tensor
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
-from moh_deploy.frontend.rewrite.operands import (
-    Swap,
-    arranged_like_views,
-    arranged_operand,
-    readers_up_to,
-)
+from moh_deploy.frontend.rewrite import operands
 from moh_deploy.frontend.rewrite.rewritten import HeadAxes
 from moh_deploy.ops import op_names
 
@@ -35,7 +30,7 @@ def project_query(
     axes: HeadAxes,
     *,
     read: ReadProjection,
-    swaps: Sequence[Swap],
+    swaps: Sequence[operands.Swap],
 ) -> Node | None:
     """Let an attention read a MoHQueryProjection, if its query is a projection that only it reads.
 
@@ -55,7 +50,7 @@ def project_query(
     if projection is None:
         return None
     # Neither keys, values, gates nor masks may be computed of the query.
-    readers = readers_up_to(node, layer.end, swaps)
+    readers = operands.readers_up_to(node, layer.end, swaps)
     if readers is None or not readers.isdisjoint(others):
         return None
     layouts = LayoutBuilder(GraphBuilder(attention.graph, attention))
@@ -78,7 +73,7 @@ def _query_projection(
     bias = projection.bias_of(query.layout)
     return layouts.builder.call(
         torch.ops.moh.query_projection.default,
-        arranged_operand(layouts, x, (axes.batch, axes.tokens, inner)),
+        operands.arranged_operand(layouts, x, (axes.batch, axes.tokens, inner)),
         layouts.arrange(weight, (inner, columns)),
         gates,
         None if bias is None else layouts.arrange(bias, (columns,)),
@@ -88,7 +83,7 @@ def _query_projection(
 
 def project_output(
     layer: MoHLayer, attention: Operand, gates: Node, axes: HeadAxes, *, read: ReadProjection
-) -> Swap | None:
+) -> operands.Swap | None:
     """Insert a MoHOutputProjection beside the linear map of a layer's gated heads, if nothing else
     reads them.
     """
@@ -115,12 +110,12 @@ def project_output(
             None if bias is None else layouts.arrange(bias, (columns,)),
             axes.num_heads,
         )
-        result = arranged_like_views(
+        result = operands.arranged_like_views(
             layouts, Operand(result, (axes.batch, axes.tokens, columns)), out
         )
     except UnknownSizeError:
         return None
-    return Swap(projection.node, result, op_names.OUTPUT_PROJECTION)
+    return operands.Swap(projection.node, result, op_names.OUTPUT_PROJECTION)
 
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:

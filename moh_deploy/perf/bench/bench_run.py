@@ -6,18 +6,11 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import VectorSet
+from moh_deploy.perf.bench import latency
 from moh_deploy.perf.bench.candidate import FixedRouters, LoadedCandidate, RoutingOverhead
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
-from moh_deploy.perf.bench.latency import (
-    FreshRun,
-    FreshTask,
-    Latency,
-    MeasureFresh,
-    MeasureRuns,
-    Timing,
-)
 from moh_deploy.perf.bench.measured import Measured, PackageWork, agreement, layer_work
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
@@ -44,8 +37,8 @@ class BenchRun:
 
     candidates: Candidates
     setting: BenchSetting
-    measure: MeasureRuns
-    measure_fresh: MeasureFresh
+    measure: latency.MeasureRuns
+    measure_fresh: latency.MeasureFresh
     progress: Progress
     judged: bool
 
@@ -149,7 +142,7 @@ class BenchRun:
                 inputs=input_set.name,
                 sizes=input_set.sizes,
                 samples=num_samples(self.candidates.first.manifest, input_set.sizes),
-                latency=Latency.of(times[entry.name]),
+                latency=latency.Latency.of(times[entry.name]),
                 fresh=fresh[entry.name],
                 ratios={
                     other: ratio(times[entry.name].wall_ms, times[other].wall_ms)
@@ -214,20 +207,20 @@ class BenchRun:
 
     def _fresh_runs(
         self, input_set: InputSet, loaded: Mapping[str, LoadedCandidate]
-    ) -> dict[str, FreshRun]:
+    ) -> dict[str, latency.FreshRun]:
         inputs = self.setting.scratch / "inputs.npz"
         write_npz(inputs, input_set.inputs)
         return {
             # What exists in this process only, such as a model with routing fed, has no run of its
             # own.
-            name: FreshRun()
+            name: latency.FreshRun()
             if candidate.alone is None
-            else self.measure_fresh(FreshTask(*candidate.alone, inputs))
+            else self.measure_fresh(latency.FreshTask(*candidate.alone, inputs))
             for name, candidate in loaded.items()
         }
 
     def _routing(
-        self, fixed_routers: FixedRouters, first: Measured, times: Mapping[str, Timing]
+        self, fixed_routers: FixedRouters, first: Measured, times: Mapping[str, latency.Timing]
     ) -> RoutingOverhead:
         where = (first.contestant, fixed_routers.layer, first.inputs, first.sizes)
         if fixed_routers.why_not is not None:

@@ -9,13 +9,7 @@ from typing import cast
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, Runtime, choices_for, with_choices
-from moh_deploy.perf.bench.candidate import (
-    FIXED,
-    Candidate,
-    FixedRouters,
-    FixedRouting,
-    routers_to_fix,
-)
+from moh_deploy.perf.bench import candidate
 from moh_deploy.runtime.base import Deployed, ModelKind, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
@@ -78,10 +72,10 @@ class Candidates:
             those that cannot go are no entries.
     """
 
-    entries: tuple[Candidate, ...]
+    entries: tuple[candidate.Candidate, ...]
     first: OnnxPackage
     subjects: Mapping[str, Subject]
-    fixed_routers: tuple[FixedRouters, ...]
+    fixed_routers: tuple[candidate.FixedRouters, ...]
 
     @property
     def packages(self) -> dict[str, OnnxPackage]:
@@ -129,7 +123,9 @@ def find_candidates(
     # Refused before anything is exported or written, which may take minutes.
     _check_baselines(baselines, subject, setting.original)
     fixed = {
-        baseline: found for baseline in baselines if (found := routers_to_fix(first, str(baseline)))
+        baseline: found
+        for baseline in baselines
+        if (found := candidate.routers_to_fix(first, str(baseline)))
     }
     # Routing that cannot be fixed is reported with its reason, but there is nothing to run.
     possible = [
@@ -138,7 +134,7 @@ def find_candidates(
     own = setting.variant(subject.model.preferred_runtime)
     entries = [
         *(
-            Candidate(name, False, subject.model, setting.variant(subject.runtime))
+            candidate.Candidate(name, False, subject.model, setting.variant(subject.runtime))
             for name, subject in subjects.items()
         ),
         *(
@@ -173,8 +169,8 @@ def _baseline(
     first: Deployed,
     package: OnnxPackage,
     named: Path | str,
-    fixed: FixedRouters | None,
-) -> Candidate:
+    fixed: candidate.FixedRouters | None,
+) -> candidate.Candidate:
     """Return what a baseline is.
 
     Args:
@@ -184,7 +180,7 @@ def _baseline(
     """
     if fixed is not None:
         whole = opened_package(package)
-        return FixedRouting(fixed.name, True, whole, own, package, fixed.layers)
+        return candidate.FixedRouting(fixed.name, True, whole, own, package, fixed.layers)
     # Words come before paths, even where a directory is called `dense`.
     off = replace(own, kernels="off")
     if named == DENSE:
@@ -198,32 +194,36 @@ def _baseline(
         # Written as a package of its own, as which domain a node is in is part of the model file.
         chosen = with_choices(layers, {"all": "dense"})
         written = write_choices(package, chosen, setting.scratch / DENSE)
-        return Candidate(DENSE, True, opened_package(written), own)
+        return candidate.Candidate(DENSE, True, opened_package(written), own)
     if named == FUNCTIONS:
-        return Candidate(FUNCTIONS, True, opened_package(package), off)
+        return candidate.Candidate(FUNCTIONS, True, opened_package(package), off)
     if named == PLAIN_ENGINE:
         # It takes minutes to build, so whoever benchmarks does that once all options fit.
         plain = cast(ModelKind, type(first))(setting.plain_engine_dir)
-        return Candidate(PLAIN_ENGINE, True, plain, own)
+        return candidate.Candidate(PLAIN_ENGINE, True, plain, own)
     original = setting.original
     if named == EAGER and original is not None:
-        return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), own)
+        return candidate.Candidate(EAGER, True, OriginalModel.of(original, package.manifest), own)
     if named == PLAIN and original is not None:
         # The model as `torch.onnx.export` writes it, in standard operators only.
         export = PlainExport(original, package, setting.scratch / PLAIN / "model.onnx")
-        return Candidate(PLAIN, True, export, off)
+        return candidate.Candidate(PLAIN, True, export, off)
     path = Path(named)
     if not os.path.exists(path) and (
-        hint := did_you_mean(str(named), [DENSE, FUNCTIONS, EAGER, PLAIN, PLAIN_ENGINE, FIXED])
+        hint := did_you_mean(
+            str(named), [DENSE, FUNCTIONS, EAGER, PLAIN, PLAIN_ENGINE, candidate.FIXED]
+        )
     ):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
     # Models of others are called anything: what is no package and no engine is taken for ONNX.
     model = find_model(path) or onnx_file(path)
     if isinstance(model, Deployed):
         _ = model.manifest  # It is read before anything is measured.
-        return Candidate(str(named), True, model, setting.variant(model.preferred_runtime))
+        return candidate.Candidate(
+            str(named), True, model, setting.variant(model.preferred_runtime)
+        )
     # A model of somebody else's: our kernels are no part of it.
-    return Candidate(str(named), True, model, replace(setting.variant(), kernels="off"))
+    return candidate.Candidate(str(named), True, model, replace(setting.variant(), kernels="off"))
 
 
 def _check_baselines(
@@ -258,7 +258,7 @@ def _check_baselines(
 
 def is_the_package(baseline: str) -> bool:
     """Tell whether a baseline is the first package, run in another way."""
-    return baseline in (DENSE, FUNCTIONS) or baseline.partition(":")[0] == FIXED
+    return baseline in (DENSE, FUNCTIONS) or baseline.partition(":")[0] == candidate.FIXED
 
 
 def is_the_engine(baseline: str) -> bool:

@@ -13,13 +13,8 @@ from urllib.parse import quote, urlsplit
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.serving.batches import scalars_of
+from moh_deploy.serving.http import protocol
 from moh_deploy.serving.http.limits import Refusal
-from moh_deploy.serving.http.protocol import (
-    HEADER_LENGTH,
-    RequestedOutput,
-    read_reply,
-    write_request,
-)
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.output_parity import compare_output
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
@@ -34,7 +29,9 @@ class V2Client:
     def __init__(self, host: str, port: int, model: str, manifest: ModelInterface) -> None:
         self._address = host, port
         self._path = f"/v2/models/{quote(model)}/infer"
-        self._outputs = [RequestedOutput(info.name, is_binary=True) for info in manifest.outputs]
+        self._outputs = [
+            protocol.RequestedOutput(info.name, is_binary=True) for info in manifest.outputs
+        ]
         self._scalars = scalars_of(manifest)
         self._connection: http.client.HTTPConnection | None = None
 
@@ -49,7 +46,7 @@ class V2Client:
             name: array[..., None] if name in self._scalars else array
             for name, array in inputs.items()
         }
-        body = write_request(sent, outputs=self._outputs)
+        body = protocol.write_request(sent, outputs=self._outputs)
         try:
             if self._connection is None:
                 address = self._address
@@ -57,7 +54,7 @@ class V2Client:
             connection = self._connection
             connection.request("POST", self._path, body.content, body.headers)
             response = connection.getresponse()
-            content, json_bytes = response.read(), response.getheader(HEADER_LENGTH)
+            content, json_bytes = response.read(), response.getheader(protocol.HEADER_LENGTH)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise BackendError(f"no answer: {type(error).__name__} {error}") from error
@@ -65,7 +62,7 @@ class V2Client:
             text = content[:300].decode(errors="replace")
             raise BackendError(f"status {response.status}: {text}")
         try:
-            outputs, parameters = read_reply(content, json_bytes, self._scalars)
+            outputs, parameters = protocol.read_reply(content, json_bytes, self._scalars)
         except Refusal as error:
             raise BackendError(
                 f"the server's answer is none of the v2 protocol with binary tensors: {error}",

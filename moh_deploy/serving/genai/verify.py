@@ -16,12 +16,7 @@ from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompts
 from moh_deploy.runtime.text.interface import TextInterface, reference_interface
-from moh_deploy.serving.genai.bundle import (
-    PACKAGE_FOLDER,
-    check_decoder,
-    context_length,
-    read_genai_bundle,
-)
+from moh_deploy.serving.genai import bundle
 from moh_deploy.serving.source import require_own_code
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.generate_report import (
@@ -128,10 +123,10 @@ def verify_genai(
         BackendError: genai is not installed, does not open the bundle, or fails.
     """
     with progress.step("reading the bundle"):
-        read_genai_bundle(root)
+        bundle.read_genai_bundle(root)
         require_own_code(root, trust_code=trust_code)
-        package = OnnxPackage.open(root / PACKAGE_FOLDER)
-        interface = check_decoder(package.manifest, str(root))
+        package = OnnxPackage.open(root / bundle.PACKAGE_FOLDER)
+        interface = bundle.check_decoder(package.manifest, str(root))
     prompts, steps = prompts_within(interface)
     check_prompts(prompts, interface, steps)
     called = interface if other is None else reference_interface(other, interface, str(root))
@@ -181,7 +176,7 @@ def prompts_within(interface: TextInterface) -> tuple[Sequence[Sequence[int]], i
     """Return prompts of the model's tokens, and how many may follow, within what a bundle says is
     the length of its context."""
     about = interface.about
-    most = context_length(interface) or sum((*PROMPT_LENGTHS, MOST_STEPS))
+    most = bundle.context_length(interface) or sum((*PROMPT_LENGTHS, MOST_STEPS))
     steps = max(1, min(MOST_STEPS, most // 2))
     special = {interface.padding, *about.eos_token_ids}
     usual = [token for token in range(about.vocab_size) if token not in special]

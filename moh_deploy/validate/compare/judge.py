@@ -18,18 +18,18 @@ from moh_deploy.graph.forced_gates import computed_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.compare import layer_parity, noise_floor, output_parity, tolerances
+from moh_deploy.validate.compare import (
+    layer_parity,
+    noise_floor,
+    output_parity,
+    routing_statistics,
+    tolerances,
+)
 from moh_deploy.validate.compare.checks import holds_classes
 from moh_deploy.validate.compare.diagnosis import diagnosis, reference_is_nan
 from moh_deploy.validate.compare.noise_floor import NO_FLOOR, NoiseFloor
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
-from moh_deploy.validate.compare.routing_statistics import (
-    NO_STATISTICS,
-    RoutingStatistics,
-    joined,
-    layer_statistics,
-)
 from moh_deploy.validate.compare.tolerances import Tolerance
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 from moh_deploy.validate.reference.subject import Variants
@@ -55,7 +55,7 @@ class Judged:
     outputs: Sequence[OutputParity]
     layers: Sequence[LayerParity] = ()
     notes: tuple[str, ...] = ()
-    statistics: RoutingStatistics = NO_STATISTICS
+    statistics: routing_statistics.RoutingStatistics = routing_statistics.NO_STATISTICS
 
     @property
     def equal(self) -> bool:
@@ -165,7 +165,7 @@ class Judge:
     def _free(self, case: ComparedSet, got: Mapping[str, Array], floor: NoiseFloor) -> Judged:
         """Judge the model left to itself; behind a flip by the looser rule."""
         layers: list[LayerParity] = []
-        counts: list[RoutingStatistics] = []
+        counts: list[routing_statistics.RoutingStatistics] = []
         rule = self._rule
         for index, layer in enumerate(self.package.manifest.layers):
             if index >= len(case.expected.gates):
@@ -180,7 +180,7 @@ class Judge:
             if found.excused_tokens or found.undecided_tokens:
                 rule, floor = rule.after_flip(), NO_FLOOR
         outputs = list(self._outputs(case, got, rule, floor))
-        return Judged(outputs, layers, statistics=joined(counts))
+        return Judged(outputs, layers, statistics=routing_statistics.joined(counts))
 
     def _forced_run(
         self, case: ComparedSet, got: Mapping[str, Array], floor: NoiseFloor
@@ -202,7 +202,7 @@ class Judge:
             values = self._found(case, index, got, computed_gates)
             found.append(self._layer(forced, index, values, self._rule, floor, forced=True))
         outputs = list(self._outputs(forced, got, self._rule, floor, forced=True))
-        counts = joined(counted for _, counted in found)
+        counts = routing_statistics.joined(counted for _, counted in found)
         return Judged(outputs, [layer for layer, _ in found], statistics=counts)
 
     @cached_property
@@ -237,7 +237,7 @@ class Judge:
         floor: NoiseFloor,
         *,
         forced: bool = False,
-    ) -> tuple[LayerParity, RoutingStatistics]:
+    ) -> tuple[LayerParity, routing_statistics.RoutingStatistics]:
         layer, expected = self.package.manifest.layers[index], case.expected
         view, name = case.view, layer.gates
         margins = view.margins(name, found.gates, expected.gates[index], expected.margins[index])
@@ -263,7 +263,9 @@ class Judge:
         )
         bound = compared.margin_bound or rule.near_tie
         shared = layer.num_shared_heads
-        return compared, layer_statistics(layer.path, shared, gates, reference, margins, bound)
+        return compared, routing_statistics.layer_statistics(
+            layer.path, shared, gates, reference, margins, bound
+        )
 
     def _floor(self, case: ComparedSet, got: Mapping[str, Array]) -> NoiseFloor:
         """Return the noise floor of each value; nothing where there is none, or no way to ask."""

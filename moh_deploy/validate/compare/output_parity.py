@@ -7,16 +7,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.checks import top_1_agreement
 from moh_deploy.validate.compare.parity_result import OutputParity
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.reference.differences import (
-    Float64Array,
-    ShownIndex,
-    abs_error,
-    beyond,
-    largest,
-    largest_finite,
-    structural_mismatch,
-    worst_index,
-)
+from moh_deploy.validate.reference import differences
 
 
 def compare_output(
@@ -28,7 +19,7 @@ def compare_output(
     *,
     floor: Spread | None = None,
     forced: bool = False,
-    place: ShownIndex = list,
+    place: differences.ShownIndex = list,
     has_classes: bool = False,
 ) -> OutputParity:
     """Compare an output element by element.
@@ -41,14 +32,14 @@ def compare_output(
         has_classes: Its last axis is of classes: the rows that agree on the first are counted.
     """
     what = f"output '{name}' of vectors {vectors}"
-    mismatch = structural_mismatch(what, got, reference)
+    mismatch = differences.structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
     # Of the finite part without masks: infinity, or -1e9, would allow any error.
-    error, known = beside_masks(abs_error(got, reference), reference)
+    error, known = beside_masks(differences.abs_error(got, reference), reference)
     measured, size = spread(error), spread(known)
     limit = tolerance.spread_limit(size, floor, reference.shape)
-    reason = beyond(what, (got, reference), error, (measured, limit), place, "differs")
+    reason = differences.beyond(what, (got, reference), error, (measured, limit), place, "differs")
     return OutputParity(
         name=name,
         vectors=vectors,
@@ -73,12 +64,15 @@ def unjudged_output(
     Arguments are those of `compare_output`.
     """
     what = f"output '{name}' of vectors {vectors}"
-    mismatch = structural_mismatch(what, got, reference)
+    mismatch = differences.structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
     # Not only the package can be at fault: `_not_finite` tells NaN of the reference apart.
-    errors, reference_max = abs_error(got, reference), largest_finite(reference)
-    error = largest(errors)
+    errors, reference_max = (
+        differences.abs_error(got, reference),
+        differences.largest_finite(reference),
+    )
+    error = differences.largest(errors)
     return OutputParity(
         name=name,
         vectors=vectors,
@@ -91,8 +85,8 @@ def unjudged_output(
     )
 
 
-def _not_finite(what: str, reference: Array, error: Float64Array) -> str:
-    if math.isnan(float(reference[worst_index(error)])):
+def _not_finite(what: str, reference: Array, error: differences.Float64Array) -> str:
+    if math.isnan(float(reference[differences.worst_index(error)])):
         return f"{what} cannot be compared: the reference is itself NaN."
     return f"{what} is not finite where the reference is."
 

@@ -14,12 +14,7 @@ from moh_deploy.runtime.base import Runner
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.system.units import NUMBER
-from moh_deploy.validate.accuracy.metric_parity import (
-    ACCURACY_RULES,
-    CALLABLE,
-    AccuracyRule,
-    Better,
-)
+from moh_deploy.validate.accuracy import metric_parity
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
 from moh_deploy.validate.compare import tolerances as rules
 from moh_deploy.validate.compare.tolerances import BUILT_IN, TOLERANCES, Tolerance
@@ -64,8 +59,8 @@ class AccuracyCondition:
 
     text: str
     metric: str  # `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`
-    better: Better
-    rule: AccuracyRule  # The same as what may be lost
+    better: metric_parity.Better
+    rule: metric_parity.AccuracyRule  # The same as what may be lost
 
 
 Condition: TypeAlias = ParityCondition | FlipsCondition | AccuracyCondition
@@ -121,7 +116,7 @@ def metrics_of(conditions: Sequence[Condition], *, has_labels: bool) -> tuple[st
     return metrics
 
 
-def better_of(conditions: Sequence[Condition]) -> Better | None:
+def better_of(conditions: Sequence[Condition]) -> metric_parity.Better | None:
     """Return which values of the user's own metrics are better; None without any.
 
     Raises:
@@ -168,7 +163,7 @@ def _accuracy(text: str, name: str, comparison: str, limit: str) -> AccuracyCond
             " bounded beside what the float32 package reaches on the same samples.",
             hint=_EXAMPLES,
         )
-    better: Better = "higher" if comparison == ">=" else "lower"
+    better: metric_parity.Better = "higher" if comparison == ">=" else "lower"
     if name in BUILT_IN_METRICS and (better == "lower") != (name in _LOWER_IS_BETTER):
         right = "<=" if name in _LOWER_IS_BETTER else ">="
         raise ConfigError(
@@ -183,8 +178,10 @@ def _accuracy(text: str, name: str, comparison: str, limit: str) -> AccuracyCond
             " number of samples shows that nothing was lost.",
             hint=_EXAMPLES,
         )
-    usual = ACCURACY_RULES.get(name, ACCURACY_RULES[CALLABLE])
-    rule = AccuracyRule(None, loss, usual.min_samples, f"asked for: {text.strip()}")
+    usual = metric_parity.ACCURACY_RULES.get(
+        name, metric_parity.ACCURACY_RULES[metric_parity.CALLABLE]
+    )
+    rule = metric_parity.AccuracyRule(None, loss, usual.min_samples, f"asked for: {text.strip()}")
     return AccuracyCondition(text, name, better, rule)
 
 
@@ -199,7 +196,9 @@ class Policy:
 
     tolerances: Mapping[str, Tolerance]
     source: str  # Where they come from, for the report
-    accuracy: Mapping[str, AccuracyRule] = field(default_factory=lambda: ACCURACY_RULES)
+    accuracy: Mapping[str, metric_parity.AccuracyRule] = field(
+        default_factory=lambda: metric_parity.ACCURACY_RULES
+    )
     flips: tuple[FlipsCondition, ...] = ()  # How many tokens may choose other heads, ties included
 
     def rule(self, dtype: str) -> Tolerance:
@@ -214,9 +213,9 @@ class Policy:
         """Return the rule for an output; see `output_rule`."""
         return rules.output_rule(dtype, self.rule(dtype), model_rule)
 
-    def accuracy_rule(self, metric: str) -> AccuracyRule:
+    def accuracy_rule(self, metric: str) -> metric_parity.AccuracyRule:
         """Return the rule for a metric; all that are no built-in ones have one in common."""
-        return self.accuracy.get(metric, self.accuracy[CALLABLE])
+        return self.accuracy.get(metric, self.accuracy[metric_parity.CALLABLE])
 
     def check_metrics(self, running: Collection[str]) -> None:
         """Refuse rules of the user's own for metrics that do not run: they would judge nothing.
@@ -227,9 +226,9 @@ class Policy:
         Raises:
             ConfigError: There is such a rule.
         """
-        judged = {name if name in self.accuracy else CALLABLE for name in running}
+        judged = {name if name in self.accuracy else metric_parity.CALLABLE for name in running}
         for name, rule in self.accuracy.items():
-            if ACCURACY_RULES.get(name) != rule and name not in judged:
+            if metric_parity.ACCURACY_RULES.get(name) != rule and name not in judged:
                 runs = f"metrics that run: {', '.join(running)}" if running else "no metric runs"
                 raise ConfigError(
                     f"{self.source}: accuracy.{name} judges nothing: {runs}.",
@@ -270,24 +269,28 @@ def read_policy(path: Path) -> Policy:
     return Policy(
         {**TOLERANCES, **changed},
         f"{path} ({', '.join((*changed, *metrics))}) over {BUILT_IN}",
-        {**ACCURACY_RULES, **metrics},
+        {**metric_parity.ACCURACY_RULES, **metrics},
     )
 
 
-def _accuracy_rule(name: str, entry: object, where: str) -> AccuracyRule:
-    if name not in ACCURACY_RULES and ":" not in name:
-        raise ConfigError(f"{where} is none of {', '.join(ACCURACY_RULES)}, nor MODULE:FUNCTION.")
+def _accuracy_rule(name: str, entry: object, where: str) -> metric_parity.AccuracyRule:
+    if name not in metric_parity.ACCURACY_RULES and ":" not in name:
+        raise ConfigError(
+            f"{where} is none of {', '.join(metric_parity.ACCURACY_RULES)}, nor MODULE:FUNCTION."
+        )
     numbers, reason = _figures(entry, _ACCURACY_NUMBERS, where)
     # Two limits would raise the question which one applies.
     if len(numbers.keys() & {"max_drop", "max_relative_drop"}) == 2:
         raise ConfigError(f"{where} has max_drop and max_relative_drop: one of them is the limit.")
     # A metric of the user's own, MODULE:FUNCTION, starts from the rule for callables.
-    usual = ACCURACY_RULES.get(name, ACCURACY_RULES[CALLABLE])
+    usual = metric_parity.ACCURACY_RULES.get(
+        name, metric_parity.ACCURACY_RULES[metric_parity.CALLABLE]
+    )
     least = numbers.get("min_samples", usual.min_samples)
     if least != int(least) or least < 1:
         raise ConfigError(f"{where}.min_samples is {least}, expected a whole number, 1 or more.")
     relative = numbers.get("max_relative_drop", usual.max_relative_drop)
-    return AccuracyRule(numbers.get("max_drop"), relative, int(least), reason)
+    return metric_parity.AccuracyRule(numbers.get("max_drop"), relative, int(least), reason)
 
 
 def _figures(entry: object, names: Sequence[str], where: str) -> tuple[dict[str, float], str]:

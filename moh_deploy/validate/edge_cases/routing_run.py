@@ -19,16 +19,8 @@ from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.edge_cases import routing_judge
+from moh_deploy.validate.edge_cases import routing_judge, source
 from moh_deploy.validate.edge_cases.routing_judge import PortArrays, values_mismatch
-from moh_deploy.validate.edge_cases.source import (
-    MODEL,
-    CaseResult,
-    CaseStatus,
-    RoutedLayer,
-    Sides,
-    token_axes,
-)
 from moh_deploy.validate.reference.valid_tokens import over_axes
 
 _MakeLogits = Callable[[np.random.Generator, tuple[int, ...]], Array]
@@ -84,7 +76,7 @@ def _with_nan(logits: Array) -> Array:
     return tokens.reshape(logits.shape).astype(logits.dtype)
 
 
-def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
+def run_routing_states(sides: source.Sides, progress: Progress) -> list[source.CaseResult]:
     """Run every state.
 
     Args:
@@ -133,14 +125,14 @@ class _RoutingRun:
         reference: A session of its function bodies.
     """
 
-    sides: Sides
+    sides: source.Sides
     recorded: Mapping[str, Array]
     subject: Runner
     reference: Runner
     judge: routing_judge.GateJudge = field(default_factory=routing_judge.GateJudge)
 
     @classmethod
-    def of(cls, sides: Sides) -> _RoutingRun:
+    def of(cls, sides: source.Sides) -> _RoutingRun:
         routers = [layer.router for layer in sides.routed]
         names = list(dict.fromkeys(name for router in routers for name in router.logits.values()))
         values = sides.reference.open(names).run(sides.package.vectors[0].inputs)
@@ -151,19 +143,19 @@ class _RoutingRun:
             sides, values, sides.subject.open(seen, change), sides.reference.open(seen, change)
         )
 
-    def everywhere(self, case: str) -> Iterator[CaseResult]:
+    def everywhere(self, case: str) -> Iterator[source.CaseResult]:
         """Put a state in front of every router at once."""
         logits = self._logits(_FINITE_STATES[case])
         both = self._run(logits)
         if isinstance(both, str):
-            yield _result(case, MODEL, "failed", both)
+            yield _result(case, source.MODEL, "failed", both)
             return
         for layer in self.sides.routed:
             problem = self._layer_problem(case, layer, logits[layer.router.node], both)
             yield _judged(case, layer.info.path, problem, "gates and attention agree")
         yield self._outputs(case, both)
 
-    def nan_in(self, router: RouterLogits) -> CaseResult:
+    def nan_in(self, router: RouterLogits) -> source.CaseResult:
         """Put NaN in front of one router, and clear logits in front of the others."""
         # Clear choices elsewhere, so that what shows comes of this router.
         logits = self._logits(_clear)
@@ -203,7 +195,7 @@ class _RoutingRun:
             return f"{what}: {error.message}"
 
     def _layer_problem(
-        self, case: str, layer: RoutedLayer, logits: PortArrays, both: _Both
+        self, case: str, layer: source.RoutedLayer, logits: PortArrays, both: _Both
     ) -> str | None:
         router = layer.router
         where = f"of layer '{router.path}' in case '{case}'"
@@ -237,7 +229,7 @@ class _RoutingRun:
             return problem
         # Weighted: NaN times anything is NaN, so a number means that the head was skipped.
         nan = routing_judge.nan_places(both.got[router.attention])
-        tokens = token_axes(nan.shape)
+        tokens = source.masked_axes(nan.shape)
         others = tuple(axis for axis in range(nan.ndim) if axis not in tokens)
         shown = np.asarray(nan.any(axis=others))  # [B, S]
         if shown.shape != hit.shape:
@@ -256,7 +248,7 @@ class _RoutingRun:
         got, reference = both.got[router.attention], both.reference[router.attention]
         counted = self.sides.counted_attention(router, reference.shape)
         if skipped is not None:
-            tokens = token_axes(reference.shape)
+            tokens = source.masked_axes(reference.shape)
             # Tokens in another order than the gates' cannot be told apart by the mask.
             if not router.in_order or tuple(counted.shape[i] for i in tokens) != skipped.shape:
                 return None
@@ -273,13 +265,13 @@ class _RoutingRun:
             " layer, or of weights or nodes before it."
         )
 
-    def _outputs(self, case: str, both: _Both) -> CaseResult:
+    def _outputs(self, case: str, both: _Both) -> source.CaseResult:
         recorded = self.sides.package.vectors[0]
         counted = self.sides.view(recorded).places
         names = [output.name for output in self.sides.package.manifest.outputs]
         # Empty outputs agree with anything.
         if not any(both.reference[name].size for name in names):
-            return _result(case, MODEL, "not run", "every output is empty: no data.")
+            return _result(case, source.MODEL, "not run", "every output is empty: no data.")
         problem = None
         for name in names:
             got, reference = both.got[name], both.reference[name]
@@ -290,7 +282,7 @@ class _RoutingRun:
         else:
             outputs = {name: both.got[name] for name in names}
             problem = routing_judge.nan_output_problem(case, outputs, recorded, counted)
-        return _judged(case, MODEL, problem, "they agree with the function bodies")
+        return _judged(case, source.MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:
         policy, precision = self.sides.policy, self.sides.package.manifest.precision
@@ -300,9 +292,9 @@ class _RoutingRun:
 _GATES = ("gates", "gates of the function body")
 
 
-def _without_router(sides: Sides, layer: LayerInfo) -> Iterator[CaseResult]:
+def _without_router(sides: source.Sides, layer: LayerInfo) -> Iterator[source.CaseResult]:
     """Yield what is said of a layer that has no MoHRouter: it never had one, or has lost it."""
-    status: CaseStatus = "not applicable"
+    status: source.CaseStatus = "not applicable"
     if form_named(layer.router).is_constant:
         why = "no input changes the gates: there are no logits."
     elif not layer.router_replaced:
@@ -323,9 +315,9 @@ def _without_router(sides: Sides, layer: LayerInfo) -> Iterator[CaseResult]:
             yield _result(case, layer.path, status, why)
 
 
-def _judged(case: str, place: str, problem: str | None, if_right: str) -> CaseResult:
+def _judged(case: str, place: str, problem: str | None, if_right: str) -> source.CaseResult:
     return _result(case, place, "failed" if problem else "passed", problem or if_right)
 
 
-def _result(case: str, place: str, status: CaseStatus, detail: str) -> CaseResult:
-    return CaseResult("routing", case, place, status, detail)
+def _result(case: str, place: str, status: source.CaseStatus, detail: str) -> source.CaseResult:
+    return source.CaseResult("routing", case, place, status, detail)

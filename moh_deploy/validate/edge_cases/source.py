@@ -191,7 +191,7 @@ class Sides:
 
         All do where its tokens are others than the mask's, or in another order than its gates.
         """
-        mask, tokens = self._recorded_mask, token_axes(shape)
+        mask, tokens = self._recorded_mask, masked_axes(shape)
         if mask is None or not router.in_order:
             return np.ones(shape, np.bool_)
         if tuple(shape[axis] for axis in tokens if axis < len(shape)) != mask.shape:
@@ -199,7 +199,7 @@ class Sides:
         return over_axes(mask, tokens, shape)
 
 
-def token_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+def masked_axes(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the axes of samples and tokens of attention [B, S, C] or [B, H, S, D]."""
     return (0, 2) if len(shape) == 4 else (0, 1)
 

@@ -11,14 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.graph.layer_reads import (
-    NO_SOURCES,
-    LayerSources,
-    RouterLogits,
-    attention_values,
-    layer_sources,
-    router_logits,
-)
+from moh_deploy.graph import layer_reads
 from moh_deploy.package import OnnxPackage, VectorSet, fingerprint, load_without_weights
 from moh_deploy.runtime.base import FUNCTION_BODIES, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
@@ -36,8 +29,8 @@ class LayerValues:
     # Name of the layer's attention result, gates included; None where the graph has no such value.
     attention: str | None
     # Where its MoHRouter reads logits; None where plain operators make the gates.
-    router: RouterLogits | None
-    sources: LayerSources = NO_SOURCES  # What they are computed from
+    router: layer_reads.RouterLogits | None
+    sources: layer_reads.LayerSources = layer_reads.NO_SOURCES  # What they are computed from
 
     @property
     def logits(self) -> str | None:
@@ -91,9 +84,9 @@ def layer_values(package: OnnxPackage) -> tuple[LayerValues, ...]:
     layers = package.manifest.layers
     found = zip(
         layers,
-        attention_values(graph, layers),
-        router_logits(graph, layers),
-        layer_sources(graph, layers),
+        layer_reads.attention_values(graph, layers),
+        layer_reads.router_logits(graph, layers),
+        layer_reads.layer_sources(graph, layers),
         strict=True,
     )
     return tuple(

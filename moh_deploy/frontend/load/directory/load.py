@@ -8,14 +8,9 @@ import torch
 from torch import nn
 
 from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.load import fileform
 from moh_deploy.frontend.load.directory.code import model_class
 from moh_deploy.frontend.load.directory.files import ModelDirectory, read_model_directory
-from moh_deploy.frontend.load.fileform import (
-    detect_form,
-    joined_digest,
-    list_shards,
-    read_weights,
-)
 from moh_deploy.frontend.load.weights import build_module, misfit_of, without_wrapper_prefixes
 from moh_deploy.frontend.quiet import no_advice
 from moh_deploy.system.user_code import describe_error, user_code
@@ -85,14 +80,16 @@ def load_directory(
             if directory.config.get("tie_word_embeddings"):
                 _tie_embeddings(module)
     path, state, digests = directory.weights, dict[str, torch.Tensor](), list[str]()
-    for file in list_shards(path) if path.suffix == ".json" else (path,):
-        loaded, digest = read_weights(file, detect_form(file), trust_pickle=trust_pickle)
+    for file in fileform.list_shards(path) if path.suffix == ".json" else (path,):
+        loaded, digest = fileform.read_weights(
+            file, fileform.detect_form(file), trust_pickle=trust_pickle
+        )
         if not isinstance(loaded, Mapping) or not all(map(torch.is_tensor, loaded.values())):
             raise CheckpointError(f"{file}: holds no weights; expected names mapped to tensors.")
         state |= loaded
         digests.append(digest)
     _put_in(module, state, directory)
-    return module, digests[0] if len(digests) == 1 else joined_digest(digests), directory
+    return module, digests[0] if len(digests) == 1 else fileform.joined_digest(digests), directory
 
 
 def _tie_embeddings(module: nn.Module) -> None:

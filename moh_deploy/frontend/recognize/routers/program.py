@@ -11,15 +11,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, rank, tensor
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.fx.views import through_views
-from moh_deploy.frontend.recognize.routers import trial
-from moh_deploy.frontend.recognize.routers.router import (
-    Logits,
-    Router,
-    Selection,
-    find_selection,
-    is_projection,
-    router_cone,
-)
+from moh_deploy.frontend.recognize.routers import router, trial
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
 from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.ops.routers import RouterForm
@@ -47,12 +39,12 @@ class RouterProgram:
         return example_shape(self.gates)[-1]
 
     @cached_property
-    def selection(self) -> Selection | None:
+    def selection(self) -> router.Selection | None:
         """The ranking of its heads, as it is written; None where it ranks none."""
-        return find_selection(self._cone, self.num_heads)
+        return router.find_selection(self._cone, self.num_heads)
 
     @cached_property
-    def softmax_logits(self) -> list[Logits]:
+    def softmax_logits(self) -> list[router.Logits]:
         """The logits that it takes a softmax of: of its stages, its shared and its routed heads."""
         return [_logits_of(node) for node in self._softmaxes]
 
@@ -64,7 +56,7 @@ class RouterProgram:
         return trial.run_router(self.gates, self._cone, self.selection.scores, self.constant)
 
     @cached_property
-    def counted(self) -> Selection | None:
+    def counted(self) -> router.Selection | None:
         """The selection with as many heads as are open in a run: noisy top-k gating looks at one
         more than it keeps."""
         if self.selection is None or self.run is None:
@@ -79,13 +71,13 @@ class RouterProgram:
             return None
         return Weighing.of(self.run, self.counted, list(self._ranked_logits(self.counted)))
 
-    def routed(self, form: RouterForm) -> Iterator[tuple[Router, list[Logits]]]:
+    def routed(self, form: RouterForm) -> Iterator[tuple[router.Router, list[router.Logits]]]:
         """Yield MoHRouters of routed heads, and with each what may be its other logits: whatever
         else the router takes a softmax of."""
         if self.selection is None:
             return
         for routed in self._ranked_logits(self.selection):
-            base = Router(
+            base = router.Router(
                 form=form,
                 num_shared_heads=self.num_heads - self.selection.candidates,
                 top_k=self.selection.top_k,
@@ -96,17 +88,17 @@ class RouterProgram:
             others = [node for node in self._softmaxes if routed.node not in ancestors(node)]
             yield base, [_logits_of(node) for node in others]
 
-    def proven(self, proposals: Iterable[Router]) -> Router | None:
+    def proven(self, proposals: Iterable[router.Router]) -> router.Router | None:
         """Return the first proposal that computes the same gates from the same logits."""
         return next((proposal for proposal in proposals if self._computes(proposal)), None)
 
-    def reads_query(self, logits: Logits | None) -> bool:
+    def reads_query(self, logits: router.Logits | None) -> bool:
         """Tell whether logits are made of the projection that the query is made of."""
         if self.query is None or logits is None:
             return False
         return bool(_projections(logits.node) & _projections(self.query))
 
-    def is_finite_for_nan(self, logits: Logits) -> bool:
+    def is_finite_for_nan(self, logits: router.Logits) -> bool:
         """Tell whether gates are numbers for tokens whose logits are NaN: those of a mask are, and
         what is divided by a sum is none."""
         between = trial.nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
@@ -118,20 +110,20 @@ class RouterProgram:
 
     @cached_property
     def _cone(self) -> list[Node]:
-        return router_cone(self.gates)
+        return router.router_cone(self.gates)
 
     @cached_property
     def _softmaxes(self) -> list[Node]:
         return [node for node in self._cone if op(node) == "softmax"]
 
-    def _ranked_logits(self, selection: Selection) -> Iterator[Logits]:
+    def _ranked_logits(self, selection: router.Selection) -> Iterator[router.Logits]:
         """Candidates for the routed logits: what is ranked, or what that is a softmax of."""
         ranked = through_views(selection.scores)
         if ranked in self._softmaxes:
             yield _logits_of(ranked)
-        yield Logits(selection.scores, selection.dim)
+        yield router.Logits(selection.scores, selection.dim)
 
-    def _computes(self, proposal: Router) -> bool:
+    def _computes(self, proposal: router.Router) -> bool:
         """Run the model's own router and the proposal on random logits and compare."""
         # Where the gates depend on anything but these logits, the proposal cannot be all of it.
         inputs = [logits.node for logits in proposal.logits if logits is not None]
@@ -146,25 +138,25 @@ class RouterProgram:
         return bool(runs) and max(_error(proposal, self.gates, run) for run in runs) <= limit
 
 
-def extent(logits: Logits) -> int:
+def extent(logits: router.Logits) -> int:
     """Return for how many heads, or stages, there are logits."""
     return example_shape(logits.node)[logits.dim]
 
 
-def _logits_of(softmax: Node) -> Logits:
+def _logits_of(softmax: Node) -> router.Logits:
     source, dim = softmax.args[0], argument(softmax, "dim", -1)
     assert isinstance(source, Node)
     assert isinstance(dim, int)
-    return Logits(source, dim % rank(source))
+    return router.Logits(source, dim % rank(source))
 
 
 def _projections(node: Node) -> set[Node]:
     """The nearest products with weights that a tensor is computed from."""
-    cone = walk(node, lambda node: () if is_projection(node) else node.all_input_nodes)
-    return {current for current in cone if is_projection(current)}
+    cone = walk(node, lambda node: () if router.is_projection(node) else node.all_input_nodes)
+    return {current for current in cone if router.is_projection(current)}
 
 
-def _error(proposal: Router, gates: Node, values: trial.Values) -> float:
+def _error(proposal: router.Router, gates: Node, values: trial.Values) -> float:
     """Largest difference between the gates that the model's router made of logits and the
     proposal's; infinite where they open other heads."""
     # A row is a token. Logits may be [tokens, R] or [R, B, S], but of as many tokens as the gates.

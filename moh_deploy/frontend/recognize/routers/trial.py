@@ -9,20 +9,9 @@ from typing import cast
 import torch
 from torch.fx import Node
 
+from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import Size
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import (
-    ancestors,
-    argument,
-    computed,
-    example_shape,
-    hint,
-    is_tensor,
-    op,
-    reads_shape_only,
-    shape,
-    tensor,
-)
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.routers.router import ends_router
 
@@ -87,7 +76,7 @@ def run_router(
     # As far back as possible, because weights may be made of what lies before the ranked scores,
     # such as the logits of a softmax; but no farther than one tensor still decides the gates. Else
     # from the results of its projections.
-    members, ranked = set(cone), set(ancestors(scores))
+    members, ranked = set(cone), set(graph.ancestors(scores))
     numbers = [
         node
         for node in gates.graph.nodes  # what is computed first is farthest
@@ -126,7 +115,8 @@ def run_part(
             # Of the example's sizes, and the same in every call.
             generator = torch.Generator().manual_seed(0)
             made = {
-                node: torch.randn(example_shape(node), generator=generator, dtype=dtype) * scale
+                node: torch.randn(graph.example_shape(node), generator=generator, dtype=dtype)
+                * scale
                 for node in inputs
             }
             run = run_nodes(between, made, constant)
@@ -134,8 +124,11 @@ def run_part(
         if len(values) == len(scales):
             # Some nodes bring their result to a dtype of their own, whatever they are given.
             rounded = any(
-                op(node) in ("to", "to_copy", "type_as")
-                or (op(node) in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype"))
+                graph.op(node) in ("to", "to_copy", "type_as")
+                or (
+                    graph.op(node) in ("softmax", "sum", "cumsum", "prod")
+                    and graph.argument(node, "dtype")
+                )
                 for node in between
             )
             return tuple(values), dtype == torch.float64 and not rounded
@@ -144,7 +137,7 @@ def run_part(
 
 def is_number(node: Node) -> bool:
     """True for a tensor of a floating-point dtype."""
-    return is_tensor(node) and tensor(node).is_floating_point()
+    return graph.is_tensor(node) and graph.tensor(node).is_floating_point()
 
 
 def nodes_between(
@@ -165,9 +158,9 @@ def nodes_between(
             continue
         if node not in cone or node.op != "call_function":
             return None
-        for source in () if reads_shape_only(node) else node.all_input_nodes:
+        for source in () if graph.reads_shape_only(node) else node.all_input_nodes:
             makes_tuple = isinstance(source.meta.get("val"), (tuple, list))
-            if source not in found and (is_tensor(source) or makes_tuple):
+            if source not in found and (graph.is_tensor(source) or makes_tuple):
                 found.add(source)
                 stack.append(source)
     if not routes_alike(result, found - inputs, inputs):
@@ -191,15 +184,15 @@ def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Val
         stored = constant(node)
         if stored is not None:
             return stored
-        if not is_tensor(node):
-            return hint(node.meta["val"])
+        if not graph.is_tensor(node):
+            return graph.hint(node.meta["val"])
         # Stands for a tensor that is read for its shape only.
-        return torch.empty(example_shape(node), dtype=tensor(node).dtype)
+        return torch.empty(graph.example_shape(node), dtype=graph.tensor(node).dtype)
 
     try:
         with torch.no_grad():
             for node in nodes:
-                env[node] = computed(node, look_up)
+                env[node] = graph.computed(node, look_up)
     except (RuntimeError, IndexError, TypeError, ValueError):
         return None
     return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}
@@ -230,25 +223,25 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
         result: The gates [..., H].
         members: What computes them from the inputs.
     """
-    heads = example_shape(result)[-1]
+    heads = graph.example_shape(result)[-1]
     decided, positions = set(inputs), set[Node]()
     for node in result.graph.nodes:
         if node not in members or node.op != "call_function":
             continue
-        sources = set() if reads_shape_only(node) else set(node.all_input_nodes)
+        sources = set() if graph.reads_shape_only(node) else set(node.all_input_nodes)
         if sources & decided:
             decided.add(node)
             # Positions, or a size as a number, change what it makes of scores. Whole numbers may
             # say where it reads or writes: a wrong row would be seen at every size.
             known = sources & positions
             if known or _reads_number(node):
-                names_rows = op(node) in _BY_ROW or _is_whole(node)
+                names_rows = graph.op(node) in _BY_ROW or _is_whole(node)
                 if not names_rows or not all(map(_is_whole, known)):
                     return False
             # A size says how many of the heads are kept.
-            if op(node) in _CUTS and _reads_size(node):
-                dim = cast(int, argument(node, "dim", -1))
-                if shape(cast(Node, node.args[0]))[dim].is_Integer:
+            if graph.op(node) in _CUTS and _reads_size(node):
+                dim = cast(int, graph.argument(node, "dim", -1))
+                if graph.shape(cast(Node, node.args[0]))[dim].is_Integer:
                     return False
             # Tokens decide about one another: there are more of what is summed, counted or ranked
             # than heads.
@@ -262,10 +255,10 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
 def _counts(node: Node) -> bool:
     """True for what begins to tell positions: a range or a part of a table as long as a size of the
     model's inputs, a number that is one, or a sum of so many."""
-    if op(node) in _RANGES and _reads_size(node):
+    if graph.op(node) in _RANGES and _reads_size(node):
         return True
-    is_filled = op(node) in ("full", "full_like", "new_full")
-    if is_filled and isinstance(argument(node, "fill_value"), Node):
+    is_filled = graph.op(node) in ("full", "full_like", "new_full")
+    if is_filled and isinstance(graph.argument(node, "fill_value"), Node):
         return True
     return _reads_number(node) or any(not size.is_Integer for size in _joined(node))
 
@@ -275,11 +268,11 @@ def _joined(node: Node) -> Iterator[Size]:
     product = contraction(node)
     if product is not None:
         for labels, operand in zip(product.labels, product.operands, strict=True):
-            sizes = zip(labels, shape(operand), strict=True)
+            sizes = zip(labels, graph.shape(operand), strict=True)
             yield from (size for label, size in sizes if label in product.summed)
-    elif op(node) in _ALONG and not _is_pointwise(node):
-        sizes_of = shape(cast(Node, node.args[0]))
-        dims = cast(int | list[int] | None, argument(node, "dim"))
+    elif graph.op(node) in _ALONG and not _is_pointwise(node):
+        sizes_of = graph.shape(cast(Node, node.args[0]))
+        dims = cast(int | list[int] | None, graph.argument(node, "dim"))
         for dim in [dims] if isinstance(dims, int) else dims or range(len(sizes_of)):
             yield sizes_of[dim]
 
@@ -290,7 +283,7 @@ def _reads_number(node: Node) -> bool:
 
 
 def _reads_size(node: Node) -> bool:
-    return not all(map(is_tensor, node.all_input_nodes))
+    return not all(map(graph.is_tensor, node.all_input_nodes))
 
 
 def _is_pointwise(node: Node) -> bool:
@@ -300,7 +293,7 @@ def _is_pointwise(node: Node) -> bool:
 
 def _is_whole(node: Node) -> bool:
     """True for whole numbers: no booleans."""
-    if not is_tensor(node):
+    if not graph.is_tensor(node):
         return False
-    dtype = tensor(node).dtype
+    dtype = graph.tensor(node).dtype
     return not (dtype.is_floating_point or dtype == torch.bool)

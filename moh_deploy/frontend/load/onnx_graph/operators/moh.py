@@ -9,29 +9,16 @@ from typing import Any
 
 import torch
 
+from moh_deploy import ops
 from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result, operator
-from moh_deploy.frontend.load.onnx_graph.operators.attention import (
-    attend,
-    hidden_by_either,
-    merge_heads,
-    split_heads,
-)
+from moh_deploy.frontend.load.onnx_graph.operators import attention
 from moh_deploy.frontend.torch_ops.bodies import aggregated_heads, seen_by_position, token_conv
-from moh_deploy.ops import (
-    MOH_AGGREGATED_ATTENTION,
-    MOH_ATTENTION,
-    MOH_OUTPUT_PROJECTION,
-    MOH_QUERY_PROJECTION,
-    MOH_ROUTER,
-    MOH_TOKEN_CONV,
-    OpSpec,
-)
 from moh_deploy.ops.op_names import KERNEL_DOMAIN
 
 _moh = partial(operator, domain=KERNEL_DOMAIN)
 
 
-def _attributes(call: NodeCall, spec: OpSpec) -> list[Any]:
+def _attributes(call: NodeCall, spec: ops.OpSpec) -> list[Any]:
     """Return all attributes in the order of the spec, those that the node leaves out by default."""
     given: dict[str, Any] = {
         attribute.name: call.attribute(attribute.name, attribute.default)
@@ -47,20 +34,22 @@ def _gated(heads: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     return heads * gates.transpose(1, 2).unsqueeze(-1).to(heads.dtype)
 
 
-@_moh(MOH_ATTENTION.name)
+@_moh(ops.MOH_ATTENTION.name)
 def _attention(call: NodeCall) -> Result:
     query, key, value, gates = (call.tensor(index) for index in range(4))
-    num_heads, num_kv_heads, scale, is_causal = _attributes(call, MOH_ATTENTION)
+    num_heads, num_kv_heads, scale, is_causal = _attributes(call, ops.MOH_ATTENTION)
     packed = query.ndim == 3
     if packed:
-        query = split_heads(query, int(num_heads))
-        key, value = (split_heads(tensor, int(num_kv_heads)) for tensor in (key, value))
+        query = attention.split_heads(query, int(num_heads))
+        key, value = (attention.split_heads(tensor, int(num_kv_heads)) for tensor in (key, value))
     mask, lengths, causal = call.optional(4), call.optional(5), bool(is_causal)
     if lengths is not None:
         # Where each sequence ends somewhere else, no operator knows what causal means.
-        mask = hidden_by_either(mask, seen_by_position(query, key, lengths, is_causal=causal))
+        mask = attention.hidden_by_either(
+            mask, seen_by_position(query, key, lengths, is_causal=causal)
+        )
         causal = False
-    heads = attend(
+    heads = attention.attend(
         query,
         key,
         value,
@@ -71,20 +60,20 @@ def _attention(call: NodeCall) -> Result:
         past=key.shape[2] - query.shape[2] if causal else 0,
     )
     gated = _gated(heads, gates)
-    return merge_heads(gated) if packed else gated
+    return attention.merge_heads(gated) if packed else gated
 
 
-@_moh(MOH_QUERY_PROJECTION.name, MOH_OUTPUT_PROJECTION.name)
+@_moh(ops.MOH_QUERY_PROJECTION.name, ops.MOH_OUTPUT_PROJECTION.name)
 def _projection(call: NodeCall) -> Result:
     bias = call.optional(3)
     product = call.tensor(0) @ call.tensor(1)
     return product if bias is None else product + bias
 
 
-@_moh(MOH_ROUTER.name)
+@_moh(ops.MOH_ROUTER.name)
 def _router(call: NodeCall) -> Result:
     routed, shared, stages = (call.optional(index) for index in range(3))
-    top_k, num_shared_heads, gate_mode = _attributes(call, MOH_ROUTER)
+    top_k, num_shared_heads, gate_mode = _attributes(call, ops.MOH_ROUTER)
     present = next(stage for stage in (routed, shared, stages) if stage is not None)
     gates: list[torch.Tensor] = []
     if shared is not None:
@@ -107,18 +96,18 @@ def _router(call: NodeCall) -> Result:
     return torch.cat(gates, dim=-1) if len(gates) > 1 else gates[0]
 
 
-@_moh(MOH_AGGREGATED_ATTENTION.name)
+@_moh(ops.MOH_AGGREGATED_ATTENTION.name)
 def _aggregated_attention(call: NodeCall) -> Result:
     inputs: list[Any] = [
-        call.optional(index) for index in range(len(MOH_AGGREGATED_ATTENTION.inputs))
+        call.optional(index) for index in range(len(ops.MOH_AGGREGATED_ATTENTION.inputs))
     ]
     before, gates, behind = inputs[:5], call.tensor(5), inputs[6:]
-    attributes = _attributes(call, MOH_AGGREGATED_ATTENTION)
+    attributes = _attributes(call, ops.MOH_AGGREGATED_ATTENTION)
     heads = aggregated_heads(*before, *behind, *attributes)
-    return merge_heads(_gated(heads, gates)).to(call.tensor(0).dtype)
+    return attention.merge_heads(_gated(heads, gates)).to(call.tensor(0).dtype)
 
 
-@_moh(MOH_TOKEN_CONV.name)
+@_moh(ops.MOH_TOKEN_CONV.name)
 def _token_conv(call: NodeCall) -> Result:
-    inputs: list[Any] = [call.optional(index) for index in range(len(MOH_TOKEN_CONV.inputs))]
-    return token_conv(*inputs, *_attributes(call, MOH_TOKEN_CONV))
+    inputs: list[Any] = [call.optional(index) for index in range(len(ops.MOH_TOKEN_CONV.inputs))]
+    return token_conv(*inputs, *_attributes(call, ops.MOH_TOKEN_CONV))
