@@ -176,9 +176,7 @@ def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: Module
         check(candidate(bench, 1), np.nan, reference(bench, 3))
 
 
-def test_candidates_take_turns_and_change_their_order(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
-):
+def test_candidates_take_turns_and_change_their_order(bench: ModuleType, monkeypatch):
     interleaving = sys.modules["interleaving"]
     order: list[str] = []
     monkeypatch.setattr(interleaving, "_seconds", lambda call: 0.01)

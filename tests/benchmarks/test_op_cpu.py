@@ -106,9 +106,7 @@ def test_grouped_query_attention_takes_part_where_it_computes_the_same(bench: Mo
     assert [name for name in TINY if "GroupQueryAttention" in names[name]] == [*TINY[2:]]
 
 
-def test_dtype_without_an_operator_is_reported(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str]
-):
+def test_dtype_without_an_operator_is_reported(bench: ModuleType, capsys):
     prepared_bench = prepared(bench, TINY[0], 0.5, dtype="bfloat16")
     found = [one.name for one in bench._dense(prepared_bench, 0.5)]
     assert "torch SDPA" in found

@@ -78,9 +78,7 @@ def test_tools_get_memory_without_guards(bench: Bench, monkeypatch: pytest.Monke
     assert filled == []
 
 
-def test_library_of_other_sources_is_refused(
-    bench: Bench, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-):
+def test_library_of_other_sources_is_refused(bench: Bench, emulator: Emulator, monkeypatch):
     class Other(abi.RouterArgs):
         _fields_ = (("more", abi.c_int32),)
 

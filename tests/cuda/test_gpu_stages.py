@@ -182,7 +182,6 @@ def test_worker_ends_with_its_stage():
         "w.run(t.Step('b', 'hang'), {'library': ''}, 600)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as stage:
-        assert stage.stdout is not None
         pid = int(stage.stdout.readline())
         assert not is_gone(pid)
         stage.kill()

@@ -137,7 +137,6 @@ def test_every_barrier_of_the_router_is_missed(emulator: Emulator, needs_nvcc: N
     """That of a warp is missed only where the warp takes another token after the first."""
     (text,) = nvcc.ptx_of([s for s in nvcc.kernel_sources() if s.stem == "router"])
     entry = _entry(text, "route_tokensIf")
-    assert entry is not None
     barriers = list(re.finditer(r"^\s*bar\.(?:warp\.)?sync[^;]*;", text[entry], re.M))
     assert len(barriers) >= 4
     for barrier in barriers:

@@ -46,9 +46,7 @@ class Counting:
 
 
 @pytest.fixture(scope="module")
-def case(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Case]:
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     file: PlanFile = read_plan(write_case(tmp_path_factory.mktemp("blocks")), trust_code=True)
     models = {name: PackageDir(file.folder / name) for name in ("right", "wrong")}
     base: OnnxPackage = models["right"].package

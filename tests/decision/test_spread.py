@@ -158,9 +158,7 @@ def test_what_cannot_be_spread_is_refused_first(monkeypatch: pytest.MonkeyPatch)
         spread.check_ray(None, [])
 
 
-def test_metric_without_a_name_of_its_own_is_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_metric_without_a_name_of_its_own_is_refused_first(tmp_path: Path, monkeypatch):
     plan = write_case(tmp_path)
     code = "spread_margin = lambda outputs, labels: labels == 0\nmargin = spread_margin\n"
     (tmp_path / "code" / "spread_nameless.py").write_text(code)
@@ -236,17 +234,13 @@ def test_servers_are_asked_by_this_machine(blocks: list[ArmBlock], monkeypatch: 
     assert ray.asked == {"num_cpus": 4, "max_retries": 3}
 
 
-def test_block_that_no_machine_takes_is_refused(
-    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch
-):
+def test_block_that_no_machine_takes_is_refused(blocks: list[ArmBlock], monkeypatch):
     message = "a block takes 5 threads, and no machine of the Ray cluster at auto has more than 4 C"
     with pytest.raises(BackendError, match=message):
         spread_over(FakeRay(), blocks, monkeypatch, cpus=5)
 
 
-def test_cluster_of_another_ray_is_refused_in_a_sentence(
-    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch
-):
+def test_cluster_of_another_ray_is_refused_in_a_sentence(blocks: list[ArmBlock], monkeypatch):
     def init(**options: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n")
 

@@ -171,7 +171,6 @@ fi
 
 def _only_expression(text: str) -> str:
     found = _EXPRESSION.fullmatch(text)
-    assert found is not None
     return found[1]
 
 

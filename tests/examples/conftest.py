@@ -8,9 +8,7 @@ from tests.examples.digits_demo import DemoRun, run_demo
 
 
 @pytest.fixture(scope="session")
-def digits_demo(
-    tmp_path_factory: pytest.TempPathFactory, worker_id: str, warm_interpreter: Path
-) -> DemoRun:
+def digits_demo(tmp_path_factory, worker_id: str, warm_interpreter: Path) -> DemoRun:
     """One run for all processes of pytest: those that want it wait for the one that makes it."""
     own = tmp_path_factory.getbasetemp()
     shared = own if worker_id == "master" else own.parent

@@ -22,8 +22,6 @@ def test_plan_has_moh_beside_its_rivals():
         "float16": ["precision"],
     }
     pruned = plan.arms["pruned"].made
-    assert pruned is not None
-    assert pruned.prune is not None
     # The seed is part of what was fixed before.
     assert f"seed {planned_seed()})" in plan.goal
     # Heads that are chosen on the images they are judged by would look better than they are.
@@ -32,7 +30,6 @@ def test_plan_has_moh_beside_its_rivals():
 
 def planned_seed() -> str:
     found = re.search(r"^PLANNED_SEED = (\d+)$", (DIGITS / "compare.py").read_text(), re.MULTILINE)
-    assert found is not None
     return found[1]
 
 

@@ -85,9 +85,7 @@ def test_verdict_is_good_if_all_is_equal(demo: ModuleType) -> None:
     assert demo.verdict(good, min_accuracy=0.75) == 0
 
 
-def test_verdict_is_bad_if_kernels_are_there_but_not_used(
-    demo: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verdict_is_bad_if_kernels_are_there_but_not_used(demo: ModuleType, capsys) -> None:
     kernels = KernelUse(Path("lib.so"), None, "avx2")
     unused = comparison(demo, torch=[0, 1, 2, 3], package=[0, 1, 2, 3], kernels=kernels)
     assert demo.verdict(unused, min_accuracy=0.75) == 1

@@ -285,7 +285,6 @@ def test_python_that_cannot_run_moh_deploy_is_no_answer(
 def test_what_verify_says_is_no_command_to_github(runner: CiRunner) -> None:
     outcome = runner.run_action(package="::error::planted")
     found = re.search(r"^::stop-commands::(\w{32})$(.*)^::\1::$", outcome.log, re.M | re.S)
-    assert found is not None
     assert "::error::planted" in found[2]
     assert "::error::planted" not in outcome.log.replace(found[0], "")
 

@@ -45,7 +45,6 @@ def test_int8_is_within_the_condition_and_chosen(digits_demo: DemoRun, tmp_path:
     report = searched(digits_demo, tmp_path / "fast", times, runtime="onnxruntime")
     assert report.precision == OnnxPackage.open(tmp_path / "fast").manifest.precision == "int8"
     (chosen,) = (one for one in report.tried if one.ending == "chosen")
-    assert chosen.quality is not None
     (top_1,) = chosen.quality.accuracy
     assert (top_1.samples, top_1.verdict) == (360, "passed")
     assert moh_deploy.verify(tmp_path / "fast").equal

@@ -67,7 +67,6 @@ def _run(name: str, tally: Tally, seed: int, minutes: float, most: int) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--child", name, "--seed", str(seed)]
     command += ["--minutes", str(minutes), "--most", str(most)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
         while True:
             ready, _, _ = select.select([child.stdout], [], [], _SILENT_SECONDS)
             if not ready:

@@ -115,9 +115,7 @@ PACKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ],
     ),
 )
-def test_package_is_refused(
-    cli: Cli, root: Path, name: str, command: list[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_package_is_refused(cli: Cli, root: Path, name: str, command: list[str], monkeypatch):
     monkeypatch.chdir(root.parent)
     change, message = PACKAGES[name]
     change(root)

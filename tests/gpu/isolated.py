@@ -136,7 +136,6 @@ class _Process:
 
     def ask(self, line: str, timeout_s: float) -> str | None:
         """Send a line and return the one that comes back; None if none does."""
-        assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()

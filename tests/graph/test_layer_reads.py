@@ -36,7 +36,6 @@ def graph(between: str = "gates_0 = Identity (made)", *, branch: bool = False) -
 @pytest.mark.parametrize("branch", [False, True])
 def test_router_says_what_it_reads_and_what_attention_makes(branch: bool):
     (router,) = router_logits(graph(branch=branch), (ROUTED,))
-    assert router is not None
     assert router.logits == {"routed_logits": "logits", "stage_logits": "stage"}
     assert (router.gates, router.attention, router.in_order) == ("made", "y", True)
     assert router.attributes["gate_mode"] == "weighted"
@@ -60,7 +59,6 @@ def test_router_of_plain_operators_reads_nothing_that_is_known():
 )
 def test_tokens_are_in_order_where_nothing_moves_them(node: str, in_order: bool):
     (router,) = router_logits(graph(f"gates_0 = {node}"), (ROUTED,))
-    assert router is not None
     assert router.in_order is in_order
 
 

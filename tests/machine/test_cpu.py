@@ -26,9 +26,7 @@ def test_this_machine():
 
 
 @nightly
-def test_without_a_library_the_recorded_reason_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_a_library_the_recorded_reason_is_given(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     (tmp_path / native.RECORD_NAME).write_text('{"reason": "cmake was not found"}')
     found = probe_cpu()

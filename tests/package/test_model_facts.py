@@ -35,9 +35,7 @@ FORM_OF = {
 
 @nightly
 @pytest.mark.parametrize("name", FORM_OF)
-def test_other_form_than_the_operators_show_is_refused(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_other_form_than_the_operators_show_is_refused(tmp_path: Path, name: str, monkeypatch):
     prove_in_this_process(monkeypatch)
     (animal,) = (found for found in ZOO if found.name == name)
     example = animal.inputs()

@@ -92,9 +92,7 @@ def test_tensor_that_has_not_the_bytes_of_its_shape_is_refused(
 
 
 @given(data=st.data())
-def test_damage_is_refused_wherever_protobuf_refuses_it(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-):
+def test_damage_is_refused_wherever_protobuf_refuses_it(tmp_path_factory, data: st.DataObject):
     """What passes here is read by protobuf later, in many places: it must not fail there."""
     content = bytearray(model().SerializeToString())
     for _ in range(data.draw(st.integers(1, 3))):

@@ -56,9 +56,7 @@ def test_permissions_follow_the_umask_and_those_of_an_earlier_package_are_kept(t
     assert modes(root)["package"] == 0o700
 
 
-def test_file_that_is_read_only_is_copied_and_not_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_file_that_is_read_only_is_copied_and_not_shared(tmp_path: Path, monkeypatch):
     """Who makes the result writable must not make a release writable."""
     source = write_package(tmp_path / "source", external_data=True)
     data = source.root / "model.onnx.data"
@@ -121,9 +119,7 @@ def test_package_without_model_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("which", ["package", "partial"])
-def test_package_that_cannot_be_renamed_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
-):
+def test_package_that_cannot_be_renamed_stays(tmp_path: Path, monkeypatch, which: str):
     """overlayfs renames no directory of a lower layer; nor can the new one take its place."""
     root = write_package(tmp_path / "package").root
     rename = Path.rename
@@ -195,9 +191,7 @@ def test_link_to_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
             check_package_output(output)
 
 
-def test_directory_without_write_permission_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_directory_without_write_permission_is_refused(tmp_path: Path, monkeypatch):
     (tmp_path / "locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "locked")
     with pytest.raises(PackageError, match="no permission to write"):
@@ -212,9 +206,7 @@ def test_read_only_package_is_refused(tmp_path: Path, locked: str, monkeypatch: 
         check_package_output(root)
 
 
-def test_what_was_replaced_and_cannot_be_removed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_was_replaced_and_cannot_be_removed_is_named(tmp_path: Path, monkeypatch):
     write_package(tmp_path / "package")
 
     def locked(path: Path, *, ignore_errors: bool = False) -> None:
@@ -323,7 +315,6 @@ def test_signal_ends_the_process_and_leaves_nothing(
     tmp_path: Path, code: str, number: signal.Signals
 ):
     with in_subprocess(code, tmp_path / "new" / "package") as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
     assert process.returncode == -number

@@ -23,7 +23,6 @@ def _with_half_of_the_gates(case: Case) -> tuple[Case, np.ndarray]:
     """Return the case with other gates closed, and where gates [B, S, H] are still open."""
     inputs = [None if array is None else array.copy() for array in case.inputs()]
     gates = inputs[3]
-    assert gates is not None
     gates[np.random.default_rng(0).random(gates.shape) < 0.5] = 0
     return replace(case, build=lambda _: tuple(inputs)), gates != 0
 

@@ -289,9 +289,7 @@ def test_library_that_the_runtime_refuses_is_an_error_with_its_reason(
         open_session(package)
 
 
-def test_session_is_believed_not_the_library(
-    package: OnnxPackage, library: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_session_is_believed_not_the_library(package: OnnxPackage, library: Path, monkeypatch):
     """What a runtime that ignores the library would do."""
     monkeypatch.setattr(backend, "register", lambda use, options, domains: None)
     found = open_session(package).describe()
@@ -334,17 +332,13 @@ def as_session(*nodes: FakeNode) -> ort.InferenceSession:
     return cast(ort.InferenceSession, FakeSession(list(nodes)))
 
 
-def test_node_that_the_session_kept_runs_on_a_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_node_that_the_session_kept_runs_on_a_kernel(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(ort_placement, "_reports_assignment", lambda: True)
     session = as_session(FakeNode("a", "moh"), FakeNode("b", ""))
     assert Placement(["a", "b"], tmp_path).read(session) == {"a": "kernel", "b": "function"}
 
 
-def test_node_that_the_written_model_kept_runs_on_a_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_node_that_the_written_model_kept_runs_on_a_kernel(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(ort_placement, "_reports_assignment", lambda: False)
     kept = [
         helper.make_node("MoHAttention", ["x"], ["y"], name="a", domain="moh"),

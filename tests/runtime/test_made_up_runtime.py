@@ -50,7 +50,6 @@ def test_it_is_measured_here_and_in_a_process_of_its_own(made_up: Path, package:
     report = moh_deploy.bench(package.root, baselines=[made_up], min_time=0.0, warmup=0.0)
     found = report.results[1]
     assert found.contestant == str(made_up)
-    assert found.agreement is not None
     assert found.agreement.reason is None
     assert found.fresh.load_ms is not None
     assert report.runtime.endswith(", made-up 1.0")

@@ -32,9 +32,7 @@ def test_runs_that_last_too_long_are_counted_until_they_end():
 SHOWN = ["error: 0", "error: 1", "error: 2"]
 
 
-def test_next_period_and_the_end_say_what_was_left_out(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_next_period_and_the_end_say_what_was_left_out(capsys, monkeypatch):
     log = LimitedLog(most=3, period_s=60.0)
     for now, left_out in ((1000.0, 97), (1060.0, 1)):
         monkeypatch.setattr(time, "monotonic", lambda now=now: now)

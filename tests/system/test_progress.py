@@ -52,9 +52,7 @@ def test_terminal_gets_a_spinner_unless_quiet(monkeypatch: pytest.MonkeyPatch):
     assert not isinstance(progress_for_terminal(quiet=True), TerminalProgress)
 
 
-def test_spinner_names_the_step_on_stderr(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_spinner_names_the_step_on_stderr(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take stderr for a terminal
     with TerminalProgress().step("tracing the model"):
         pass

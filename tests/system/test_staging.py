@@ -135,9 +135,7 @@ def test_folder_that_cannot_be_synced_is_written_to(
     assert names(tmp_path / "out") == ["new"]
 
 
-def test_folder_that_fails_to_be_synced_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_folder_that_fails_to_be_synced_is_an_error(tmp_path: Path, monkeypatch):
     def broken(descriptor: int) -> None:
         raise OSError(errno.EIO, "planted")
 
@@ -191,7 +189,6 @@ with StagedDirectory(Path(sys.argv[1])) as staged, staged_file(Path(sys.argv[2])
 
 def writer(folder: Path) -> tuple[subprocess.Popen[str], Path, Path]:
     process = start_python("-c", _WRITES_FOREVER, str(folder / "out"), str(folder / "file"))
-    assert process.stdout is not None
     staged, file = (Path(process.stdout.readline().strip()) for _ in range(2))
     return process, staged, file
 
@@ -278,9 +275,7 @@ def test_package_that_was_moved_aside_by_a_killed_run_comes_back(tmp_path: Path)
     assert names(tmp_path) == ["package"]
 
 
-def test_directory_that_is_removed_before_it_is_locked_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_directory_that_is_removed_before_it_is_locked_is_made_anew(tmp_path: Path, monkeypatch):
     """Another run sees it without a lock for a moment, and takes it for a leftover."""
     lock, removed = fcntl.flock, []
 

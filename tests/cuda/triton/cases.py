@@ -61,7 +61,6 @@ def _in_whole_vectors(case: Case) -> Case:
 
 def _filled_up(array: np.ndarray | None, heads: int, filling: float | None) -> np.ndarray:
     """Widen heads to whole vectors: with a number, or None: with their own features again."""
-    assert array is not None
     in_last_axis = heads if array.ndim == 3 else 1
     size = array.shape[-1] // in_last_axis
     by_head = array.reshape(*array.shape[:-1], in_last_axis, size)

@@ -20,8 +20,6 @@ SHARED_BYTES = 100 * 1024
 def load(path: Path) -> ModuleType:
     """Import a file of plugins/cuda/triton, or a changed copy of one, for the caller alone."""
     spec = importlib.util.spec_from_file_location(f"moh_triton_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look for their module there
     # Files that are written into plugins/ would count as changed sources of every build.

@@ -46,7 +46,6 @@ def kernel(name: str):
 
 def resources(cubin: bytes) -> Resources:
     found = _USAGE.search(_cuobjdump(cubin, "-res-usage"))
-    assert found is not None
     return Resources(int(found["registers"]), int(found["stack"]) + int(found["local"]))
 
 

@@ -82,7 +82,6 @@ def folder_of_the_plain_name() -> str:
     The package has it only under its versioned name, and without this the process aborts.
     """
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    assert spec is not None
     assert spec.origin is not None
     link = builds.BUILDS / "rtx" / "libtensorrt_rtx.so"
     target = Path(spec.origin).parent / "libtensorrt_rtx.so.1"

@@ -69,7 +69,6 @@ pytree.register_pytree_node(
 )
 def test_containers_are_opened_and_built_again_with_other_items(value: object, keys: object):
     parts = open_container(value)
-    assert parts is not None
     assert (parts.keys, parts.items) == (keys, (1, 2))
     # A package keeps the context as JSON.
     again = built(parts.container, json.loads(json.dumps(parts.context)), [1, 2])
@@ -79,7 +78,6 @@ def test_containers_are_opened_and_built_again_with_other_items(value: object, k
 
 def test_registered_class_without_names_is_numbered_and_keeps_its_context():
     parts = open_container(Registered([5, 6], seen=7))
-    assert parts is not None
     assert parts.keys == ("0", "1")
     again = built(parts.container, json.loads(json.dumps(parts.context)), [8, 9])
     assert isinstance(again, Registered)

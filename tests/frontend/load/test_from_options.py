@@ -105,7 +105,6 @@ def user_net(code_dir: Path) -> nn.Module:
 
 
 def assert_same_outputs(loaded: LoadedModel, original: nn.Module) -> None:
-    assert loaded.module is not None
     torch.testing.assert_close(loaded.module(X), original.eval()(X), rtol=0, atol=0)
 
 
@@ -164,7 +163,6 @@ def test_safetensors_are_loaded_and_tied_weights_tied(tmp_path: Path, code_dir: 
     save_file({"embed.weight": weight}, tmp_path / "model.anything")
     loaded = read(tmp_path / "model.anything", factory="user_net:build_tied", code_dirs=[code_dir])
     assert loaded.form == "safetensors"
-    assert loaded.module is not None
     ids = torch.tensor([[0, 4]])
     torch.testing.assert_close(loaded.module(ids), weight[ids] @ weight.T)
 
@@ -223,14 +221,12 @@ def test_program_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").rename(tmp_path / "model.bin")
     loaded = read(tmp_path / "model.bin")
     assert (loaded.form, loaded.module) == ("pt2", None)
-    assert loaded.program is not None
     torch.testing.assert_close(loaded.program.module()(X), program.module()(X))
 
 
 def test_model_saved_in_train_mode_is_in_eval_mode(tmp_path: Path, code_dir: Path) -> None:
     torch.save(user_net(code_dir).train(), tmp_path / "model.pt")
     loaded = read(tmp_path / "model.pt", trust_pickle=True, code_dirs=[code_dir])
-    assert loaded.module is not None
     assert not any(part.training for part in loaded.module.modules())
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
 
@@ -248,7 +244,6 @@ def test_part_that_keeps_itself_in_train_mode_is_in_eval_mode(tmp_path: Path) ->
     state = {"inner.weight": torch.ones(1, 1), "inner.bias": torch.ones(1)}
     torch.save(state, tmp_path / "model.pt")
     loaded = read(tmp_path / "model.pt", factory="user_stubborn:Stubborn", code_dirs=[tmp_path])
-    assert loaded.module is not None
     assert not any(part.training for part in loaded.module.modules())
 
 
@@ -366,9 +361,7 @@ def test_options_that_a_form_does_not_use_are_refused(tmp_path: Path, code_dir: 
         read(tmp_path / "model.pt2", state_key="k")
 
 
-def test_what_a_loaded_class_prints_goes_to_stderr(
-    tmp_path: Path, code_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_loaded_class_prints_goes_to_stderr(tmp_path: Path, code_dir: Path, capsys) -> None:
     torch.save(user_net(code_dir), tmp_path / "model.pt")
     del sys.modules["user_net"]
     capsys.readouterr()

@@ -276,9 +276,7 @@ def test_factory_is_imported_from_the_code_directory_and_called(code_dir: Path) 
     assert module.first.out_features == 7
 
 
-def test_what_user_code_prints_goes_to_stderr(
-    code_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_user_code_prints_goes_to_stderr(code_dir: Path, capsys) -> None:
     build_module("user_net:build", {}, code_dirs=[code_dir])
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -359,9 +357,7 @@ def test_wrong_factory_is_refused(
     assert hint in (caught.value.hint or "")
 
 
-def test_module_of_the_current_directory_is_pointed_at(
-    code_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_module_of_the_current_directory_is_pointed_at(code_dir: Path, monkeypatch) -> None:
     monkeypatch.chdir(code_dir)
     with pytest.raises(ConfigError, match="no module 'user_net'") as caught:
         build_module("user_net:build", {}, code_dirs=[])
@@ -396,17 +392,13 @@ def test_package_that_a_factory_imports_when_it_is_called_is_named(tmp_path: Pat
     assert "Install" in str(caught.value.hint)
 
 
-def test_directory_that_may_not_be_entered_is_no_package(
-    code_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directory_that_may_not_be_entered_is_no_package(code_dir: Path, monkeypatch) -> None:
     (code_dir / "locked").mkdir()
     lock(code_dir / "locked", monkeypatch)
     assert build_module("user_net:build", {}, code_dirs=[code_dir]) is not None
 
 
-def test_code_directory_that_cannot_be_listed_is_refused(
-    code_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_directory_that_cannot_be_listed_is_refused(code_dir: Path, monkeypatch) -> None:
     def listed(path: Path) -> Iterator[Path]:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

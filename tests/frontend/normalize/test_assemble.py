@@ -274,9 +274,7 @@ X = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
 MASK = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1)) > 0
 
 
-def masked(
-    write: Callable[[Tensor, Tensor], None],
-) -> Callable[[Tensor, Tensor], Tensor]:
+def masked(write: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor, Tensor], Tensor]:
     def model(x: Tensor, mask: Tensor) -> Tensor:
         own = x * 2
         write(own, mask)

@@ -27,7 +27,6 @@ def recorded(model: nn.Module, x: Tensor = X, outputs: Sequence[str] = ("y",)) -
 
 def test_noise_is_of_the_size_of_rounding():
     rounding = recorded(build().eval()).rounding
-    assert rounding is not None
     (layer,) = rounding.layers
     assert layer.scores is not None
     assert layer.attention is not None
@@ -42,8 +41,6 @@ def test_noise_is_the_same_in_every_export():
 def test_half_precision_moves_further():
     low = recorded(build().eval().bfloat16(), X.bfloat16()).rounding
     full = recorded(build().eval()).rounding
-    assert low is not None
-    assert full is not None
     assert low.outputs["y"].rms > 1e3 * full.outputs["y"].rms
 
 
@@ -54,7 +51,6 @@ def test_masks_in_an_output_do_not_make_its_rounding():
             return y.masked_fill(torch.arange(y.shape[-1]) < 1, -1e9)
 
     rounding = recorded(Masked().eval()).rounding
-    assert rounding is not None
     assert rounding.outputs["y"].rms > 1e-6
 
 
@@ -67,7 +63,6 @@ def test_gates_that_a_model_returns_are_rounded_like_other_outputs():
             return self.out((y * gates.unsqueeze(-1)).flatten(2)), gates
 
     rounding = recorded(WithGates().eval(), outputs=["y", "gates"]).rounding
-    assert rounding is not None
     assert 1e-9 < rounding.outputs["gates"].rms < 1e-5
 
 
@@ -82,7 +77,6 @@ def test_masks_of_infinity_stay():
             return self.inner(x) + hidden.exp()
 
     rounding = recorded(Masked().eval()).rounding
-    assert rounding is not None
     assert rounding.outputs["y"].largest < 1e-5
 
 
@@ -118,8 +112,6 @@ def test_long_sums_move_further_and_not_only_where_they_are_large():
 
     torch.manual_seed(0)
     wide, narrow = (recorded(model.eval()).rounding for model in (Wide(), build()))
-    assert wide is not None
-    assert narrow is not None
     assert wide.outputs["y"].rms > 2 * narrow.outputs["y"].rms
 
 

@@ -75,9 +75,7 @@ def test_process_of_its_own_loads_the_model_and_runs_it(task: FreshTask):
     assert 2**20 < found.peak_memory_bytes < 300 * 2**20
 
 
-def test_import_of_another_runtime_is_no_part_of_loading(
-    task: FreshTask, monkeypatch: pytest.MonkeyPatch
-):
+def test_import_of_another_runtime_is_no_part_of_loading(task: FreshTask, monkeypatch):
     imported: list[str] = []
     monkeypatch.setattr(models, "openvino_name", lambda: imported.append("openvino"))
     monkeypatch.setattr(models, "runtime_name", lambda: imported.append("onnxruntime"))
@@ -91,9 +89,7 @@ def test_error_of_the_process_keeps_its_kind(task: FreshTask):
         fresh_run(replace(task, model=OnnxFile(task.inputs.with_name("gone.onnx"))))
 
 
-def test_process_that_dies_is_an_error_that_says_so(
-    task: FreshTask, monkeypatch: pytest.MonkeyPatch
-):
+def test_process_that_dies_is_an_error_that_says_so(task: FreshTask, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(BackendError, match=r"^the process that loads .* ended with status 1: $"):
         fresh_run(task)

@@ -34,7 +34,6 @@ def found(*layers: LayerInfo, example: int = 2) -> tuple[LayerBreakEven, ...]:
 def test_example_is_what_one_layer_is_predicted_at():
     at_two = found(SMALL)[0].sizes[1]
     prediction = predict(SMALL, NODES, instruction_set="avx512")
-    assert prediction is not None
     assert at_two.batch == 2
     assert at_two.dense_ms == pytest.approx(prediction.ms["dense"])
     assert at_two.ms == pytest.approx(min(prediction.ms["sparse"], prediction.ms["projected"]))
@@ -63,7 +62,6 @@ def test_batches_are_of_the_model_and_windows_are_samples_of_a_layer():
     # Eight windows of two samples: a sample is four of them.
     windowed = found(replace(SMALL, batch=8), example=2)[0].sizes[0]
     four = predict(replace(SMALL, batch=4), NODES, instruction_set="avx512")
-    assert four is not None
     assert (windowed.batch, windowed.dense_ms) == (1, pytest.approx(four.ms["dense"]))
 
 

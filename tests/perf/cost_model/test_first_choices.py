@@ -24,9 +24,7 @@ def model(tmp_path: Path) -> ir.Model:
     return ir.load(write_two_layers(tmp_path / "package").model_path)
 
 
-def test_every_layer_is_chosen_by_its_own_prediction(
-    model: ir.Model, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_layer_is_chosen_by_its_own_prediction(model: ir.Model, monkeypatch):
     def told(layer: LayerInfo, nodes: LayerNodes, **_: object) -> Prediction:
         assert nodes.op == "MoHAttention"
         sparse = 0.5 if layer.path == "blocks.1.attn" else 2.0
@@ -106,9 +104,7 @@ def test_sizes_that_the_trace_does_not_take_are_not_looked_at(
 
 
 @pytest.mark.parametrize("there", [(0.96, 1.0), (0.07, 0.099)])
-def test_small_gain_at_other_sizes_is_none(
-    monkeypatch: pytest.MonkeyPatch, there: tuple[float, float]
-):
+def test_small_gain_at_other_sizes_is_none(monkeypatch, there: tuple[float, float]):
     """Less than 5 %, or less than what an If costs."""
 
     def ms(layer: LayerInfo) -> tuple[float, float]:

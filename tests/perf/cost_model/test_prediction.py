@@ -86,11 +86,9 @@ def test_window_is_told_apart_from_pooled_keys():
     """A layer with windows counts them among its keys."""
     layer = replace(BIG, op="MoHAggregatedAttention", kv_len=58)
     shape = shape_of(layer, LayerNodes("MoHAggregatedAttention", window=9))
-    assert shape is not None
     assert (shape.kv_len, shape.window) == (49, 9)
 
 
 def test_more_heads_are_not_shared_than_are_active():
     shape = shape_of(replace(BIG, active_share=0.1), NODES)
-    assert shape is not None
     assert shape.num_shared_heads == 1

@@ -37,9 +37,7 @@ def test_other_outputs_are_refused_with_the_file(package: OnnxPackage, tmp_path:
         check_same_outputs(package, other, session(other), [FILE])
 
 
-def test_run_in_which_tokens_chose_other_heads_is_counted(
-    package: OnnxPackage, monkeypatch: pytest.MonkeyPatch
-):
+def test_run_in_which_tokens_chose_other_heads_is_counted(package: OnnxPackage, monkeypatch):
     runner, run = session(package), OrtRunner.run
 
     def flipped(self: Runner, inputs: dict[str, Array]) -> dict[str, Array]:

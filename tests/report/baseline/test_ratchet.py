@@ -44,7 +44,6 @@ def run(
     path: Path, *figures: Figure, update: bool = False, machine: str | None = None
 ) -> RatchetResult:
     ratchet = Ratchet.open(path, "verify", update=update)
-    assert ratchet is not None
     return ratchet.judge(figures, machine=machine)
 
 
@@ -269,7 +268,6 @@ def test_file_of_something_else_is_refused(file: Path, tmp_path: Path):
 
 def test_both_commands_share_a_file(file: Path):
     ratchet = Ratchet.open(file, "bench", update=True)
-    assert ratchet is not None
     assert ratchet.judge([ratio(1, 1, 1)]).updated
     assert json.loads(file.read_text()).keys() == {*("schema_version", "verify", "bench", "sha256")}
     assert run(file, *REACHED).failure is None

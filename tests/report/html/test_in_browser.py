@@ -142,7 +142,6 @@ def test_verdict_is_on_the_first_screen(visit: Visits, name: str, word: str, wid
     verdict = visit(_page(name), width=width).locator("#verdict")
     assert word in verdict.inner_text()
     box = verdict.bounding_box()
-    assert box is not None
     assert box["y"] + box["height"] < HEIGHT
 
 

@@ -226,9 +226,7 @@ def test_refusal_to_run_on_nothing_names_the_empty_axis(tmp_path: Path):
         assert error.value.hint is not None
 
 
-def test_threads_and_optimisation_reach_the_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_threads_and_optimisation_reach_the_session(tmp_path: Path, monkeypatch):
     seen: list[tuple[int, ort.GraphOptimizationLevel]] = []
     create = ort.InferenceSession
 

@@ -32,9 +32,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.nightly
-def test_without_the_extension_bodies_run_and_the_reason_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_the_extension_bodies_run_and_the_reason_is_told(tmp_path: Path, monkeypatch):
     installed(tmp_path / "native", monkeypatch).unlink()
     found, use = choose_extension(Variant(runtime="openvino"), "float32")
     assert found is None
@@ -44,9 +42,7 @@ def test_without_the_extension_bodies_run_and_the_reason_is_told(
 
 
 @pytest.mark.nightly
-def test_an_extension_for_another_release_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_extension_for_another_release_is_a_sentence(tmp_path: Path, monkeypatch):
     path = installed(tmp_path / "native", monkeypatch)
     content = path.read_bytes()
     name = next(item for item in content.split(b"\0") if item.startswith(b"libopenvino.so."))
@@ -56,9 +52,7 @@ def test_an_extension_for_another_release_is_a_sentence(
 
 
 @pytest.mark.nightly
-def test_an_extension_for_another_patch_of_the_release_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_extension_for_another_patch_of_the_release_is_a_sentence(tmp_path: Path, monkeypatch):
     installed(tmp_path / "native", monkeypatch)
     monkeypatch.setattr(extension, "_release", lambda: "2099.1.0")
     with pytest.raises(BackendError, match=r"built for OpenVINO .*, this is OpenVINO 2099\.1\.0"):
@@ -85,18 +79,14 @@ def any_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("any_wheel")
-def test_a_compiler_that_is_not_there_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_compiler_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CXX", "compiler-of-nobody -O1")
     with pytest.raises(NotBuilt, match="compiler-of-nobody cannot be run: No such file"):
         build_openvino.build_openvino(tmp_path)
 
 
 @pytest.mark.usefixtures("any_wheel")
-def test_a_build_that_is_interrupted_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_build_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CXX", "c++")
 
     def interrupted(command: Sequence[str], **_: object) -> None:

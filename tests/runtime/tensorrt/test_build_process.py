@@ -55,9 +55,7 @@ def test_a_library_that_is_not_taken_is_told(tmp_path: Path, request_of_nothing:
     assert message.startswith("TensorRT-RTX: ")
 
 
-def test_a_process_that_dies_while_it_speaks_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_process_that_dies_while_it_speaks_is_told(tmp_path: Path, monkeypatch):
     (tmp_path / "dies.py").write_text(
         """import os, sys; os.write(int(sys.argv[2]), b'{"Stack": {"ver'); os.abort()"""
     )

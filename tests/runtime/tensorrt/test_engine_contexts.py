@@ -122,9 +122,7 @@ def test_tensors_that_are_empty_have_an_address(context: Callable[..., GpuContex
     assert made._context.addresses["y"] != 0
 
 
-def test_another_stream_waits_for_the_last_run(
-    context: Callable[..., GpuContext], monkeypatch: pytest.MonkeyPatch
-):
+def test_another_stream_waits_for_the_last_run(context: Callable[..., GpuContext], monkeypatch):
     made, streams = context({}), [_Stream(), _Stream()]
     for stream in (streams[0], streams[0], streams[1], streams[1]):
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None, one=stream: one)

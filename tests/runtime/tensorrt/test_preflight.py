@@ -38,7 +38,6 @@ def _attention() -> ir.Node:
 
 def _set(node: ir.Node, slot: int, shape: tuple[int | str, ...], dtype: str = "FLOAT") -> None:
     value = node.inputs[slot]
-    assert value is not None
     value.shape, value.dtype = ir.Shape(shape), ir.DataType[dtype]
 
 
@@ -71,7 +70,6 @@ def _retype(*slots: int, dtype: str) -> Callable[[ir.Node], None]:
     def change(node: ir.Node) -> None:
         for slot in slots:
             value = node.inputs[slot]
-            assert value is not None
             value.dtype = ir.DataType[dtype]
 
     return change

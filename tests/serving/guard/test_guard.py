@@ -113,9 +113,7 @@ def test_requests_that_were_joined_are_not_refused_before_each_ran_alone(make: M
     assert chain.count("moh_refused_requests_total") == 0
 
 
-def test_what_is_wrong_with_the_inputs_is_no_fault_of_a_rung(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_is_wrong_with_the_inputs_is_no_fault_of_a_rung(make: Make, monkeypatch):
     def refuses(*_: object) -> None:
         raise ConfigError("input 'ids' is 99 at [0, 1], expected 0 to 9.")
 
@@ -287,9 +285,7 @@ def test_a_control_file_that_cannot_be_looked_at_is_said_once(make: Make):
     assert chain.ask().rung == "kernels"
 
 
-def test_a_control_file_whose_permissions_change_is_read_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_control_file_whose_permissions_change_is_read_again(make: Make, monkeypatch):
     chain = make(control=True)
     write_control(chain.control_file, Control(pin="functions"))
 

@@ -189,9 +189,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
         RunningMarks(tmp_path / "missing" / "log", ["a"])
 
 
-def test_a_full_disk_refuses_the_start_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_refuses_the_start_and_leaves_no_file(tmp_path: Path, monkeypatch):
     def is_full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 

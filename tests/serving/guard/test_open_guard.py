@@ -146,7 +146,6 @@ def test_gates_of_another_package_are_for_its_known_answer_alone(
     (tmp_path / "policy.yaml").write_text(LADDER)
     settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
     served = open_served(PackageDir(package.root), settings)
-    assert served.guard is not None
     served.guard.pin("plain", "test")
     ran = served.guard.run(vectors().inputs, ("y",), package.gate_names)
     assert (ran.rung, set(ran.results)) == ("plain", {"y"})

@@ -143,9 +143,7 @@ def test_a_shadow_without_the_same_layers_is_compared_by_outputs(tmp_path: Path)
     served.close()
 
 
-def test_a_shadow_that_fails_is_counted_and_harms_no_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_shadow_that_fails_is_counted_and_harms_no_answer(tmp_path: Path, monkeypatch):
     package = write_routed(tmp_path / "package")
     write_package(tmp_path / "shadow")  # of another width
     served, beside = observed(package, tmp_path / "shadow")

@@ -68,9 +68,7 @@ def test_limit_is_of_a_dimension_beside_axes_that_are_no_expression():
         _check_dims({"total": 7}, manifest)
 
 
-def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
-    capsys: pytest.CaptureFixture[str],
-):
+def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(capsys):
     gate = threading.Event()
 
     def hangs(inputs: Tensors, *_: object) -> Reply:

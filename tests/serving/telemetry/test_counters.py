@@ -74,9 +74,7 @@ def test_without_sampling_tokens_are_still_exact(package: OnnxPackage):
     assert (totals.tokens, totals.requests) == ((6, 6), 0)
 
 
-def test_where_the_graph_tells_no_sizes_tokens_are_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_where_the_graph_tells_no_sizes_tokens_are_exact(tmp_path: Path, monkeypatch):
     # Where a process has told onnx what our operators are, it infers more.
     monkeypatch.setattr(onnx.shape_inference, "infer_shapes", lambda model: model)
     package = write_edge_package(tmp_path / "package")
@@ -180,7 +178,6 @@ def test_window_has_each_request_and_other_runs_are_not_in_it(served: ServedMode
     telemetry(served).stop_window()
     served.answer(inputs(batch=3), (1, 2))
     found = telemetry(served).dump_window()
-    assert found is not None
     column = found.layout.columns[0].tokens
     assert found.rows[:, column].tolist() == [5, 10] * 3
     assert found.requests.tolist() == [1] * 6
@@ -199,7 +196,6 @@ def test_window_is_joined_while_others_count(served: ServedModel, monkeypatch: p
     served.answer(inputs(batch=3), (1, 2))
     monkeypatch.setattr(window, "WindowAbout", beside_a_run)
     found = observer.dump_window()
-    assert found is not None
     assert len(found.rows) == len(found.requests) == len(found.seconds) == 2
 
 

@@ -111,9 +111,7 @@ def test_damaged_kernels_with_a_right_digest_are_found_by_the_known_answer(
 @pytest.mark.parametrize(
     "name", ["lib/libmoh_ort_cpu.so", "repository/handmade/1/package/manifest.json"]
 )
-def test_changed_file_is_refused_and_no_library_loaded(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_changed_file_is_refused_and_no_library_loaded(tmp_path: Path, name: str, monkeypatch):
     root = bundle_of_handmade(tmp_path)
     replace_whole(root, name, (root / name).read_bytes() + b" ", repairs_digest=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail(f"{name} is loaded"))
@@ -274,9 +272,7 @@ def test_engine_that_holds_its_plugins_is_started_with_leave_to_load_them(tmp_pa
     assert not (root / "lib").exists()
 
 
-def test_engine_whose_plugins_no_server_could_load_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_engine_whose_plugins_no_server_could_load_is_refused(tmp_path: Path, monkeypatch):
     library = required_library()
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     with pytest.raises(ConfigError, match=r"libmoh_plugin_registered\.so: there is none in") as no:

@@ -334,9 +334,7 @@ def test_missing_exporter_is_told_before_the_model_is_opened(
         initialized(root, "handmade")
 
 
-def test_heart_beats_as_long_as_the_instance_lives(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_heart_beats_as_long_as_the_instance_lives(server: Server, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(python_model, "PUSH_SECONDS", 0.01)
     before = time.time()
     model = initialized(bundle_of_handmade(tmp_path), "handmade")

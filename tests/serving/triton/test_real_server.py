@@ -286,7 +286,6 @@ def fresh_server(server: TritonServer, tmp_path: Path) -> TritonServer:
     libraries = server.root.parents[1] / "nvidia_pytriton.libs"
     (tmp_path / "site-packages" / libraries.name).symlink_to(libraries)
     fresh = find_server(root)
-    assert fresh is not None
     fresh.stub.unlink(missing_ok=True)
     return fresh
 

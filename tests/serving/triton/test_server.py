@@ -44,9 +44,7 @@ def install(root: Path, script: str = "#!/bin/sh\n") -> Path:
     return root
 
 
-def test_server_is_found_in_a_folder_in_an_environment_and_on_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_server_is_found_in_a_folder_in_an_environment_and_on_path(tmp_path: Path, monkeypatch):
     folder = install(tmp_path / "folder")
     environment = tmp_path / "environment"
     packages = environment / "lib" / "python3.11" / "site-packages"
@@ -109,9 +107,7 @@ def test_server_that_does_not_start_is_reported(
         pass
 
 
-def test_server_in_a_folder_that_cannot_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_server_in_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -60,9 +60,7 @@ class Supervised:
 
 
 @nightly
-def test_server_that_gives_no_answer_any_more_is_started_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
+def test_server_that_gives_no_answer_any_more_is_started_again(tmp_path: Path, capfd):
     answers = {1: iter([False, True, False, True, False, False])}
     supervised = Supervised(tmp_path, lambda starts: next(answers.get(starts, iter([True])), False))
     supervised.until(starts=2)
@@ -75,9 +73,7 @@ def test_server_that_ends_is_started_again(tmp_path: Path, capfd: pytest.Capture
 
 
 @pytest.mark.parametrize("answers", [(False,), (True, False)], ids=["starting", "now and then"])
-def test_server_is_left_alone(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], answers: tuple[bool, ...]
-):
+def test_server_is_left_alone(tmp_path: Path, capfd, answers: tuple[bool, ...]):
     probes: list[int] = []
 
     def probe(starts: int) -> bool:

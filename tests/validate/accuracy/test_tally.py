@@ -17,8 +17,6 @@ def test_batches_are_paired_sample_by_sample_and_ignored_ones_left_out():
     assert found.numbers.tolist() == [0, 2, 3, 4, 5]
     assert found.reference.tolist() == [1, 1, 0, 1, 1]
     assert found.package.tolist() == [1, 1, 0, 0, 0]
-    assert found.labels is not None
-    assert found.package_classes is not None
     assert found.labels.tolist() == [0, 2, 1, 0, 1]
     assert found.package_classes.tolist() == [0, 2, 3, 1, 2]
     assert found.ignored == 1

@@ -151,7 +151,6 @@ def places(package: OnnxPackage) -> tuple[set[str], set[str]]:
     judge, graph = VariantJudge(model, package.vectors, BUILT_IN_POLICY), graph_of(model)
     found = checkpoints(judge.judge(model), measure_reactions(judge, model), "float32")
     interval = find_interval(graph, found)
-    assert interval is not None
     exact = [one for one in found if one.exact]
     assert [one.what for one in exact] == ["output 'behind'"]
     unseen = BlindSpots(judge, model, graph, interval.before, exact).find(interval.nodes)

@@ -61,7 +61,6 @@ def test_first_that_is_not_finite_comes_before_the_first_that_is_far_off():
     }
     errors = node_errors(graph(), values)
     found = first_beyond(errors, 0.05, range(5))
-    assert found is not None
     assert found.place.value == "b"
     assert (found.before, found.behind, found.finite) == (0.0, math.inf, False)
     without = {index: one for index, one in errors.items() if one.finite}

@@ -85,7 +85,6 @@ def test_wrong_value_whose_nodes_are_all_proven_right_disproves_the_proof():
     """x1 leads to y, which is right, and is itself recorded as wrong."""
     checkpoints = [Checkpoint("x1", "x1", agrees=False), Checkpoint("y", "y", True, exact=True)]
     found = find_interval(graph(), checkpoints)
-    assert found is not None
     assert found.after == ()
     assert made(found.nodes) == {"x0", "x1"}
 
@@ -211,7 +210,6 @@ def test_node_is_named_and_what_is_different_about_it(
     change: Change, name: str, difference: str, right: Path, tmp_path: Path
 ):
     found = located(change, right, tmp_path)
-    assert found.first is not None
     assert found.first.place.node == name
     assert found.first.before == 0
     assert difference in found.differences[0]

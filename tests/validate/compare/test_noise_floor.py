@@ -63,7 +63,6 @@ def floor_of(*draws: list[float], only_chosen: bool = False) -> float:
     model = Drawn(list(draws))
     found = NoisyModel(Opened(model), {}, (), "float16").results({})
     assert model.asked == [0.0, *[STEPS["float16"]] * DRAWS]
-    assert found is not None
     return found.move("y", only_chosen=only_chosen).largest
 
 
@@ -110,7 +109,6 @@ def test_floor_of_a_layer_is_the_spread_over_all_draws():
     gates = np.array([[1.0, 0.0], [0.5, 0.5]])  # [T, H]
     drawn = [{"y": gates + move} for move in (0.0, 0.3, -0.1)]
     floor = NoisyResults({"y": gates}, drawn).of_layer(shown)
-    assert floor.scores is not None
     assert floor.scores.largest == pytest.approx(0.3)
     assert floor.scores.rms == pytest.approx(math.sqrt((0.09 + 0.01) / 3))
     # A closed head neither counts nor dilutes what the others move.

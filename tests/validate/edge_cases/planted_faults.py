@@ -23,7 +23,6 @@ class Site:
 
     def __init__(self, graph: onnx.GraphProto, layer: LayerInfo) -> None:
         (router,) = router_logits(graph, (layer,))
-        assert router is not None
         self.graph, self.router = graph, router
         self.gates = router.gates
         self.heads = layer.num_heads

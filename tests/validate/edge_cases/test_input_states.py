@@ -58,7 +58,6 @@ def test_longest_is_what_the_trace_is_good_for_beside_the_others(package: OnnxPa
 
 def test_longest_is_what_fits_where_there_is_no_limit(package: OnnxPackage):
     (case,) = [one for one in states(package).values() if one.case.startswith("longest: seq=")]
-    assert case.inputs is not None
     size = case.inputs["x"].shape[1]
     scores = 4 * 2 * 6 * size * size  # bytes, of one layer
     assert 2**24 < 4 * scores <= 2**28
@@ -80,7 +79,6 @@ def test_model_of_fixed_sizes_has_no_states(package: OnnxPackage):
 def test_padding_only_closes_the_mask_and_no_other_state_does(package: OnnxPackage):
     found = states(package, {"batch": 3, "seq": 9}, "valid")
     padding = found["padding only: valid all 0"]
-    assert padding.inputs is not None
     assert not padding.inputs["valid"].any()
     np.testing.assert_array_equal(padding.inputs["x"], package.vectors[0].inputs["x"])
     others = [one.inputs["valid"] for one in found.values() if one.inputs and one is not padding]

@@ -204,7 +204,6 @@ class Site:
         Identity that hands it on under the old name. Put nodes in front of that, and let it read
         them."""
         maker = self.maker(value)
-        assert maker is not None
         raw = self.name("raw")
         maker.output[list(maker.output).index(value)] = raw
         hand_on = helper.make_node("Identity", [raw], [value], name=self.name("hand_on"))
@@ -278,7 +277,6 @@ class Site:
 
     def _linear(self, node: onnx.NodeProto) -> Linear:
         weight = self.constant(node.input[1])
-        assert weight is not None
         transposed = node.op_type == "Gemm" and bool(self.attribute(node, "transB"))
         at = self._bias_of(node)
         bias = None if at is None else self.constant(at[0].input[at[1]])

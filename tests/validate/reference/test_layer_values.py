@@ -34,7 +34,6 @@ def test_scores_have_the_tokens_of_the_gates():
     values = LayerValues("g", None, ROUTER)
     logits = np.random.default_rng(0).standard_normal((6, 4))
     found = values.scores({"l": logits}, (2, 3))
-    assert found is not None
     assert found.shape == (2, 3, 4)
     np.testing.assert_allclose(found.sum(axis=-1), 1.0, rtol=1e-6)
     assert values.scores({"l": logits}, (2, 4)) is None

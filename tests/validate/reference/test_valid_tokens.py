@@ -99,7 +99,6 @@ def test_garbage_in_padding_is_accepted_with_the_mask_and_refused_without(tmp_pa
     root = write_masked(tmp_path / "package", garbage_in_padding).root
     report = verify(root, "mask")
     report.raise_if_unequal()
-    assert report.tokens is not None
     assert (report.tokens.tokens, report.tokens.left_out) == (6, 3)
     assert report.layers[0].decisions == 3 * 4
     assert not report.layers[0].forced
@@ -133,7 +132,6 @@ def test_option_wins_over_the_mask_that_a_package_names(tmp_path: Path):
     given = {**vectors().inputs, "mask": MASK, "other": np.ones_like(MASK)}
     write_npz(tmp_path / "user.npz", given)
     report = verify(root, "other", tmp_path / "user.npz")
-    assert report.tokens is not None
     assert (report.tokens.name, report.tokens.left_out) == ("other", 0)
 
 
@@ -293,9 +291,7 @@ def test_token_axes_are_found_by_their_names_or_in_common_forms(
     assert selected(shape, sizes, dims=dims) == expected
 
 
-def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(monkeypatch):
     assert selected(("batch", 5), (2, 5), dims=NAMED) is None
     monkeypatch.setitem(globals(), "MASK", np.array([[0, 0, 0], [1, 0, 0]]))
     assert selected(("batch", 5), (2, 5), dims=NAMED) == [[0], [1, 0]]

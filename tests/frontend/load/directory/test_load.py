@@ -202,9 +202,7 @@ def test_lock_of_an_editor_is_no_code(tmp_path: Path):
     assert same_logits(load(root, code_dirs=(code,))[0], model)
 
 
-def test_tokenizer_that_cannot_be_read_is_told_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_tokenizer_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path, monkeypatch):
     opened = os.open
 
     def refuse(path: str | Path, flags: int) -> int:

@@ -26,7 +26,6 @@ from tests.nightly import nightly, sampled
 
 def traced(text: str, folder: Path) -> tuple[LoadedModel, torch.export.ExportedProgram]:
     loaded = load_onnx(written(text, folder / "model.onnx"))
-    assert loaded.original is not None
     inputs = build_onnx_inputs(loaded.original.source, ExportConfig())
     return loaded, trace(loaded, inputs)
 
@@ -68,9 +67,7 @@ def test_branch_on_values_is_refused_by_name(tmp_path: Path) -> None:
         traced(text, tmp_path)
 
 
-def test_layers_are_named_after_the_modules_that_the_file_was_exported_from(
-    tmp_path: Path,
-) -> None:
+def test_layers_are_named_after_the_modules_that_the_file_was_exported_from(tmp_path: Path) -> None:
     text = "g (float[n, 3] x) => (float[n, 3] y) { [node] y = Relu (x) }"
     model = onnx.load(written(text, tmp_path / "model.onnx"))
     model.graph.node[0].metadata_props.add(
@@ -78,7 +75,6 @@ def test_layers_are_named_after_the_modules_that_the_file_was_exported_from(
     )
     onnx.save(model, tmp_path / "named.onnx")
     loaded = load_onnx(tmp_path / "named.onnx")
-    assert loaded.original is not None
     program = trace(loaded, build_onnx_inputs(loaded.original.source, ExportConfig()))
     relu = next(node for node in program.graph.nodes if "relu" in node.name)
     assert [path for path, _ in relu.meta["nn_module_stack"].values()] == ["", "layers.0.act"]
@@ -90,7 +86,6 @@ def test_names_of_the_older_exporter_tell_the_module_too(tmp_path: Path) -> None
     model.graph.node[0].name = "/layers.0/act/Relu"
     onnx.save(model, tmp_path / "model.onnx")
     loaded = load_onnx(tmp_path / "model.onnx")
-    assert loaded.original is not None
     assert loaded.original.source.graph.nodes[0].scope == ("layers", "0", "act")
 
 
@@ -131,7 +126,6 @@ def test_unknown_node_of_several_outputs_is_one_node_again(tmp_path: Path) -> No
     assert helper is not None
     onnx.save(model, tmp_path / "model.onnx")
     loaded = load_onnx(tmp_path / "model.onnx")
-    assert loaded.original is not None
     program = trace(loaded, build_onnx_inputs(loaded.original.source, ExportConfig()))
     x = torch.randn(5, 4, 2)
     for got, expected in zip(program.module()(x), loaded.callable()(x), strict=True):
@@ -152,7 +146,6 @@ def test_gated_attention_is_recognised_however_a_file_writes_it(
     attention: str, tmp_path: Path
 ) -> None:
     loaded = load_onnx(write_layer(tmp_path / "model.onnx", attention))
-    assert loaded.original is not None
     # The lengths of GroupQueryAttention are constants of two samples.
     specs = ["x:[2,6,64]:float32"] if attention == "GroupQueryAttention" else []
     inputs = build_onnx_inputs(loaded.original.source, ExportConfig(), specs=specs)

@@ -45,7 +45,6 @@ def read_again(case: Case, path: Path) -> list[np.ndarray]:
     model.graph.node[0].name = "node"
     onnx.save(model, path)
     loaded = load_onnx(path)
-    assert loaded.module is not None
     with torch.no_grad():
         output = loaded.module(*(to_torch(one) for one in case.inputs() if one is not None))
     return [to_numpy(one) for one in output]

@@ -148,7 +148,6 @@ def test_what_onnx_runtime_has_fused_is_read(tmp_path: Path) -> None:
 
 def layers_of_file(path: Path, animal: ZooModel) -> tuple[ExpectedLayer, ...]:
     loaded = load_onnx(path)
-    assert loaded.original is not None
     arrays = {item.name: to_numpy(item.value) for item in animal.inputs()}
     inputs = build_onnx_inputs(loaded.original.source, ExportConfig(), npz=arrays)
     program = normalize(trace(loaded, inputs))

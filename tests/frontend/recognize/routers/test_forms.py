@@ -398,7 +398,6 @@ def test_scale_of_gates_is_as_exact_as_the_model(factor: float):
             return torch.zeros(2, 5, 4).scatter(-1, best, value)
 
     router = read(Scaled)
-    assert router.finish is not None
     assert router.finish.factor == pytest.approx(factor, rel=2.0**-21)
 
 
@@ -452,7 +451,6 @@ def test_routers_of_parts_that_do_the_same_are_one_of_their_form():
 @nightly
 def test_routers_that_are_joined_are_told_with_the_line():
     reason = reason_of(RoutersOfParts())
-    assert reason is not None
     assert reason.startswith("cat (tests/small_moh.py:")
     assert "joins the gates of several routers that are not written alike" in reason
 
