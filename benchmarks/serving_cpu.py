@@ -28,7 +28,7 @@ from run_options import positive
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving import BatchAxis
+from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
 from moh_deploy.system.npz import Array
 

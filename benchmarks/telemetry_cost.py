@@ -18,7 +18,8 @@ import numpy as np
 
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import ServedModel, source
+from moh_deploy.serving import source
+from moh_deploy.serving.served_model import ServedModel
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 

@@ -6,6 +6,7 @@ An add-on is any installed distribution that names them as entry points, this on
     moh_deploy.functions    a function, which `moh_deploy.NAME` returns
     moh_deploy.runtimes     a `machine.machine.RuntimeProbe`, for `doctor`
     moh_deploy.model_kinds  a `runtime.base.ModelKind`, for all that opens models
+    moh_deploy.verifiers    an `AddedVerifier`, for directories that are no packages
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from moh_deploy.errors import BackendError
 
-Group = Literal["commands", "functions", "runtimes", "model_kinds"]
+Group = Literal["commands", "functions", "runtimes", "model_kinds", "verifiers"]
 _Form = TypeVar("_Form")
 _PREFIX, _OWN = "moh_deploy.", "moh_deploy"
 
@@ -33,6 +34,18 @@ class AddedCommand(NamedTuple):
 
     heading: str
     summary: str
+    module: str
+
+
+class AddedVerifier(NamedTuple):
+    """How the command `verify` judges directories that an add-on writes.
+
+    Attributes:
+        file: A file that each of them has: others cost no import.
+        module: A module with `is_one(path)` and `verify_bundle(path, against, loading, as_json)`.
+    """
+
+    file: str
     module: str
 
 

@@ -1,9 +1,10 @@
 """The commands of the add-ons in this distribution: what `--help` says, without importing them.
 
-pyproject.toml registers them as entry points of `moh_deploy.commands` (ADR 96).
+pyproject.toml registers them as entry points of `moh_deploy.commands`, and the last one of
+`moh_deploy.verifiers` (ADR 96).
 """
 
-from moh_deploy.add_ons import AddedCommand
+from moh_deploy.add_ons import AddedCommand, AddedVerifier
 
 BUILD = AddedCommand(
     "Make",
@@ -13,35 +14,36 @@ BUILD = AddedCommand(
 COMPARE = AddedCommand(
     "Decide",
     "Decide by a plan which of several ways to serve is worth it.",
-    "moh_deploy.cli.decide:compare_command",
+    "moh_deploy.decision.commands:compare_command",
 )
 COST = AddedCommand(
     "Decide",
     "Price a decision for your traffic, and say whether it pays.",
-    "moh_deploy.cli.decide:cost_command",
+    "moh_deploy.decision.commands:cost_command",
 )
 SERVE = AddedCommand(
     "Serve",
     "Serve a package over HTTP, as KServe and Triton do.",
-    "moh_deploy.cli.serving:serve_command",
+    "moh_deploy.serving.commands.serve:serve_command",
 )
 BUNDLE = AddedCommand(
     "Serve",
     "Write a package as a directory that Triton or genai loads, or check one.",
-    "moh_deploy.cli.bundle:bundle_command",
+    "moh_deploy.serving.commands.bundle:bundle_command",
 )
 PROFILE = AddedCommand(
     "Serve",
     "Record the routing of traffic that is known to be good.",
-    "moh_deploy.cli.serving:profile_command",
+    "moh_deploy.serving.commands.serve:profile_command",
 )
 WATCH = AddedCommand(
     "Serve",
     "Compare live routing with that, and alarm if it drifts.",
-    "moh_deploy.cli.serving:watch_command",
+    "moh_deploy.serving.commands.serve:watch_command",
 )
 DRILL = AddedCommand(
     "Serve",
     "Break a guarded server on purpose, and say what clients saw.",
-    "moh_deploy.cli.serving:drill_command",
+    "moh_deploy.serving.commands.serve:drill_command",
 )
+GENAI_BUNDLES = AddedVerifier("genai_config.json", "moh_deploy.serving.commands.genai")

@@ -22,19 +22,12 @@ from tests.toy_add_on import add_ons_are_read_again, install, own_entry_points, 
 __all__ = ["add_ons_are_read_again"]
 pytestmark = pytest.mark.usefixtures("add_ons_are_read_again")
 
-_OF = {
-    "tensorrt": ("runtime/tensorrt", "machine/tensorrt.py", "derive/engine.py", "cli/build.py"),
-    "decision": ("decision", "cli/decide.py"),
-    # cli/genai.py stays: `verify` asks it whether a directory is a bundle.
-    "serving": ("serving", "cli/serving.py", "cli/bundle.py"),
-}
-_FUNCTIONS = (
-    *("build", "polygraphy", "compare", "cost"),
-    *("bundle", "drill", "genai", "profile", "serve", "watch"),
-)
 ADD_ON = [
-    *(f"moh_deploy/{path}" for paths in _OF.values() for path in paths),
-    *(f"moh_deploy/api/{name}.py" for name in _FUNCTIONS),
+    f"moh_deploy/{path}"
+    for path in (
+        *("decision", "serving", "runtime/tensorrt", "machine/tensorrt.py", "derive/engine.py"),
+        *("cli/build.py", "api/build.py", "api/polygraphy.py"),
+    )
 ]
 CORE_TESTS = [
     "tests/api/test_bench.py",

@@ -95,19 +95,33 @@ def _imports(text: str, modules: set[str]) -> Iterator[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names = [node.value]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            # `moh_deploy.export(...)`: a public function, whose module has its name.
-            names = [f"moh_deploy.api.{node.attr}"] if node.value.id == "moh_deploy" else []
+            # `moh_deploy.export(...)`: a public function, whose module has its name, or that of an
+            # add-on.
+            names = [f"moh_deploy.api.{node.attr}", _added_functions().get(node.attr, "")]
+            names = names if node.value.id == "moh_deploy" else []
         else:
             continue
         # Nearly all import `moh_deploy` itself: it has a version, and imports the rest when asked.
         yield from (name for name in names if name in modules and name != "moh_deploy")
 
 
+@cache
+def _entry_points() -> dict[str, dict[str, str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    points: dict[str, dict[str, str]] = project["entry-points"]
+    return points
+
+
+@cache
+def _added_functions() -> dict[str, str]:
+    functions = _entry_points()["moh_deploy.functions"]
+    return {name: value.partition(":")[0] for name, value in functions.items()}
+
+
 def _add_imports_by_name(imports: dict[str, set[str]]) -> None:
     commands = {name for name in imports if name.startswith("moh_deploy.cli.")}
     imports["moh_deploy.cli.group"] |= commands - {"moh_deploy.cli.group"}
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    values = [value for points in groups.values() for value in points.values()]
+    values = [value for points in _entry_points().values() for value in points.values()]
     imports["moh_deploy.add_ons"] |= {value.partition(":")[0] for value in values}
     for name in imports:
         folder = name

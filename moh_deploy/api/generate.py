@@ -1,5 +1,7 @@
 """Generate text with a package, to look at it by hand or to compare tokens as a gate."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path

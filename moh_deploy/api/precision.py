@@ -1,5 +1,7 @@
 """Write a package again in float16, bfloat16, int8 or int4."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args

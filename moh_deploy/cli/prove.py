@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack
 
-from moh_deploy.cli import genai, options, values
+from moh_deploy.add_ons import AddedVerifier, entry_points
+from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Before, Default, command
 from moh_deploy.cli.original import open_original, original_of, refuse_settings
 from moh_deploy.cli.output import print_answer, write_files
@@ -87,9 +89,13 @@ def verify_command(
 
     Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
     package_dir = given["package_dir"]
-    if genai.names_genai_bundle(package_dir):
-        genai.verify_by_genai(package_dir, against, loading, as_json)
-        return
+    for point in entry_points("verifiers").values():
+        added = point.load(AddedVerifier)
+        if os.path.isfile(package_dir / added.file):
+            verifier = import_module(added.module)
+            if verifier.is_one(package_dir):
+                verifier.verify_bundle(package_dir, against, loading, as_json)
+                return
     from moh_deploy.api.verify import verify
 
     shared = ("code_dirs",) if given["metric"] else ()  # the code of a metric is there, too

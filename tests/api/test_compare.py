@@ -12,7 +12,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 import moh_deploy
-from moh_deploy.api.compare import new_plan
+from moh_deploy.decision.api.compare import new_plan
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
@@ -357,7 +357,7 @@ def test_padding_is_left_out_as_the_package_says_unless_the_plan_says_another(
         raise ConfigError("that is all")
 
     opened = OnnxPackage.open
-    monkeypatch.setattr("moh_deploy.api.compare.read_labelled", read)
+    monkeypatch.setattr("moh_deploy.decision.api.compare.read_labelled", read)
     monkeypatch.setattr(
         OnnxPackage,
         "open",

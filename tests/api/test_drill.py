@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.api.bundle import bundle
-from moh_deploy.api.drill import drill
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.runtime.models import PackageDir
+from moh_deploy.serving.api.bundle import bundle
+from moh_deploy.serving.api.drill import drill
 from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
 from moh_deploy.serving.genai.bundle import write_genai_bundle
 from moh_deploy.serving.guard.faults import FAULTS

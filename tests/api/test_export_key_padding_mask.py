@@ -15,7 +15,8 @@ from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import manifest_text
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
 from tests.exporting import prove_in_this_process
 from tests.nightly import nightly
 from tests.report.shown import as_markdown

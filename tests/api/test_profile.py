@@ -12,13 +12,14 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.drift.reference import (
     REFERENCE_FILE,
     profile_of,
     read_reference,
     write_reference,
 )
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
 from moh_deploy.system.replaceable import check_file_output
 from tests.edge_case_package import inputs, write_edge_package
@@ -75,7 +76,7 @@ def test_dump_of_a_served_model_gives_the_same_counts(
     recorded.write(tmp_path / "dump.npz")
     served.close()
 
-    def made(path: Path) -> moh_deploy.api.profile.ProfileReport:  # type: ignore[name-defined]
+    def made(path: Path) -> moh_deploy.serving.api.profile.ProfileReport:  # type: ignore[name-defined]
         output = tmp_path / f"{path.stem}.json"
         return moh_deploy.profile(package.root, output, inputs=[path], window=32, false_alarms=0.05)
 

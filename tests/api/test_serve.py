@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy.api import serve as job
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
+from moh_deploy.serving.api import serve as job
 from moh_deploy.serving.http import server
 from moh_deploy.serving.http.worker import WorkerTask
 from moh_deploy.serving.settings import ServingSettings

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from moh_deploy.api.compare import _Samples, _samples
+from moh_deploy.decision.api.compare import _Samples, _samples
 from moh_deploy.decision.arm import Arm, OpenedArm, open_arms
 from moh_deploy.decision.plan import PlanFile, read_plan
 from moh_deploy.decision.score_arms import (

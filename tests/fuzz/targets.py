@@ -28,7 +28,6 @@ from moh_deploy.report.baseline.ratchet import read_baseline
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.runtime.tensorrt.engine_dir import is_engine_dir, read_engine_dir
-from moh_deploy.serving import Family, Series
 from moh_deploy.serving.drift.judge import LiveCounts, judge_window
 from moh_deploy.serving.drift.live import windows_of_dump
 from moh_deploy.serving.drift.reference import (
@@ -38,7 +37,7 @@ from moh_deploy.serving.drift.reference import (
     write_reference,
 )
 from moh_deploy.serving.drift.report import WatchReport
-from moh_deploy.serving.metrics import exposition, parse_text
+from moh_deploy.serving.metrics import Family, Series, exposition, parse_text
 from moh_deploy.serving.triton.check import examine_bundle
 from moh_deploy.system.npz import map_npz, read_npz
 from moh_deploy.validate.accuracy.reading import read_labels

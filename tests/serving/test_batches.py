@@ -5,8 +5,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving import BatchAxis
-from moh_deploy.serving.batches import scalars_of
+from moh_deploy.serving.batches import BatchAxis, scalars_of
 from tests.handmade_package import MANIFEST
 
 

@@ -9,8 +9,15 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving import Family, Series
-from moh_deploy.serving.metrics import OPENMETRICS, Exemplar, Trace, exposition, parse_text
+from moh_deploy.serving.metrics import (
+    OPENMETRICS,
+    Exemplar,
+    Family,
+    Series,
+    Trace,
+    exposition,
+    parse_text,
+)
 
 FAMILIES = (
     Family("moh_routed_tokens_total", "Tokens.", "counter", (Series({"layer": "a"}, 12),)),

@@ -9,24 +9,21 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import (
-    BatchAxis,
-    Family,
-    Reply,
-    Series,
-    ServedModel,
-    ServedRun,
-    ServingSettings,
-    open_served,
-)
 from moh_deploy.serving import served_model as served_model_module
+from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import (
+    Reply,
+    ServedModel,
     Tensors,
     answer_batch,
     cores,
     find_joining,
+    open_served,
     served_variant,
 )
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.source import ServedRun
 from tests.handmade_package import WIDTH, vectors, write_package
 from tests.nightly import sampled
 from tests.serving.graphs import TABLE, write_lookup, write_mixing

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moh_deploy.api.cost import cost
 from moh_deploy.decision import latency_promise
+from moh_deploy.decision.api.cost import cost
 from moh_deploy.decision.cost.decided import Decided
 from moh_deploy.decision.cost.price_arms import request_times
 from moh_deploy.decision.cost.prices import Bill, Estimate, Prices

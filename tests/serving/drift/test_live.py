@@ -11,7 +11,6 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import Family, ServingSettings, open_served
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import (
     LiveDrift,
@@ -20,7 +19,9 @@ from moh_deploy.serving.drift.live import (
     windows_of_metrics,
 )
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of, write_reference
-from moh_deploy.serving.metrics import exposition
+from moh_deploy.serving.metrics import Family, exposition
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 from moh_deploy.system.bounded_file import sha256_of
 from tests.edge_case_package import HEADS, inputs, write_edge_package

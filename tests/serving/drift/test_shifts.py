@@ -9,8 +9,9 @@ import torch
 import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.drift.reference import read_reference
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import Array, write_npz
 from tests.exporting import export
 from tests.nightly import nightly

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.serving import ServedRun
 from moh_deploy.serving.metrics import exposition
+from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Counts
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout

@@ -10,10 +10,11 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.guard import guard_io
 from moh_deploy.serving.guard.guard_io import AuditLog, RunningMarks, died_in
 from moh_deploy.serving.guard.state_machine import Transition
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import vectors, write_package
 from tests.nightly import nightly
 

@@ -9,8 +9,9 @@ import pytest
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import ServedModel, ServingSettings, open_served
 from moh_deploy.serving.guard.guard_io import Control, write_control
+from moh_deploy.serving.served_model import ServedModel, open_served
+from moh_deploy.serving.settings import ServingSettings
 from tests.damaged_library import write_damaged_library
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import needs_library, without_library

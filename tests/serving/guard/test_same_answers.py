@@ -10,8 +10,8 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import ServedModel
 from moh_deploy.serving.guard.same_answers import BackgroundJobs, Shadow, require_same_interface
+from moh_deploy.serving.served_model import ServedModel
 from tests.handmade_package import MANIFEST, vectors, write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed

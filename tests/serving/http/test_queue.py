@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moh_deploy.serving import BatchAxis, Reply
+from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.serving.http.queue import BatchingQueue, Tensors
 from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.served_model import Reply
 
 AXIS = BatchAxis("batch")
 LONG_S = 60.0

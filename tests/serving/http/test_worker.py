@@ -14,7 +14,6 @@ import uvicorn
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving import Reply
 from moh_deploy.serving.http import server
 from moh_deploy.serving.http.limits import HttpLimits, Refusal
 from moh_deploy.serving.http.queue import BatchingQueue
@@ -31,7 +30,7 @@ from moh_deploy.serving.http.worker import (
     _Server,
     session_threads,
 )
-from moh_deploy.serving.served_model import Tensors
+from moh_deploy.serving.served_model import Reply, Tensors
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import MANIFEST
 from tests.nightly import sampled

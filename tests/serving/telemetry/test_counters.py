@@ -17,7 +17,10 @@ from onnx import TensorProto, helper, parser
 
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import Family, ServedModel, ServedRun, ServingSettings, open_served
+from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.served_model import ServedModel, open_served
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry import Telemetry, window
 from moh_deploy.serving.telemetry.counters import TokenCounter
 from moh_deploy.serving.telemetry.window import WindowAbout

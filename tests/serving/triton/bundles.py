@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
 from moh_deploy.system.bounded_file import sha256_of, sha256_of_json

@@ -14,9 +14,9 @@ import pytest
 from moh_deploy import native
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drift.reference import profile_of, write_reference
 from moh_deploy.serving.guard.guard_io import Control, write_control
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import (
     BundleReport,

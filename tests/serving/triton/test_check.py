@@ -18,7 +18,7 @@ import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import NEVER_RUN, open_bundle, read_bundle

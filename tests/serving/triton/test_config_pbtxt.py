@@ -9,7 +9,7 @@ import yaml
 
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle_json import Bundle, LibraryInfo
 from moh_deploy.serving.triton.config_pbtxt import (
     config_class,

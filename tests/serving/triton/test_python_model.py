@@ -15,7 +15,10 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings, served_model
+from moh_deploy.serving import served_model
+from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.served_model import Reply, ServedModel
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton import python_model
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel

@@ -23,11 +23,12 @@ from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.serving import ServedRun, ServingSettings
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
 from moh_deploy.serving.drill.load import V2Client
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle

@@ -107,7 +107,7 @@ def serve_command(as_json: options.Json, **given: Unpack[ToServe]) -> None:
 
     A worker answers; it is started again when it dies. Each first repeats a recorded run: a wrong
     answer ends the command. At the end what has arrived is answered."""
-    from moh_deploy.api.serve import serve
+    from moh_deploy.serving.api.serve import serve
 
     def on_ready(listening: "Listening") -> None:
         from moh_deploy.system.bounded_json import to_json_text
@@ -178,7 +178,7 @@ def drill_command(
     """Serve the package or bundle DIR with a guard, under load, and plant one fault after the
     other: exit 1 if a wrong answer gets out where the fault can be seen, or the first level does
     not come back."""
-    from moh_deploy.api.drill import drill
+    from moh_deploy.serving.api.drill import drill
 
     print_answer(
         lambda progress: write_files(
@@ -212,7 +212,7 @@ class ToProfile(TypedDict):
 def profile_command(as_json: options.Json, **given: Unpack[ToProfile]) -> None:
     """Record what the routers of the package DIR do with traffic that is known to be good, and how
     far chance strays from it: the reference of `moh-deploy watch`."""
-    from moh_deploy.api.profile import profile
+    from moh_deploy.serving.api.profile import profile
 
     print_answer(lambda progress: profile(**given, progress=progress), as_json=as_json)
 
@@ -232,7 +232,7 @@ def watch_command(
 ) -> None:
     """Compare live routing with a reference: SOURCE is the address of a server's metrics, or a dump
     of its window. Exit 1 if it is not as it was, or if there is no data."""
-    from moh_deploy.api.watch import watch
+    from moh_deploy.serving.api.watch import watch
 
     print_answer(
         lambda progress: write_files(

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moh_deploy.api.bundle import DEFAULT_GUARD
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.serving.api.bundle import DEFAULT_GUARD
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings

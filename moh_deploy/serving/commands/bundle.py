@@ -5,9 +5,10 @@ from typing import Annotated, Literal, TypedDict, Unpack
 
 import click
 
-from moh_deploy.cli import genai, options
+from moh_deploy.cli import options
 from moh_deploy.cli.command import Before, Default, command
 from moh_deploy.cli.output import print_answer
+from moh_deploy.serving.commands import genai
 
 
 class ToBundle(TypedDict):
@@ -76,7 +77,7 @@ def bundle_command(
     not bundled. With --check, say why a server on
     this machine would not load a bundle: exit 0 if nothing stands against it, 5 if something does.
     """
-    from moh_deploy.api.bundle import bundle, check_bundle
+    from moh_deploy.serving.api.bundle import bundle, check_bundle
 
     if check is not None:
         if artefact is not None or output is not None:

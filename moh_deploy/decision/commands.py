@@ -77,8 +77,8 @@ def compare_command(
 ) -> None:
     """Decide by a plan which of several ways to serve a model is worth it: packages PATH, the first
     is the reference, or the arms of the plan, made ones too."""
-    from moh_deploy.api.compare import compare
-    from moh_deploy.api.compare import new_plan as write_new_plan
+    from moh_deploy.decision.api.compare import compare
+    from moh_deploy.decision.api.compare import new_plan as write_new_plan
 
     if new_plan is not None:
         written = write_new_plan(new_plan)
@@ -136,7 +136,7 @@ def cost_command(
 ) -> None:
     """Price the arms of a decision for your traffic: what a month costs, what an arm saves, and
     when it has paid for the engineering. Nothing is timed."""
-    from moh_deploy.api.cost import cost
+    from moh_deploy.decision.api.cost import cost
 
     print_answer(
         lambda progress: write_files(files, str(given["decision"]), lambda: cost(**given)),

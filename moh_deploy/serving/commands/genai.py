@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ def write_bundle_for_genai(
 ) -> None:
     """Write a bundle for genai, and print what it holds."""
     _refuse_others(_OF_BUNDLE, "--target genai takes")
-    from moh_deploy.api.genai import bundle_for_genai
+    from moh_deploy.serving.api.genai import bundle_for_genai
 
     print_answer(
         lambda progress: bundle_for_genai(package_dir, output, threads=threads, progress=progress),
@@ -35,16 +34,14 @@ def write_bundle_for_genai(
     )
 
 
-def names_genai_bundle(root: Path) -> bool:
+def is_one(root: Path) -> bool:
     """Tell whether a directory is a bundle for genai."""
-    if not os.path.isfile(root / "genai_config.json"):
-        return False  # without an import
     from moh_deploy.serving.genai.bundle import is_genai_bundle
 
     return is_genai_bundle(root)
 
 
-def verify_by_genai(
+def verify_bundle(
     root: Path, against: tuple[str, ...], loading: LoadingSettings, as_json: bool
 ) -> None:
     """Compare the tokens of a bundle for genai, and print what was found."""
@@ -54,7 +51,7 @@ def verify_by_genai(
             f"--against is given {len(against)} times; tokens of a bundle for genai are compared"
             " with one model."
         )
-    from moh_deploy.api.genai import verify_genai_bundle
+    from moh_deploy.serving.api.genai import verify_genai_bundle
 
     def job(progress: SilentProgress) -> GenaiVerification:
         trust_code = loading["trust_code"]

@@ -1,5 +1,7 @@
 """Write a language model's package as a directory that onnxruntime-genai opens, and prove one."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError

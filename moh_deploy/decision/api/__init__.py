@@ -1,0 +1,1 @@
+"""The public functions of `compare` and `cost`."""
