@@ -167,7 +167,7 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
                 found.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
     except (ValueError, KeyError, IndexError) as error:
         raise ConfigError(
-            f"{source} does not answer in the text format of Prometheus: {error}."
+            f"{source} does not answer in the text format of Prometheus: {str(error)[:200]}."
         ) from error
     return found
 
