@@ -24,29 +24,18 @@ _PREFIX, _OWN = "moh_deploy.", "moh_deploy"
 
 
 class AddedCommand(NamedTuple):
-    """A command of an add-on, as `moh-deploy --help` lists it without importing it.
+    """A command of an add-on, as `moh-deploy --help` lists it without importing it."""
 
-    Attributes:
-        heading: What it stands under: `Make`, ...
-        summary: One line.
-        module: Where its `click.Command` is: `MODULE:NAME`; without a name it is `command`.
-    """
-
-    heading: str
-    summary: str
-    module: str
+    heading: str  # what it stands under: `Make`, ...
+    summary: str  # one line
+    module: str  # where its `click.Command` is: `MODULE:NAME`; without a name it is `command`
 
 
 class AddedVerifier(NamedTuple):
-    """How the command `verify` judges directories that an add-on writes.
+    """How the command `verify` judges directories that an add-on writes."""
 
-    Attributes:
-        file: A file that each of them has: others cost no import.
-        module: A module with `is_one(path)` and `verify_bundle(path, against, loading, as_json)`.
-    """
-
-    file: str
-    module: str
+    file: str  # a file that each of them has: others cost no import
+    module: str  # a module with `is_one(path)` and `verify_bundle(path, against, loading, as_json)`
 
 
 class EntryPoint(NamedTuple):

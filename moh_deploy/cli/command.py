@@ -29,15 +29,10 @@ from moh_deploy.cli.values import FILE_PATH
 
 
 class Argument(NamedTuple):
-    """A parameter that is no option.
+    """A parameter that is no option."""
 
-    Attributes:
-        metavar: What `--help` calls it; None for its name.
-        nargs: How many values it takes; -1: any number.
-    """
-
-    metavar: str | None = None
-    nargs: int = 1
+    metavar: str | None = None  # what `--help` calls it; None for its name
+    nargs: int = 1  # how many values it takes; -1: any number
 
 
 class Default(NamedTuple):

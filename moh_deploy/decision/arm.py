@@ -24,42 +24,28 @@ from moh_deploy.validate.reference.user_vectors import match_inputs, match_outpu
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm of the plan, found and not loaded.
+    """An arm of the plan, found and not loaded."""
 
-    Attributes:
-        name: What the plan calls it.
-        kind: What it is, in words.
-        model: What runs.
-        variant: The way in which it is opened.
-        package: Where its routers can be read; None where they cannot.
-        dense: It computes every head, whatever routers say.
-        chooses: Its routers choose heads; None where that is not known, or it could not be served.
-        is_bound: It shows what could be gained, and cannot be served itself.
-        elsewhere: Why memory and CPU time cannot be measured here; None if they can.
-    """
-
-    name: str
-    kind: str
-    model: Model
-    variant: Variant
-    package: OnnxPackage | None = None
-    dense: bool = False
+    name: str  # what the plan calls it
+    kind: str  # what it is, in words
+    model: Model  # what runs
+    variant: Variant  # the way in which it is opened
+    package: OnnxPackage | None = None  # where its routers can be read; None where they cannot
+    dense: bool = False  # it computes every head, whatever routers say
+    # Its routers choose heads; None where that is not known, or it could not be served.
     chooses: bool | None = None
-    is_bound: bool = False
+    is_bound: bool = False  # it shows what could be gained, and cannot be served itself
+    # Why memory and CPU time cannot be measured here; None if they can.
     elsewhere: str | None = None
 
 
 @dataclass(frozen=True)
 class OpenedArm:
-    """A loaded arm, called by the names that the first package has for inputs and outputs.
-
-    Attributes:
-        base: The manifest whose names are used.
-    """
+    """A loaded arm, called by the names that the first package has for inputs and outputs."""
 
     arm: Arm
     runner: Runner
-    base: Manifest
+    base: Manifest  # the manifest whose names are used
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run it once.
@@ -164,17 +150,11 @@ class FixedRoutingModel(Model):
 
 @dataclass(frozen=True)
 class FixedRoutingRunner(Runner):
-    """Routes first, and runs without routers then.
+    """Routes first, and runs without routers then."""
 
-    Attributes:
-        routing: The package with its routers.
-        fixed: The same without.
-        names: Of what is fed.
-    """
-
-    routing: Runner
-    fixed: Runner
-    names: tuple[str, ...]
+    routing: Runner  # the package with its routers
+    fixed: Runner  # the same without
+    names: tuple[str, ...]  # of what is fed
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
 
@@ -209,17 +189,11 @@ def _graph(package: OnnxPackage) -> onnx.GraphProto:
 
 @dataclass(frozen=True)
 class ServerModel(Model):
-    """A model on a server that runs already.
+    """A model on a server that runs already."""
 
-    Attributes:
-        url: `http://HOST:PORT`.
-        served_as: What the server calls the model.
-        base: Says what it takes and returns.
-    """
-
-    url: str
-    served_as: str
-    base: Manifest
+    url: str  # `http://HOST:PORT`
+    served_as: str  # what the server calls the model
+    base: Manifest  # says what it takes and returns
 
     @property
     def name(self) -> str:

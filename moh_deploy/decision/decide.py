@@ -69,14 +69,11 @@ ArmVerdict = Literal["win", "loss", "cannot tell"]
 
 @dataclass(frozen=True)
 class SizedTimes:
-    """The times of all arms at one set of sizes, round by round.
-
-    Attributes:
-        wall_ms: Name of each arm to its milliseconds, in the order of the rounds.
-    """
+    """The times of all arms at one set of sizes, round by round."""
 
     sizes: Mapping[str, int]
     samples: int
+    # Name of each arm to its milliseconds, in the order of the rounds.
     wall_ms: Mapping[str, TimeSamples]
 
 
@@ -90,35 +87,23 @@ class ArmEvidence:
 
 @dataclass(frozen=True)
 class ArmDecision:
-    """The verdict of one arm.
-
-    Attributes:
-        verdict: Of this look, or of an earlier one.
-        look: In which look it was found.
-        p_win: The probability of such data were a promise just not kept.
-        p_loss: The same were all of them just kept.
-        would_tell: How much more would tell, where it cannot be told.
-    """
+    """The verdict of one arm."""
 
     name: str
-    verdict: ArmVerdict
-    look: int
+    verdict: ArmVerdict  # of this look, or of an earlier one
+    look: int  # in which look it was found
     promises: tuple[Promise, ...]
-    p_win: float
-    p_loss: float
-    would_tell: tuple[str, ...]
+    p_win: float  # the probability of such data were a promise just not kept
+    p_loss: float  # the same were all of them just kept
+    would_tell: tuple[str, ...]  # how much more would tell, where it cannot be told
 
 
 @dataclass(frozen=True)
 class WouldDo:
-    """An arm without routers that does as well as every arm with them.
-
-    Attributes:
-        p_value: The probability of such data, were it worse or a routed arm enough faster.
-    """
+    """An arm without routers that does as well as every arm with them."""
 
     name: str
-    p_value: float
+    p_value: float  # the probability of such data, were it worse or a routed arm enough faster
     beside: tuple[str, ...]
 
 

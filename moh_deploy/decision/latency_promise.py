@@ -30,17 +30,11 @@ _LEAST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class MeanOfBlocks:
-    """A mean over blocks of rounds.
+    """A mean over blocks of rounds."""
 
-    Attributes:
-        mean: Of the blocks' values.
-        standard_error: Of the mean.
-        blocks: How many there are.
-    """
-
-    mean: float
-    standard_error: float
-    blocks: int
+    mean: float  # of the blocks' values
+    standard_error: float  # of the mean
+    blocks: int  # how many there are
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Return where the true mean is, with this confidence."""

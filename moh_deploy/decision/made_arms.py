@@ -29,19 +29,12 @@ LoadOriginal = Callable[..., Original]
 
 @dataclass(frozen=True)
 class FoundArms:
-    """The arms of a plan that are there, and those that are still to be made.
+    """The arms of a plan that are there, and those that are still to be made."""
 
-    Attributes:
-        file: The plan.
-        base: The first package, whose names of inputs and outputs are used.
-        models: Name of each arm with a path to what it names.
-        load_original: What loads a checkpoint; None if nothing does.
-    """
-
-    file: PlanFile
-    base: OnnxPackage
-    models: Mapping[str, Model]
-    load_original: LoadOriginal | None
+    file: PlanFile  # the plan
+    base: OnnxPackage  # the first package, whose names of inputs and outputs are used
+    models: Mapping[str, Model]  # name of each arm with a path to what it names
+    load_original: LoadOriginal | None  # what loads a checkpoint; None if nothing does
 
     def given(self, progress: Progress) -> list[Arm]:
         """Return the arms that nothing has to be made for, in the plan's order.

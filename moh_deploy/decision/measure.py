@@ -84,28 +84,19 @@ def try_out(arms: Mapping[str, OpenedArm], given: Iterable[Mapping[str, Array]])
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One measurement of all arms.
-
-    Attributes:
-        arms: Found, the reference among them.
-        base: The package whose names of inputs and outputs are used.
-        batches: The labelled samples, cut into runs; empty without labels.
-        timed: Inputs to time on; empty if no latency is asked for.
-        measure: What times calls that take turns.
-        measure_fresh: What runs a model in a process of its own.
-        score: What scores the labelled samples with every arm.
-    """
+    """One measurement of all arms."""
 
     plan: Plan
-    arms: Sequence[Arm]
-    base: OnnxPackage
-    batches: Sequence[LabelledRun]
+    arms: Sequence[Arm]  # found, the reference among them
+    base: OnnxPackage  # the package whose names of inputs and outputs are used
+    batches: Sequence[LabelledRun]  # the labelled samples, cut into runs; empty without labels
     metrics: Sequence[Metric]
-    timed: Sequence[InputSet]
-    measure: MeasureRuns
-    measure_fresh: MeasureFresh
+    timed: Sequence[InputSet]  # inputs to time on; empty if no latency is asked for
+    measure: MeasureRuns  # what times calls that take turns
+    measure_fresh: MeasureFresh  # what runs a model in a process of its own
     scratch: Path
     progress: Progress
+    # What scores the labelled samples with every arm.
     score: BlockScorer = field(default_factory=lambda: BlockScorer({}))
 
     def measured(self) -> MeasuredArms:

@@ -20,25 +20,16 @@ from moh_deploy.validate.reference.differences import Float64Array
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """The heads that one layer opened.
+    """The heads that one layer opened."""
 
-    Attributes:
-        path: The layer.
-        heads: How many it has.
-        tokens: Of how many tokens.
-        open_share: Share of the gates that were not 0.
-        dead: Heads that were open for no token.
-        always_open: Routed heads that were open for every token; shared ones are meant to be.
-        entropy: Of the loads of routed heads: 1 where all are used alike, 0 where one is used;
-            None where there is nothing to choose.
-    """
-
-    path: str
-    heads: int
-    tokens: int
-    open_share: float
-    dead: int
-    always_open: int
+    path: str  # the layer
+    heads: int  # how many it has
+    tokens: int  # of how many tokens
+    open_share: float  # share of the gates that were not 0
+    dead: int  # heads that were open for no token
+    always_open: int  # routed heads that were open for every token; shared ones are meant to be
+    # Of the loads of routed heads: 1 where all are used alike, 0 where one is used; None where
+    # there is nothing to choose.
     entropy: float | None
 
 
@@ -106,19 +97,13 @@ def of_loads(path: str, loads: Float64Array, tokens: int, shared: int) -> LayerR
 
 @dataclass(frozen=True)
 class SizedRun:
-    """All arms at one set of sizes.
+    """All arms at one set of sizes."""
 
-    Attributes:
-        inputs: `recorded`, `random`, or the file whose first samples they are.
-        timings: Name of each arm to its rounds.
-        without_routers: The same of those that also ran without their routers.
-    """
-
-    inputs: str
+    inputs: str  # `recorded`, `random`, or the file whose first samples they are
     sizes: Mapping[str, int]
     samples: int
-    timings: Mapping[str, Timing]
-    without_routers: Mapping[str, Timing]
+    timings: Mapping[str, Timing]  # name of each arm to its rounds
+    without_routers: Mapping[str, Timing]  # the same of those that also ran without their routers
 
 
 @dataclass(frozen=True)
@@ -132,18 +117,13 @@ class EdgeCases:
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """Memory, skipped work, routing and edge cases of one arm.
+    """Memory, skipped work, routing and edge cases of one arm."""
 
-    Attributes:
-        memory_bytes: The most that a process had that loaded it and ran it once.
-        skipped_share: Share of the rows of attention that it did not compute.
-        not_measured: Name of what is missing to the reason.
-    """
-
-    memory_bytes: int | None = None
-    skipped_share: float | None = None
+    memory_bytes: int | None = None  # the most that a process had that loaded it and ran it once
+    skipped_share: float | None = None  # share of the rows of attention that it did not compute
     routing: tuple[LayerRouting, ...] = ()
     edge_cases: EdgeCases | None = None
+    # Name of what is missing to the reason.
     not_measured: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -162,54 +142,38 @@ class MeasuredArms:
 
 @dataclass(frozen=True)
 class QualityFigure:
-    """A metric of one arm, by itself.
-
-    Attributes:
-        value: NaN if a sample has no score.
-        low: The true value is above this, with the plan's confidence; None where there is none.
-        high: And below this.
-    """
+    """A metric of one arm, by itself."""
 
     metric: str
     better: Literal["higher", "lower"]
     samples: int
-    value: float
+    value: float  # naN if a sample has no score
+    # The true value is above this, with the plan's confidence; None where there is none.
     low: float | None
-    high: float | None
+    high: float | None  # and below this
 
 
 @dataclass(frozen=True)
 class LatencyFigure:
-    """The times of one arm at one set of sizes.
-
-    Attributes:
-        inputs: `recorded`, `random`, or the file whose first samples they are.
-        samples: In one run.
-        p50_ms: The median.
-        p50_low_ms: The true median is above this, with the plan's confidence; None of too few.
-        p50_high_ms: And below this.
-        quantile_ms: The quantile that the plan compares.
-        throughput_per_s: Samples in a second, by the median time.
-        cpu_ms: Mean CPU time of a run, all threads; None where it runs elsewhere.
-        energy_mj: None; earlier versions counted energy.
-        router_share: Share of the time that its routers take; None where that is not measured.
-        block_means_ms: Mean times of at most 40 blocks of rounds, in their order; all arms have
-            blocks of the same rounds. `moh-deploy cost` prices these.
-    """
+    """The times of one arm at one set of sizes."""
 
     sizes: dict[str, int]
-    inputs: str
-    samples: int
+    inputs: str  # `recorded`, `random`, or the file whose first samples they are
+    samples: int  # in one run
     rounds: int
-    p50_ms: float
+    p50_ms: float  # the median
+    # The true median is above this, with the plan's confidence; None of too few.
     p50_low_ms: float | None
-    p50_high_ms: float | None
-    quantile_ms: float
-    throughput_per_s: float
-    cpu_ms: float | None
+    p50_high_ms: float | None  # and below this
+    quantile_ms: float  # the quantile that the plan compares
+    throughput_per_s: float  # samples in a second, by the median time
+    cpu_ms: float | None  # mean CPU time of a run, all threads; None where it runs elsewhere
+    # Share of the time that its routers take; None where that is not measured.
     router_share: float | None
+    # Mean times of at most 40 blocks of rounds, in their order; all arms have blocks of the same
+    # rounds. `moh-deploy cost` prices these.
     block_means_ms: tuple[float, ...]
-    energy_mj: None = None
+    energy_mj: None = None  # none; earlier versions counted energy
 
 
 @dataclass(frozen=True)

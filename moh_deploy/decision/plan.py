@@ -31,38 +31,31 @@ class _Section(BaseModel):
 
 
 class PruneSection(_Section):
-    """`made.prune:` which heads of each layer stay; see `moh-deploy prune`.
+    """`made.prune:` which heads of each layer stay; see `moh-deploy prune`."""
 
-    Attributes:
-        keep: A number of heads, or a share of each layer's: `75%`.
-        by: `load`: those that are open for most tokens; `gate`: those of the largest mean gate.
-        inputs: What heads are counted on; without, the recorded runs. Samples that quality is
-            measured on are not to be among them.
-    """
-
-    keep: _Count | _Text
+    keep: _Count | _Text  # a number of heads, or a share of each layer's: `75%`
+    # `load`: those that are open for most tokens; `gate`: those of the largest mean gate.
     by: Literal["load", "gate"] = "load"
+    # What heads are counted on; without, the recorded runs. Samples that quality is measured on are
+    # not to be among them.
     inputs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
 
 
 class MadeSection(_Section):
-    """`made:` an arm that is made from a package, in one way.
+    """`made:` an arm that is made from a package, in one way."""
 
-    Attributes:
-        all_heads_open: Every head of every token is computed and weighed, by standard operators:
-            nothing is skipped, and nothing paid for skipping.
-        top_k: Each token chooses so many routed heads; `all`: every one, on the kernels that would
-            skip them, which tells what skipping gains from what kernels gain.
-        prune: The same heads for every token; the others are cut out of the weights.
-        fixed_routing: What the routers computed is fed, and they are gone: the time that routing
-            takes, and no model that could be served.
-        precision: The package in lower precision.
-    """
-
+    # Every head of every token is computed and weighed, by standard operators: nothing is skipped,
+    # and nothing paid for skipping.
     all_heads_open: Literal[True] | None = None
+    # Each token chooses so many routed heads; `all`: every one, on the kernels that would skip
+    # them, which tells what skipping gains from what kernels gain.
     top_k: _Count | Literal["all"] | None = None
+    # The same heads for every token; the others are cut out of the weights.
     prune: PruneSection | None = None
+    # What the routers computed is fed, and they are gone: the time that routing takes, and no model
+    # that could be served.
     fixed_routing: Literal[True] | None = None
+    # The package in lower precision.
     precision: Literal["float16", "bfloat16", "int8", "int4"] | None = None
 
     @property
@@ -72,46 +65,32 @@ class MadeSection(_Section):
 
 
 class CheckpointSection(_Section):
-    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`.
-
-    Attributes:
-        trust_pickle: It has to be unpickled, which the user has to allow, too.
-    """
+    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`."""
 
     file: _Path
     config: _Path | None = None
     factory: str | None = None
     code_dirs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
     state_key: str | None = None
-    trust_pickle: bool = False
+    trust_pickle: bool = False  # it has to be unpickled, which the user has to allow, too
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
 
 class ArmSection(_Section):
-    """An arm of `arms:`, from one of four sources.
+    """An arm of `arms:`, from one of four sources."""
 
-    Attributes:
-        path: A package, an engine or an ONNX file.
-        checkpoint: The original model, or another in PyTorch with the same inputs.
-        url: A server that speaks the v2 protocol: `http://HOST:PORT`.
-        model: What that server calls the model.
-        made: Made from another arm.
-        of: Which one; without, the first arm that is a package.
-        dense: It has no routers, and computes every head: what MoH has to be worth more than.
-        runtime: What runs it, if it is a package or an ONNX file; without, what the package was
-            tuned for.
-        kernels: What runs its MoH nodes.
-    """
-
-    path: _Path | None = None
+    path: _Path | None = None  # a package, an engine or an ONNX file
+    # The original model, or another in PyTorch with the same inputs.
     checkpoint: CheckpointSection | None = None
-    url: _Text | None = None
-    model: _Text | None = None
-    made: MadeSection | None = None
-    of: _Text | None = None
+    url: _Text | None = None  # a server that speaks the v2 protocol: `http://HOST:PORT`
+    model: _Text | None = None  # what that server calls the model
+    made: MadeSection | None = None  # made from another arm
+    of: _Text | None = None  # which one; without, the first arm that is a package
+    # It has no routers, and computes every head: what MoH has to be worth more than.
     dense: bool = False
+    # What runs it, if it is a package or an ONNX file; without, what the package was tuned for.
     runtime: Runtime | None = None
-    kernels: Literal["auto", "off", "require"] = "auto"
+    kernels: Literal["auto", "off", "require"] = "auto"  # what runs its MoH nodes
 
     @property
     def sources(self) -> list[str]:
@@ -121,79 +100,55 @@ class ArmSection(_Section):
 
 
 class QualityGoal(_Section):
-    """`quality:` a metric, and how much of it an arm may lose against the reference.
+    """`quality:` a metric, and how much of it an arm may lose against the reference."""
 
-    Attributes:
-        metric: `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`.
-        may_lose: In units of the metric: 0.005 is half a point of top-1.
-        better: Of a function: which values are better.
-        output: The output that is scored; None to choose by shapes.
-    """
-
-    metric: _Text
+    metric: _Text  # `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`
+    # In units of the metric: 0.005 is half a point of top-1.
     may_lose: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    better: Literal["higher", "lower"] | None = None
-    output: str | None = None
+    better: Literal["higher", "lower"] | None = None  # of a function: which values are better
+    output: str | None = None  # the output that is scored; None to choose by shapes
 
 
 class LatencyGoal(_Section):
-    """`latency:` what is compared, and the least gain: a share of the reference's time.
+    """`latency:` what is compared, and the least gain: a share of the reference's time."""
 
-    Attributes:
-        quantile: 0.5 is the median.
-        at_least: 0.1 is a tenth less time; -0.05 allows a twentieth more.
-    """
-
-    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5  # 0.5 is the median
+    # 0.1 is a tenth less time; -0.05 allows a twentieth more.
     at_least: Annotated[float, Field(gt=-10, lt=1)]
 
 
 class Plan(_Section):
-    """The content of a plan.
+    """The content of a plan."""
 
-    Attributes:
-        goal: What is to be decided, in words.
-        reference: The arm that all others are compared with: what would be served otherwise.
-        arms: Name to arm; at least two.
-        inputs: npz files of samples, or directories of them.
-        labels: A file of labels, or their member in the inputs.
-        ignore_label: Labels of this number do not count.
-        shifted: Outputs at a position are scored with the label of the next.
-        valid_tokens: The input, or member of the files, that says which tokens are no padding.
-        code_dirs: Where the modules of metrics of your own are.
-        quality: What may be lost; all of it is judged.
-        latency: What has to be gained, at every one of the sizes.
-        sizes: Sizes of dynamic dimensions to time at; without, those of the example.
-        seconds: How long all arms run in turns at each of the sizes; a later look may take longer.
-        warmup: And how long before, untimed.
-        threads: Threads within an operator; None for the runtime's own choice.
-        batch_size: Samples that run at once where quality is measured; None to choose.
-        confidence: No win and no loss is wrong with this confidence, over all arms and looks.
-        looks: How often the data may be looked at, each time with more of them.
-        router_overhead: Time each package without its routers, too.
-        edge_cases: Run `moh-deploy probe`'s edge cases on each package, too.
-    """
-
-    goal: _Text
-    reference: _Text
-    arms: dict[_Text, ArmSection]
+    goal: _Text  # what is to be decided, in words
+    reference: _Text  # the arm that all others are compared with: what would be served otherwise
+    arms: dict[_Text, ArmSection]  # name to arm; at least two
+    # npz files of samples, or directories of them.
     inputs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
-    labels: _Text | None = None
-    ignore_label: int = -100
-    shifted: bool = False
+    labels: _Text | None = None  # a file of labels, or their member in the inputs
+    ignore_label: int = -100  # labels of this number do not count
+    shifted: bool = False  # outputs at a position are scored with the label of the next
+    # The input, or member of the files, that says which tokens are no padding.
     valid_tokens: str | None = None
+    # Where the modules of metrics of your own are.
     code_dirs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
+    # What may be lost; all of it is judged.
     quality: Annotated[tuple[QualityGoal, ...], Field(strict=False)] = ()
-    latency: LatencyGoal | None = None
+    latency: LatencyGoal | None = None  # what has to be gained, at every one of the sizes
+    # Sizes of dynamic dimensions to time at; without, those of the example.
     sizes: Annotated[tuple[dict[str, _Count], ...], Field(strict=False)] = ()
+    # How long all arms run in turns at each of the sizes; a later look may take longer.
     seconds: _Seconds = 10.0
-    warmup: _Seconds = 0.5
-    threads: _Count | None = None
+    warmup: _Seconds = 0.5  # and how long before, untimed
+    threads: _Count | None = None  # threads within an operator; None for the runtime's own choice
+    # Samples that run at once where quality is measured; None to choose.
     batch_size: _Count | None = None
+    # No win and no loss is wrong with this confidence, over all arms and looks.
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    # How often the data may be looked at, each time with more of them.
     looks: Annotated[int, Field(ge=1, le=20)] = 1
-    router_overhead: bool = True
-    edge_cases: bool = False
+    router_overhead: bool = True  # time each package without its routers, too
+    edge_cases: bool = False  # run `moh-deploy probe`'s edge cases on each package, too
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Plan:
@@ -224,17 +179,11 @@ class Plan(_Section):
 
 @dataclass(frozen=True)
 class PlanFile:
-    """A plan, and where relative paths in it begin.
+    """A plan, and where relative paths in it begin."""
 
-    Attributes:
-        plan: The plan.
-        folder: The directory of its file.
-        source: What messages call it.
-    """
-
-    plan: Plan
-    folder: Path
-    source: str
+    plan: Plan  # the plan
+    folder: Path  # the directory of its file
+    source: str  # what messages call it
 
     def placed(self, path: Path) -> Path:
         """Return a path of the plan: an absolute one stays."""

@@ -71,37 +71,27 @@ _MOST_NEEDED = 100_000_000
 
 @dataclass(frozen=True)
 class Promise:
-    """One promise, such as `loses at most 0.50 points of top-1`, and what the data say of it.
-
-    Attributes:
-        text: In words.
-        came: What was measured, in words.
-        estimate: Of a metric the loss against the reference in its own units; of time the gain, as
-            a share of the reference's.
-        low: Lower end of the interval of the plan's confidence; None where there is none.
-        high: Upper end.
-        p_kept: The probability of such data were the promise just not kept: small shows that it is.
-        p_broken: The same were it just kept: small shows that it is not.
-        count: Samples, or rounds of runs.
-        unit: Which of the two.
-        standard_error: Of the estimate, in the unit in which `surplus` is.
-        surplus: By how much the promise is kept; below 0 it is not.
-        why_unknown: Why nothing can be shown, whatever the numbers; None if something can.
-    """
+    """One promise, such as `loses at most 0.50 points of top-1`, and what the data say of it."""
 
     kind: PromiseKind
-    text: str
-    came: str
+    text: str  # in words
+    came: str  # what was measured, in words
+    # Of a metric the loss against the reference in its own units; of time the gain, as a share of
+    # the reference's.
     estimate: float
+    # Lower end of the interval of the plan's confidence; None where there is none.
     low: float | None
-    high: float | None
+    high: float | None  # upper end
     limit: float
+    # The probability of such data were the promise just not kept: small shows that it is.
     p_kept: float
-    p_broken: float
-    count: int
-    unit: Unit
+    p_broken: float  # the same were it just kept: small shows that it is not
+    count: int  # samples, or rounds of runs
+    unit: Unit  # which of the two
+    # Of the estimate, in the unit in which `surplus` is.
     standard_error: float = field(metadata=HIDDEN)
-    surplus: float = field(metadata=HIDDEN)
+    surplus: float = field(metadata=HIDDEN)  # by how much the promise is kept; below 0 it is not
+    # Why nothing can be shown, whatever the numbers; None if something can.
     why_unknown: str | None = None
 
     def enough(self, level: float) -> int | None:
@@ -124,17 +114,11 @@ class Promise:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """The score of every sample, of one metric and all arms.
+    """The score of every sample, of one metric and all arms."""
 
-    Attributes:
-        metric: What scored them.
-        weights: How many labels each total adds up, [N], 1 or more.
-        totals: Name of each arm to its totals, [N].
-    """
-
-    metric: Metric
-    weights: Float64Array
-    totals: dict[str, Float64Array]
+    metric: Metric  # what scored them
+    weights: Float64Array  # how many labels each total adds up, [N], 1 or more
+    totals: dict[str, Float64Array]  # name of each arm to its totals, [N]
 
     @property
     def right_or_wrong(self) -> bool:

@@ -70,19 +70,13 @@ BlockScores = list[list[MetricScores]]
 
 @dataclass(frozen=True)
 class ArmBlock:
-    """A few runs of one arm that are scored together: what is kept, spread and resumed.
+    """A few runs of one arm that are scored together: what is kept, spread and resumed."""
 
-    Attributes:
-        arm: The arm, open in this process.
-        start: The first of its runs.
-        ignore: Labels of this number do not count.
-    """
-
-    arm: OpenedArm
-    start: int
+    arm: OpenedArm  # the arm, open in this process
+    start: int  # the first of its runs
     runs: Sequence[LabelledRun]
     metrics: Sequence[Metric]
-    ignore: int
+    ignore: int  # labels of this number do not count
 
     @property
     def key(self) -> tuple[str, int]:
@@ -105,18 +99,13 @@ def score_here(blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScor
 
 @dataclass(frozen=True)
 class BlockScorer:
-    """Scores all samples that have a label by all arms.
+    """Scores all samples that have a label by all arms."""
 
-    Attributes:
-        subject: What scores depend on besides an arm: digests of the plan and of its data.
-        kept: A directory where scores of blocks stay until another call wants them; None to keep
-            none.
-        score: What runs blocks.
-    """
-
+    # What scores depend on besides an arm: digests of the plan and of its data.
     subject: Mapping[str, str]
+    # A directory where scores of blocks stay until another call wants them; None to keep none.
     kept: Path | None = None
-    score: ScoreBlocks = score_here
+    score: ScoreBlocks = score_here  # what runs blocks
 
     def __call__(
         self,

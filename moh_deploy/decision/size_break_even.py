@@ -17,55 +17,35 @@ from moh_deploy.report.json import in_json
 
 @dataclass(frozen=True)
 class SizedGain:
-    """The share of its rival's time that an arm saves at one size.
-
-    Attributes:
-        gain: 0.1 is a tenth less; below 0 it is slower.
-        low: The true gain is above this, with the plan's confidence.
-        high: And below this.
-    """
+    """The share of its rival's time that an arm saves at one size."""
 
     size: int
-    gain: float
-    low: float
-    high: float
+    gain: float  # 0.1 is a tenth less; below 0 it is slower
+    low: float  # the true gain is above this, with the plan's confidence
+    high: float  # and below this
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A size at which both arms take the same time.
+    """A size at which both arms take the same time."""
 
-    Attributes:
-        size: Where it is by what was measured.
-        low: It is not below this, with the plan's confidence; None: it may be below all that was
-            timed.
-        high: It is not above this; None: it may be beyond all that was timed.
-        begins: The arm is faster above it; else below it.
-    """
-
-    size: float
+    size: float  # where it is by what was measured
+    # It is not below this, with the plan's confidence; None: it may be below all that was timed.
     low: float | None
-    high: float | None
-    begins: bool
+    high: float | None  # it is not above this; None: it may be beyond all that was timed
+    begins: bool  # the arm is faster above it; else below it
 
 
 @dataclass(frozen=True)
 class SizeBreakEven:
-    """Where an arm breaks even with another along one dimension.
-
-    Attributes:
-        dim: The dimension, such as `batch`.
-        others: Sizes of all other dimensions.
-        gains: At each size that was timed, ascending.
-        crossings: Where it begins or stops to be faster, ascending.
-    """
+    """Where an arm breaks even with another along one dimension."""
 
     arm: str
     rival: str
-    dim: str
-    others: Mapping[str, int]
-    gains: tuple[SizedGain, ...]
-    crossings: tuple[Crossing, ...]
+    dim: str  # the dimension, such as `batch`
+    others: Mapping[str, int]  # sizes of all other dimensions
+    gains: tuple[SizedGain, ...]  # at each size that was timed, ascending
+    crossings: tuple[Crossing, ...]  # where it begins or stops to be faster, ascending
 
     @property
     @in_json()

@@ -27,15 +27,10 @@ _SAME = "Install on all machines what is installed on this one."
 
 @dataclass(frozen=True)
 class RayBlocks:
-    """Runs blocks on a cluster; those of arms that exist in this process only, here.
+    """Runs blocks on a cluster; those of arms that exist in this process only, here."""
 
-    Attributes:
-        address: `auto` for the cluster of this machine, or `HOST:PORT` of one.
-        threads: That each block takes.
-    """
-
-    address: str
-    threads: int
+    address: str  # `auto` for the cluster of this machine, or `HOST:PORT` of one
+    threads: int  # that each block takes
 
     def __call__(self, blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScores]]:
         """Run blocks, and yield them as they are done.

@@ -37,22 +37,14 @@ KeptBy = Literal["load", "gate"]
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """One layer before and after.
-
-    Attributes:
-        num_heads: The heads that it had.
-        fixed: Those that are left, with their gates.
-        num_kv_heads: Those that its attention reads now; None where its operator has none.
-        loads: How much each of its heads was used.
-        notes: What became of keys and values, where that has to be said.
-    """
+    """One layer before and after."""
 
     path: str
-    num_heads: int
-    fixed: FixedHeads
-    num_kv_heads: int | None
-    loads: HeadLoads
-    notes: tuple[str, ...] = ()
+    num_heads: int  # the heads that it had
+    fixed: FixedHeads  # those that are left, with their gates
+    num_kv_heads: int | None  # those that its attention reads now; None where its operator has none
+    loads: HeadLoads  # how much each of its heads was used
+    notes: tuple[str, ...] = ()  # what became of keys and values, where that has to be said
 
     @property
     def lost_load(self) -> float:
@@ -67,15 +59,11 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The size of a model.
+    """The size of a model."""
 
-    Attributes:
-        parameters: Numbers that its stored floats are.
-        flops: Twice the multiply-adds of products with weights, and of attention with all heads
-            that there are, at the example's sizes; None where a size is not known.
-    """
-
-    parameters: int
+    parameters: int  # numbers that its stored floats are
+    # Twice the multiply-adds of products with weights, and of attention with all heads that there
+    # are, at the example's sizes; None where a size is not known.
     flops: int | None
 
 

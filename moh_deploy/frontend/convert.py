@@ -53,49 +53,35 @@ from moh_deploy.system.user_code import describe_error
 
 @dataclass(frozen=True)
 class Converted:
-    """An ONNX model and what was learned of the original on the way.
+    """An ONNX model and what was learned of the original on the way."""
 
-    Attributes:
-        model: The model, complete with function bodies.
-        dims: Dynamic dimension to example size.
-        kept: Operators outside of layers that stay because their replacement differed.
-        ungated: How many attentions have no gates.
-        vectors: Runs of the original.
-        total_flops: Of the original at the example's sizes.
-        precision: The shortest floating-point dtype among weights and outputs.
-        dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
-        dim_sums: Dimensions that the trace limits together.
-        limits: Why dimensions have such ranges, where that is no matter of size 0.
-        unnamed: Dimensions of a program that have no name of the user's, and their places.
-        rounding: How far rounding moves the original; None where it does not run in float64.
-        call: How the original takes the inputs; None where they are its positional arguments.
-        valid_tokens: The input that says which tokens are valid; None if all are.
-        padding_inputs: The inputs that the graph shows to tell padding, if the user named none;
-            `not` before the name of one that is 1 for padding.
-        from_onnx: The original is an ONNX file, whose runs ONNX Runtime recorded.
-    """
-
-    model: ir.Model
+    model: ir.Model  # the model, complete with function bodies
     inputs: tuple[package.TensorInfo, ...]
     outputs: tuple[package.TensorInfo, ...]
-    dims: dict[str, int]
+    dims: dict[str, int]  # dynamic dimension to example size
     layers: tuple[package.LayerInfo, ...]
+    # Operators outside of layers that stay because their replacement differed.
     kept: tuple[package.KeptOperators, ...]
     near_misses: tuple[package.NearMiss, ...]
     other_routers: tuple[package.OtherRouter, ...]
-    ungated: int
-    vectors: tuple[package.VectorSet, ...]
-    total_flops: int | None
-    precision: str
-    dim_ranges: Ranges
-    dim_sums: tuple[package.DimSum, ...]
-    limits: dict[str, str]
+    ungated: int  # how many attentions have no gates
+    vectors: tuple[package.VectorSet, ...]  # runs of the original
+    total_flops: int | None  # of the original at the example's sizes
+    precision: str  # the shortest floating-point dtype among weights and outputs
+    dim_ranges: Ranges  # dimension to the sizes that the trace is good for, where it limits them
+    dim_sums: tuple[package.DimSum, ...]  # dimensions that the trace limits together
+    limits: dict[str, str]  # why dimensions have such ranges, where that is no matter of size 0
+    # Dimensions of a program that have no name of the user's, and their places.
     unnamed: dict[str, str]
+    # How far rounding moves the original; None where it does not run in float64.
     rounding: package.Rounding | None
+    # How the original takes the inputs; None where they are its positional arguments.
     call: package.Call | None
-    valid_tokens: str | None
+    valid_tokens: str | None  # the input that says which tokens are valid; None if all are
+    # The inputs that the graph shows to tell padding, if the user named none; `not` before the name
+    # of one that is 1 for padding.
     padding_inputs: tuple[str, ...]
-    from_onnx: bool
+    from_onnx: bool  # the original is an ONNX file, whose runs ONNX Runtime recorded
 
 
 def convert(

@@ -79,11 +79,9 @@ class Relations:
     """The dimensions that follow from others, as the length of a mask is that of a cache and of new
     tokens: what the program asserts of them. A mask that may be longer and is not in the example
     follows, too.
-
-    Attributes:
-        forms: Name of such a dimension to its size, as an expression of the names of others.
     """
 
+    # Name of such a dimension to its size, as an expression of the names of others.
     forms: Mapping[str, sympy.Expr]
 
     @classmethod

@@ -34,39 +34,27 @@ _VIEWS = ("Reshape", "Transpose", "Identity")
 
 @dataclass(frozen=True)
 class TranslatedLayer:
-    """One MoH layer of a model that torch.onnx has just translated.
+    """One MoH layer of a model that torch.onnx has just translated."""
 
-    Attributes:
-        path: Module path.
-        replaced: It has a node of ATTENTION_OPS.
-        viewed: An output, behind those of all gates, holds what its attention computes.
-    """
-
-    path: str
-    replaced: bool
-    viewed: bool
+    path: str  # module path
+    replaced: bool  # it has a node of ATTENTION_OPS
+    viewed: bool  # an output, behind those of all gates, holds what its attention computes
 
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Names of one layer in the model.
+    """Names of one layer in the model."""
 
-    Attributes:
-        layer: The layer itself: its module path, `attn#2` where that runs for the second time.
-        gates: Value that holds the gates [B, S, H].
-        node: The node of the layer's attention; None where it stays ordinary operators.
-        query_projection: The MoHQueryProjection that it reads; None where there is none.
-        output_projection: The MoHOutputProjection that reads it; None where there is none.
-        router: The MoHRouter that makes the gates; None where other operators do.
-        attention: Value that holds the gated heads; None where `node` makes them, or none does.
-    """
-
-    layer: str
-    gates: str
+    layer: str  # the layer itself: its module path, `attn#2` where that runs for the second time
+    gates: str  # value that holds the gates [B, S, H]
+    # The node of the layer's attention; None where it stays ordinary operators.
     node: str | None = None
+    # The MoHQueryProjection that it reads; None where there is none.
     query_projection: str | None = None
+    # The MoHOutputProjection that reads it; None where there is none.
     output_projection: str | None = None
-    router: str | None = None
+    router: str | None = None  # the MoHRouter that makes the gates; None where other operators do
+    # Value that holds the gated heads; None where `node` makes them, or none does.
     attention: str | None = None
 
     @property

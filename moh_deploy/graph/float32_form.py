@@ -71,19 +71,13 @@ LOW = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Float32Form:
-    """A package of lower precision as it would be in float32.
+    """A package of lower precision as it would be in float32."""
 
-    Attributes:
-        package: Stored in a scratch directory, with the manifest and vectors of the original one.
-        model: Its graph, without switches by size.
-        raised: What was in lower precision.
-        low: That precision.
-    """
-
+    # Stored in a scratch directory, with the manifest and vectors of the original one.
     package: OnnxPackage
-    model: ir.Model
-    raised: Raised
-    low: LowType
+    model: ir.Model  # its graph, without switches by size
+    raised: Raised  # what was in lower precision
+    low: LowType  # that precision
 
     @property
     def rounding(self) -> frozenset[str]:

@@ -20,17 +20,11 @@ in front of it where the model has that name."""
 
 @dataclass(frozen=True)
 class GrowingCache:
-    """One cache.
+    """One cache."""
 
-    Attributes:
-        past: The input, [batch, ..., past, ...].
-        joined: The Concat that puts new keys or values behind it, and makes an output.
-        axis: The axis of tokens.
-    """
-
-    past: ir.Value
-    joined: ir.Node
-    axis: int
+    past: ir.Value  # the input, [batch, ..., past, ...]
+    joined: ir.Node  # the Concat that puts new keys or values behind it, and makes an output
+    axis: int  # the axis of tokens
 
     @property
     def present(self) -> ir.Value:
@@ -39,16 +33,12 @@ class GrowingCache:
 
 @dataclass(frozen=True)
 class CacheLengths:
-    """Where the sizes of a decoder's caches come from, in the words of `CachesInPlace`.
+    """Where the sizes of a decoder's caches come from, in the words of `CachesInPlace`."""
 
-    Attributes:
-        past_dim: The dimension of cached tokens.
-        tells: The new input that `past_length` is; None where sizes of other inputs tell.
-    """
-
-    past_dim: str
+    past_dim: str  # the dimension of cached tokens
     past_length: str
     new_length: str | int
+    # The new input that `past_length` is; None where sizes of other inputs tell.
     tells: str | None = None
 
 

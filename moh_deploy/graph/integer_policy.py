@@ -21,15 +21,10 @@ _VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transp
 
 @dataclass(frozen=True)
 class Int8Plan:
-    """The products of a graph, by what becomes of them.
+    """The products of a graph, by what becomes of them."""
 
-    Attributes:
-        int8: Names of those that are to be in int8.
-        float32: Name of each of the others to the reason why.
-    """
-
-    int8: tuple[str, ...]
-    float32: Mapping[str, str]
+    int8: tuple[str, ...]  # names of those that are to be in int8
+    float32: Mapping[str, str]  # name of each of the others to the reason why
 
     def without(self, names: Collection[str]) -> Int8Plan:
         """Return the plan with some more products in float32.
@@ -162,17 +157,11 @@ _BEHIND_THE_LAST = frozenset(
 
 @dataclass(frozen=True)
 class Int4Plan:
-    """The products of a graph, by how their weights are stored.
+    """The products of a graph, by how their weights are stored."""
 
-    Attributes:
-        bits: Name to 4 or 8.
-        int8: Name of each that has 8 to the reason why.
-        float32: Name of each of the others to the reason why.
-    """
-
-    bits: Mapping[str, int]
-    int8: Mapping[str, str]
-    float32: Mapping[str, str]
+    bits: Mapping[str, int]  # name to 4 or 8
+    int8: Mapping[str, str]  # name of each that has 8 to the reason why
+    float32: Mapping[str, str]  # name of each of the others to the reason why
 
 
 def plan_int4(

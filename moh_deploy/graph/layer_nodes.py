@@ -15,24 +15,16 @@ from moh_deploy.package.graph_nodes import all_nodes
 
 @dataclass(frozen=True)
 class LayerNodes:
-    """The operators of one layer.
+    """The operators of one layer."""
 
-    Attributes:
-        op: Operator of its attention node; None if it was not replaced.
-        is_causal: A query sees its own position and those before it.
-        has_mask: The scores have a mask or a bias.
-        query_features: Width of what its MoHQueryProjection reads; None without one, or where the
-            weight is not a constant.
-        output_features: Width of what its MoHOutputProjection makes; None likewise.
-        window: Neighbours in the window of a MoHAggregatedAttention; 0 for others.
-    """
-
-    op: str | None
-    is_causal: bool = False
-    has_mask: bool = False
+    op: str | None  # operator of its attention node; None if it was not replaced
+    is_causal: bool = False  # a query sees its own position and those before it
+    has_mask: bool = False  # the scores have a mask or a bias
+    # Width of what its MoHQueryProjection reads; None without one, or where the weight is not a
+    # constant.
     query_features: int | None = None
-    output_features: int | None = None
-    window: int = 0
+    output_features: int | None = None  # width of what its MoHOutputProjection makes; None likewise
+    window: int = 0  # neighbours in the window of a MoHAggregatedAttention; 0 for others
 
 
 def layer_nodes(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[LayerNodes, ...]:

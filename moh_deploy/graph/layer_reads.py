@@ -49,27 +49,18 @@ _KEEP_ORDER = WEIGHING | {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "
 
 @dataclass(frozen=True)
 class RouterLogits:
-    """The MoHRouter of one layer: its logits, gates and attributes, and who reads its gates.
+    """The MoHRouter of one layer: its logits, gates and attributes, and who reads its gates."""
 
-    Attributes:
-        path: The layer.
-        node: Name of the MoHRouter node.
-        logits: Port to the value that it reads there, for the ports that are present.
-        gates: The value that it makes, [B, S, H].
-        attributes: Those of the node.
-        attention: The value that the layer's attention makes; None where it was not replaced.
-        in_order: The recorded gates hold the tokens in the order in which the router has them.
-        form: What is known of routers of its kind.
-    """
-
-    path: str
-    node: str
+    path: str  # the layer
+    node: str  # name of the MoHRouter node
+    # Port to the value that it reads there, for the ports that are present.
     logits: Mapping[str, str]
-    gates: str
-    attributes: Mapping[str, int | str]
+    gates: str  # the value that it makes, [B, S, H]
+    attributes: Mapping[str, int | str]  # those of the node
+    # The value that the layer's attention makes; None where it was not replaced.
     attention: str | None
-    in_order: bool
-    form: RouterForm
+    in_order: bool  # the recorded gates hold the tokens in the order in which the router has them
+    form: RouterForm  # what is known of routers of its kind
 
     def forced(self, port: str) -> str:
         """Return the name of the input that holds the logits to be used."""
@@ -148,22 +139,16 @@ RECORDED_GATES = "recorded gates"
 
 @dataclass(frozen=True)
 class GateRead:
-    """One value that holds a layer's gates, and the operators between the MoHRouter and it.
+    """One value that holds a layer's gates, and the operators between the MoHRouter and it."""
 
-    Attributes:
-        reader: What reads it: the operator of a node of the layer, or `recorded gates` for the
-            value that the manifest names.
-        value: The value.
-        start: The value that the MoHRouter makes.
-        way: Each value between the two to the node that makes it, the last first.
-        constants: Names of the constants of the model.
-    """
-
+    # What reads it: the operator of a node of the layer, or `recorded gates` for the value that the
+    # manifest names.
     reader: str
-    value: str
-    start: str
+    value: str  # the value
+    start: str  # the value that the MoHRouter makes
+    # Each value between the two to the node that makes it, the last first.
     way: Mapping[str, onnx.NodeProto]
-    constants: frozenset[str]
+    constants: frozenset[str]  # names of the constants of the model
 
     @property
     def values(self) -> list[str]:
@@ -235,15 +220,10 @@ LayerSource = int | str
 
 @dataclass(frozen=True)
 class LayerSources:
-    """The layers and inputs that one layer is computed from.
+    """The layers and inputs that one layer is computed from."""
 
-    Attributes:
-        attention: What its attention is computed from.
-        router: What its gates are computed from.
-    """
-
-    attention: frozenset[LayerSource]
-    router: frozenset[LayerSource]
+    attention: frozenset[LayerSource]  # what its attention is computed from
+    router: frozenset[LayerSource]  # what its gates are computed from
 
 
 NO_SOURCES = LayerSources(frozenset(), frozenset())

@@ -141,19 +141,13 @@ def _low_weight(weight: ir.TensorProtocol, low: LowType, name: str) -> ir.LazyTe
 
 @dataclass(frozen=True)
 class Raised:
-    """The nodes that computed in low precision before a graph was raised, and its weights' origin.
+    """Nodes that computed in low precision before a graph was raised, and its weights' origin."""
 
-    Attributes:
-        low: First output of each node that computed in the lower precision.
-        given: Weights that were replaced by those given.
-        foreign: Weights whose given form does not round to the one in the graph, or is missing.
-        modified: The graph had anything of that precision.
-    """
-
-    low: frozenset[str]
-    given: tuple[str, ...]
+    low: frozenset[str]  # first output of each node that computed in the lower precision
+    given: tuple[str, ...]  # weights that were replaced by those given
+    # Weights whose given form does not round to the one in the graph, or is missing.
     foreign: tuple[str, ...]
-    modified: bool = True
+    modified: bool = True  # the graph had anything of that precision
 
     def __bool__(self) -> bool:
         return self.modified

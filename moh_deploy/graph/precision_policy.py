@@ -62,15 +62,10 @@ SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUnif
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """The dtype that each operator of a graph computes in.
+    """The dtype that each operator of a graph computes in."""
 
-    Attributes:
-        low: The dtype of all that is not named below.
-        float32: The nodes that compute in float32, with the reason.
-    """
-
-    low: LowType
-    float32: Mapping[ir.Node, str]
+    low: LowType  # the dtype of all that is not named below
+    float32: Mapping[ir.Node, str]  # the nodes that compute in float32, with the reason
 
     def stays_float32(self, node: ir.Node) -> bool:
         return node in self.float32

@@ -30,17 +30,12 @@ from moh_deploy.package import LayerInfo
 
 @dataclass(frozen=True)
 class Pruned:
-    """The result of pruning: the layers that are left, and why others could not be pruned.
+    """The result of pruning: the layers that are left, and why others could not be pruned."""
 
-    Attributes:
-        layers: As the model has them now; `choose_layers` is still to come.
-        reasons: Path of each layer that could not be changed to why. With any, the model is of no
-            use.
-        notes: Path of each layer to what became of its keys and values, where that has to be said.
-    """
-
-    layers: tuple[LayerInfo, ...]
+    layers: tuple[LayerInfo, ...]  # as the model has them now; `choose_layers` is still to come
+    # Path of each layer that could not be changed to why. With any, the model is of no use.
     reasons: dict[str, str]
+    # Path of each layer to what became of its keys and values, where that has to be said.
     notes: dict[str, tuple[str, ...]]
 
 

@@ -36,23 +36,15 @@ _KEEP_SHAPE = frozenset(("Cast", "DequantizeLinear", "Identity", "Transpose"))
 
 @dataclass(frozen=True)
 class TableLookup:
-    """A table, and the indices at which the graph reads its rows.
+    """A table, and the indices at which the graph reads its rows."""
 
-    Attributes:
-        table: Name of the weight.
-        rows: How many it has.
-        least: The smallest index: 0, or -rows where negative ones count from the end.
-        indices: Name of the value that has them.
-        inputs: The inputs whose elements they are made of; none where sizes alone tell.
-        origin: The input whose very elements they are; None if they are computed.
-    """
-
-    table: str
-    rows: int
-    least: int
-    indices: str
+    table: str  # name of the weight
+    rows: int  # how many it has
+    least: int  # the smallest index: 0, or -rows where negative ones count from the end
+    indices: str  # name of the value that has them
+    # The inputs whose elements they are made of; none where sizes alone tell.
     inputs: frozenset[str]
-    origin: str | None
+    origin: str | None  # the input whose very elements they are; None if they are computed
 
 
 @dataclass(frozen=True)
@@ -215,17 +207,11 @@ _OF_SIZES = (
 
 @dataclass(frozen=True)
 class SizeQuestion:
-    """An Equal of sizes of the inputs and constants.
+    """An Equal of sizes of the inputs and constants."""
 
-    Attributes:
-        value: What it makes.
-        node: The node.
-        sizes: The constants.
-    """
-
-    value: str
-    node: onnx.NodeProto
-    sizes: tuple[int, ...]
+    value: str  # what it makes
+    node: onnx.NodeProto  # the node
+    sizes: tuple[int, ...]  # the constants
 
 
 def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:

@@ -24,15 +24,10 @@ _OURS = (op_names.MATMUL_NBITS, *_NBITS.values())
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A weight [K, N] in blocks of 32 rows.
+    """A weight [K, N] in blocks of 32 rows."""
 
-    Attributes:
-        packed: uint8, [N, ceil(K / 32), 4 * bits].
-        scales: [N, ceil(K / 32)].
-    """
-
-    packed: Array
-    scales: Array
+    packed: Array  # uint8, [N, ceil(K / 32), 4 * bits]
+    scales: Array  # [N, ceil(K / 32)]
     bits: int
 
 

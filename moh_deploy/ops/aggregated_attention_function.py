@@ -16,17 +16,11 @@ from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_fun
 
 @dataclass(frozen=True)
 class AggregatedAttentionVariant(BodyVariant):
-    """Selects one body of MoHAggregatedAttention.
+    """Selects one body of MoHAggregatedAttention."""
 
-    Attributes:
-        kernel: Rows and columns of the window.
-        normalize: Queries and keys are brought to length 1.
-        optional: Names of the optional inputs that are present, in the op's order.
-    """
-
-    kernel: tuple[int, int]
-    normalize: bool
-    optional: tuple[str, ...]
+    kernel: tuple[int, int]  # rows and columns of the window
+    normalize: bool  # queries and keys are brought to length 1
+    optional: tuple[str, ...]  # names of the optional inputs that are present, in the op's order
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of all inputs up to the last present one."""

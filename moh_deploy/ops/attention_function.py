@@ -18,21 +18,13 @@ MaskKind = Literal["bool", "float"]
 
 @dataclass(frozen=True)
 class AttentionVariant(BodyVariant):
-    """Selects one body of MoHAttention.
+    """Selects one body of MoHAttention."""
 
-    Attributes:
-        rank: 3 for [B, S, H*D] inputs and output, 4 for [B, H, S, D].
-        mask: Kind of attn_mask, or None where the input is absent.
-        is_causal: Query s sees keys up to s + T - S.
-        grouped: Several query heads share a key/value head.
-        filled: nonpad_kv_seqlen is given: it stands in for T, sequence by sequence.
-    """
-
-    rank: Literal[3, 4]
-    mask: MaskKind | None
-    is_causal: bool
-    grouped: bool
-    filled: bool = False
+    rank: Literal[3, 4]  # 3 for [B, S, H*D] inputs and output, 4 for [B, H, S, D]
+    mask: MaskKind | None  # kind of attn_mask, or None where the input is absent
+    is_causal: bool  # query s sees keys up to s + T - S
+    grouped: bool  # several query heads share a key/value head
+    filled: bool = False  # nonpad_kv_seqlen is given: it stands in for T, sequence by sequence
 
     @property
     def hides_keys(self) -> bool:

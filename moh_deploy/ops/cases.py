@@ -22,15 +22,11 @@ _FLOAT32_EPS = 2.0**-23
 
 @dataclass(frozen=True)
 class OpTolerance:
-    """|got - reference| <= absolute + relative * |reference|.
-
-    Attributes:
-        reason: Where the error comes from.
-    """
+    """|got - reference| <= absolute + relative * |reference|."""
 
     absolute: float
     relative: float
-    reason: str
+    reason: str  # where the error comes from
 
 
 OP_TOLERANCES = {
@@ -74,24 +70,17 @@ InputBuilder = Callable[[np.random.Generator], Arrays]
 
 @dataclass(frozen=True)
 class Case:
-    """One named run of an op.
+    """One named run of an op."""
 
-    Attributes:
-        name: Unique among those of its op; also the seed of the inputs.
-        op: Name of the op.
-        why: What an implementation that fails it gets wrong.
-        build: Makes the inputs from a generator: floats in float32, masks and lengths as they are.
-        dtype: Dtype that the floating-point inputs are rounded to.
-        score_bound: About the largest attention score (or other inner value) of the inputs:
-            rounding grows with it.
-    """
-
-    name: str
-    op: str
-    why: str
+    name: str  # unique among those of its op; also the seed of the inputs
+    op: str  # name of the op
+    why: str  # what an implementation that fails it gets wrong
     attributes: Attributes
+    # Makes the inputs from a generator: floats in float32, masks and lengths as they are.
     build: InputBuilder
-    dtype: str = "float32"
+    dtype: str = "float32"  # dtype that the floating-point inputs are rounded to
+    # About the largest attention score (or other inner value) of the inputs: rounding grows with
+    # it.
     score_bound: float = 8.0
 
     def __str__(self) -> str:

@@ -31,17 +31,12 @@ class PluginField:
 
 @dataclass(frozen=True)
 class PluginSupport:
-    """The dtypes, ranks and fields that one TensorRT plugin supports.
-
-    Attributes:
-        fields: Besides the op's attributes.
-        limits: Largest sizes, by name.
-    """
+    """The dtypes, ranks and fields that one TensorRT plugin supports."""
 
     op: str
     inputs: tuple[PluginInput, ...]
-    fields: tuple[PluginField, ...]
-    limits: Mapping[str, int]
+    fields: tuple[PluginField, ...]  # besides the op's attributes
+    limits: Mapping[str, int]  # largest sizes, by name
 
 
 PRESENT_INPUTS = PluginField(

@@ -26,15 +26,10 @@ _OUTPUTS = {op_names.QUERY_PROJECTION: "Q", op_names.OUTPUT_PROJECTION: "Y"}
 
 @dataclass(frozen=True)
 class ProjectionVariant(spec.BodyVariant):
-    """Selects one body of a projection.
+    """Selects one body of a projection."""
 
-    Attributes:
-        half: Inputs are float16 or bfloat16: products and sums are in float32 all the same.
-        biased: A bias is added.
-    """
-
-    half: bool
-    biased: bool
+    half: bool  # inputs are float16 or bfloat16: products and sums are in float32 all the same
+    biased: bool  # a bias is added
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> ProjectionVariant:

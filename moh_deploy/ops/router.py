@@ -28,17 +28,12 @@ _INPUTS = ("routed_logits", "shared_logits", "stage_logits")
 
 @dataclass(frozen=True)
 class RouterVariant(spec.BodyVariant):
-    """Selects one body of MoHRouter.
+    """Selects one body of MoHRouter."""
 
-    Attributes:
-        routed: Gates of the routed heads: absent, weighted by their probability, or 0 and 1.
-        shared: Gates of the shared heads: absent, all 1, or a softmax of logits.
-        staged: A softmax of two logits weighs shared against routed gates.
-    """
-
+    # Gates of the routed heads: absent, weighted by their probability, or 0 and 1.
     routed: Literal["none", "weighted", "mask"]
-    shared: SharedGates
-    staged: bool
+    shared: SharedGates  # gates of the shared heads: absent, all 1, or a softmax of logits
+    staged: bool  # a softmax of two logits weighs shared against routed gates
 
     def inputs(self) -> tuple[str, ...]:
         """Return the names of the inputs that are present."""

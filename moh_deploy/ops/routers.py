@@ -40,26 +40,21 @@ class RouterForm:
     """One way in which routers make gates of logits.
 
     `frontend/recognize/routers/forms.py` finds it in a program.
-
-    Attributes:
-        name: What manifests and reports call it.
-        doc: What it computes, in a sentence.
-        ranks: What heads are compared by. `probabilities`: the softmax of the routed logits.
-            `logits`: those themselves, because they are scores that a softmax would bring closer.
-        margins: How far a choice among scores [..., R] is from another one, [...].
-        scoring: ONNX operators that may make the routed logits of what a projection gives, element
-            by element. They stay in float32 with the MoHRouter that reads them.
-        weighing: ONNX operators that may stand between a MoHRouter's gates, always their first
-            input, and the gates of the layer. They move no token.
-        is_constant: No input changes the gates: they are weights, and no operator makes them.
     """
 
-    name: str
-    doc: str
+    name: str  # what manifests and reports call it
+    doc: str  # what it computes, in a sentence
+    # What heads are compared by. `probabilities`: the softmax of the routed logits. `logits`: those
+    # themselves, because they are scores that a softmax would bring closer.
     ranks: Literal["probabilities", "logits"] = "probabilities"
-    margins: Margins = gaps_of
+    margins: Margins = gaps_of  # how far a choice among scores [..., R] is from another one, [...]
+    # ONNX operators that may make the routed logits of what a projection gives, element by element.
+    # They stay in float32 with the MoHRouter that reads them.
     scoring: tuple[str, ...] = ("Add", "Clip", "Div", "Mul", "Neg", "Sub")
+    # ONNX operators that may stand between a MoHRouter's gates, always their first input, and the
+    # gates of the layer. They move no token.
     weighing: tuple[str, ...] = ()
+    # No input changes the gates: they are weights, and no operator makes them.
     is_constant: bool = False
 
     def scores(self, logits: Array) -> NDArray[np.float64]:

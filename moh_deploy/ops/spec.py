@@ -44,18 +44,13 @@ TensorTypes = Sequence[TensorType | None]
 
 @dataclass(frozen=True)
 class OpInput:
-    """One input of an op.
-
-    Attributes:
-        doc: Shape and meaning.
-        types: The dtypes it may have.
-        constraint: Name of the type constraint: inputs that share it have the same dtype.
-    """
+    """One input of an op."""
 
     name: str
-    doc: str
+    doc: str  # shape and meaning
     optional: bool = field(default=False, kw_only=True)
-    types: tuple[str, ...] = field(default=FLOAT_TYPES, kw_only=True)
+    types: tuple[str, ...] = field(default=FLOAT_TYPES, kw_only=True)  # the dtypes it may have
+    # Name of the type constraint: inputs that share it have the same dtype.
     constraint: str = field(default="T", kw_only=True)
 
 
@@ -123,27 +118,22 @@ def float64(array: np.ndarray | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One definition of a custom op, shared by every implementation.
-
-    Attributes:
-        reference: float64 outputs of one run; written for reading, not for speed.
-        shape_rule: Types of the outputs, with attributes of `complete`; raises ExportError on what
-            the op does not define.
-        variant: Which function body a node needs.
-        body: The function body of a variant, in standard ONNX ops.
-        specified: Which elements of the outputs of one run mean something, as one boolean array
-            for each output; None: all do. Nobody may depend on the others.
-    """
+    """One definition of a custom op, shared by every implementation."""
 
     name: str
     inputs: tuple[OpInput, ...]
     outputs: tuple[OutputSpec, ...]
     attributes: tuple[AttributeSpec, ...]
+    # float64 outputs of one run; written for reading, not for speed.
     reference: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]]
+    # Types of the outputs, with attributes of `complete`; raises ExportError on what the op does
+    # not define.
     shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
-    variant: Callable[[TensorTypes, Attributes], BodyVariant]
-    body: Callable[..., onnx.FunctionProto]
+    variant: Callable[[TensorTypes, Attributes], BodyVariant]  # which function body a node needs
+    body: Callable[..., onnx.FunctionProto]  # the function body of a variant, in standard ONNX ops
     doc: str
+    # Which elements of the outputs of one run mean something, as one boolean array for each output;
+    # None: all do. Nobody may depend on the others.
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
     domain: str = KERNEL_DOMAIN
     version: int = VERSION

@@ -24,19 +24,12 @@ from moh_deploy.ops.spec import Arrays, Attributes, OpSpec, TensorType, TensorTy
 
 @dataclass(frozen=True)
 class TokenConvVariant(spec.BodyVariant):
-    """Selects one body of MoHTokenConv.
+    """Selects one body of MoHTokenConv."""
 
-    Attributes:
-        bias: There is a bias.
-        input_bias: There is one of the input.
-        gelu: The activation is gelu; else there is none.
-        gated: The result is multiplied by the second half of the channels.
-    """
-
-    bias: bool
-    input_bias: bool
-    gelu: bool
-    gated: bool
+    bias: bool  # there is a bias
+    input_bias: bool  # there is one of the input
+    gelu: bool  # the activation is gelu; else there is none
+    gated: bool  # the result is multiplied by the second half of the channels
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:

@@ -111,16 +111,12 @@ def projections(layer: LayerInfo) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class NodeRule:
-    """The domain that a node belongs to, whichever body it needs there.
+    """The domain that a node belongs to, whichever body it needs there."""
 
-    Attributes:
-        ranges: What is compared, the largest value that is meant, and the domain up to that; the
-            first that holds decides.
-        otherwise: The domain at all other sizes.
-    """
-
+    # What is compared, the largest value that is meant, and the domain up to that; the first that
+    # holds decides.
     ranges: tuple[tuple[str, int, str], ...]
-    otherwise: str
+    otherwise: str  # the domain at all other sizes
 
     @property
     def domain(self) -> str | None:

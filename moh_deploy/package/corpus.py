@@ -29,32 +29,21 @@ _MINED = "mined"
 
 @dataclass(frozen=True)
 class MinedToken:
-    """A token whose choice of heads is near a tie.
+    """A token whose choice of heads is near a tie."""
 
-    Attributes:
-        layer: Number of the layer in the manifest's order.
-        token: Batch and position in the gates [B, S, H] of the sample.
-        margin: See `VectorSet.margins`.
-    """
-
-    layer: int
-    token: tuple[int, int]
-    margin: float
+    layer: int  # number of the layer in the manifest's order
+    token: tuple[int, int]  # batch and position in the gates [B, S, H] of the sample
+    margin: float  # see `VectorSet.margins`
 
 
 @dataclass(frozen=True)
 class CorpusSample:
-    """One run that the corpus keeps.
+    """One run that the corpus keeps."""
 
-    Attributes:
-        vectors: Inputs, and what the reference computed on them.
-        mined: The tokens that it is kept for, the least clear one first; at least one.
-        reference: What recorded outputs, gates and margins, in words.
-    """
-
-    vectors: VectorSet
+    vectors: VectorSet  # inputs, and what the reference computed on them
+    # The tokens that it is kept for, the least clear one first; at least one.
     mined: tuple[MinedToken, ...]
-    reference: str = _FUNCTION_BODIES
+    reference: str = _FUNCTION_BODIES  # what recorded outputs, gates and margins, in words
 
     @property
     def margin(self) -> float:

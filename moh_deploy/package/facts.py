@@ -99,19 +99,12 @@ def _top_k_shown(
 
 
 class StatedFact(NamedTuple):
-    """A statement of the manifest, and the same as another file of the package shows it.
+    """A statement of the manifest, and the same as another file of the package shows it."""
 
-    Attributes:
-        name: Key path; of a layer, the name of its field.
-        said: The value in the manifest.
-        shown: The value that the other file shows.
-        layer: Number of the layer; None for a fact of the whole model.
-    """
-
-    name: str
-    said: object
-    shown: object
-    layer: int | None = None
+    name: str  # key path; of a layer, the name of its field
+    said: object  # the value in the manifest
+    shown: object  # the value that the other file shows
+    layer: int | None = None  # number of the layer; None for a fact of the whole model
 
 
 def with_shown(manifest: Manifest, facts: Iterable[StatedFact]) -> Manifest:

@@ -41,22 +41,16 @@ class TensorInfo(Strict):
 
 @dataclass(frozen=True)
 class CallArgument(Strict):
-    """A value that the original is called with: an input, a constant, or a container of such.
+    """A value that the original is called with: an input, a constant, or a container of such."""
 
-    Attributes:
-        input: Name of the input; None for anything else.
-        value: The constant, of what is neither input nor container.
-        container: `list`, `tuple`, `dict`, or the full name of a class; None for anything else.
-        context: The keys of a dict; the fields of a dataclass; of another class what its
-            registration with PyTorch's pytrees keeps beside the items.
-        items: The values in the container, in its order.
-    """
-
-    input: str | None = None
-    value: ConstantValue = None
+    input: str | None = None  # name of the input; None for anything else
+    value: ConstantValue = None  # the constant, of what is neither input nor container
+    # `list`, `tuple`, `dict`, or the full name of a class; None for anything else.
     container: str | None = None
+    # The keys of a dict; the fields of a dataclass; of another class what its registration with
+    # PyTorch's pytrees keeps beside the items.
     context: JsonValue = None
-    items: tuple[CallArgument, ...] = ()
+    items: tuple[CallArgument, ...] = ()  # the values in the container, in its order
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -85,16 +79,11 @@ class Call(Strict):
 
 @dataclass(frozen=True)
 class DimSum(Strict):
-    """Dimensions that are limited together, as a cache and new tokens are by a table of positions.
+    """Dimensions that are limited together, as a cache and new tokens by a table of positions."""
 
-    Attributes:
-        dims: Their names.
-        most: The largest sum that the trace is good for.
-        table: The weight that is cut at that length, and so has no more rows; None where none is.
-    """
-
-    dims: tuple[str, ...]
-    most: WholeSize
+    dims: tuple[str, ...]  # their names
+    most: WholeSize  # the largest sum that the trace is good for
+    # The weight that is cut at that length, and so has no more rows; None where none is.
     table: str | None = None
 
     def __str__(self) -> str:
@@ -105,57 +94,39 @@ class DimSum(Strict):
 class CacheBuffer(Strict):
     """A cache of keys or values that is a buffer with room: an input, and an output that may be the
     same memory.
-
-    Attributes:
-        past: Name of the input.
-        present: Name of the output: the input with this call's tokens behind those that it had.
-        axis: The axis of tokens.
     """
 
-    past: str
-    present: str
-    axis: int
+    past: str  # name of the input
+    present: str  # name of the output: the input with this call's tokens behind those that it had
+    axis: int  # the axis of tokens
 
 
 @dataclass(frozen=True)
 class CachesInPlace(Strict):
-    """The caches of a decoder that writes new keys and values where they belong.
+    """The caches of a decoder that writes new keys and values where they belong."""
 
-    Attributes:
-        buffers: Every cache. All have the same number of places.
-        past_length: How many places of each sequence were filled before the call: the name of an
-            input, or what follows from sizes: `total - seq`, `total - 1`, `past`.
-        new_length: How many tokens a call adds: a dimension, or a number.
-        least_past: The fewest filled places that the trace is good for.
-        most_tokens: The most tokens, filled before and new, likewise; None: as many as there are
-            places.
-    """
-
-    buffers: tuple[CacheBuffer, ...]
+    buffers: tuple[CacheBuffer, ...]  # every cache. All have the same number of places.
+    # How many places of each sequence were filled before the call: the name of an input, or what
+    # follows from sizes: `total - seq`, `total - 1`, `past`.
     past_length: str
-    new_length: str | int
-    least_past: WholeSize = 0
+    new_length: str | int  # how many tokens a call adds: a dimension, or a number
+    least_past: WholeSize = 0  # the fewest filled places that the trace is good for
+    # The most tokens, filled before and new, likewise; None: as many as there are places.
     most_tokens: PositiveSize | None = None
 
 
 @dataclass(frozen=True)
 class TextGeneration(Strict):
-    """Facts of a language model that generating text with it needs.
+    """Facts of a language model that generating text with it needs."""
 
-    Attributes:
-        vocab_size: How many logits a token has.
-        context_length: The most tokens of prompt and answer together; None where nobody says.
-        eos_token_ids: Tokens that end a text.
-        bos_token_id: The token that begins one; None where there is none.
-        pad_token_id: What stands for padding, whose value does not matter; None likewise.
-        model_type: What its config calls the architecture: `llama`; None without a config.
-    """
-
-    vocab_size: PositiveSize
+    vocab_size: PositiveSize  # how many logits a token has
+    # The most tokens of prompt and answer together; None where nobody says.
     context_length: PositiveSize | None = None
-    eos_token_ids: tuple[WholeSize, ...] = ()
-    bos_token_id: WholeSize | None = None
+    eos_token_ids: tuple[WholeSize, ...] = ()  # tokens that end a text
+    bos_token_id: WholeSize | None = None  # the token that begins one; None where there is none
+    # What stands for padding, whose value does not matter; None likewise.
     pad_token_id: WholeSize | None = None
+    # What its config calls the architecture: `llama`; None without a config.
     model_type: str | None = None
 
 

@@ -29,17 +29,12 @@ class Spread(Strict):
 
 @dataclass(frozen=True)
 class LayerRounding(Strict):
-    """The distances that rounding moves the values of one layer.
+    """The distances that rounding moves the values of one layer."""
 
-    Attributes:
-        scores: What its router ranks; None where that is not known.
-        gates: Of chosen heads.
-        attention: Its fingerprint, as a share of the root mean square of the values; `largest` is
-            of a token. None where it is not known.
-    """
-
-    scores: Spread | None
-    gates: Spread
+    scores: Spread | None  # what its router ranks; None where that is not known
+    gates: Spread  # of chosen heads
+    # Its fingerprint, as a share of the root mean square of the values; `largest` is of a token.
+    # None where it is not known.
     attention: Spread | None
 
 
@@ -49,32 +44,26 @@ class Rounding(Strict):
 
     It ran with noise of one step of its dtype behind each operator, the gates of the original fed
     to every layer.
-
-    Attributes:
-        outputs: Of each output, as shares of its root mean square and of its largest value.
-        layers: Of each layer, in the manifest's order.
     """
 
+    # Of each output, as shares of its root mean square and of its largest value.
     outputs: dict[str, Spread]
-    layers: tuple[LayerRounding, ...]
+    layers: tuple[LayerRounding, ...]  # of each layer, in the manifest's order
 
 
 @dataclass(frozen=True)
 class Proof(Strict):
-    """The proof that a package equals the original, as the export measured it.
-
-    Attributes:
-        max_abs_error: Largest absolute difference of any output element over all vectors.
-        routing_agreement: Share of (token, head) decisions that are equal, tokens with a near-tie
-            left out; 1.0 without layers.
-        sizes: The dimension sizes of each vector set, such as `({"batch": 2}, {"batch": 3})`.
-    """
+    """The proof that a package equals the original, as the export measured it."""
 
     __pydantic_config__ = _NON_FINITE_ALLOWED
 
     # NaN stands where a result was none, or where no decision was clear enough to be counted.
+    # Largest absolute difference of any output element over all vectors.
     max_abs_error: Annotated[float, AfterValidator(lambda error: _in_range(error, math.inf))]
+    # Share of (token, head) decisions that are equal, tokens with a near-tie left out; 1.0 without
+    # layers.
     routing_agreement: Annotated[float, AfterValidator(lambda share: _in_range(share, 1))]
+    # The dimension sizes of each vector set, such as `({"batch": 2}, {"batch": 3})`.
     sizes: tuple[dict[str, interface.WholeSize], ...]
 
 
@@ -86,35 +75,26 @@ def _in_range(number: float, most: float) -> float:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The grounds of the layers' choices: measurements, or what somebody gave.
+    """The grounds of the layers' choices: measurements, or what somebody gave."""
 
-    Attributes:
-        source: `measured` on a machine, or `given` by somebody.
-        machine: Processor, cores and instruction set of that machine.
-        runtime: Name and version of the runtime; None if nothing was measured.
-        threads: Threads within an operator; None for the runtime's own choice.
-        clock: `CPU` or `wall`: what the times are of; None if nothing was measured.
-        sizes: The dimension sizes that it was measured at, one a set of inputs. Nothing is known of
-            others.
-        weights: How often each set of inputs counts.
-        layer_ms: For each layer of the manifest and each set of inputs, choice to milliseconds;
-            nothing for a layer without a choice.
-        model_ms: For each set of inputs, `dense` (every layer), `chosen`, and, where layers have
-            ranges, `one_choice` (without them) to milliseconds of the whole model; nothing where
-            all layers were chosen to be dense before that was asked.
-        within: The conditions under which the package was the fastest of several precisions and
-            runtimes; nothing if there were none.
-    """
-
-    source: Literal["measured", "given"]
-    machine: str
-    runtime: str | None = None
+    source: Literal["measured", "given"]  # `measured` on a machine, or `given` by somebody
+    machine: str  # processor, cores and instruction set of that machine
+    runtime: str | None = None  # name and version of the runtime; None if nothing was measured
+    # Threads within an operator; None for the runtime's own choice.
     threads: interface.PositiveSize | None = None
-    clock: str | None = None
+    clock: str | None = None  # `CPU` or `wall`: what the times are of; None if nothing was measured
+    # The dimension sizes that it was measured at, one a set of inputs. Nothing is known of others.
     sizes: tuple[dict[str, interface.WholeSize], ...] = ()
-    weights: tuple[interface.Amount, ...] = ()
+    weights: tuple[interface.Amount, ...] = ()  # how often each set of inputs counts
+    # For each layer of the manifest and each set of inputs, choice to milliseconds; nothing for a
+    # layer without a choice.
     layer_ms: tuple[tuple[dict[str, interface.Amount], ...], ...] = ()
+    # For each set of inputs, `dense` (every layer), `chosen`, and, where layers have ranges,
+    # `one_choice` (without them) to milliseconds of the whole model; nothing where all layers were
+    # chosen to be dense before that was asked.
     model_ms: tuple[dict[str, interface.Amount], ...] = ()
+    # The conditions under which the package was the fastest of several precisions and runtimes;
+    # nothing if there were none.
     within: tuple[str, ...] = ()
 
 
@@ -125,73 +105,50 @@ FORMAT_VERSION = 1
 class KeptOperators(Strict):
     """Operators outside of MoH layers that stay as the model wrote them, because those that were to
     take over gave another result when both were run at export.
-
-    Attributes:
-        path: Module path of the last of them; `model` for the model itself.
-        operators: Names of what stays, in execution order: `conv2d`, `gelu`.
-        inserted: Names of what was to take over: `MoHTokenConv`.
-        max_abs_error: Largest absolute difference over the recorded runs; None where there is no
-            number, because shapes differ or a result is not finite.
-        reason: How the results differ, in words.
     """
 
-    path: str
-    operators: tuple[str, ...]
-    inserted: tuple[str, ...]
+    path: str  # module path of the last of them; `model` for the model itself
+    operators: tuple[str, ...]  # names of what stays, in execution order: `conv2d`, `gelu`
+    inserted: tuple[str, ...]  # names of what was to take over: `MoHTokenConv`
+    # Largest absolute difference over the recorded runs; None where there is no number, because
+    # shapes differ or a result is not finite.
     max_abs_error: float | None
-    reason: str
+    reason: str  # how the results differ, in words
 
 
 @dataclass(frozen=True)
 class NearMiss(Strict):
-    """Attention that meets what looks like gates of its heads, and was not read as an MoH layer.
+    """Attention that meets what looks like gates of its heads, and was not read as an MoH layer."""
 
-    Attributes:
-        paths: Module paths, in execution order; `model` for the model itself.
-        reason: What was followed, and the operator at which it was lost.
-        place: The line of the original model's code with that operator, `attention.py:88`; None
-            where the trace does not tell.
-        gates: The line with the product with the gates, likewise.
-    """
-
-    paths: tuple[str, ...]
-    reason: str
+    paths: tuple[str, ...]  # module paths, in execution order; `model` for the model itself
+    reason: str  # what was followed, and the operator at which it was lost
+    # The line of the original model's code with that operator, `attention.py:88`; None where the
+    # trace does not tell.
     place: str | None
-    gates: str | None
+    gates: str | None  # the line with the product with the gates, likewise
 
 
 @dataclass(frozen=True)
 class OtherRouter(Strict):
-    """A router that weighs no attention: that of a mixture of experts, say.
+    """A router that weighs no attention: that of a mixture of experts, say."""
 
-    Attributes:
-        paths: Module paths, in execution order; `model` for the model itself.
-        router: What ranks or weighs how many candidates: `topk of 2 among 8`.
-        place: The line of the original model's code with that operator, `experts.py:31`; None
-            where the trace does not tell.
-        weighs: The operator, or input, that makes what its gates are multiplied with.
-        gates: The line with that product, likewise.
-    """
-
-    paths: tuple[str, ...]
-    router: str
+    paths: tuple[str, ...]  # module paths, in execution order; `model` for the model itself
+    router: str  # what ranks or weighs how many candidates: `topk of 2 among 8`
+    # The line of the original model's code with that operator, `experts.py:31`; None where the
+    # trace does not tell.
     place: str | None
-    weighs: str
-    gates: str | None
+    weighs: str  # the operator, or input, that makes what its gates are multiplied with
+    gates: str | None  # the line with that product, likewise
 
 
 @dataclass(frozen=True)
 class Float32Node(Strict):
     """An operator of a package in lower precision that computes in float32 because `bisect` found
     that it has to.
-
-    Attributes:
-        name: Of the node in model.onnx; `-> VALUE` for one without, by its output.
-        reason: Why, in words.
     """
 
-    name: str
-    reason: str
+    name: str  # of the node in model.onnx; `-> VALUE` for one without, by its output
+    reason: str  # why, in words
 
 
 @dataclass(frozen=True)
@@ -200,97 +157,73 @@ class Made(Strict):
 
     What it has recorded is of the package that it was made from, changed in the same way by feeding
     gates, or by its function bodies.
-
-    Attributes:
-        how: What was changed, in words: `every token has the same heads, 12 kept by load`.
-        model_sha256: Digest of model.onnx of the package that it was made from.
-        kept: For each layer the heads that are left, by their numbers in that package; empty where
-            no layer lost any.
     """
 
-    how: str
-    model_sha256: str
+    how: str  # what was changed, in words: `every token has the same heads, 12 kept by load`
+    model_sha256: str  # digest of model.onnx of the package that it was made from
+    # For each layer the heads that are left, by their numbers in that package; empty where no layer
+    # lost any.
     kept: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Manifest(Strict):
-    """`manifest.json`.
+    """`manifest.json`."""
 
-    Attributes:
-        inputs: The model's inputs, in the order of model.onnx.
-        outputs: The model's outputs, in the order of model.onnx.
-        dims: Dynamic dimension name to example size.
-        layers: Every MoH layer, in the order it runs.
-        ops: Custom op name (`moh::MoHAttention`) to op version.
-        opset: Version of the standard ONNX operator set.
-        total_flops: Multiply-adds times two of the original model at the example's sizes, dense;
-            None if unknown.
-        precision: The shortest floating-point dtype of weights and outputs, or `int8` where weights
-            and operands of products are, `int4` where weights are: picks the tolerance.
-        checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
-        made_with: Versions: moh-deploy, torch, onnx, python; onnxruntime where the original was an
-            ONNX file, which it recorded.
-        proof: What the export measured; None if nothing was compared.
-        dim_ranges: Dynamic dimension to the smallest and largest size that the trace is good for;
-            None for no largest. Dimensions that take every size are left out.
-        dim_sums: Dimensions that are limited together.
-        compute_type: What kernels may round the operands of attention's matrix products to;
-            float32 allows no rounding. Sums are in float32 in any case.
-        tuning: What the choices of the layers rest on; None if they rest on a prediction, or nobody
-            chose.
-        kept: Operators outside of the layers that stay because their replacement differed.
-        near_misses: What looks like MoH layers and was not read as such.
-        other_routers: Routers that weigh no attention.
-        ungated: How many attentions have no gates.
-        float32_nodes: Operators that `bisect` put into float32.
-        rounding: How far rounding moves the original; None where nobody measured it.
-        call: How the original takes the inputs; None where they are its positional arguments.
-        runtime: What runs the package where nothing else is asked for, because it was the fastest
-            in that; None for ONNX Runtime.
-        valid_tokens: The input that says which tokens are valid, [batch, tokens] of 0 and 1, or
-            [batch, ..., tokens] that is added to scores; `not` before its name: it is 1 for
-            padding. The original's results for padding are recorded and not compared. None: all
-            tokens are valid.
-        made: What was changed in a package that is another model than the original; None for a
-            package that equals it.
-        text_generation: Of a language model that takes tokens and a cache; None of others.
-        caches: Caches that are written in place; None where there are none, or they grow.
-        files: File name to sha256, for each file of the package but the manifest.
-        format_version: Version of the package format.
-    """
-
-    inputs: tuple[interface.TensorInfo, ...]
-    outputs: tuple[interface.TensorInfo, ...]
-    dims: dict[str, interface.PositiveSize]
-    layers: tuple[LayerInfo, ...]
-    ops: dict[str, int]
-    opset: int
+    inputs: tuple[interface.TensorInfo, ...]  # the model's inputs, in the order of model.onnx
+    outputs: tuple[interface.TensorInfo, ...]  # the model's outputs, in the order of model.onnx
+    dims: dict[str, interface.PositiveSize]  # dynamic dimension name to example size
+    layers: tuple[LayerInfo, ...]  # every MoH layer, in the order it runs
+    ops: dict[str, int]  # custom op name (`moh::MoHAttention`) to op version
+    opset: int  # version of the standard ONNX operator set
+    # Multiply-adds times two of the original model at the example's sizes, dense; None if unknown.
     total_flops: interface.WholeSize | None
+    # The shortest floating-point dtype of weights and outputs, or `int8` where weights and operands
+    # of products are, `int4` where weights are: picks the tolerance.
     precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(interface.FLOATS)})$")]
-    checkpoint_sha256: str | None
+    checkpoint_sha256: str | None  # digest of the checkpoint the package was made from, or None
+    # Versions: moh-deploy, torch, onnx, python; onnxruntime where the original was an ONNX file,
+    # which it recorded.
     made_with: dict[str, str]
-    proof: Proof | None = None
+    proof: Proof | None = None  # what the export measured; None if nothing was compared
+    # Dynamic dimension to the smallest and largest size that the trace is good for; None for no
+    # largest. Dimensions that take every size are left out.
     dim_ranges: dict[str, tuple[interface.WholeSize, interface.WholeSize | None]] = field(
         default_factory=dict
     )
-    dim_sums: tuple[interface.DimSum, ...] = ()
+    dim_sums: tuple[interface.DimSum, ...] = ()  # dimensions that are limited together
+    # What kernels may round the operands of attention's matrix products to; float32 allows no
+    # rounding. Sums are in float32 in any case.
     compute_type: ComputeType = "float32"
+    # What the choices of the layers rest on; None if they rest on a prediction, or nobody chose.
     tuning: Tuning | None = None
+    # Operators outside of the layers that stay because their replacement differed.
     kept: tuple[KeptOperators, ...] = ()
-    near_misses: tuple[NearMiss, ...] = ()
-    other_routers: tuple[OtherRouter, ...] = ()
-    ungated: int = 0
-    float32_nodes: tuple[Float32Node, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()  # what looks like MoH layers and was not read as such
+    other_routers: tuple[OtherRouter, ...] = ()  # routers that weigh no attention
+    ungated: int = 0  # how many attentions have no gates
+    float32_nodes: tuple[Float32Node, ...] = ()  # operators that `bisect` put into float32
+    # How far rounding moves the original; None where nobody measured it.
     rounding: Rounding | None = None
+    # How the original takes the inputs; None where they are its positional arguments.
     call: interface.Call | None = None
+    # What runs the package where nothing else is asked for, because it was the fastest in that;
+    # None for ONNX Runtime.
     runtime: Runtime | None = None
+    # The input that says which tokens are valid, [batch, tokens] of 0 and 1, or [batch, ...,
+    # tokens] that is added to scores; `not` before its name: it is 1 for padding. The original's
+    # results for padding are recorded and not compared. None: all tokens are valid.
     valid_tokens: str | None = None
+    # What was changed in a package that is another model than the original; None for a package that
+    # equals it.
     made: Made | None = None
+    # Of a language model that takes tokens and a cache; None of others.
     text_generation: interface.TextGeneration | None = None
+    # Caches that are written in place; None where there are none, or they grow.
     caches: interface.CachesInPlace | None = None
+    # File name to sha256, for each file of the package but the manifest.
     files: dict[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_VERSION  # version of the package format
 
     @property
     def from_onnx(self) -> bool:

@@ -28,17 +28,11 @@ from moh_deploy.system.replaceable import FileKind
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """A tensor whose data lies outside of model.onnx.
+    """A tensor whose data lies outside of model.onnx."""
 
-    Attributes:
-        name: Of the tensor; empty where it has none.
-        entries: What is said of the place: `location`, `offset`, `length`.
-        num_bytes: What its shape and dtype take; None where nothing can have them.
-    """
-
-    name: str
-    entries: Mapping[str, str]
-    num_bytes: int | None
+    name: str  # of the tensor; empty where it has none
+    entries: Mapping[str, str]  # what is said of the place: `location`, `offset`, `length`
+    num_bytes: int | None  # what its shape and dtype take; None where nothing can have them
 
 
 def read_outline(path: Path) -> tuple[ExternalTensor, ...]:

@@ -22,29 +22,22 @@ VECTORS_NAME = "vectors.npz"
 
 @dataclass(frozen=True)
 class VectorSet:
-    """One recorded run of the original model.
+    """One recorded run of the original model."""
 
-    Attributes:
-        sizes: Dimension sizes of this run.
-        inputs: Input name to array.
-        outputs: Output name to array.
-        gates: One array [B, S, num_heads] for each layer, in the manifest's order.
-        margins: One array [B, S] a layer: the gap between the last chosen and the first unchosen
-            routed score of a token, in the units of the scores; inf where nothing is selected, 0
-            where a score is NaN. Small values are near-ties.
-        scores: What the router of each layer ranks, [B, S, candidates], candidates being the last
-            heads; None for a layer without a ranking that is known. Empty where nobody recorded
-            them, as in older packages.
-        attention: What the attention of each layer computes, gates included, as `fingerprint` gives
-            it, [B, S, NUMBERS]; None and empty likewise.
-    """
-
-    sizes: dict[str, int]
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
-    gates: tuple[Array, ...]
+    sizes: dict[str, int]  # dimension sizes of this run
+    inputs: dict[str, Array]  # input name to array
+    outputs: dict[str, Array]  # output name to array
+    gates: tuple[Array, ...]  # one array [B, S, num_heads] for each layer, in the manifest's order
+    # One array [B, S] a layer: the gap between the last chosen and the first unchosen routed score
+    # of a token, in the units of the scores; inf where nothing is selected, 0 where a score is NaN.
+    # Small values are near-ties.
     margins: tuple[Array, ...]
+    # What the router of each layer ranks, [B, S, candidates], candidates being the last heads; None
+    # for a layer without a ranking that is known. Empty where nobody recorded them, as in older
+    # packages.
     scores: tuple[Array | None, ...] = ()
+    # What the attention of each layer computes, gates included, as `fingerprint` gives it, [B, S,
+    # NUMBERS]; None and empty likewise.
     attention: tuple[Array | None, ...] = ()
 
 

@@ -15,17 +15,11 @@ from moh_deploy.runtime.kernel_use import KernelUse
 
 @dataclass(frozen=True)
 class Processor:
-    """The processor that layers run on.
+    """The processor that layers run on."""
 
-    Attributes:
-        processor: Its name.
-        num_cores: Cores that this process may run on; a quota of their time is not seen.
-        instruction_set: What kernels run on, such as `avx2`; None without kernels.
-    """
-
-    processor: str
-    num_cores: int
-    instruction_set: str | None
+    processor: str  # its name
+    num_cores: int  # cores that this process may run on; a quota of their time is not seen
+    instruction_set: str | None  # what kernels run on, such as `avx2`; None without kernels
 
     @classmethod
     def this(cls, instruction_set: str | None) -> Processor:

@@ -38,19 +38,12 @@ _WEIGHT_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8"
 
 @dataclass(frozen=True)
 class DecoderSavings:
-    """The most that skipping heads can save at a length, for one sequence.
+    """The most that skipping heads can save at a length, for one sequence."""
 
-    Attributes:
-        length: Tokens of the prompt, or in the cache.
-        prompt_share: Of the multiply-adds of such a prompt.
-        step_share: Of the bytes that a step reads behind so many tokens.
-        cache_share: Of the cache's part of these bytes.
-    """
-
-    length: int
-    prompt_share: float
-    step_share: float
-    cache_share: float
+    length: int  # tokens of the prompt, or in the cache
+    prompt_share: float  # of the multiply-adds of such a prompt
+    step_share: float  # of the bytes that a step reads behind so many tokens
+    cache_share: float  # of the cache's part of these bytes
 
 
 def decoder_savings(

@@ -93,27 +93,20 @@ def settle_seconds(threads: int | None) -> float:
 
 @dataclass(frozen=True)
 class Turns:
-    """Times candidates that take turns: each once a round, in an order that is drawn each round.
+    """Times candidates that take turns: each once a round, in an order that is drawn each round."""
 
-    Attributes:
-        clocks: All are read around the same calls, the first one closest to them.
-        min_seconds: Rounds go on for at least so long, by the clock on the wall.
-        warmup_seconds: The candidates run for so long before, untimed.
-        least_sample_seconds: What takes less, by the first clock, is called several times for one
-            sample: reading a clock takes time, too.
-        most_rounds: There are no more rounds than these.
-        settle_seconds: Nothing has run for so long before a turn, if there are several candidates:
-            idle threads of the last one may still look for work.
-        refill_seconds: Then the candidate runs for so long, untimed, and once at least, if there
-            are several: caches hold what the last one had. What takes 50 times as long does not.
-    """
-
-    clocks: tuple[Clock, ...]
-    min_seconds: float
-    warmup_seconds: float = 0.0
+    clocks: tuple[Clock, ...]  # all are read around the same calls, the first one closest to them
+    min_seconds: float  # rounds go on for at least so long, by the clock on the wall
+    warmup_seconds: float = 0.0  # the candidates run for so long before, untimed
+    # What takes less, by the first clock, is called several times for one sample: reading a clock
+    # takes time, too.
     least_sample_seconds: float = 1e-3
-    most_rounds: int = 501
+    most_rounds: int = 501  # there are no more rounds than these
+    # Nothing has run for so long before a turn, if there are several candidates: idle threads of
+    # the last one may still look for work.
     settle_seconds: float = 0.0
+    # Then the candidate runs for so long, untimed, and once at least, if there are several: caches
+    # hold what the last one had. What takes 50 times as long does not.
     refill_seconds: float = 0.0
 
     def __call__(self, candidates: Calls) -> dict[str, tuple[TimeSamples, ...]]:
@@ -170,20 +163,14 @@ class Turns:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times candidates that take turns by one clock.
+    """Times candidates that take turns by one clock."""
 
-    Attributes:
-        clock: CPU time says what one thread does, whatever else the machine does; what several
-            threads do shows on the wall only.
-        name: `CPU` or `wall`.
-        min_seconds: A comparison takes at least so long, by the clock on the wall.
-        settle_seconds: Nothing runs for so long before a turn.
-    """
-
+    # CPU time says what one thread does, whatever else the machine does; what several threads do
+    # shows on the wall only.
     clock: Clock
-    name: str
-    min_seconds: float
-    settle_seconds: float = 0.0
+    name: str  # `CPU` or `wall`
+    min_seconds: float  # a comparison takes at least so long, by the clock on the wall
+    settle_seconds: float = 0.0  # nothing runs for so long before a turn
 
     @classmethod
     def for_threads(cls, threads: int | None, min_seconds: float) -> Stopwatch:
@@ -201,17 +188,11 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The time of one candidate over that of another.
+    """The time of one candidate over that of another."""
 
-    Attributes:
-        value: Median of the ratios of rounds.
-        low: The true median is above this, with 95 % certainty.
-        high: And below this.
-    """
-
-    value: float
-    low: float
-    high: float
+    value: float  # median of the ratios of rounds
+    low: float  # the true median is above this, with 95 % certainty
+    high: float  # and below this
 
     @property
     def is_faster(self) -> bool:
@@ -226,17 +207,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class TimeDifference:
-    """The time of one candidate minus that of another, in milliseconds.
+    """The time of one candidate minus that of another, in milliseconds."""
 
-    Attributes:
-        value: Median of the differences of rounds.
-        low: The true median is above this, with 95 % certainty.
-        high: And below this.
-    """
-
-    value: float
-    low: float
-    high: float
+    value: float  # median of the differences of rounds
+    low: float  # the true median is above this, with 95 % certainty
+    high: float  # and below this
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:

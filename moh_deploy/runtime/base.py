@@ -33,41 +33,33 @@ GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]
 
 @dataclass(frozen=True)
 class Variant:
-    """The way in which a model is opened: runtime, kernels, threads, changes of its graph.
+    """The way in which a model is opened: runtime, kernels, threads, changes of its graph."""
 
-    Attributes:
-        runtime: What a package or an ONNX model is opened with.
-        kernels: `auto` runs MoH nodes on kernels where there are some, `off` runs their function
-            bodies, `require` refuses to run if a MoH node that was not chosen to be dense has no
-            kernel.
-        optimize: Let the runtime rewrite the graph. Without, every node runs as it is written.
-        threads: Threads within one operator; None lets the runtime choose.
-        spins: Threads wait for work in a loop, which starts an operator microseconds earlier and
-            takes a core meanwhile: for what is timed. Without, memory is given back after each run.
-        extra_outputs: Names of inner values to return besides the outputs.
-        edits: Changes of the graph, in their order: gates fed, routing fixed, noisy weights.
-        round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on
-            the CPU computes runs of such operators in float32, and rounds at their ends only.
-        compute_type: What kernels may round the operands of attention's products to; None takes
-            what the package says, which is float32 for a model that is in none.
-        library: A kernel library other than the installation's.
-        apart: Where a runtime is known to end its process with some models (OpenVINO), open this
-            one in a process of its own: it is compared, and not timed.
-        instruction_set: One of those that the library has here (`amx_bf16`, `avx512_bf16`,
-            `avx512`, `avx2`, `baseline`); None for the best.
-    """
-
-    runtime: Runtime = "onnxruntime"
+    runtime: Runtime = "onnxruntime"  # what a package or an ONNX model is opened with
+    # `auto` runs MoH nodes on kernels where there are some, `off` runs their function bodies,
+    # `require` refuses to run if a MoH node that was not chosen to be dense has no kernel.
     kernels: Kernels = "auto"
+    # Let the runtime rewrite the graph. Without, every node runs as it is written.
     optimize: bool = True
-    threads: int | None = None
+    threads: int | None = None  # threads within one operator; None lets the runtime choose
+    # Threads wait for work in a loop, which starts an operator microseconds earlier and takes a
+    # core meanwhile: for what is timed. Without, memory is given back after each run.
     spins: bool = True
-    extra_outputs: tuple[str, ...] = ()
+    extra_outputs: tuple[str, ...] = ()  # names of inner values to return besides the outputs
+    # Changes of the graph, in their order: gates fed, routing fixed, noisy weights.
     edits: tuple[GraphEdit, ...] = ()
+    # Round what every operator computes in float16, as GPUs do. ONNX Runtime on the CPU computes
+    # runs of such operators in float32, and rounds at their ends only.
     round_results: bool = False
+    # What kernels may round the operands of attention's products to; None takes what the package
+    # says, which is float32 for a model that is in none.
     compute_type: ComputeType | None = None
-    library: Path | None = None
+    library: Path | None = None  # a kernel library other than the installation's
+    # Where a runtime is known to end its process with some models (OpenVINO), open this one in a
+    # process of its own: it is compared, and not timed.
     apart: bool = False
+    # One of those that the library has here (`amx_bf16`, `avx512_bf16`, `avx512`, `avx2`,
+    # `baseline`); None for the best.
     instruction_set: str | None = None
 
     def edited(self, *edits: GraphEdit) -> Variant:
@@ -88,27 +80,19 @@ FUNCTION_BODIES: Variant = Variant(kernels="off", optimize=False)
 
 @dataclass(frozen=True)
 class Description:
-    """Says what runs a model, and each of its layers.
+    """Says what runs a model, and each of its layers."""
 
-    Attributes:
-        runtime: Name and version of the runtime.
-        kernels: The kernel library that is used, or why none is.
-        layer_impl: Name of each MoH node to what runs it, as the runtime reports it or the choice
-            says. A node that depends on sizes is there twice.
-        layer_runs: The same by layer of the package, in the manifest's order; empty for a model
-            without manifest.
-        layer_nodes: The operators of each layer, in the same order; empty where they are not known.
-        device: What it runs on, where that is not the CPU.
-        notes: What could not be returned, and why.
-    """
-
-    runtime: str
-    kernels: KernelUse
+    runtime: str  # name and version of the runtime
+    kernels: KernelUse  # the kernel library that is used, or why none is
+    # Name of each MoH node to what runs it, as the runtime reports it or the choice says. A node
+    # that depends on sizes is there twice.
     layer_impl: Mapping[str, LayerImpl] = field(default_factory=dict)
+    # The same by layer of the package, in the manifest's order; empty for a model without manifest.
     layer_runs: tuple[LayerRun, ...] = ()
+    # The operators of each layer, in the same order; empty where they are not known.
     layer_nodes: tuple[LayerNodes, ...] = ()
-    device: str | None = None
-    notes: tuple[str, ...] = ()
+    device: str | None = None  # what it runs on, where that is not the CPU
+    notes: tuple[str, ...] = ()  # what could not be returned, and why
 
     @property
     def kernel_nodes(self) -> int:
@@ -127,15 +111,11 @@ class Description:
 
 
 class Runner(ABC):
-    """A model that was opened: arrays in, arrays out. A context manager that gives memory back.
-
-    Attributes:
-        inputs: What it takes, in order.
-        outputs: Names of what it returns, in order, extra ones last; empty where only a run tells.
-    """
+    """A model that was opened: arrays in, arrays out. A context manager that gives memory back."""
 
     # Fields in subclasses that know both beforehand, properties in those that ask for them.
-    inputs: tuple[TensorInfo, ...]
+    inputs: tuple[TensorInfo, ...]  # what it takes, in order
+    # Names of what it returns, in order, extra ones last; empty where only a run tells.
     outputs: tuple[str, ...]
 
     @abstractmethod
@@ -216,13 +196,10 @@ class ModelInterface(Protocol):
 
 
 class Model(ABC):
-    """A model that is named, and not loaded. Each kind of path is a subclass.
+    """A model that is named, and not loaded. Each kind of path is a subclass."""
 
-    Attributes:
-        is_compiled: It is of a runtime's own form, made for certain sizes: no variant can change
-            its graph or return inner values.
-    """
-
+    # It is of a runtime's own form, made for certain sizes: no variant can change its graph or
+    # return inner values.
     is_compiled: ClassVar[bool] = False
 
     @property
@@ -325,15 +302,12 @@ class Deployed(Model):
 
 @dataclass(frozen=True)
 class RecordingRunner(RunnerAround):
-    """A runner that records its results.
-
-    Attributes:
-        kept: Names of what is kept of its results; the rest is as large as the model's activations.
-        step: Encloses a run, by its number from 0: it shows progress.
-    """
+    """A runner that records its results."""
 
     runner: Runner
+    # Names of what is kept of its results; the rest is as large as the model's activations.
     kept: frozenset[str]
+    # Encloses a run, by its number from 0: it shows progress.
     step: Callable[[int], AbstractContextManager[None]]
     results: list[dict[str, Array]] = field(default_factory=list)
 

@@ -24,25 +24,21 @@ class KernelUse:
     """The kernel library that a session uses, or why none, and in which arithmetic it computes.
 
     Which nodes run on the library is in `Description.layer_impl`.
-
-    Attributes:
-        library: Path of the library, whose name reports show; None if the session has none.
-        reason: Why it has none; None if it has one.
-        instruction_set: What the kernels run on, such as `avx2`; None without a library, and of one
-            for GPUs, whose products take what the graph says.
-        asked_compute_type: Operands of the matrix products that the package allows.
-        emulated_dtype: The dtype that the runtime has no kernels for, so that every operator in it
-            computes in float32 and its results are rounded; None if there is none.
-        no_kernel_for: Operators of the model that the library has no kernel for, such as
-            `moh::MoHTokenConv`: their nodes run as function bodies. Those that run so by choice are
-            not among them.
     """
 
+    # Path of the library, whose name reports show; None if the session has none.
     library: Path | None
-    reason: str | None
+    reason: str | None  # why it has none; None if it has one
+    # What the kernels run on, such as `avx2`; None without a library, and of one for GPUs, whose
+    # products take what the graph says.
     instruction_set: str | None
+    # Operands of the matrix products that the package allows.
     asked_compute_type: ComputeType = "float32"
+    # The dtype that the runtime has no kernels for, so that every operator in it computes in
+    # float32 and its results are rounded; None if there is none.
     emulated_dtype: str | None = None
+    # Operators of the model that the library has no kernel for, such as `moh::MoHTokenConv`: their
+    # nodes run as function bodies. Those that run so by choice are not among them.
     no_kernel_for: tuple[str, ...] = field(default=(), metadata=HIDDEN)
 
     @property

@@ -14,24 +14,20 @@ LayerImpl = Literal["kernel", "function", "dense"]
 
 @dataclass(frozen=True)
 class LayerRun:
-    """Says what runs one MoH layer, read from the runtime.
+    """Says what runs one MoH layer, read from the runtime."""
 
-    Attributes:
-        path: The layer.
-        runs_as: `kernel`, `function` (its function body) or `dense` (the same by choice); None if
-            the layer was not replaced.
-        router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
-        projections_run_as: The same of its projection nodes; None if there are none.
-        by_size: A choice that depends on sizes, such as `dense if seq<=64, else sparse`; None for
-            one choice. What is said above holds at sizes at which a node is not dense.
-        constant_gates: No input changes the gates, so there is no router.
-    """
-
-    path: str
+    path: str  # the layer
+    # `kernel`, `function` (its function body) or `dense` (the same by choice); None if the layer
+    # was not replaced.
     runs_as: LayerImpl | None
+    # The same of its MoHRouter node; None if the router is of plain operators.
     router_runs_as: LayerImpl | None
+    # The same of its projection nodes; None if there are none.
     projections_run_as: LayerImpl | None = None
+    # A choice that depends on sizes, such as `dense if seq<=64, else sparse`; None for one choice.
+    # What is said above holds at sizes at which a node is not dense.
     by_size: str | None = None
+    # No input changes the gates, so there is no router.
     constant_gates: bool = field(default=False, metadata=HIDDEN)
 
 

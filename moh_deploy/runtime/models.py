@@ -271,13 +271,10 @@ def kernels_of(variant: Variant, compute_type: ComputeType) -> KernelUse:
 
 @dataclass(frozen=True)
 class PackageDir(Deployed):
-    """A package, which is read when it is first asked for something.
-
-    Attributes:
-        opened: The package, if it was read already.
-    """
+    """A package, which is read when it is first asked for something."""
 
     root: Path
+    # The package, if it was read already.
     opened: OnnxPackage | None = field(default=None, repr=False)
 
     @staticmethod

@@ -124,14 +124,10 @@ class OriginalRunner(Runner):
 
 @dataclass(frozen=True)
 class PlainExport(Model):
-    """An original as its framework exports it by itself, in ONNX Runtime.
-
-    Attributes:
-        package: Says for which sizes.
-    """
+    """An original as its framework exports it by itself, in ONNX Runtime."""
 
     original: Original
-    package: OnnxPackage
+    package: OnnxPackage  # says for which sizes
     path: Path
 
     @property
@@ -155,14 +151,10 @@ class PlainExport(Model):
 
 @dataclass(frozen=True)
 class _Growing(Model):
-    """An ONNX model whose caches grow, which is given those of a package, which have room.
-
-    Attributes:
-        manifest: Of the package.
-    """
+    """An ONNX model whose caches grow, which is given those of a package, which have room."""
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest  # of the package
 
     @property
     def name(self) -> str:

@@ -28,20 +28,14 @@ from moh_deploy.runtime.onnxruntime.quantizer import quantize_products, quantize
 
 @dataclass(frozen=True)
 class Quantized:
-    """A package's model with products in few bits.
+    """A package's model with products in few bits."""
 
-    Attributes:
-        model: Its weights are in memory.
-        layers: Those of the package. In int8 projections are products, so none runs `projected`.
-        lowered: How many products have that precision.
-        more_bits: Name of each other product to the reason why it has more.
-    """
-
-    model: ir.Model
+    model: ir.Model  # its weights are in memory
+    # Those of the package. In int8 projections are products, so none runs `projected`.
     layers: tuple[LayerInfo, ...]
     precision: IntegerPrecision
-    lowered: int
-    more_bits: Mapping[str, str]
+    lowered: int  # how many products have that precision
+    more_bits: Mapping[str, str]  # name of each other product to the reason why it has more
     ops: Mapping[str, int]
 
     def manifest(self, package: OnnxPackage) -> Manifest:
@@ -138,17 +132,11 @@ INT8 = "int8"
 
 @dataclass(frozen=True)
 class Int8Form:
-    """The float32 form of a package in int8; see `validate.bisection.cure.Form`.
+    """The float32 form of a package in int8; see `validate.bisection.cure.Form`."""
 
-    Attributes:
-        package: Stored in a scratch directory, with the manifest of the one in int8.
-        base: The float32 package that is brought to int8.
-        names: First output of each product that may be in int8 to its name.
-    """
-
-    package: OnnxPackage
-    base: OnnxPackage
-    names: Mapping[str, str]
+    package: OnnxPackage  # stored in a scratch directory, with the manifest of the one in int8
+    base: OnnxPackage  # the float32 package that is brought to int8
+    names: Mapping[str, str]  # first output of each product that may be in int8 to its name
 
     @property
     def low(self) -> str:

@@ -36,14 +36,10 @@ def gates_fed(variant: Variant, gates: GateTypes, inner: Sequence[str] = ()) -> 
 
 @dataclass(frozen=True)
 class PackageVariants:
-    """Opens variants of a package; see `validate.variants.Variants`.
-
-    Attributes:
-        variant: How the package itself is opened that is judged. Noisy variants run function
-            bodies.
-    """
+    """Opens variants of a package; see `validate.variants.Variants`."""
 
     package: OnnxPackage
+    # How the package itself is opened that is judged. Noisy variants run function bodies.
     variant: Variant = AS_IT_IS
 
     def why_not_forced(self) -> str | None:

@@ -39,23 +39,15 @@ _MOST_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class Outcome(Generic[Answer]):
-    """The result of a task: its answer, its error, or how its process ended.
+    """The result of a task: its answer, its error, or how its process ended."""
 
-    Attributes:
-        answer: What the function returned; None if the process ended before.
-        error: What it raised instead, of the errors that moh-deploy raises on purpose.
-        exception: Any other exception that it raised: `ValueError: ...`.
-        return_code: How the process ended; None if it was ended for taking too long.
-        said: What it wrote, to stdout and stderr; empty if it was shown.
-        step: What it was doing, where steps were asked for.
-    """
-
-    answer: Answer | None
+    answer: Answer | None  # what the function returned; None if the process ended before
+    # What it raised instead, of the errors that moh-deploy raises on purpose.
     error: MoHDeployError | None
-    exception: str | None
-    return_code: int | None
-    said: str = ""
-    step: str | None = None
+    exception: str | None  # any other exception that it raised: `ValueError: ...`
+    return_code: int | None  # how the process ended; None if it was ended for taking too long
+    said: str = ""  # what it wrote, to stdout and stderr; empty if it was shown
+    step: str | None = None  # what it was doing, where steps were asked for
 
     def required(self, what: str) -> Answer:
         """Return the answer, or raise the reason why there is none.
@@ -81,15 +73,10 @@ class Outcome(Generic[Answer]):
 
 @dataclass(frozen=True)
 class EarlyProcess:
-    """A process that was started before it is known what `isolated` is to call in it.
+    """A process that was started before it is known what `isolated` is to call in it."""
 
-    Attributes:
-        process: It waits for the name of a folder.
-        said: What it writes, to stdout and stderr.
-    """
-
-    process: subprocess.Popen[bytes]
-    said: IO[bytes]
+    process: subprocess.Popen[bytes]  # it waits for the name of a folder
+    said: IO[bytes]  # what it writes, to stdout and stderr
 
     def hand_over(self, folder: Path) -> subprocess.Popen[bytes]:
         """Let it do the task in a folder."""

@@ -14,14 +14,10 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, as the driver describes it.
-
-    Attributes:
-        compute_capability: 86 for 8.6.
-    """
+    """A GPU, as the driver describes it."""
 
     name: str
-    compute_capability: int
+    compute_capability: int  # 86 for 8.6
     memory_bytes: int
 
     @property
@@ -35,15 +31,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver, and what it drives.
+    """The driver, and what it drives."""
 
-    Attributes:
-        cuda: The largest version of CUDA that it takes.
-        gpus: At least one.
-    """
-
-    cuda: str
-    gpus: tuple[Gpu, ...]
+    cuda: str  # the largest version of CUDA that it takes
+    gpus: tuple[Gpu, ...]  # at least one
 
 
 def read_driver() -> Driver:

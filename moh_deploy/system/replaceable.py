@@ -15,32 +15,20 @@ _HEAD_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class DirectoryKind:
-    """A kind of directory that a command writes, and how an earlier one is known.
+    """A kind of directory that a command writes, and how an earlier one is known."""
 
-    Attributes:
-        noun: What people call it: `package`.
-        manifest: Name of the file by which it is known.
-        is_manifest: Tells whether a file is one, of whatever version.
-        files: Names of all files that it may hold.
-    """
-
-    noun: str
-    manifest: str
-    is_manifest: Callable[[Path], bool]
-    files: frozenset[str]
+    noun: str  # what people call it: `package`
+    manifest: str  # name of the file by which it is known
+    is_manifest: Callable[[Path], bool]  # tells whether a file is one, of whatever version
+    files: frozenset[str]  # names of all files that it may hold
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file that a command writes, and how an earlier one is known.
+    """A kind of file that a command writes, and how an earlier one is known."""
 
-    Attributes:
-        noun: What people call it: `ONNX model`.
-        is_one: Tells whether a file is one.
-    """
-
-    noun: str
-    is_one: Callable[[Path], bool]
+    noun: str  # what people call it: `ONNX model`
+    is_one: Callable[[Path], bool]  # tells whether a file is one
 
     @classmethod
     def beginning_with(cls, noun: str, pattern: bytes) -> FileKind:

@@ -13,17 +13,11 @@ from moh_deploy.system.staging import sync_file
 
 @dataclass(frozen=True)
 class SealedDirectory:
-    """One such directory, while it is written or read.
+    """One such directory, while it is written or read."""
 
-    Attributes:
-        root: The directory.
-        seal: Name of the JSON file.
-        made: When its files were as listed, for errors: `the package was written`.
-    """
-
-    root: Path
-    seal: str
-    made: str
+    root: Path  # the directory
+    seal: str  # name of the JSON file
+    made: str  # when its files were as listed, for errors: `the package was written`
 
     def digests(self) -> dict[str, str]:
         """Return the sha256 of every file but the seal, by its path with slashes."""

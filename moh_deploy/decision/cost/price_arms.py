@@ -79,18 +79,12 @@ def _place(
 
 @dataclass(frozen=True)
 class ArmTimes:
-    """Times of one arm for a request of this traffic.
-
-    Attributes:
-        ms: Mean time of a request.
-        saved_ms: How much less than the reference; None of the reference.
-        by_size: One for each of the sizes of traffic.
-    """
+    """Times of one arm for a request of this traffic."""
 
     arm: DecidedArm
-    ms: Estimate
-    saved_ms: Estimate | None
-    by_size: tuple[report.SizeCost, ...]
+    ms: Estimate  # mean time of a request
+    saved_ms: Estimate | None  # how much less than the reference; None of the reference
+    by_size: tuple[report.SizeCost, ...]  # one for each of the sizes of traffic
 
 
 def request_times(

@@ -29,17 +29,11 @@ _STEPS = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure.
+    """A figure."""
 
-    Attributes:
-        value: What it is with every input as it was given or measured.
-        low: The least that it is within the intervals of its inputs.
-        high: And the most.
-    """
-
-    value: float
-    low: float
-    high: float
+    value: float  # what it is with every input as it was given or measured
+    low: float  # the least that it is within the intervals of its inputs
+    high: float  # and the most
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -114,21 +108,16 @@ class Utilization(_Section):
 
 
 class MachineSection(_Section):
-    """`machine:` what serves.
+    """`machine:` what serves."""
 
-    Attributes:
-        name: What it is called where it is bought.
-        per_hour: What an hour costs, busy or not.
-        utilization: Share of the paid time that it computes: traffic has nights, fleets a reserve.
-        runs_at_once: How many runs it makes at the same time, each in the time that was measured.
-        billed: `by-use`: hours that other work would fill are not counted. `by-machine`: whole
-            machines, all month long.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    per_hour: Annotated[Price, _price_per("hour")]
+    name: Annotated[str, Field(min_length=1)]  # what it is called where it is bought
+    per_hour: Annotated[Price, _price_per("hour")]  # what an hour costs, busy or not
+    # Share of the paid time that it computes: traffic has nights, fleets a reserve.
     utilization: Annotated[Utilization, BeforeValidator(_read_range)]
+    # How many runs it makes at the same time, each in the time that was measured.
     runs_at_once: Annotated[int, Field(ge=1)] = 1
+    # `by-use`: hours that other work would fill are not counted. `by-machine`: whole machines, all
+    # month long.
     billed: Literal["by-use", "by-machine"] = "by-use"
 
 
@@ -140,16 +129,11 @@ class EngineeringSection(_Section):
 
 
 class Prices(_Section):
-    """The file.
+    """The file."""
 
-    Attributes:
-        machine: What serves.
-        engineering: What it takes once.
-        months: Within how many months engineering has to be paid back.
-    """
-
-    machine: MachineSection
-    engineering: EngineeringSection | None = None
+    machine: MachineSection  # what serves
+    engineering: EngineeringSection | None = None  # what it takes once
+    # Within how many months engineering has to be paid back.
     months: Annotated[float, Field(gt=0, le=120)] = 12.0
 
     @model_validator(mode="after")

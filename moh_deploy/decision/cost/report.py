@@ -19,58 +19,39 @@ Pays = Literal["pays", "does not pay", "cannot tell", "reference"]
 
 @dataclass(frozen=True)
 class SizeCost:
-    """One arm at one of the sizes of traffic.
-
-    Attributes:
-        ms: Mean time of a run.
-        gain: The share of the reference's time that it saves; None of the reference.
-        extrapolated: It was not measured at this size.
-    """
+    """One arm at one of the sizes of traffic."""
 
     sizes: dict[str, int]
     share: float
-    ms: Estimate
-    gain: Estimate | None
-    extrapolated: bool
+    ms: Estimate  # mean time of a run
+    gain: Estimate | None  # the share of the reference's time that it saves; None of the reference
+    extrapolated: bool  # it was not measured at this size
 
 
 @dataclass(frozen=True)
 class PaidBack:
-    """After how many months an arm has paid for the engineering; None: never.
+    """After how many months an arm has paid for the engineering; None: never."""
 
-    Attributes:
-        months: As measured.
-        low: At best.
-        high: At worst.
-    """
-
-    months: float | None
-    low: float | None
-    high: float | None
+    months: float | None  # as measured
+    low: float | None  # at best
+    high: float | None  # at worst
 
 
 @dataclass(frozen=True)
 class ArmCost:
-    """The costs of one arm: of a request, a million of them, and a month, with intervals.
-
-    Attributes:
-        pays: Whether it has paid for the engineering in time, at the worst of its interval.
-        ms_per_request: Mean time of a request of this traffic.
-        saving_per_month: What that is less than the reference; None of the reference.
-        paid_back: After how many months it has paid for the engineering; None of the reference.
-        net: What is left of the savings of all `months`; None of the reference.
-    """
+    """The costs of one arm: of a request, a million of them, and a month, with intervals."""
 
     name: str
     verdict: Literal["win", "loss", "cannot tell", "reference"]
     dense: bool
-    pays: Pays
-    ms_per_request: Estimate
+    pays: Pays  # whether it has paid for the engineering in time, at the worst of its interval
+    ms_per_request: Estimate  # mean time of a request of this traffic
     per_million: Estimate
     per_month: Estimate
-    saving_per_month: Estimate | None
+    saving_per_month: Estimate | None  # what that is less than the reference; None of the reference
+    # After how many months it has paid for the engineering; None of the reference.
     paid_back: PaidBack | None
-    net: Estimate | None
+    net: Estimate | None  # what is left of the savings of all `months`; None of the reference
     by_size: tuple[SizeCost, ...]
 
 

@@ -24,32 +24,20 @@ _MOST_SECONDS = 1e11  # in the year 5138; milliseconds since 1970 are more
 
 @dataclass(frozen=True)
 class SizedRequests:
-    """Requests of one size.
+    """Requests of one size."""
 
-    Attributes:
-        sizes: Of the dynamic dimensions.
-        share: Of all requests.
-        extrapolated: Its times are taken between those of two measured sizes.
-    """
-
-    sizes: dict[str, int]
-    share: float
-    extrapolated: bool = False
+    sizes: dict[str, int]  # of the dynamic dimensions
+    share: float  # of all requests
+    extrapolated: bool = False  # its times are taken between those of two measured sizes
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests of a team by their sizes, as counts or of a log: what costs are weighed by.
+    """Requests of a team by their sizes, as counts or of a log: what costs are weighed by."""
 
-    Attributes:
-        requests: By sizes; the most frequent first. Each is one run.
-        per_month: How many in a month.
-        notes: What a reader has to know of where that comes from.
-    """
-
-    requests: tuple[SizedRequests, ...]
-    per_month: float
-    notes: tuple[str, ...]
+    requests: tuple[SizedRequests, ...]  # by sizes; the most frequent first. Each is one run.
+    per_month: float  # how many in a month
+    notes: tuple[str, ...]  # what a reader has to know of where that comes from
 
 
 def read_traffic(path: Path, dims: Sequence[str], *, days: float | None = None) -> Traffic:

@@ -21,22 +21,16 @@ from moh_deploy.frontend.fx.views import broadcast, casts, is_view
 
 @dataclass(frozen=True)
 class Reading:
-    """The tensors of an operator whose dimensions may be transposed together with its own.
+    """The tensors of an operator whose dimensions may be transposed together with its own."""
 
-    Attributes:
-        sources: Those tensors, in the axes of the operator's result.
-        along: Dimensions that the operator works along, counted from the end (-1 is the last one)
-            as it counts them; they and all behind them stay where they are. Empty for an
-            elementwise operator.
-        suffix: How many dimensions of the sources stay where they are; None for an elementwise
-            operator, whose sources are broadcast to its result.
-        result_suffix: How many of the result.
-    """
-
-    sources: tuple[Operand, ...]
+    sources: tuple[Operand, ...]  # those tensors, in the axes of the operator's result
+    # Dimensions that the operator works along, counted from the end (-1 is the last one) as it
+    # counts them; they and all behind them stay where they are. Empty for an elementwise operator.
     along: tuple[int, ...] = ()
+    # How many dimensions of the sources stay where they are; None for an elementwise operator,
+    # whose sources are broadcast to its result.
     suffix: int | None = None
-    result_suffix: int = 0
+    result_suffix: int = 0  # how many of the result
 
 
 def read_commuting(node: Node, layout: Layout) -> Reading | None:

@@ -68,20 +68,14 @@ _BUILTIN = {"list": list, "tuple": tuple, "dict": dict}
 
 @dataclass(frozen=True)
 class Parts:
-    """An opened container.
+    """An opened container."""
 
-    Attributes:
-        container: `list`, `tuple`, `dict`, or the full name of a class.
-        context: What is needed beside the items to build it again: keys, names of fields, or what
-            the registration of its class says.
-        keys: What leads to each item: a number, a key, the name of a field.
-        items: What is in it.
-    """
-
-    container: str
+    container: str  # `list`, `tuple`, `dict`, or the full name of a class
+    # What is needed beside the items to build it again: keys, names of fields, or what the
+    # registration of its class says.
     context: object
-    keys: tuple[str, ...]
-    items: tuple[object, ...]
+    keys: tuple[str, ...]  # what leads to each item: a number, a key, the name of a field
+    items: tuple[object, ...]  # what is in it
 
 
 def open_container(value: object) -> Parts | None:

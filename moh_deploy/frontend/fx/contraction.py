@@ -19,18 +19,12 @@ Labels = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Contraction:
-    """A product of two tensors.
+    """A product of two tensors."""
 
-    Attributes:
-        operands: The two factors.
-        labels: For each operand one label a dimension; None where a dimension of size 1 is
-            broadcast.
-        out: Labels of the result.
-    """
-
-    operands: tuple[Node, Node]
+    operands: tuple[Node, Node]  # the two factors
+    # For each operand one label a dimension; None where a dimension of size 1 is broadcast.
     labels: tuple[Labels, Labels]
-    out: Labels
+    out: Labels  # labels of the result
 
     @property
     def summed(self) -> set[str]:

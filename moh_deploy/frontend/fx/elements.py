@@ -30,15 +30,10 @@ _MOST_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True)
 class Elements:
-    """A tensor as elements of another one.
+    """A tensor as elements of another one."""
 
-    Attributes:
-        source: The tensor that they come from.
-        index: For each element its flat index in `source`; -1 where it is 0.
-    """
-
-    source: Node
-    index: Tensor
+    source: Node  # the tensor that they come from
+    index: Tensor  # for each element its flat index in `source`; -1 where it is 0
 
 
 def elements_of(node: Node, known: KnownValues) -> Elements | None:

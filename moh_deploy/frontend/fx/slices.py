@@ -67,16 +67,11 @@ def read_slice(node: Node) -> Slice | None:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor, or the part of one that `cuts` leave.
-
-    Attributes:
-        layout: What the dimensions of the part mean.
-        cuts: Dimension, start and stop of each cut.
-    """
+    """A tensor, or the part of one that `cuts` leave."""
 
     node: Node
-    layout: Layout
-    cuts: tuple[tuple[int, int, int], ...] = ()
+    layout: Layout  # what the dimensions of the part mean
+    cuts: tuple[tuple[int, int, int], ...] = ()  # dimension, start and stop of each cut
 
 
 def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:

@@ -35,15 +35,11 @@ _BY_POSITION = (_Parameter.POSITIONAL_ONLY, _Parameter.POSITIONAL_OR_KEYWORD)
 
 @dataclass(frozen=True)
 class BoundInputs:
-    """Inputs, and how a model is called with them.
-
-    Attributes:
-        inputs: In the order of the call.
-        unknown: Names of inputs for which forward has no parameter but its `**kwargs`.
-    """
+    """Inputs, and how a model is called with them."""
 
     call: Call
-    inputs: tuple[ModelInput, ...]
+    inputs: tuple[ModelInput, ...]  # in the order of the call
+    # Names of inputs for which forward has no parameter but its `**kwargs`.
     unknown: frozenset[str] = frozenset()
 
 
@@ -89,14 +85,10 @@ def flattened(given: Mapping[str, object] | tuple[object, ...]) -> tuple[ModelIn
 
 @dataclass(frozen=True)
 class _Forward:
-    """The parameters that values are brought to.
-
-    Attributes:
-        hints: Parameter name to its annotation.
-    """
+    """The parameters that values are brought to."""
 
     signature: inspect.Signature
-    hints: Mapping[str, object]
+    hints: Mapping[str, object]  # parameter name to its annotation
 
     @property
     def _places(self) -> list[str]:

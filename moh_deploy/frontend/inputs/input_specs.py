@@ -26,18 +26,13 @@ _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
 
 @dataclass(frozen=True)
 class ExampleSpec:
-    """An input whose example values are to be made.
-
-    Attributes:
-        shape: Example sizes.
-        dims: Axis to dimension, for the dynamic axes.
-        value_range: First and last value; None for the dtype's own range.
-    """
+    """An input whose example values are to be made."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # example sizes
     dtype: ModelDtype
-    dims: dict[int, DimExpr]
+    dims: dict[int, DimExpr]  # axis to dimension, for the dynamic axes
+    # First and last value; None for the dtype's own range.
     value_range: tuple[float, float] | None = None
 
     def with_value(self, value: torch.Tensor) -> ModelInput:

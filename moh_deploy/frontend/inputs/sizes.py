@@ -119,18 +119,13 @@ SizeRun = tuple[tuple[ModelInput, ...], list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class SizeTrials:
-    """Runs the original model at sizes of its dynamic dimensions.
+    """Runs the original model at sizes of its dynamic dimensions."""
 
-    Attributes:
-        inputs: The example.
-        run: Runs the original model.
-        ranges: Smallest and largest size of dimensions beyond which nothing is tried by itself.
-        complete: Returns sizes in which those that follow from others do so.
-    """
-
-    inputs: Sequence[ModelInput]
-    run: Run
+    inputs: Sequence[ModelInput]  # the example
+    run: Run  # runs the original model
+    # Smallest and largest size of dimensions beyond which nothing is tried by itself.
     ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    # Returns sizes in which those that follow from others do so.
     complete: Callable[[Mapping[str, int]], dict[str, int]] = dict
 
     def at(self, sizes: Mapping[str, int]) -> SizeRun | Exception:

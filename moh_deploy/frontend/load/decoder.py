@@ -34,17 +34,12 @@ _LARGEST_SHARE_HALF = 0.1
 
 @dataclass(frozen=True)
 class Decoder:
-    """The caches and logits of a language model, found by a trial run: example inputs are made so.
+    """The caches and logits of a language model, found by a trial run."""
 
-    Attributes:
-        caches: Of each layer: heads of keys and values, and the sizes of a key and of a value.
-        dtype: Of the caches.
-        vocab_size: How many logits a token has.
-    """
-
+    # Of each layer: heads of keys and values, and the sizes of a key and of a value.
     caches: tuple[tuple[int, int, int], ...]
-    dtype: torch.dtype
-    vocab_size: int
+    dtype: torch.dtype  # of the caches
+    vocab_size: int  # how many logits a token has
 
 
 def make_decoder(module: nn.Module) -> Decoder:

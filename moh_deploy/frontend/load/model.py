@@ -28,23 +28,17 @@ CheckpointForm = Literal[
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One positional argument of the model.
+    """One positional argument of the model."""
 
-    Attributes:
-        name: Name of the ONNX input.
-        value: Example tensor; every dynamic axis has its example size.
-        dims: Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that
-            are absent are fixed.
-        says_valid: It is a mask of valid tokens, [batch, tokens] of 0 and 1 or [batch, ..., tokens]
-            that is added to scores: what is computed for the others is not compared.
-        marks_padding: As such a mask it is 1 for padding, and 0 for valid tokens.
-    """
-
-    name: str
-    value: torch.Tensor
+    name: str  # name of the ONNX input
+    value: torch.Tensor  # example tensor; every dynamic axis has its example size
+    # Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that are
+    # absent are fixed.
     dims: dict[int, str] = field(default_factory=dict)
+    # It is a mask of valid tokens, [batch, tokens] of 0 and 1 or [batch, ..., tokens] that is added
+    # to scores: what is computed for the others is not compared.
     says_valid: bool = False
-    marks_padding: bool = False
+    marks_padding: bool = False  # as such a mask it is 1 for padding, and 0 for valid tokens
 
     @property
     def mask_name(self) -> str:
@@ -54,30 +48,23 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode, ready to be traced. Exactly one of `module` and `program` is set.
+    """A model in eval mode, ready to be traced. Exactly one of `module` and `program` is set."""
 
-    Attributes:
-        module: The user's module with the checkpoint's weights in it; of an ONNX file, one that
-            computes its nodes.
-        program: The exported program of a `.pt2` file.
-        form: How the checkpoint stored the model.
-        checkpoint_sha256: Digest of the file, or None for a model that was handed over in memory.
-        call: How the module takes the inputs; None where they are its positional arguments.
-        unknown: Names of inputs for which its forward has no parameter but `**kwargs`.
-        decoder: Of a language model that is to generate text: what its caches are.
-        directory: The directory that it was loaded from, if it was one.
-        original: Of an ONNX file: what it computes, by ONNX Runtime.
-    """
-
+    # The user's module with the checkpoint's weights in it; of an ONNX file, one that computes its
+    # nodes.
     module: torch.nn.Module | None
-    program: torch.export.ExportedProgram | None
-    form: CheckpointForm
+    program: torch.export.ExportedProgram | None  # the exported program of a `.pt2` file
+    form: CheckpointForm  # how the checkpoint stored the model
+    # Digest of the file, or None for a model that was handed over in memory.
     checkpoint_sha256: str | None
+    # How the module takes the inputs; None where they are its positional arguments.
     call: Call | None = None
+    # Names of inputs for which its forward has no parameter but `**kwargs`.
     unknown: frozenset[str] = frozenset()
+    # Of a language model that is to generate text: what its caches are.
     decoder: Decoder | None = None
-    directory: ModelDirectory | None = None
-    original: OnnxOriginal | None = None
+    directory: ModelDirectory | None = None  # the directory that it was loaded from, if it was one
+    original: OnnxOriginal | None = None  # of an ONNX file: what it computes, by ONNX Runtime
 
     def callable(self) -> Callable[..., object]:
         """Return what runs the model on its inputs, one by one."""

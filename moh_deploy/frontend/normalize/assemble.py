@@ -28,15 +28,10 @@ _WRITES = frozenset(["slice_scatter", "select_scatter", "index_add"])
 
 @dataclass(frozen=True)
 class _Write:
-    """Entries `start` to `stop` of a dimension that get a value.
+    """Entries `start` to `stop` of a dimension that get a value."""
 
-    Attributes:
-        base: What all other entries are of.
-        value: Without the dimension where it is a single entry.
-    """
-
-    base: Node
-    value: Node
+    base: Node  # what all other entries are of
+    value: Node  # without the dimension where it is a single entry
     dim: int
     start: int
     stop: int

@@ -25,23 +25,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of some tokens and what a view of it is multiplied with.
+    """A part of some tokens and what a view of it is multiplied with."""
 
-    Attributes:
-        node: The slice, or one of the pieces of a split.
-        start: The first entry.
-        product: Its only reader, behind views.
-        layout: Of the product, in the axes of the whole tensor, with one of its own for the tokens.
-        dim: The dimension of the product that has these.
-        gates: They do not vary along the last axis.
-    """
-
-    node: Node
-    start: axes.Size
-    product: Node
+    node: Node  # the slice, or one of the pieces of a split
+    start: axes.Size  # the first entry
+    product: Node  # its only reader, behind views
+    # Of the product, in the axes of the whole tensor, with one of its own for the tokens.
     layout: axes.Layout
-    dim: int
-    gates: Operand
+    dim: int  # the dimension of the product that has these
+    gates: Operand  # they do not vary along the last axis
 
     def form(self, tokens: axes.Dim) -> tuple[axes.Layout, frozenset[axes.Axis]]:
         """The layout of the product with other tokens, and the axes of the gates besides them."""

@@ -22,19 +22,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor of all heads.
+    """A tensor of all heads."""
 
-    Attributes:
-        node: [H, ...], or that of every head.
-        by_head: True where the heads have values of their own.
-        stored: True where it is known before the model runs.
-        attends: True where it is computed of the attention weights of each head.
-    """
-
-    node: Node
-    by_head: bool
-    stored: bool = False
-    attends: bool = False
+    node: Node  # [H, ...], or that of every head
+    by_head: bool  # true where the heads have values of their own
+    stored: bool = False  # true where it is known before the model runs
+    attends: bool = False  # true where it is computed of the attention weights of each head
 
     @property
     def rank(self) -> int:

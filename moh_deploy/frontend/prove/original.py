@@ -185,12 +185,10 @@ def _first_difference(
 class DoesNotRun:
     """The traced program does not run at the sizes of a run of the original; or it computes
     something else there, and says so by what it asserts of sizes.
-
-    Attributes:
-        why: The first line of what PyTorch says, or the difference, and what is asserted; without a
-            full stop.
     """
 
+    # The first line of what PyTorch says, or the difference, and what is asserted; without a full
+    # stop.
     why: str
 
 

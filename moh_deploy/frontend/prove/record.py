@@ -28,55 +28,39 @@ from moh_deploy.validate.compare.tolerances import tolerance_for
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """The difference between an inserted operator's result and the original's.
+    """The difference between an inserted operator's result and the original's."""
 
-    Attributes:
-        words: What a report says.
-        max_abs_error: Largest absolute difference; None where the shapes differ, or one of the two
-            results is not finite.
-    """
-
-    words: str
+    words: str  # what a report says
+    # Largest absolute difference; None where the shapes differ, or one of the two results is not
+    # finite.
     max_abs_error: float | None = None
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer's gates, margins, scores and attention in one run of the original operators.
+    """One layer's gates, margins, scores and attention in one run of the original operators."""
 
-    Attributes:
-        gates: [B, S, H].
-        margins: [B, S]: last chosen minus first unchosen score of a token; inf where nothing is
-            selected.
-        scores: [B, S, candidates]: what is ranked, of the last heads; None where that is not known.
-        attention: The fingerprint of the gated heads; None where they have no view [B, S, ...].
-        disagreement: How the inserted operators differ from the original ones, in words; None if
-            they agree.
-        counted: [B, S]: the tokens that are compared: no padding.
-    """
-
-    gates: torch.Tensor
+    gates: torch.Tensor  # [B, S, H]
+    # [B, S]: last chosen minus first unchosen score of a token; inf where nothing is selected.
     margins: torch.Tensor
+    # [B, S, candidates]: what is ranked, of the last heads; None where that is not known.
     scores: Array | None
+    # The fingerprint of the gated heads; None where they have no view [B, S, ...].
     attention: Array | None
+    # How the inserted operators differ from the original ones, in words; None if they agree.
     disagreement: str | None
-    counted: torch.Tensor
+    counted: torch.Tensor  # [B, S]: the tokens that are compared: no padding
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One run of the original operators.
+    """One run of the original operators."""
 
-    Attributes:
-        outputs: The tensors of the program's outputs, in order.
-        layers: One record for each rewrite, in order.
-        disagreements: For each swap how its nodes differ; None if they agree.
-        rounding: How far rounding moves it; None if that was not asked for, or cannot be known.
-    """
-
-    outputs: list[torch.Tensor]
-    layers: list[LayerRecord]
+    outputs: list[torch.Tensor]  # the tensors of the program's outputs, in order
+    layers: list[LayerRecord]  # one record for each rewrite, in order
+    # For each swap how its nodes differ; None if they agree.
     disagreements: list[LayerDifference | None]
+    # How far rounding moves it; None if that was not asked for, or cannot be known.
     rounding: Rounding | None = None
 
 

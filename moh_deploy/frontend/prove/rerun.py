@@ -27,14 +27,10 @@ from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 @dataclass(frozen=True)
 class Traced:
-    """A program in which new operators stand beside the original ones.
-
-    Attributes:
-        rewrites: The MoH layers, in the order in which they run.
-    """
+    """A program in which new operators stand beside the original ones."""
 
     program: ExportedProgram
-    rewrites: Sequence[Rewrite]
+    rewrites: Sequence[Rewrite]  # the MoH layers, in the order in which they run
 
     @property
     def layers(self) -> list[str]:

@@ -26,18 +26,14 @@ Take = Callable[[OriginalRun], Recording | DoesNotRun]
 
 @dataclass(frozen=True)
 class SizeRuns:
-    """Runs of the original at the sizes that the trace takes; the first is the example.
-
-    Attributes:
-        ranges: Smallest and largest size of the dimensions for which the trace is not good at all
-            sizes from 1 on.
-        reasons: Why they are limited, by dimension.
-    """
+    """Runs of the original at the sizes that the trace takes; the first is the example."""
 
     runs: list[OriginalRun]
     recordings: list[Recording]
+    # Smallest and largest size of the dimensions for which the trace is not good at all sizes from
+    # 1 on.
     ranges: Ranges
-    reasons: dict[str, str]
+    reasons: dict[str, str]  # why they are limited, by dimension
 
 
 def record_sizes(

@@ -23,17 +23,12 @@ from moh_deploy.validate.reference.valid_tokens import ValidTokens, output_view,
 
 @dataclass(frozen=True)
 class ValidElements:
-    """The elements that count of the values that one run of a program makes.
+    """The elements that count of the values that one run of a program makes."""
 
-    Attributes:
-        outputs: The program's outputs, as a package would declare them.
-        sizes: What the axes of inputs are called, to their sizes in the program.
-        tokens: The tokens that are valid; None if all are.
-    """
-
-    outputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()  # the program's outputs, as a package would declare them
+    # What the axes of inputs are called, to their sizes in the program.
     sizes: Mapping[str, Size] = field(default_factory=dict)
-    tokens: ValidTokens | None = None
+    tokens: ValidTokens | None = None  # the tokens that are valid; None if all are
 
     @classmethod
     def of(

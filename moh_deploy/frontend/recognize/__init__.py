@@ -34,19 +34,12 @@ __all__ = ["MoHLayer", "Recognized", "recognize", "survey"]
 
 @dataclass(frozen=True)
 class Recognized:
-    """Keep the layers of a program, and the attention that belongs to none.
+    """Keep the layers of a program, and the attention that belongs to none."""
 
-    Attributes:
-        layers: The MoH layers, in execution order.
-        near_misses: What looks like one and was not read as such.
-        other_routers: Routers that weigh no attention.
-        ungated: How many attentions have no gates.
-    """
-
-    layers: tuple[MoHLayer, ...]
-    near_misses: tuple[NearMiss, ...]
-    other_routers: tuple[OtherRouter, ...]
-    ungated: int
+    layers: tuple[MoHLayer, ...]  # the MoH layers, in execution order
+    near_misses: tuple[NearMiss, ...]  # what looks like one and was not read as such
+    other_routers: tuple[OtherRouter, ...]  # routers that weigh no attention
+    ungated: int  # how many attentions have no gates
 
 
 def survey(program: ExportedProgram) -> Recognized:

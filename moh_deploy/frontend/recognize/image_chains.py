@@ -64,20 +64,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """A depthwise convolution of stride 1 that keeps the size.
+    """A depthwise convolution of stride 1 that keeps the size."""
 
-    Attributes:
-        image: Of its input and of its output.
-        weight: [C, 1, kh, kw].
-        gelu: The exact gelu follows.
-        gated: Then a product with the second half of the channels that the tokens have.
-    """
-
-    image: Image
-    weight: Node
+    image: Image  # of its input and of its output
+    weight: Node  # [C, 1, kh, kw]
     bias: Node | None
-    gelu: bool = False
-    gated: bool = False
+    gelu: bool = False  # the exact gelu follows
+    gated: bool = False  # then a product with the second half of the channels that the tokens have
 
 
 @dataclass(frozen=True)
@@ -189,23 +182,17 @@ def _pair(value: object) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ImageChain:
-    """Operators on an image, from tokens to tokens.
+    """Operators on an image, from tokens to tokens."""
 
-    Attributes:
-        entry: The tokens, in their order: what the first step reads.
-        features: The axes of a token; twice as many numbers as the image has if the step is gated.
-        inner: The chain's nodes before `end`. Nothing else reads more of them than sizes.
-        end: The node that is in token order again.
-        layout: Of `end`, in axes of the last step's image.
-    """
-
-    entry: Operand
+    entry: Operand  # the tokens, in their order: what the first step reads
     image: Image
+    # The axes of a token; twice as many numbers as the image has if the step is gated.
     features: Dim
     steps: tuple[ImageOp, ...]
+    # The chain's nodes before `end`. Nothing else reads more of them than sizes.
     inner: tuple[Node, ...]
-    end: Node
-    layout: Layout
+    end: Node  # the node that is in token order again
+    layout: Layout  # of `end`, in axes of the last step's image
 
 
 def find_image_chains(graph: Graph) -> list[ImageChain]:

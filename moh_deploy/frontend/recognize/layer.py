@@ -15,15 +15,11 @@ from moh_deploy.frontend.fx.graph import named
 
 @dataclass(frozen=True)
 class MaskTerm:
-    """One term that is applied to the scores before the softmax.
+    """One term that is applied to the scores before the softmax."""
 
-    Attributes:
-        operand: Broadcastable to the scores.
-        kind: `keep`: bool, or 0 and 1; True may attend. `drop`: bool, True is overwritten with
-            `value`. `add`: added after multiplying by `value`.
-    """
-
-    operand: Operand
+    operand: Operand  # broadcastable to the scores
+    # `keep`: bool, or 0 and 1; True may attend. `drop`: bool, True is overwritten with `value`.
+    # `add`: added after multiplying by `value`.
     kind: Literal["keep", "drop", "add"]
     value: float = 1.0
 
@@ -38,20 +34,15 @@ class Factor:
 
 @dataclass(frozen=True)
 class Scores:
-    """`scale * factors * (query @ key) + masks`.
-
-    Attributes:
-        masks: The last applied first.
-        key_axes: The axes that the softmax normalises over.
-        is_causal: Query s sees keys 0..s (counted from the first query and key, as torch does).
-    """
+    """`scale * factors * (query @ key) + masks`."""
 
     query: Operand
     key: Operand
-    key_axes: Dim
+    key_axes: Dim  # the axes that the softmax normalises over
     scale: float
     factors: tuple[Factor, ...] = ()
-    masks: tuple[MaskTerm, ...] = ()
+    masks: tuple[MaskTerm, ...] = ()  # the last applied first
+    # Query s sees keys 0..s (counted from the first query and key, as torch does).
     is_causal: bool = False
 
     @property
@@ -72,23 +63,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Core:
-    """One product of attention weights with values.
+    """One product of attention weights with values."""
 
-    Attributes:
-        anchor: The softmax or fused attention node.
-        scores: How the weights were made; None where MoHAttention cannot express it (then
-            `obstacles` says why).
-        output: The result, before any gate.
-        value_axes: Axes that only the values have: the head dimension of the output.
-        obstacles: Why this core cannot become a MoHAttention; empty if it can.
-    """
-
-    anchor: Node
+    anchor: Node  # the softmax or fused attention node
+    # How the weights were made; None where MoHAttention cannot express it (then `obstacles` says
+    # why).
     scores: Scores | None
     value: Operand
-    output: Operand
-    value_axes: Dim
-    obstacles: tuple[str, ...] = ()
+    output: Operand  # the result, before any gate
+    value_axes: Dim  # axes that only the values have: the head dimension of the output
+    obstacles: tuple[str, ...] = ()  # why this core cannot become a MoHAttention; empty if it can
 
     @property
     def operands(self) -> tuple[Node, ...]:
@@ -99,16 +83,11 @@ class Core:
 
 @dataclass(frozen=True)
 class HeadProjection:
-    """A linear map of each head that stands between its attention and its gate.
-
-    Attributes:
-        weight: Summed with it over the head dimension.
-        columns: The axes of the result that take the place of the head dimension.
-    """
+    """A linear map of each head that stands between its attention and its gate."""
 
     attention: Operand
-    weight: Operand
-    columns: Dim
+    weight: Operand  # summed with it over the head dimension
+    columns: Dim  # the axes of the result that take the place of the head dimension
 
 
 @dataclass(frozen=True)

@@ -202,19 +202,13 @@ _FAR = 50
 
 @dataclass(frozen=True)
 class HeadsElsewhere:
-    """A product of what looks like the gates of heads with what may be heads.
-
-    Attributes:
-        router: What ranks or weighs candidates for the gates.
-        made_by: The operator that makes what is multiplied.
-        are_heads: That operator mixes tokens, and the product's heads are merged.
-    """
+    """A product of what looks like the gates of heads with what may be heads."""
 
     applied: Node
     gate: Node
-    router: Node
-    made_by: Node
-    are_heads: bool
+    router: Node  # what ranks or weighs candidates for the gates
+    made_by: Node  # the operator that makes what is multiplied
+    are_heads: bool  # that operator mixes tokens, and the product's heads are merged
 
 
 def heads_elsewhere(

@@ -46,17 +46,12 @@ def padding_inputs(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An input that may say which tokens are valid.
-
-    Attributes:
-        value: Its example, [batch, tokens].
-        marks_padding: It may be 1 for padding; else 0.
-    """
+    """An input that may say which tokens are valid."""
 
     program: ExportedProgram
     node: Node
-    value: torch.Tensor
-    marks_padding: bool
+    value: torch.Tensor  # its example, [batch, tokens]
+    marks_padding: bool  # it may be 1 for padding; else 0
     _made: dict[Node, list[torch.Tensor] | None] = field(default_factory=dict)
 
     def says_padding(self, layers: Sequence[MoHLayer]) -> bool:

@@ -17,16 +17,11 @@ Stored = Callable[[Node], bool]
 
 @dataclass(frozen=True)
 class Projection:
-    """`x @ weight + bias`.
-
-    Attributes:
-        product: The product; x is operand 0 and the weight is operand 1.
-        bias: Broadcast against the result; None where there is none.
-    """
+    """`x @ weight + bias`."""
 
     node: Node
-    product: Contraction
-    bias: Node | None = None
+    product: Contraction  # the product; x is operand 0 and the weight is operand 1
+    bias: Node | None = None  # broadcast against the result; None where there is none
 
     @property
     def x(self) -> Node:

@@ -22,14 +22,10 @@ _MATRICES = frozenset(["one_hot", "scatter", "eq", "gt", "ge", "lt", "le"])
 
 @dataclass(frozen=True)
 class RouterLike:
-    """Follow a tensor back to the projections, attention and products it is computed from.
-
-    Attributes:
-        stops: Tensors that carry attention: a router reads them, and ends there.
-    """
+    """Follow a tensor back to the projections, attention and products it is computed from."""
 
     node: Node
-    stops: Collection[Node]
+    stops: Collection[Node]  # tensors that carry attention: a router reads them, and ends there
     dynamic: Collection[Node]
 
     @cached_property

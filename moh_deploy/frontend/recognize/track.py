@@ -41,21 +41,15 @@ _ARITHMETIC = frozenset(
 
 @dataclass(frozen=True)
 class Tracked:
-    """A tensor that carries attention.
+    """A tensor that carries attention."""
 
-    Attributes:
-        layout: What its dimensions mean.
-        stage: `weights` before the product with the values, `products` where they are not summed
-            up yet, `output` after it.
-        core: The core it comes from; for weights, the part of a core that is known by then.
-        gates: Gates that were already applied, each with its layout.
-        projection: Of each head, behind the core; None where there is none.
-    """
-
-    layout: Layout
+    layout: Layout  # what its dimensions mean
+    # `weights` before the product with the values, `products` where they are not summed up yet,
+    # `output` after it.
     stage: Literal["weights", "products", "output"]
-    core: Core
-    gates: tuple[Operand, ...] = ()
+    core: Core  # the core it comes from; for weights, the part of a core that is known by then
+    gates: tuple[Operand, ...] = ()  # gates that were already applied, each with its layout
+    # Of each head, behind the core; None where there is none.
     projection: HeadProjection | None = None
 
     @property
@@ -79,15 +73,11 @@ class Tracked:
 
 @dataclass(frozen=True)
 class GatedProduct:
-    """A node that multiplies attention with a gate for each (token, head).
-
-    Attributes:
-        layout: Of the node; it lacks the heads where these are summed over at once.
-    """
+    """A node that multiplies attention with a gate for each (token, head)."""
 
     node: Node
     attention: Tracked
-    layout: Layout
+    layout: Layout  # of the node; it lacks the heads where these are summed over at once
     gate: Operand
 
 

@@ -32,24 +32,15 @@ _FAR = 50
 
 @dataclass(frozen=True)
 class Trail:
-    """A tensor that carries attention, whether or not recognition could follow it there.
+    """A tensor that carries attention, whether or not recognition could follow it there."""
 
-    Attributes:
-        start: The softmax or fused attention, or a product of two computed tensors.
-        is_weights: It stands before the product with the values.
-        layout: What the dimensions mean, as far as that is known.
-        channels: The axes that only one head's output has; None where unknown.
-        tokens: The axes of the queries, as far as they are known.
-        projected: Behind a product with weights: an output projection.
-        lost: The first operator that recognition did not follow; None where it did so far.
-    """
-
-    start: Node
-    is_weights: bool
-    layout: Layout | None
-    channels: Dim | None
-    tokens: Dim = ()
-    projected: bool = False
+    start: Node  # the softmax or fused attention, or a product of two computed tensors
+    is_weights: bool  # it stands before the product with the values
+    layout: Layout | None  # what the dimensions mean, as far as that is known
+    channels: Dim | None  # the axes that only one head's output has; None where unknown
+    tokens: Dim = ()  # the axes of the queries, as far as they are known
+    projected: bool = False  # behind a product with weights: an output projection
+    # The first operator that recognition did not follow; None where it did so far.
     lost: Node | None = None
 
 

@@ -37,21 +37,15 @@ def readers_up_to(node: Node, end: Node, swaps: Sequence[Swap] = ()) -> set[Node
 
 @dataclass(frozen=True)
 class Swap:
-    """A node and the inserted one that takes over from it.
-
-    Attributes:
-        what: Names the new one in messages.
-        path: Module path of the old one; empty within a layer, which has one itself.
-        replaced: Names of the operators that the old one ends, in execution order.
-        inserted: Names of the operators that compute the same.
-    """
+    """A node and the inserted one that takes over from it."""
 
     old: Node
     new: Node
-    what: str
-    path: str = ""
+    what: str  # names the new one in messages
+    path: str = ""  # module path of the old one; empty within a layer, which has one itself
+    # Names of the operators that the old one ends, in execution order.
     replaced: tuple[str, ...] = ()
-    inserted: tuple[str, ...] = ()
+    inserted: tuple[str, ...] = ()  # names of the operators that compute the same
 
 
 aten = torch.ops.aten

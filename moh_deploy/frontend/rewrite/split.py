@@ -34,30 +34,21 @@ from moh_deploy.frontend.rewrite.operands import Swap
 
 @dataclass(frozen=True)
 class ColumnWindow:
-    """Entries `start` to `stop` of neighbouring axes, which make up an axis of their own.
+    """Entries `start` to `stop` of neighbouring axes, which make up an axis of their own."""
 
-    Attributes:
-        whole: The axes that are cut.
-        part: What is left of them: one axis, or none for a single entry.
-    """
-
-    whole: Dim
+    whole: Dim  # the axes that are cut
     start: int
     stop: int
-    part: Dim
+    part: Dim  # what is left of them: one axis, or none for a single entry
 
 
 @dataclass(frozen=True)
 class ProjectionPart:
-    """A tensor that holds some columns of a projection.
-
-    Attributes:
-        windows: What was cut on the way from the projection, in that order.
-    """
+    """A tensor that holds some columns of a projection."""
 
     node: Node
     layout: Layout
-    windows: tuple[ColumnWindow, ...]
+    windows: tuple[ColumnWindow, ...]  # what was cut on the way from the projection, in that order
 
 
 def _parts(

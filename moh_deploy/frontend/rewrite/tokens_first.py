@@ -28,16 +28,12 @@ _NONE: Moves = frozenset()
 
 @dataclass(frozen=True)
 class Reader:
-    """The places where one layer reads its operands, and what of them is its own.
+    """The places where one layer reads its operands, and what of them is its own."""
 
-    Attributes:
-        twins: Nodes of the same value to read instead of others.
-        is_known: True for a node whose value does not depend on the model's inputs.
-        is_private: True for a node that nobody needs once the layer is replaced.
-    """
-
-    twins: Mapping[Node, Node]
+    twins: Mapping[Node, Node]  # nodes of the same value to read instead of others
+    # True for a node whose value does not depend on the model's inputs.
     is_known: Callable[[Node], bool]
+    # True for a node that nobody needs once the layer is replaced.
     is_private: Callable[[Node], bool]
 
     def trail(self, operand: Operand) -> list[Piece]:

@@ -134,20 +134,13 @@ _PRODUCTS = ("MatMul", "Gemm", "Conv", op_names.OUTPUT_PROJECTION)
 
 @dataclass
 class KeyHeads:
-    """The key/value heads of one layer.
-
-    Attributes:
-        ends: What the layer makes, and its gates.
-        heads: How many there are.
-        used: Number of each that stays to how many query heads read it.
-        notes: What a user should know, in sentences.
-    """
+    """The key/value heads of one layer."""
 
     narrowing: Narrowing
-    ends: Collection[ir.Value]
-    heads: int
-    used: Mapping[int, int]
-    notes: list[str] = field(default_factory=list)
+    ends: Collection[ir.Value]  # what the layer makes, and its gates
+    heads: int  # how many there are
+    used: Mapping[int, int]  # number of each that stays to how many query heads read it
+    notes: list[str] = field(default_factory=list)  # what a user should know, in sentences
 
     def __post_init__(self) -> None:
         group = math.gcd(*self.used.values())
@@ -202,39 +195,25 @@ class KeyHeads:
 
 @dataclass(frozen=True)
 class FixedHeads:
-    """The heads of one layer that run, for every token alike.
+    """The heads of one layer that run, for every token alike."""
 
-    Attributes:
-        kept: Their numbers, ascending.
-        gates: What each of them is multiplied with.
-        is_cut: The other heads are gone; else they stay, with gates of 0.
-    """
-
-    kept: tuple[int, ...]
-    gates: tuple[float, ...]
-    is_cut: bool = True
+    kept: tuple[int, ...]  # their numbers, ascending
+    gates: tuple[float, ...]  # what each of them is multiplied with
+    is_cut: bool = True  # the other heads are gone; else they stay, with gates of 0
 
 
 @dataclass
 class LayerEdit:
-    """The edit of one layer.
-
-    Attributes:
-        node: Its attention.
-        projections: Its projections that are operators, by name.
-        routed: The gates that the attention read.
-        recorded: The gates by the name that the manifest has.
-        notes: What was done to keys and values, in sentences.
-    """
+    """The edit of one layer."""
 
     narrowing: Narrowing
     layer: LayerInfo
     heads: FixedHeads
-    node: ir.Node
-    projections: dict[str | None, ir.Node]
-    routed: ir.Value
-    recorded: ir.Value
-    notes: list[str] = field(default_factory=list)
+    node: ir.Node  # its attention
+    projections: dict[str | None, ir.Node]  # its projections that are operators, by name
+    routed: ir.Value  # the gates that the attention read
+    recorded: ir.Value  # the gates by the name that the manifest has
+    notes: list[str] = field(default_factory=list)  # what was done to keys and values, in sentences
 
     @classmethod
     def of(

@@ -24,23 +24,14 @@ from moh_deploy.validate.reference.samples import own_view
 
 @dataclass(frozen=True)
 class BenchRun:
-    """Runs one benchmark: proves, times and reports its candidates.
+    """Runs one benchmark: proves, times and reports its candidates."""
 
-    Attributes:
-        candidates: What is measured.
-        setting: How they are run.
-        measure: What times candidates.
-        measure_fresh: What runs one in a process of its own.
-        progress: What to report steps to.
-        judged: Something may fail, a gate or a baseline file: what is measured has to be right.
-    """
-
-    candidates: Candidates
-    setting: BenchSetting
-    measure: latency.MeasureRuns
-    measure_fresh: latency.MeasureFresh
-    progress: Progress
-    judged: bool
+    candidates: Candidates  # what is measured
+    setting: BenchSetting  # how they are run
+    measure: latency.MeasureRuns  # what times candidates
+    measure_fresh: latency.MeasureFresh  # what runs one in a process of its own
+    progress: Progress  # what to report steps to
+    judged: bool  # something may fail, a gate or a baseline file: what is measured has to be right
 
     def report(
         self,

@@ -24,19 +24,12 @@ from moh_deploy.validate.reference.user_vectors import match_inputs
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is measured, not loaded.
+    """A model that is measured, not loaded."""
 
-    Attributes:
-        name: What reports and gates call it.
-        is_baseline: It is there to be compared with.
-        model: What runs.
-        variant: The way in which it is opened.
-    """
-
-    name: str
-    is_baseline: bool
-    model: Model
-    variant: Variant
+    name: str  # what reports and gates call it
+    is_baseline: bool  # it is there to be compared with
+    model: Model  # what runs
+    variant: Variant  # the way in which it is opened
 
     def load(self, sets: Sequence[InputSet]) -> LoadedCandidate:
         """Load it, to be run on these inputs.
@@ -57,22 +50,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LoadedCandidate:
-    """A loaded model. Inputs are named as those of the first package, and in that order.
+    """A loaded model. Inputs are named as those of the first package, and in that order."""
 
-    Attributes:
-        name: What reports and gates call it.
-        runner: What runs, open until the benchmark is over.
-        precisions: The rules of `TOLERANCES` for what it computes in, that of its outputs left out.
-        routed: By the `id` of a set of inputs: what is fed besides, by its own names; nothing for
-            a candidate that takes the inputs alone.
-        alone: What a process of its own opens; None if none can.
-    """
-
-    name: str
-    runner: Runner
+    name: str  # what reports and gates call it
+    runner: Runner  # what runs, open until the benchmark is over
+    # The rules of `TOLERANCES` for what it computes in, that of its outputs left out.
     precisions: tuple[str, ...]
+    # By the `id` of a set of inputs: what is fed besides, by its own names; nothing for a candidate
+    # that takes the inputs alone.
     routed: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
-    alone: tuple[Model, Variant] | None = None
+    alone: tuple[Model, Variant] | None = None  # what a process of its own opens; None if none can
 
     def outputs(self, input_set: InputSet) -> list[Array]:
         """Run it once and return its outputs, in order.
@@ -123,44 +110,28 @@ FIXED = "fixed-routing"
 
 @dataclass(frozen=True)
 class FixedRouters:
-    """A baseline of the kind `fixed-routing`: which routers it is to do without.
+    """A baseline of the kind `fixed-routing`: which routers it is to do without."""
 
-    Attributes:
-        name: The baseline: `fixed-routing`, with a colon and a layer's path behind it for one.
-        layers: The layers.
-        layer: The path; None for all layers.
-        why_not: Why the package cannot run without their routers; None if it can.
-    """
-
-    name: str
-    layers: tuple[LayerInfo, ...]
-    layer: str | None
-    why_not: str | None
+    name: str  # the baseline: `fixed-routing`, with a colon and a layer's path behind it for one
+    layers: tuple[LayerInfo, ...]  # the layers
+    layer: str | None  # the path; None for all layers
+    why_not: str | None  # why the package cannot run without their routers; None if it can
 
 
 @dataclass(frozen=True)
 class RoutingOverhead:
-    """The time that routing takes of a package's, on one set of inputs.
+    """The time that routing takes of a package's, on one set of inputs."""
 
-    Attributes:
-        contestant: The package.
-        layer: The one layer whose routing was fixed; None for all.
-        inputs: What it ran on.
-        sizes: At these sizes.
-        wall_ms: Its time minus that with routing fixed; None if that cannot be measured.
-        cpu_ms: The same of CPU time, all threads together, which a busy machine disturbs less.
-        share: The first of the two as a share of its p50.
-        reason: Why it cannot be measured.
-    """
-
-    contestant: str
-    layer: str | None
-    inputs: str
-    sizes: dict[str, int]
+    contestant: str  # the package
+    layer: str | None  # the one layer whose routing was fixed; None for all
+    inputs: str  # what it ran on
+    sizes: dict[str, int]  # at these sizes
+    # Its time minus that with routing fixed; None if that cannot be measured.
     wall_ms: TimeDifference | None
+    # The same of CPU time, all threads together, which a busy machine disturbs less.
     cpu_ms: TimeDifference | None
-    share: float | None
-    reason: str | None
+    share: float | None  # the first of the two as a share of its p50
+    reason: str | None  # why it cannot be measured
 
 
 def routers_to_fix(package: OnnxPackage, baseline: str) -> FixedRouters | None:
@@ -188,15 +159,10 @@ def routers_to_fix(package: OnnxPackage, baseline: str) -> FixedRouters | None:
 
 @dataclass(frozen=True)
 class FixedRouting(Candidate):
-    """A package whose routers' results on some inputs are fed to it.
+    """A package whose routers' results on some inputs are fed to it."""
 
-    Attributes:
-        package: The package.
-        layers: The layers without routers.
-    """
-
-    package: OnnxPackage
-    layers: tuple[LayerInfo, ...]
+    package: OnnxPackage  # the package
+    layers: tuple[LayerInfo, ...]  # the layers without routers
 
     def load(self, sets: Sequence[InputSet]) -> LoadedCandidate:
         """Run the package on each set of inputs, and open it without the routers.

@@ -25,20 +25,13 @@ PLAIN_ENGINE = "plain-engine"
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """The settings that all candidates are run with.
+    """The settings that all candidates are run with."""
 
-    Attributes:
-        kernels: What runs MoH nodes.
-        threads: Threads within an operator.
-        original: What baselines of the original are; None if there is none.
-        scratch: Where models may be written that are made for this.
-        runtime: What packages and ONNX models run in; None for what each package was tuned for.
-    """
-
-    kernels: Kernels
-    threads: int | None
-    original: Original | None
-    scratch: Path
+    kernels: Kernels  # what runs MoH nodes
+    threads: int | None  # threads within an operator
+    original: Original | None  # what baselines of the original are; None if there is none
+    scratch: Path  # where models may be written that are made for this
+    # What packages and ONNX models run in; None for what each package was tuned for.
     runtime: Runtime | None = None
 
     @property
@@ -61,20 +54,16 @@ class BenchSetting:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All candidates of one benchmark, and what they are compared with.
+    """All candidates of one benchmark, and what they are compared with."""
 
-    Attributes:
-        entries: The candidates, packages first.
-        first: The package that baselines are made from, and that says which inputs there are; of
-            an engine the one that it was built from.
-        subjects: What is measured, by name, to be compared with what it should compute.
-        fixed_routers: Which routers of the first one are to be gone, of each baseline that says so;
-            those that cannot go are no entries.
-    """
-
-    entries: tuple[candidate.Candidate, ...]
+    entries: tuple[candidate.Candidate, ...]  # the candidates, packages first
+    # The package that baselines are made from, and that says which inputs there are; of an engine
+    # the one that it was built from.
     first: OnnxPackage
+    # What is measured, by name, to be compared with what it should compute.
     subjects: Mapping[str, Subject]
+    # Which routers of the first one are to be gone, of each baseline that says so; those that
+    # cannot go are no entries.
     fixed_routers: tuple[candidate.FixedRouters, ...]
 
     @property

@@ -26,15 +26,10 @@ from moh_deploy.validate.reference.subject import Subject
 
 @dataclass(frozen=True)
 class FaultFinder:
-    """Looks for packages and engines that compute something else than they should.
+    """Looks for packages and engines that compute something else than they should."""
 
-    Attributes:
-        candidates: What is measured.
-        original: What baselines of the original are; None if there is none.
-    """
-
-    candidates: Candidates
-    original: Original | None
+    candidates: Candidates  # what is measured
+    original: Original | None  # what baselines of the original are; None if there is none
 
     def in_recorded_runs(self) -> dict[str, str]:
         """Compare packages and engines with their recorded runs; return faults by name, in words.

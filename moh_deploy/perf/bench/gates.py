@@ -33,21 +33,13 @@ _EXAMPLES = "Examples: p50 <= 1.05 * baseline, p99 < 20 ms, throughput >= 100."
 
 @dataclass(frozen=True)
 class BenchGate:
-    """One condition on what was measured.
+    """One condition on what was measured."""
 
-    Attributes:
-        text: As it was written.
-        metric: Name of what is compared.
-        comparison: `<=`, `>=`, `<` or `>`.
-        factor: The limit, or what the other candidate's number is multiplied by.
-        other: The candidate that it is compared with; None for a plain limit.
-    """
-
-    text: str
-    metric: str
-    comparison: str
-    factor: float
-    other: str | None
+    text: str  # as it was written
+    metric: str  # name of what is compared
+    comparison: str  # `<=`, `>=`, `<` or `>`
+    factor: float  # the limit, or what the other candidate's number is multiplied by
+    other: str | None  # the candidate that it is compared with; None for a plain limit
 
     def judge(self, measured: Measured, others: Mapping[str, Measured]) -> GateResult:
         """Return whether a candidate meets this condition.
@@ -88,27 +80,17 @@ class BenchGate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The verdict of a gate on one candidate and one set of inputs.
+    """The verdict of a gate on one candidate and one set of inputs."""
 
-    Attributes:
-        gate: The gate.
-        contestant: The candidate.
-        inputs: What it ran on.
-        sizes: At these sizes.
-        measured: What was measured, in ms, bytes, samples a second or cores; None if it was not.
-        limit: What it was compared with; None if that was not measured.
-        passed: Both were measured, it holds, and neither candidate computes anything wrong.
-        reason: The numbers in words, or why there are none.
-    """
-
-    gate: str
-    contestant: str
-    inputs: str
-    sizes: dict[str, int]
+    gate: str  # the gate
+    contestant: str  # the candidate
+    inputs: str  # what it ran on
+    sizes: dict[str, int]  # at these sizes
+    # What was measured, in ms, bytes, samples a second or cores; None if it was not.
     measured: float | None
-    limit: float | None
-    passed: bool
-    reason: str
+    limit: float | None  # what it was compared with; None if that was not measured
+    passed: bool  # both were measured, it holds, and neither candidate computes anything wrong
+    reason: str  # the numbers in words, or why there are none
 
     @property
     def sentence(self) -> str:

@@ -28,17 +28,12 @@ _REFILL_SECONDS = 2e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of each run of one candidate.
+    """Milliseconds of each run of one candidate."""
 
-    Attributes:
-        wall_ms: On the wall.
-        cpu_ms: Of all threads together.
-        around_ms: On the wall, from before CPU time is read to after it is read again: where the
-            machine is busy, this thread may wait in between while others go on.
-    """
-
-    wall_ms: TimeSamples
-    cpu_ms: TimeSamples
+    wall_ms: TimeSamples  # on the wall
+    cpu_ms: TimeSamples  # of all threads together
+    # On the wall, from before CPU time is read to after it is read again: where the machine is
+    # busy, this thread may wait in between while others go on.
     around_ms: TimeSamples
 
 
@@ -76,27 +71,18 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles, mean and CPU time of the runs of one candidate.
+    """Percentiles, mean and CPU time of the runs of one candidate."""
 
-    Attributes:
-        runs: How many were timed.
-        p50_ms: Half of the runs took no longer.
-        p90_ms: Nine in ten took no longer; None of fewer than 10 runs.
-        p99_ms: 99 in a hundred took no longer; None of fewer than 100 runs.
-        mean_ms: Mean time.
-        cpu_ms: Mean CPU time of a run, all threads together.
-        utilisation: CPU time over time on the wall: 2.0 is two cores that are busy all the time.
-        sorted_ms: Time of each run, the fastest first; of more than 201 runs, so many of them,
-            evenly spread from the fastest to the slowest.
-    """
-
-    runs: int
-    p50_ms: float
-    p90_ms: float | None
-    p99_ms: float | None
-    mean_ms: float
-    cpu_ms: float
+    runs: int  # how many were timed
+    p50_ms: float  # half of the runs took no longer
+    p90_ms: float | None  # nine in ten took no longer; None of fewer than 10 runs
+    p99_ms: float | None  # 99 in a hundred took no longer; None of fewer than 100 runs
+    mean_ms: float  # mean time
+    cpu_ms: float  # mean CPU time of a run, all threads together
+    # CPU time over time on the wall: 2.0 is two cores that are busy all the time.
     utilisation: float
+    # Time of each run, the fastest first; of more than 201 runs, so many of them, evenly spread
+    # from the fastest to the slowest.
     sorted_ms: tuple[float, ...] = ()
 
     @classmethod
@@ -125,33 +111,23 @@ class Latency:
 
 @dataclass(frozen=True)
 class FreshTask:
-    """A model to load and run once in a process of its own.
+    """A model to load and run once in a process of its own."""
 
-    Attributes:
-        model: What is loaded; it can be pickled.
-        variant: The way in which it is opened.
-        inputs: npz file of its inputs, by name or in the model's order.
-    """
-
-    model: Model
-    variant: Variant
-    inputs: Path
+    model: Model  # what is loaded; it can be pickled
+    variant: Variant  # the way in which it is opened
+    inputs: Path  # npz file of its inputs, by name or in the model's order
 
 
 @dataclass(frozen=True)
 class FreshRun:
-    """The time and memory that a process took to load a model and run it once.
+    """The time and memory that a process took to load a model and run it once."""
 
-    Attributes:
-        load_ms: Time on the wall from the file to a model that can run, imports left out; here
-            and below None is for what is not known.
-        first_run_ms: Of the first run.
-        peak_memory_bytes: The most memory that the process ever had, Python and the runtime
-            included; None where the system does not tell.
-    """
-
+    # Time on the wall from the file to a model that can run, imports left out; here and below None
+    # is for what is not known.
     load_ms: float | None = None
-    first_run_ms: float | None = None
+    first_run_ms: float | None = None  # of the first run
+    # The most memory that the process ever had, Python and the runtime included; None where the
+    # system does not tell.
     peak_memory_bytes: int | None = None
 
 

@@ -34,17 +34,12 @@ from moh_deploy.validate.reference.input_sets import InputSet
 
 @dataclass(frozen=True)
 class Agreement:
-    """The distance of one candidate's outputs from those of the first package.
+    """The distance of one candidate's outputs from those of the first package."""
 
-    Attributes:
-        max_abs_error: The largest difference; NaN where outputs cannot be compared.
-        tolerance: The most that `verify` would let it be, of the output that is the furthest off.
-        reason: What differs by more; None if nothing does.
-    """
-
-    max_abs_error: float
+    max_abs_error: float  # the largest difference; NaN where outputs cannot be compared
+    # The most that `verify` would let it be, of the output that is the furthest off.
     tolerance: float | None
-    reason: str | None
+    reason: str | None  # what differs by more; None if nothing does
 
 
 def agreement(
@@ -85,30 +80,21 @@ def agreement(
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of one candidate on one set of inputs.
+    """The measurements of one candidate on one set of inputs."""
 
-    Attributes:
-        contestant: Its name.
-        is_baseline: It is there to be compared with.
-        inputs: `recorded`, `random`, or the file.
-        sizes: Dimension sizes.
-        samples: Samples in one run, by the batch dimension.
-        latency: Of its runs in this process, taking turns with the others.
-        fresh: Of a process of its own.
-        ratios: Name of each baseline to this candidate's time over its, run by run.
-        agreement: Whether it computes what the first package does; None for that one.
-        fault: What it computes wrongly, half a sentence; None if nothing was found, or looked for.
-    """
-
-    contestant: str
-    is_baseline: bool
-    inputs: str
-    sizes: dict[str, int]
-    samples: int
+    contestant: str  # its name
+    is_baseline: bool  # it is there to be compared with
+    inputs: str  # `recorded`, `random`, or the file
+    sizes: dict[str, int]  # dimension sizes
+    samples: int  # samples in one run, by the batch dimension
+    # Of its runs in this process, taking turns with the others.
     latency: Latency = field(metadata=FLAT)
-    fresh: FreshRun = field(metadata=FLAT)
+    fresh: FreshRun = field(metadata=FLAT)  # of a process of its own
+    # Name of each baseline to this candidate's time over its, run by run.
     ratios: Mapping[str, Ratio]
+    # Whether it computes what the first package does; None for that one.
     agreement: Agreement | None = None
+    # What it computes wrongly, half a sentence; None if nothing was found, or looked for.
     fault: str | None = None
 
     @property
@@ -121,23 +107,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Metric:
-    """A number of a contestant that reports show and gates may be about.
+    """A number of a contestant that reports show and gates may be about."""
 
-    Attributes:
-        title: Of its column.
-        units: Unit to how many of the metric's own units it is; that one is `unit`.
-        unit: What follows the number in sentences.
-        read: Returns it; None where it was not measured.
-        show: Returns what a table shows of it.
-        why_missing: Why there may be none.
-    """
-
-    title: str
+    title: str  # of its column
+    # Unit to how many of the metric's own units it is; that one is `unit`.
     units: Mapping[str, float]
-    unit: str
-    read: Callable[[Measured], float | None]
-    show: Callable[[float], Cell]
-    why_missing: str = ""
+    unit: str  # what follows the number in sentences
+    read: Callable[[Measured], float | None]  # returns it; None where it was not measured
+    show: Callable[[float], Cell]  # returns what a table shows of it
+    why_missing: str = ""  # why there may be none
 
     def cell(self, measured: Measured) -> Cell:
         """Return what a table shows of a contestant."""
@@ -200,28 +178,18 @@ METRICS: Mapping[str, _Metric] = {
 
 @dataclass(frozen=True)
 class LayerWork:
-    """The rows that one layer computes in one run of the model, of those that it could.
+    """The rows that one layer computes in one run of the model, of those that it could."""
 
-    Attributes:
-        path: The layer.
-        choice: How it is run at these sizes; None if it was not replaced.
-        runs_as: `kernel`, `function` or `dense`; None if it was not replaced.
-        rows_computed: Rows of attention that are computed, one for each head of each token.
-        rows_dense: Rows of the layer that computes every head.
-        active_share: Share of the gates that are open.
-        break_even: Each choice but `dense` to the share of open gates up to which it is predicted
-            to be faster than the one before it, None where it never is; empty where nothing is
-            predicted.
-        predicted_fastest: The choice that is predicted to be the fastest on these inputs.
-    """
-
-    path: str
-    choice: Choice | None
-    runs_as: str | None
-    rows_computed: int
-    rows_dense: int
-    active_share: float
+    path: str  # the layer
+    choice: Choice | None  # how it is run at these sizes; None if it was not replaced
+    runs_as: str | None  # `kernel`, `function` or `dense`; None if it was not replaced
+    rows_computed: int  # rows of attention that are computed, one for each head of each token
+    rows_dense: int  # rows of the layer that computes every head
+    active_share: float  # share of the gates that are open
+    # Each choice but `dense` to the share of open gates up to which it is predicted to be faster
+    # than the one before it, None where it never is; empty where nothing is predicted.
     break_even: Mapping[str, float | None]
+    # The choice that is predicted to be the fastest on these inputs.
     predicted_fastest: Choice | None
 
 
@@ -294,16 +262,9 @@ def _works(
 
 @dataclass(frozen=True)
 class PackageWork:
-    """The work that the layers of a package skip on one set of inputs.
+    """The work that the layers of a package skip on one set of inputs."""
 
-    Attributes:
-        contestant: The package.
-        inputs: `recorded`, `random`, or the file.
-        sizes: Dimension sizes.
-        layers: One each.
-    """
-
-    contestant: str
-    inputs: str
-    sizes: dict[str, int]
-    layers: tuple[LayerWork, ...]
+    contestant: str  # the package
+    inputs: str  # `recorded`, `random`, or the file
+    sizes: dict[str, int]  # dimension sizes
+    layers: tuple[LayerWork, ...]  # one each

@@ -17,21 +17,13 @@ from moh_deploy.perf.cost_model.prediction import at_share, largest_share, shape
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Predicted times at one batch size.
+    """Predicted times at one batch size."""
 
-    Attributes:
-        batch: The batch size.
-        ms: With heads skipped, each layer as it is fastest.
-        all_open_ms: The same with every head open.
-        dense_ms: As standard operators.
-        share: Share of open heads up to which `ms` would be below `dense_ms`; None where it never
-            is.
-    """
-
-    batch: int
-    ms: float
-    all_open_ms: float
-    dense_ms: float
+    batch: int  # the batch size
+    ms: float  # with heads skipped, each layer as it is fastest
+    all_open_ms: float  # the same with every head open
+    dense_ms: float  # as standard operators
+    # Share of open heads up to which `ms` would be below `dense_ms`; None where it never is.
     share: float | None
 
     @property
@@ -42,17 +34,11 @@ class BreakEven:
 
 @dataclass(frozen=True)
 class LayerBreakEven:
-    """One layer, or all together, at several batch sizes.
+    """One layer, or all together, at several batch sizes."""
 
-    Attributes:
-        path: The layer; None for all together.
-        active_share: Its share of open heads.
-        sizes: One for each batch size, ascending.
-    """
-
-    path: str | None
-    active_share: float
-    sizes: tuple[BreakEven, ...]
+    path: str | None  # the layer; None for all together
+    active_share: float  # its share of open heads
+    sizes: tuple[BreakEven, ...]  # one for each batch size, ascending
 
     @property
     def pays_from(self) -> int | None:

@@ -14,38 +14,23 @@ from moh_deploy.package import Choice
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Sizes of a layer at some sizes of the model's inputs.
+    """Sizes of a layer at some sizes of the model's inputs."""
 
-    Attributes:
-        batch: Sequences.
-        seq_len: Queries of each.
-        kv_len: Keys of each; of a layer with windows, pooled keys only.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads; fewer than `num_heads` for grouped queries.
-        head_dim: Size of a head.
-        num_shared_heads: Heads that every token chooses; the first ones.
-        active_share: Share of (token, head) pairs with an open gate.
-        is_causal: A query sees its own position and those before it.
-        has_mask: There is a mask or bias of scores.
-        query_features: Width of what the queries are projected from; None if that projection is
-            not the layer's to choose.
-        output_features: Width of what the heads are projected to; None likewise.
-        window: Neighbours that a query sees besides; 0 for ordinary attention.
-    """
-
-    batch: int
-    seq_len: int
-    kv_len: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    num_shared_heads: int
-    active_share: float
-    is_causal: bool = False
-    has_mask: bool = False
+    batch: int  # sequences
+    seq_len: int  # queries of each
+    kv_len: int  # keys of each; of a layer with windows, pooled keys only
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads; fewer than `num_heads` for grouped queries
+    head_dim: int  # size of a head
+    num_shared_heads: int  # heads that every token chooses; the first ones
+    active_share: float  # share of (token, head) pairs with an open gate
+    is_causal: bool = False  # a query sees its own position and those before it
+    has_mask: bool = False  # there is a mask or bias of scores
+    # Width of what the queries are projected from; None if that projection is not the layer's to
+    # choose.
     query_features: int | None = None
-    output_features: int | None = None
-    window: int = 0
+    output_features: int | None = None  # width of what the heads are projected to; None likewise
+    window: int = 0  # neighbours that a query sees besides; 0 for ordinary attention
 
     @property
     def width(self) -> int:

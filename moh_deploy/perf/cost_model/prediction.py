@@ -15,15 +15,11 @@ _CLEAR = 0.03
 
 @dataclass(frozen=True)
 class Prediction:
-    """The times that are predicted for one layer, and where its choices break even.
+    """The times that are predicted for one layer, and where its choices break even."""
 
-    Attributes:
-        ms: Each choice that the layer has, the plainest first, to milliseconds.
-        break_even: Each choice but `dense` to the share of active heads up to which it is faster
-            than the one before it; None where it never is.
-    """
-
-    ms: Mapping[str, float]
+    ms: Mapping[str, float]  # each choice that the layer has, the plainest first, to milliseconds
+    # Each choice but `dense` to the share of active heads up to which it is faster than the one
+    # before it; None where it never is.
     break_even: Mapping[str, float | None]
 
     @property

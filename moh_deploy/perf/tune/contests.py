@@ -41,17 +41,11 @@ for that precision; raises if it is not, or cannot be made."""
 
 @dataclass(frozen=True)
 class Differs:
-    """Compares a candidate with the float32 package on files of inputs, as `verify` does.
+    """Compares a candidate with the float32 package on files of inputs, as `verify` does."""
 
-    Attributes:
-        base: The float32 package.
-        files: The files; without any nothing is compared: recorded runs were before.
-        progress: What to report steps to.
-    """
-
-    base: OnnxPackage
-    files: Sequence[Path]
-    progress: Progress
+    base: OnnxPackage  # the float32 package
+    files: Sequence[Path]  # the files; without any nothing is compared: recorded runs were before
+    progress: Progress  # what to report steps to
 
     def __call__(self, way: RuntimePrecision, package: OnnxPackage) -> str | None:
         """Return why it is not equal; None if it is."""
@@ -67,52 +61,31 @@ class Differs:
 
 @dataclass(frozen=True)
 class Best:
-    """The fastest package so far that is good.
+    """The fastest package so far that is good."""
 
-    Attributes:
-        way: Its runtime and precision.
-        package: As tuned.
-        quality: On all samples.
-        sizes: What was timed, one a set of inputs.
-        timed: How it beat the one before.
-    """
-
-    way: RuntimePrecision
-    package: OnnxPackage
-    quality: Quality
-    sizes: tuple[Mapping[str, int], ...]
-    timed: Timed | None = None
+    way: RuntimePrecision  # its runtime and precision
+    package: OnnxPackage  # as tuned
+    quality: Quality  # on all samples
+    sizes: tuple[Mapping[str, int], ...]  # what was timed, one a set of inputs
+    timed: Timed | None = None  # how it beat the one before
 
 
 @dataclass(frozen=True)
 class Contests:
-    """Takes one candidate after the other, in this process; see `ContestsApart` for a safer place.
+    """Measure one candidate after the other, in this process; `ContestsApart` is safer."""
 
-    Attributes:
-        base: The package, in float32.
-        make: What makes packages in other precisions.
-        check: Its figures on samples, which have to meet the conditions.
-        differs: Why a package is not equal to the float32 one; None if it is, or nobody asked.
-        sets: What is timed.
-        threads: Within an operator; None for the runtime's own choice.
-        one_choice: No layer's choice depends on sizes.
-        measure: What times candidates.
-        clock: What it measures.
-        scratch: A directory for packages.
-        progress: What to report steps to.
-    """
-
-    base: OnnxPackage
-    make: MakePackage
-    check: QualityCheck
+    base: OnnxPackage  # the package, in float32
+    make: MakePackage  # what makes packages in other precisions
+    check: QualityCheck  # its figures on samples, which have to meet the conditions
+    # Why a package is not equal to the float32 one; None if it is, or nobody asked.
     differs: Callable[[RuntimePrecision, OnnxPackage], str | None]
-    sets: Sequence[InputSet]
-    threads: int | None
-    one_choice: bool
-    measure: Measure
-    clock: str
-    scratch: Path
-    progress: Progress
+    sets: Sequence[InputSet]  # what is timed
+    threads: int | None  # within an operator; None for the runtime's own choice
+    one_choice: bool  # no layer's choice depends on sizes
+    measure: Measure  # what times candidates
+    clock: str  # what it measures
+    scratch: Path  # a directory for packages
+    progress: Progress  # what to report steps to
 
     def first(self, way: RuntimePrecision) -> Best:
         """Tune the float32 package: what it cannot show, no other package can.

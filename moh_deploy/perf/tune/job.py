@@ -78,29 +78,26 @@ def fastest_there(
 
 @dataclass(frozen=True)
 class TuneOutcome:
-    """The choices for all layers, and the measurements that they rest on.
-
-    Attributes:
-        predicted_ms: For each layer and each set of inputs, choice to what is predicted; nothing at
-            all if nothing was measured.
-        undecided: Paths of layers where measuring could not tell which choice is the fastest.
-        one_choice: The layers with one choice each, the best for all inputs together.
-        model_ratio: Time of the whole model with the layers' own choices over that with all layers
-            dense, all inputs together; None if it was not measured.
-        model_ratios: For each set of inputs, the same over `dense` and `one_choice`.
-        dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
-            layers' own choices: there all are dense.
-        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
-    """
+    """The choices for all layers, and the measurements that they rest on."""
 
     layers: tuple[pkg.LayerInfo, ...]
     tuning: pkg.Tuning
+    # The layers with one choice each, the best for all inputs together.
     one_choice: tuple[pkg.LayerInfo, ...] = ()
+    # For each layer and each set of inputs, choice to what is predicted; nothing at all if nothing
+    # was measured.
     predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
+    # Paths of layers where measuring could not tell which choice is the fastest.
     undecided: tuple[str, ...] = ()
+    # Time of the whole model with the layers' own choices over that with all layers dense, all
+    # inputs together; None if it was not measured.
     model_ratio: Ratio | None = None
+    # For each set of inputs, the same over `dense` and `one_choice`.
     model_ratios: tuple[Mapping[str, Ratio], ...] = ()
+    # Numbers of the sets of inputs on which the whole model was slower with the layers' own
+    # choices: there all are dense.
     dense_was_faster: tuple[int, ...] = ()
+    # With ranges the whole model was nowhere faster, so there are none.
     ranges_did_not_pay: bool = False
 
     @property
@@ -122,23 +119,14 @@ class TuneProof(NamedTuple):
 
 @dataclass(frozen=True)
 class TuneJob:
-    """Carries out one tuning of a package.
+    """Carries out one tuning of a package."""
 
-    Attributes:
-        package: The package.
-        kernels: What it runs on.
-        variant: The runtime, and threads within an operator.
-        one_choice: No choice depends on sizes.
-        scratch: A directory for variants of the package.
-        progress: What to report steps to.
-    """
-
-    package: pkg.OnnxPackage
-    kernels: KernelUse
-    variant: Variant
-    one_choice: bool
-    scratch: Path
-    progress: Progress
+    package: pkg.OnnxPackage  # the package
+    kernels: KernelUse  # what it runs on
+    variant: Variant  # the runtime, and threads within an operator
+    one_choice: bool  # no choice depends on sizes
+    scratch: Path  # a directory for variants of the package
+    progress: Progress  # what to report steps to
 
     def given(self, choices: Mapping[str, str]) -> TuneOutcome:
         """Return the choices that the user gave; nothing is measured."""

@@ -29,33 +29,23 @@ _NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """Times of one layer, measured and predicted.
+    """Times of one layer, measured and predicted."""
 
-    Attributes:
-        samples: For each set of inputs, choice to times; nothing for a layer without a choice.
-        predicted_ms: For each set of inputs, choice to what is predicted at its sizes; nothing
-            where they are not known.
-    """
-
+    # For each set of inputs, choice to times; nothing for a layer without a choice.
     samples: tuple[Mapping[str, TimeSamples], ...]
+    # For each set of inputs, choice to what is predicted at its sizes; nothing where they are not
+    # known.
     predicted_ms: tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True)
 class LayerBench:
-    """Times layers of a package, with kernels where there are some.
+    """Times layers of a package, with kernels where there are some."""
 
-    Attributes:
-        package: The package.
-        feeds: Sets of inputs of the whole model.
-        variant: The runtime, and threads within an operator.
-        scratch: A directory to put small models into.
-    """
-
-    package: OnnxPackage
-    feeds: Sequence[_Values]
-    variant: Variant
-    scratch: Path
+    package: OnnxPackage  # the package
+    feeds: Sequence[_Values]  # sets of inputs of the whole model
+    variant: Variant  # the runtime, and threads within an operator
+    scratch: Path  # a directory to put small models into
 
     def measure(self, measure: Measure) -> list[LayerTimes]:
         """Return for each layer the times of its choices on each set of inputs.

@@ -120,19 +120,12 @@ JudgedRun = tuple[Sample, Batch | None]
 
 @dataclass(frozen=True)
 class Quality:
-    """The figures of a package, each beside the reference's.
+    """The figures of a package, each beside the reference's."""
 
-    Attributes:
-        samples: How many samples were run.
-        flips: Tokens that chose other heads.
-        accuracy: Of each condition on a metric, in their order.
-        failed: A sentence for each condition that does not hold.
-    """
-
-    samples: int
-    flips: Flips
-    accuracy: tuple[MetricParity, ...]
-    failed: tuple[str, ...]
+    samples: int  # how many samples were run
+    flips: Flips  # tokens that chose other heads
+    accuracy: tuple[MetricParity, ...]  # of each condition on a metric, in their order
+    failed: tuple[str, ...]  # a sentence for each condition that does not hold
 
     @property
     @in_json()
@@ -143,25 +136,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualityCheck:
-    """Judges packages by conditions, all on the same runs.
+    """Judges packages by conditions, all on the same runs."""
 
-    Attributes:
-        package: The reference, in float32.
-        reference: A session of it that returns the gates, too.
-        conditions: All of them have to hold.
-        metrics: One for each condition on a metric, in their order.
-        runs: What is run, at least one.
-        files: Where the samples are from.
-        ignore: What labels are that do not count.
-    """
-
-    package: OnnxPackage
-    reference: Runner
-    conditions: Sequence[Condition]
-    metrics: Sequence[Metric]
-    runs: Sequence[JudgedRun]
-    files: SampleFiles
-    ignore: int
+    package: OnnxPackage  # the reference, in float32
+    reference: Runner  # a session of it that returns the gates, too
+    conditions: Sequence[Condition]  # all of them have to hold
+    metrics: Sequence[Metric]  # one for each condition on a metric, in their order
+    runs: Sequence[JudgedRun]  # what is run, at least one
+    files: SampleFiles  # where the samples are from
+    ignore: int  # what labels are that do not count
 
     def first_look(self, runner: Runner) -> Quality:
         """Judge a package on few samples: only what is clearly bad fails.
@@ -255,19 +238,12 @@ def _count(batch: Batch | None) -> int:
 
 @dataclass(frozen=True)
 class SearchSamples:
-    """The inputs of a search: candidates are judged on some, and timed on others.
+    """The inputs of a search: candidates are judged on some, and timed on others."""
 
-    Attributes:
-        runs: What conditions are judged on.
-        sets: What is timed.
-        files: Where labelled samples are from.
-        metrics: What scores them, as the task names them.
-    """
-
-    runs: tuple[JudgedRun, ...]
-    sets: tuple[InputSet, ...]
-    files: SampleFiles
-    metrics: tuple[Metric, ...] = ()
+    runs: tuple[JudgedRun, ...]  # what conditions are judged on
+    sets: tuple[InputSet, ...]  # what is timed
+    files: SampleFiles  # where labelled samples are from
+    metrics: tuple[Metric, ...] = ()  # what scores them, as the task names them
 
 
 def read_runs(

@@ -24,19 +24,12 @@ from moh_deploy.system.progress import Progress
 
 @dataclass
 class Search:
-    """Searches among ways to run one float32 package.
+    """Searches among ways to run one float32 package."""
 
-    Attributes:
-        base: The package, in float32.
-        ways: What to try, the float32 package itself first.
-        contests: What takes candidates.
-        scratch: A directory for packages.
-    """
-
-    base: OnnxPackage
-    ways: Sequence[RuntimePrecision]
-    contests: TakesCandidates
-    scratch: Path
+    base: OnnxPackage  # the package, in float32
+    ways: Sequence[RuntimePrecision]  # what to try, the float32 package itself first
+    contests: TakesCandidates  # what takes candidates
+    scratch: Path  # a directory for packages
     tried: list[Tried] = field(default_factory=list)
     _made: dict[str, OnnxPackage | MoHDeployError] = field(default_factory=dict)
 
@@ -119,17 +112,11 @@ class SearchTask(Protocol):
 
 @dataclass(frozen=True)
 class ContestsApart:
-    """Takes one candidate after the other, each in another process, which ends with this one.
+    """Takes one candidate after the other, each in another process, which ends with this one."""
 
-    Attributes:
-        task: The search.
-        scratch: A directory for packages.
-        shows_steps: Processes show their steps where stderr is a terminal.
-    """
-
-    task: SearchTask
-    scratch: Path
-    shows_steps: bool = False
+    task: SearchTask  # the search
+    scratch: Path  # a directory for packages
+    shows_steps: bool = False  # processes show their steps where stderr is a terminal
 
     def make(self, to: str, folder: Path) -> OnnxPackage:
         """Write the package in a precision.

@@ -27,15 +27,10 @@ FLOAT32 = "float32"
 
 @dataclass(frozen=True)
 class RuntimePrecision:
-    """A runtime and a precision: one candidate of a search.
+    """A runtime and a precision: one candidate of a search."""
 
-    Attributes:
-        runtime: What runs it.
-        precision: A name of `LOWER_PRECISIONS`, or `float32`.
-    """
-
-    runtime: Runtime
-    precision: str
+    runtime: Runtime  # what runs it
+    precision: str  # a name of `LOWER_PRECISIONS`, or `float32`
 
     @property
     @in_json()
@@ -46,19 +41,12 @@ class RuntimePrecision:
 
 @dataclass(frozen=True)
 class Timed:
-    """The time of a candidate beside that of another, in turns.
+    """The time of a candidate beside that of another, in turns."""
 
-    Attributes:
-        rival: The other one, the fastest at that time.
-        ms: Median of a run; of several inputs, as they weigh.
-        rival_ms: The rival's, in the same turns.
-        ratio: Its time over the rival's.
-    """
-
-    rival: str
-    ms: float
-    rival_ms: float
-    ratio: Ratio
+    rival: str  # the other one, the fastest at that time
+    ms: float  # median of a run; of several inputs, as they weigh
+    rival_ms: float  # the rival's, in the same turns
+    ratio: Ratio  # its time over the rival's
 
     def inverse(self, name: str) -> Timed:
         """Return the rival's time beside this candidate's, of this name."""
@@ -75,21 +63,13 @@ class Timed:
 
 @dataclass(frozen=True)
 class Tried:
-    """One candidate, and how it ended.
+    """One candidate, and how it ended."""
 
-    Attributes:
-        way: The candidate.
-        ending: `chosen`, or why it was not.
-        reason: That in a sentence; None of what was chosen.
-        timed: Its last measurement; None if it was not timed against another.
-        quality: The last look at its samples; None if there was none.
-    """
-
-    way: RuntimePrecision
-    ending: Ending
-    reason: str | None = None
-    timed: Timed | None = None
-    quality: Quality | None = None
+    way: RuntimePrecision  # the candidate
+    ending: Ending  # `chosen`, or why it was not
+    reason: str | None = None  # that in a sentence; None of what was chosen
+    timed: Timed | None = None  # its last measurement; None if it was not timed against another
+    quality: Quality | None = None  # the last look at its samples; None if there was none
 
 
 @dataclass(frozen=True)

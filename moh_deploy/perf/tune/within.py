@@ -24,24 +24,18 @@ Lower = Callable[[Path, str, Path, Progress], OnnxPackage]
 
 @dataclass(frozen=True)
 class WithinTask:
-    """A search, as it travels to the processes of its candidates; see `SearchTask`.
+    """A search, as it travels to the processes of its candidates; see `SearchTask`."""
 
-    Attributes:
-        lower: Writes the package in a precision to a directory; a function of a module.
-        task: How samples are scored; None without labels.
-        clock: What `measure` reads. Others are those of `tune_within`.
-    """
-
-    lower: Lower
+    lower: Lower  # writes the package in a precision to a directory; a function of a module
     package_dir: Path
     conditions: tuple[Condition, ...]
     inputs: tuple[Path, ...]
     weights: tuple[float, ...]
-    task: Task | None
+    task: Task | None  # how samples are scored; None without labels
     threads: int | None
     one_choice: bool
     measure: Measure
-    clock: str
+    clock: str  # what `measure` reads. Others are those of `tune_within`.
 
     def made(self, to: str, folder: Path, progress: Progress) -> OnnxPackage:
         """Write the package in a precision."""

@@ -48,21 +48,16 @@ of a product with a matrix: tokens before samples, say."""
 
 @dataclass(frozen=True)
 class OrtRunner(Runner):
-    """A model in an ONNX Runtime session: inputs are checked, and bfloat16 goes in and out.
-
-    Attributes:
-        buffers: Outputs that are written into an input, and these inputs: one memory is both.
-        caches: What the package says of them; None for models that are of none.
-        run_options: How ONNX Runtime makes each run that is not timed.
-    """
+    """A model in an ONNX Runtime session: inputs are checked, and bfloat16 goes in and out."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
     index_check: IndexCheck
+    # Outputs that are written into an input, and these inputs: one memory is both.
     buffers: Mapping[str, str]
-    caches: CachesInPlace | None
-    run_options: ort.RunOptions
+    caches: CachesInPlace | None  # what the package says of them; None for models that are of none
+    run_options: ort.RunOptions  # how ONNX Runtime makes each run that is not timed
     _session: ort.InferenceSession
 
     def describe(self) -> Description:

@@ -58,15 +58,10 @@ def _release() -> str:
 
 @dataclass(frozen=True)
 class Extension:
-    """The extension, loaded and checked, and the kernels that it is to run on.
+    """The extension, loaded and checked, and the kernels that it is to run on."""
 
-    Attributes:
-        path: The library.
-        kernels: What reports say of the kernels.
-    """
-
-    path: Path
-    kernels: KernelUse
+    path: Path  # the library
+    kernels: KernelUse  # what reports say of the kernels
     _library: ctypes.CDLL
 
     def add_to(self, core: ov.Core, domains: Iterable[str]) -> None:

@@ -156,15 +156,12 @@ MOST_SHAPES = 4
 
 @dataclass(frozen=True)
 class OpenVinoRunner(Runner):
-    """A model in OpenVINO, compiled when a shape first comes, as sizes that are fixed run faster.
-
-    Attributes:
-        index_check: Refuses indices that tables have no rows for: OpenVINO answers with zeros.
-    """
+    """A model in OpenVINO, compiled when a shape first comes: fixed sizes run faster."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
+    # Refuses indices that tables have no rows for: OpenVINO answers with zeros.
     index_check: IndexCheck
     _core: ov.Core
     _model: ov.Model

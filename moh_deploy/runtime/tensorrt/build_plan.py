@@ -44,32 +44,22 @@ _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """All that decides what one build makes.
-
-    Attributes:
-        low: What the package is lowered to first; None: it stays as it is.
-        targets: Compute capabilities; none: of this machine's GPU.
-        workspace_bytes: The most scratch memory of a layer; None: no limit.
-        library: The plugin library; None: there is none.
-        embed_plugin: Put it into the engine.
-        only_kernels: What the plugins take is to run by them.
-        version_compatible: Later versions of TensorRT may run the engine.
-        hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
-    """
+    """All that decides what one build makes."""
 
     flavour: Flavour
     package: OnnxPackage
-    low: LowType | None
+    low: LowType | None  # what the package is lowered to first; None: it stays as it is
     profiles: tuple[Profile, ...]
-    targets: tuple[str, ...]
-    workspace_bytes: int | None
+    targets: tuple[str, ...]  # compute capabilities; none: of this machine's GPU
+    workspace_bytes: int | None  # the most scratch memory of a layer; None: no limit
     timing_cache: Path | None
-    library: PluginLibrary | None
-    embed_plugin: bool
+    library: PluginLibrary | None  # the plugin library; None: there is none
+    embed_plugin: bool  # put it into the engine
     keep_onnx: bool
     plain: bool = False
-    only_kernels: bool = False
-    version_compatible: bool = False
+    only_kernels: bool = False  # what the plugins take is to run by them
+    version_compatible: bool = False  # later versions of TensorRT may run the engine
+    # Other GPUs that may, as TensorRT names them; None: no others.
     hardware_compatibility: str | None = None
 
     @property
@@ -261,14 +251,10 @@ _KIND = "moh-deploy timing cache"
 
 @dataclass(frozen=True)
 class TimingCache:
-    """A file of measured times.
+    """A file of measured times."""
 
-    Attributes:
-        path: The file; it may not exist yet.
-        stack: What the times have to be of: versions, GPU, driver, plugin library.
-    """
-
-    path: Path
+    path: Path  # the file; it may not exist yet
+    # What the times have to be of: versions, GPU, driver, plugin library.
     stack: dict[str, str | None]
 
     def read(self) -> bytes | None:

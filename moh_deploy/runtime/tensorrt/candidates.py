@@ -40,28 +40,18 @@ _SHARE_STEP = 0.05
 
 @dataclass(frozen=True)
 class AttentionCandidates:
-    """The ways in which the attention of one layer may run.
-
-    Attributes:
-        node: Its attention node.
-        why_not: The ways that are out, each with the reason.
-        query: The type of Q, [B, S, H*D] or [B, H, S, D].
-        inputs: What the node reads, constants left out.
-        fills: What each input holds while it is timed.
-        open_share: Share of open gates in the recorded runs, rounded.
-        key: Equal for nodes that are alike: of one time.
-    """
+    """The ways in which the attention of one layer may run."""
 
     layer: str
-    node: str
+    node: str  # its attention node
     op: str
-    why_not: Mapping[AttentionWay, str]
-    query: TensorInfo
-    inputs: tuple[TensorInfo, ...]
-    fills: Mapping[str, Fill]
+    why_not: Mapping[AttentionWay, str]  # the ways that are out, each with the reason
+    query: TensorInfo  # the type of Q, [B, S, H*D] or [B, H, S, D]
+    inputs: tuple[TensorInfo, ...]  # what the node reads, constants left out
+    fills: Mapping[str, Fill]  # what each input holds while it is timed
     num_heads: int
-    open_share: float
-    key: str
+    open_share: float  # share of open gates in the recorded runs, rounded
+    key: str  # equal for nodes that are alike: of one time
 
     @property
     def possible(self) -> tuple[AttentionWay, ...]:
@@ -71,14 +61,11 @@ class AttentionCandidates:
 
 @dataclass(frozen=True)
 class ChosenWay:
-    """The kernel or plain operators that a layer's attention runs by, and who decided it.
-
-    Attributes:
-        times_ms: Way to milliseconds at the usual sizes of each profile; empty: nobody measured.
-    """
+    """The kernel or plain operators that a layer's attention runs by, and who decided it."""
 
     way: AttentionWay
     decision: str
+    # Way to milliseconds at the usual sizes of each profile; empty: nobody measured.
     times_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 

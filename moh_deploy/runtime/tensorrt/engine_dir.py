@@ -37,26 +37,19 @@ operators as the model wrote them."""
 
 @dataclass(frozen=True)
 class EngineLayer(Strict):
-    """Says what runs one MoH layer, read from the network that was built.
-
-    Attributes:
-        moh_impl: What runs its attention.
-        router_impl: What makes its gates.
-        choice: How it was to be run; None: as operators, it was not replaced.
-        reason: Why not by a kernel; None if it is.
-        router_types: The dtypes of the router's stages, in lower precision.
-        decision: Who decided what runs its attention, and by what; None where nothing could.
-        times_ms: What was timed to decide it, to milliseconds at the usual sizes of each profile;
-            empty: nobody measured.
-    """
+    """Says what runs one MoH layer, read from the network that was built."""
 
     path: str
-    moh_impl: Implementation
-    router_impl: Implementation
-    choice: package.Choice | None
-    reason: str | None
+    moh_impl: Implementation  # what runs its attention
+    router_impl: Implementation  # what makes its gates
+    choice: package.Choice | None  # how it was to be run; None: as operators, it was not replaced
+    reason: str | None  # why not by a kernel; None if it is
+    # The dtypes of the router's stages, in lower precision.
     router_types: package.RouterTypes | None = None
+    # Who decided what runs its attention, and by what; None where nothing could.
     decision: str | None = None
+    # What was timed to decide it, to milliseconds at the usual sizes of each profile; empty: nobody
+    # measured.
     times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
@@ -73,35 +66,30 @@ class EngineManifest(Strict):
     """The content of `engine.json`: what an engine is, and what it was made from.
 
     What was asked for of the build is as in `build_plan.BuildPlan`.
-
-    Attributes:
-        backend: `tensorrt` or `tensorrt-rtx`.
-        key: Digest of all that the engine was made from: an equal one makes the same engine.
-        package_sha256: Digest of the package's manifest, which has those of all other files.
-        versions: Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
-        profiles: Name of each dynamic dimension to its sizes, one entry a profile.
-        inputs: Of the engine, in the package's order, as `outputs` are.
-        plugin: The library that has to be loaded before the engine; None: it needs none.
-        files: File name to sha256, for each file but this one and the log.
-        caches: Those that it writes in place; None: there are none, or nobody wrote it down.
     """
 
-    backend: str
-    key: str
-    package_sha256: str
+    backend: str  # `tensorrt` or `tensorrt-rtx`
+    key: str  # digest of all that the engine was made from: an equal one makes the same engine
+    package_sha256: str  # digest of the package's manifest, which has those of all other files
     precision: str
+    # Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
     versions: dict[str, str]
     compute_capabilities: tuple[str, ...]
+    # Name of each dynamic dimension to its sizes, one entry a profile.
     profiles: tuple[Profile, ...]
+    # Of the engine, in the package's order, as `outputs` are.
     inputs: tuple[package.TensorInfo, ...]
     outputs: tuple[package.TensorInfo, ...]
     layers: tuple[EngineLayer, ...]
+    # The library that has to be loaded before the engine; None: it needs none.
     plugin: PluginInfo | None
     workspace_bytes: int | None
     build_seconds: float
+    # File name to sha256, for each file but this one and the log.
     files: dict[str, str] = field(default_factory=dict)
     version_compatible: bool = False
     hardware_compatibility: str | None = None
+    # Those that it writes in place; None: there are none, or nobody wrote it down.
     caches: package.CachesInPlace | None = None
     format_version: int = ENGINE_FORMAT_VERSION
 

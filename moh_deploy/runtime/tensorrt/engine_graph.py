@@ -29,23 +29,17 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class PackageGraph:
-    """A package's graph as it is before it is lowered, and what may run its layers.
-
-    Attributes:
-        layers: With one choice each, and the dtypes of routers in lower precision.
-        routers: Name of each layer's MoHRouter node; None: its router is made of operators.
-        plugin_nodes: Names of the nodes that the plugins take, to their ops.
-        no_kernel: Name of every other attention node to the reason.
-        types: Name of each value to its dtype.
-    """
+    """A package's graph as it is before it is lowered, and what may run its layers."""
 
     model: ir.Model
+    # With one choice each, and the dtypes of routers in lower precision.
     layers: tuple[LayerInfo, ...]
+    # Name of each layer's MoHRouter node; None: its router is made of operators.
     routers: tuple[str | None, ...]
-    plugin_nodes: Mapping[str, str]
-    no_kernel: Mapping[str, str]
+    plugin_nodes: Mapping[str, str]  # names of the nodes that the plugins take, to their ops
+    no_kernel: Mapping[str, str]  # name of every other attention node to the reason
     candidates: tuple[AttentionCandidates, ...]
-    types: dict[str, str]
+    types: dict[str, str]  # name of each value to its dtype
     rejections: tuple[Rejection, ...]
 
     def lowered(
@@ -79,20 +73,13 @@ class PackageGraph:
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """The graph that is handed to TensorRT, and what is known of its nodes.
+    """The graph that is handed to TensorRT, and what is known of its nodes."""
 
-    Attributes:
-        read: The package's graph, whose model is lowered now.
-        plugin_nodes: Names of the nodes that are plugins, to their ops.
-        attentions: Name of each attention node that is TensorRT's own to that of the node in its
-            place.
-        choices: Name of each attention node to what runs it, and why.
-    """
-
-    read: PackageGraph
-    plugin_nodes: Mapping[str, str]
+    read: PackageGraph  # the package's graph, whose model is lowered now
+    plugin_nodes: Mapping[str, str]  # names of the nodes that are plugins, to their ops
+    # Name of each attention node that is TensorRT's own to that of the node in its place.
     attentions: Mapping[str, str]
-    choices: Mapping[str, ChosenWay]
+    choices: Mapping[str, ChosenWay]  # name of each attention node to what runs it, and why
 
     @property
     def model(self) -> ir.Model:

@@ -14,29 +14,20 @@ from moh_deploy.system.bounded_file import sha256_of
 
 @dataclass(frozen=True)
 class Flavour:
-    """TensorRT or TensorRT-RTX: how it is called, found, and told what to build for.
+    """TensorRT or TensorRT-RTX: how it is called, found, and told what to build for."""
 
-    Attributes:
-        name: As `--backend` takes it.
-        title: As people call it.
-        module: Python's name.
-        oldest: The least version that is taken.
-        targets: Compute capabilities that can be named, with those that are meant where none is;
-            empty: it builds for the GPU that it finds.
-        has_timing_cache: Whether it measures when it builds; else it compiles when it runs.
-        libraries: Package whose library's unversioned name is missing, and that name; the parser
-            looks for it when it meets a plugin, and the process aborts without it.
-        install: How to get it.
-    """
-
-    name: str
-    title: str
-    module: str
-    oldest: tuple[int, int]
+    name: str  # as `--backend` takes it
+    title: str  # as people call it
+    module: str  # python's name
+    oldest: tuple[int, int]  # the least version that is taken
+    # Compute capabilities that can be named, with those that are meant where none is; empty: it
+    # builds for the GPU that it finds.
     targets: Mapping[str, bool]
-    has_timing_cache: bool
+    has_timing_cache: bool  # whether it measures when it builds; else it compiles when it runs
+    # Package whose library's unversioned name is missing, and that name; the parser looks for it
+    # when it meets a plugin, and the process aborts without it.
     libraries: tuple[str, str] | None
-    install: str
+    install: str  # how to get it
 
     def require_installed(self) -> None:
         """Raise a BackendError if Python does not find it."""
@@ -132,15 +123,11 @@ HOW_TO_BUILD = (
 
 @dataclass(frozen=True)
 class PluginLibrary:
-    """A library of this version of moh-deploy.
-
-    Attributes:
-        cuda: Major version of CUDA that a driver has to take.
-    """
+    """A library of this version of moh-deploy."""
 
     path: Path
     sha256: str
-    cuda: int
+    cuda: int  # major version of CUDA that a driver has to take
 
 
 def find_plugin(given: Path | None) -> PluginLibrary | None:

@@ -27,17 +27,11 @@ _taken: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine in this process, with the objects that have to live as long as it does.
+    """An engine in this process, with the objects that have to live as long as it does."""
 
-    Attributes:
-        trt: The module of TensorRT or TensorRT-RTX.
-        engine: TensorRT's `ICudaEngine`.
-        lines: Warnings and errors of TensorRT, the latest ones last.
-    """
-
-    trt: Any
-    engine: Any
-    lines: list[str]
+    trt: Any  # the module of TensorRT or TensorRT-RTX
+    engine: Any  # tensorRT's `ICudaEngine`
+    lines: list[str]  # warnings and errors of TensorRT, the latest ones last
     _runtime: Any
     _logger: Any
 

@@ -74,17 +74,12 @@ the others 0; a mask that hides nothing; lengths beyond the last key, so that al
 
 @dataclass(frozen=True)
 class TimingRequest:
-    """The order to time networks that compute the same, in turns.
+    """The order to time networks that compute the same, in turns."""
 
-    Attributes:
-        networks: Name to how it is built; all have the same inputs and profiles.
-        fills: Name of each input to what it holds.
-        open_share: Share of the gates that is 1.
-    """
-
+    # Name to how it is built; all have the same inputs and profiles.
     networks: dict[str, BuildRequest]
-    fills: dict[str, Fill]
-    open_share: float
+    fills: dict[str, Fill]  # name of each input to what it holds
+    open_share: float  # share of the gates that is 1
 
 
 @dataclass(frozen=True)
@@ -107,23 +102,17 @@ class ParserError:
 
 @dataclass(frozen=True)
 class BuildAnswer:
-    """The answer to a request: what the network holds, and what was built.
+    """The answer to a request: what the network holds, and what was built."""
 
-    Attributes:
-        errors: What the parser refused; then nothing was built.
-        plugins: Names of the nodes that became plugins.
-        attentions: Names of the nodes that became an attention of TensorRT's own.
-        types: Name of each tensor of the network to its dtype.
-        engine_bytes: Size of the engine; None: none was asked for, or there were errors.
-        seconds: How long the build took, without parsing.
-    """
-
-    errors: tuple[ParserError, ...] = ()
-    plugins: tuple[str, ...] = ()
+    errors: tuple[ParserError, ...] = ()  # what the parser refused; then nothing was built
+    plugins: tuple[str, ...] = ()  # names of the nodes that became plugins
+    # Names of the nodes that became an attention of TensorRT's own.
     attentions: tuple[str, ...] = ()
+    # Name of each tensor of the network to its dtype.
     types: dict[str, str] = field(default_factory=dict)
+    # Size of the engine; None: none was asked for, or there were errors.
     engine_bytes: int | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # how long the build took, without parsing
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,11 @@ from moh_deploy.system.suggest import shortened
 
 @dataclass(frozen=True)
 class Rejection:
-    """One reason why a package cannot be built, and the next step.
+    """One reason why a package cannot be built, and the next step."""
 
-    Attributes:
-        layer: Name of the node.
-        value: What it has: `head_dim is 300`.
-        limit: What is taken: `at most 256`.
-    """
-
-    layer: str
-    value: str
-    limit: str
+    layer: str  # name of the node
+    value: str  # what it has: `head_dim is 300`
+    limit: str  # what is taken: `at most 256`
     what_to_do: str
 
     def __str__(self) -> str:

@@ -16,17 +16,12 @@ from moh_deploy.system.npz import Array
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of choosing the next token: the likeliest, or drawn.
+    """Settings of choosing the next token: the likeliest, or drawn."""
 
-    Attributes:
-        temperature: Logits are divided by it; 0 takes the largest.
-        top_p: Only the likeliest tokens that together have this probability are drawn from.
-        seed: Of the draws.
-    """
-
-    temperature: float = 0.0
+    temperature: float = 0.0  # logits are divided by it; 0 takes the largest
+    # Only the likeliest tokens that together have this probability are drawn from.
     top_p: float = 1.0
-    seed: int = 0
+    seed: int = 0  # of the draws
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not np.isfinite(self.temperature):
@@ -66,53 +61,36 @@ def choose_tokens(logits: Array, sampling: Sampling, draws: np.random.Generator)
 
 @dataclass(frozen=True)
 class DecodedStep:
-    """The tokens that one step of decoding added, and their logits.
+    """The tokens that one step of decoding added, and their logits."""
 
-    Attributes:
-        tokens: The token of each row; None for a row that had ended before.
-        logits: What they were chosen by, [rows, vocab].
-    """
-
-    tokens: tuple[int | None, ...]
-    logits: Array
+    tokens: tuple[int | None, ...]  # the token of each row; None for a row that had ended before
+    logits: Array  # what they were chosen by, [rows, vocab]
 
 
 @dataclass
 class DecodingFigures:
-    """Counts and seconds of generating text: reports make tokens per second of them.
+    """Counts and seconds of generating text: reports make tokens per second of them."""
 
-    Attributes:
-        prompt_tokens: Of all prompts, padding left out.
-        step_seconds: How long all steps behind the prompts took.
-        open_heads: Head and token pairs whose gate was not zero, padding left out.
-    """
-
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # of all prompts, padding left out
     prompt_seconds: float = 0.0
     new_tokens: int = 0
-    step_seconds: float = 0.0
+    step_seconds: float = 0.0  # how long all steps behind the prompts took
     steps: int = 0
-    open_heads: int = 0
+    open_heads: int = 0  # head and token pairs whose gate was not zero, padding left out
     all_heads: int = 0
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A model and prompts, to be gone on with.
+    """A model and prompts, to be gone on with."""
 
-    Attributes:
-        runner: The model; it returns the gates, too, where their names are given.
-        gates: Names of outputs that are gates, [batch, seq, heads].
-        figures: What was measured so far.
-    """
-
-    runner: Runner
+    runner: Runner  # the model; it returns the gates, too, where their names are given
     interface: TextInterface
     prompts: Sequence[Sequence[int]]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
-    gates: Sequence[str] = ()
-    figures: DecodingFigures = field(default_factory=DecodingFigures)
+    gates: Sequence[str] = ()  # names of outputs that are gates, [batch, seq, heads]
+    figures: DecodingFigures = field(default_factory=DecodingFigures)  # what was measured so far
 
     def steps(self) -> Iterator[DecodedStep]:
         """Run, and yield what each run adds.

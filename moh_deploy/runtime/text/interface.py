@@ -20,21 +20,16 @@ _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 @dataclass(frozen=True)
 class TextInterface:
-    """The inputs and outputs of a package that `--task text-generation` made.
+    """The inputs and outputs of a package that `--task text-generation` made."""
 
-    Attributes:
-        about: What its manifest says of generating text; `context_length` is the most tokens that
-            its graph is good for, too.
-        caches: The inputs of the cache, [batch, heads, past, size].
-        present: Name of the output that becomes each of them, in their order.
-        in_place: Whether caches are buffers with room, into which new tokens are written.
-        longest_prompt: The most tokens that it takes at once; None where nothing limits them.
-    """
-
+    # What its manifest says of generating text; `context_length` is the most tokens that its graph
+    # is good for, too.
     about: TextGeneration
-    caches: tuple[TensorInfo, ...]
-    present: tuple[str, ...]
+    caches: tuple[TensorInfo, ...]  # the inputs of the cache, [batch, heads, past, size]
+    present: tuple[str, ...]  # name of the output that becomes each of them, in their order
+    # Whether caches are buffers with room, into which new tokens are written.
     in_place: bool = False
+    # The most tokens that it takes at once; None where nothing limits them.
     longest_prompt: int | None = None
 
     @classmethod

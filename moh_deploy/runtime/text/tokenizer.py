@@ -16,13 +16,9 @@ _UNFINISHED = "�"  # what a character of several bytes is until its last token
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Turns text into tokens, and back.
+    """Turns text into tokens, and back."""
 
-    Attributes:
-        path: Its file.
-    """
-
-    path: Path
+    path: Path  # its file
     _made: Any = field(repr=False)
 
     @classmethod

@@ -181,19 +181,13 @@ def _files_of_server(
 
 @dataclass(frozen=True)
 class _Alone:
-    """Answers of the package by itself: what a drill compares with.
+    """Answers of the package by itself: what a drill compares with."""
 
-    Attributes:
-        outputs: Of each recorded run, as it runs here and as function bodies.
-        milliseconds: How long a run takes, the median.
-        description: What ran it here.
-        rule: By which answers are compared.
-    """
-
+    # Of each recorded run, as it runs here and as function bodies.
     outputs: tuple[tuple[Mapping[str, Array], ...], ...]
-    milliseconds: float
-    description: Description
-    rule: Tolerance
+    milliseconds: float  # how long a run takes, the median
+    description: Description  # what ran it here
+    rule: Tolerance  # by which answers are compared
 
     @classmethod
     def of(cls, model: Deployed, package: OnnxPackage) -> _Alone:

@@ -74,52 +74,36 @@ class ChangedSample:
 
 @dataclass(frozen=True)
 class MetricParity:
-    """One metric, over all samples that have a label.
+    """One metric, over all samples that have a label."""
 
-    Attributes:
-        metric: `top-1`, `top-5`, `perplexity`, or `module:function`.
-        output: The output that is scored; None where a callable is given all of them.
-        samples: How many were scored. A sample is what was drawn anew: an image, a sequence.
-        labels: How many labels were scored: as many, or tokens.
-        ignored: How many labels were left out, because they have the number for that.
-        shifted: The output at a position was scored with the label of the next.
-        against: Where the reference's values come from.
-        reference: The metric of the reference; NaN if a sample has no score.
-        interval: Of `package - reference`, by paired bootstrap; None where there is none.
-        resamples: How many times samples were drawn anew.
-        smoothed: Two samples were added for the interval, one lost and one won: without, it would
-            be too narrow where few samples change.
-        p_value: Of McNemar's exact test; None where a sample is more than right or wrong.
-        rule: What may be lost.
-        allowed_drop: The same in units of the metric.
-        changed: Some samples that changed by more than rounding, those that lost most first.
-        verdict: `passed` only where the whole interval is within what may be lost.
-        reason: A sentence on why it did not pass; None if it did.
-    """
-
-    metric: str
-    output: str | None
+    metric: str  # `top-1`, `top-5`, `perplexity`, or `module:function`
+    output: str | None  # the output that is scored; None where a callable is given all of them
     better: Better
-    samples: int
-    labels: int
-    ignored: int
-    shifted: bool
-    against: str
-    reference: float
+    samples: int  # how many were scored. A sample is what was drawn anew: an image, a sequence.
+    labels: int  # how many labels were scored: as many, or tokens
+    ignored: int  # how many labels were left out, because they have the number for that
+    shifted: bool  # the output at a position was scored with the label of the next
+    against: str  # where the reference's values come from
+    reference: float  # the metric of the reference; NaN if a sample has no score
     package: float
+    # Of `package - reference`, by paired bootstrap; None where there is none.
     interval: tuple[float, float] | None
     confidence: float
-    resamples: int
+    resamples: int  # how many times samples were drawn anew
     seed: int
+    # Two samples were added for the interval, one lost and one won: without, it would be too narrow
+    # where few samples change.
     smoothed: bool
     worse: int
     improved: int
+    # Of McNemar's exact test; None where a sample is more than right or wrong.
     p_value: float | None
-    rule: AccuracyRule
-    allowed_drop: float
+    rule: AccuracyRule  # what may be lost
+    allowed_drop: float  # the same in units of the metric
+    # Some samples that changed by more than rounding, those that lost most first.
     changed: tuple[ChangedSample, ...]
-    verdict: MetricVerdict
-    reason: str | None
+    verdict: MetricVerdict  # `passed` only where the whole interval is within what may be lost
+    reason: str | None  # a sentence on why it did not pass; None if it did
 
     @property
     @in_json()

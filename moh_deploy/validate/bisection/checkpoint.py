@@ -38,24 +38,17 @@ errors that add up have a source, and what is behind it carries most of them."""
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A recorded value, and whether a run that has the reference gates fed to it computes it.
+    """A recorded value, and whether a run that has the reference gates fed to it computes it."""
 
-    Attributes:
-        what: `output 'y'`, or `router of 'blocks.0.attn'`.
-        value: Its name in the graph that has gates fed to it.
-        agrees: It is within its limit. If not, a node before it is wrong.
-        exact: It agrees to rounding, and a fault before it that makes what is wrong would show in
-            it. One that agrees and is not exact proves nothing.
-        error: The largest error where the same heads are chosen; None where there is none to take.
-        reaction: How far it moves if all weights before it do, as a share of that; 0 if it does
-            not.
-    """
-
-    what: str
-    value: str
-    agrees: bool
+    what: str  # `output 'y'`, or `router of 'blocks.0.attn'`
+    value: str  # its name in the graph that has gates fed to it
+    agrees: bool  # it is within its limit. If not, a node before it is wrong.
+    # It agrees to rounding, and a fault before it that makes what is wrong would show in it. One
+    # that agrees and is not exact proves nothing.
     exact: bool = False
+    # The largest error where the same heads are chosen; None where there is none to take.
     error: float | None = field(default=None, metadata=HIDDEN)
+    # How far it moves if all weights before it do, as a share of that; 0 if it does not.
     reaction: float = field(default=0.0, metadata=HIDDEN)
 
 
@@ -199,21 +192,13 @@ _LARGEST = 1e8
 
 @dataclass(frozen=True)
 class BlindSpots:
-    """The search for such nodes in one package.
+    """The search for such nodes in one package."""
 
-    Attributes:
-        judge: Says what was recorded.
-        model: In float32, with the reference gates fed to it.
-        graph: The graph in which nodes are looked for.
-        wrong: A recorded value that is wrong.
-        exact: The recorded values that prove nodes before them right.
-    """
-
-    judge: VariantJudge
-    model: ForcedModel
-    graph: ModelGraph
-    wrong: Checkpoint
-    exact: Sequence[Checkpoint]
+    judge: VariantJudge  # says what was recorded
+    model: ForcedModel  # in float32, with the reference gates fed to it
+    graph: ModelGraph  # the graph in which nodes are looked for
+    wrong: Checkpoint  # a recorded value that is wrong
+    exact: Sequence[Checkpoint]  # the recorded values that prove nodes before them right
 
     def find(self, suspects: Reached) -> Reached:
         """Return the nodes that lead to exact values, and may be wrong nonetheless.

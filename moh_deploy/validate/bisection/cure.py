@@ -32,30 +32,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Found(Generic[_T]):
-    """The result of a search.
+    """The result of a search."""
 
-    Attributes:
-        items: A set that passes.
-        smallest: Every item of it was shown to be needed. False where tests ran out before.
-    """
-
-    items: tuple[_T, ...]
-    smallest: bool
+    items: tuple[_T, ...]  # a set that passes
+    smallest: bool  # every item of it was shown to be needed. False where tests ran out before.
 
 
 @dataclass
 class MinimalSet(Generic[_T]):
-    """A search that asks at most so many tests.
+    """A search that asks at most so many tests."""
 
-    Attributes:
-        passes: The test.
-        most: How many tests it may take.
-        asked: How many it took.
-    """
-
-    passes: Callable[[tuple[_T, ...]], bool]
-    most: int
-    asked: int = 0
+    passes: Callable[[tuple[_T, ...]], bool]  # the test
+    most: int  # how many tests it may take
+    asked: int = 0  # how many it took
     _known: dict[frozenset[_T], bool] = field(default_factory=dict)
 
     def find(self, items: Sequence[_T]) -> Found[_T]:
@@ -141,31 +130,21 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class KeptNode:
-    """A node that has to be in float32.
+    """A node that has to be in float32."""
 
-    Attributes:
-        place: The node.
-        reason: What lower precision does to it.
-    """
-
-    place: NodePlace = field(metadata=FLAT)
-    reason: str
+    place: NodePlace = field(metadata=FLAT)  # the node
+    reason: str  # what lower precision does to it
 
 
 @dataclass(frozen=True)
 class Cure:
-    """The nodes that have to be in float32 for a package to be right.
+    """The nodes that have to be in float32 for a package to be right."""
 
-    Attributes:
-        nodes: In execution order.
-        smallest: Without any one of them the package fails again. False where the runs were used
-            up before that was known.
-        trials: How many packages were made and run to find them.
-    """
-
-    nodes: tuple[KeptNode, ...]
+    nodes: tuple[KeptNode, ...]  # in execution order
+    # Without any one of them the package fails again. False where the runs were used up before that
+    # was known.
     smallest: bool
-    trials: int = field(metadata=HIDDEN)
+    trials: int = field(metadata=HIDDEN)  # how many packages were made and run to find them
 
     @property
     @in_json("runs")
@@ -180,23 +159,14 @@ class Cure:
 
 @dataclass
 class Trials:
-    """Makes packages with some nodes in float32, and judges them.
+    """Makes packages with some nodes in float32, and judges them."""
 
-    Attributes:
-        form: What they are made from.
-        accepts: Whether a package is right.
-        scratch: A directory to make them in, one after the other.
-        forced: The reference gates are fed to them.
-        most: How many there may be, 2 at least.
-        step: Encloses each of them, to show how far a search is.
-    """
-
-    form: Form
-    accepts: Callable[[ForcedModel], bool]
-    scratch: Path
-    forced: bool
-    most: int
-    step: SearchStep
+    form: Form  # what they are made from
+    accepts: Callable[[ForcedModel], bool]  # whether a package is right
+    scratch: Path  # a directory to make them in, one after the other
+    forced: bool  # the reference gates are fed to them
+    most: int  # how many there may be, 2 at least
+    step: SearchStep  # encloses each of them, to show how far a search is
     _known: dict[frozenset[str], bool] = field(default_factory=dict)
 
     def make(self, keep: Mapping[str, str]) -> ForcedModel:

@@ -24,23 +24,14 @@ _MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class InnerValue:
-    """One value, over all vector sets.
+    """One value, over all vector sets."""
 
-    Attributes:
-        name: Its name in both graphs.
-        error: Largest absolute difference; infinite where one is not finite and the other is.
-        size: Largest absolute finite value of the reference.
-        shape: In the first vector set.
-        finite: Wherever the reference is finite, the other is.
-        is_float: It can be off by rounding.
-    """
-
-    name: str
-    error: float
-    size: float
-    shape: tuple[int, ...]
-    finite: bool
-    is_float: bool = True
+    name: str  # its name in both graphs
+    error: float  # largest absolute difference; infinite where one is not finite and the other is
+    size: float  # largest absolute finite value of the reference
+    shape: tuple[int, ...]  # in the first vector set
+    finite: bool  # wherever the reference is finite, the other is
+    is_float: bool = True  # it can be off by rounding
 
 
 def compare_values(
@@ -137,22 +128,17 @@ _SUMS = ("Add", "Sub", "Sum")
 
 @dataclass(frozen=True)
 class NodeError:
-    """The error of a node's result, beside that of the values it reads.
+    """The error of a node's result, beside that of the values it reads."""
 
-    Attributes:
-        place: The node.
-        before: The largest error of the values that it reads, as a share of their largest value.
-        behind: The error of its result as a share of its largest value (for sums, of the terms').
-            Infinite where it is not finite and the reference is.
-        size: Largest absolute value of its result in the reference; for sums, of the terms too.
-        finite: Its result is finite wherever the reference is.
-    """
-
-    place: NodePlace = field(metadata=FLAT)
+    place: NodePlace = field(metadata=FLAT)  # the node
+    # The largest error of the values that it reads, as a share of their largest value.
     before: float
+    # The error of its result as a share of its largest value (for sums, of the terms'). Infinite
+    # where it is not finite and the reference is.
     behind: float
+    # Largest absolute value of its result in the reference; for sums, of the terms too.
     size: float = field(metadata=HIDDEN)
-    finite: bool = field(metadata=HIDDEN)
+    finite: bool = field(metadata=HIDDEN)  # its result is finite wherever the reference is
 
     @property
     def growth(self) -> float:

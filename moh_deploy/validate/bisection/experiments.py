@@ -24,26 +24,16 @@ from moh_deploy.validate.reference.samples import Sample, with_valid_tokens
 
 @dataclass
 class Experiments:
-    """One package and its variants, each run once and compared with the recorded runs.
+    """One package and its variants, each run once and compared with the recorded runs."""
 
-    Attributes:
-        package: What is bisected.
-        reference: A float32 package of the same model; None if none was given.
-        samples: What to run, and what to expect.
-        policy: What counts as equal.
-        target: How far outputs may be off; None for what the policy says.
-        kernels: What runs MoH nodes of the package.
-        folder: A directory for variants of the package.
-        form: The package in float32, where whoever lowered it knows; None to make it.
-    """
-
-    package: OnnxPackage
-    reference: OnnxPackage | None
-    samples: Sequence[Sample]
-    policy: Policy
-    target: float | None
-    kernels: Kernels
-    folder: Path
+    package: OnnxPackage  # what is bisected
+    reference: OnnxPackage | None  # a float32 package of the same model; None if none was given
+    samples: Sequence[Sample]  # what to run, and what to expect
+    policy: Policy  # what counts as equal
+    target: float | None  # how far outputs may be off; None for what the policy says
+    kernels: Kernels  # what runs MoH nodes of the package
+    folder: Path  # a directory for variants of the package
+    # The package in float32, where whoever lowered it knows; None to make it.
     form: Form | None = None
 
     @property

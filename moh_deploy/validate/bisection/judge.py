@@ -31,31 +31,21 @@ Read = Callable[[Array], Array | None]
 
 @dataclass(frozen=True)
 class RecordedValue:
-    """One value of one recorded run.
+    """One value of one recorded run."""
 
-    Attributes:
-        what: `output 'y'`, or `router of 'blocks.0.attn'`.
-        value: Its name in the graph that has gates fed to it.
-        expected: What the original computed.
-        layer: Path of the layer whose gates these are; None for what chooses no heads.
-        margins: How clear each token's choice is, [B, S], of gates.
-        scores: What their router ranked, see `VectorSet.scores`; None if it is not known.
-        num_shared_heads: Of gates, as in `LayerInfo`.
-        read: What is to be done with the run's value before it is compared.
-        inner: It is neither gates nor an output: a session has to be asked for it.
-        gates: The name of the gates whose tokens it has, of an inner value.
-    """
-
-    what: str
-    value: str
-    expected: Array
+    what: str  # `output 'y'`, or `router of 'blocks.0.attn'`
+    value: str  # its name in the graph that has gates fed to it
+    expected: Array  # what the original computed
+    # Path of the layer whose gates these are; None for what chooses no heads.
     layer: str | None = None
-    margins: Array | None = None
+    margins: Array | None = None  # how clear each token's choice is, [B, S], of gates
+    # What their router ranked, see `VectorSet.scores`; None if it is not known.
     scores: Array | None = None
-    num_shared_heads: int | None = None
+    num_shared_heads: int | None = None  # of gates, as in `LayerInfo`
+    # What is to be done with the run's value before it is compared.
     read: Read = lambda value: value
-    inner: bool = False
-    gates: str | None = None
+    inner: bool = False  # it is neither gates nor an output: a session has to be asked for it
+    gates: str | None = None  # the name of the gates whose tokens it has, of an inner value
 
     def of(self, got: Mapping[str, Array]) -> Array | None:
         """Return it as a run computed it; None if the run did not."""
@@ -145,23 +135,15 @@ def _fingerprint(values: LayerValues, tokens: tuple[int, ...], attention: Array)
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded value, and how far a run is from it.
+    """One recorded value, and how far a run is from it."""
 
-    Attributes:
-        what: `output 'y'`, or `router of 'blocks.0.attn'`.
-        value: Its name in the graph that has gates fed to it.
-        error: Largest absolute error over all vector sets; NaN if a number is.
-        limit: What the rule allows; of the vector set with the largest share of it.
-        reason: A sentence on why it is not equal; None if it is.
-        drift: The largest error where the same heads are chosen, over all vector sets; None where
-            there is nothing to take it from.
-    """
-
-    what: str
-    value: str
-    error: float
-    limit: float
-    reason: str | None
+    what: str  # `output 'y'`, or `router of 'blocks.0.attn'`
+    value: str  # its name in the graph that has gates fed to it
+    error: float  # largest absolute error over all vector sets; NaN if a number is
+    limit: float  # what the rule allows; of the vector set with the largest share of it
+    reason: str | None  # a sentence on why it is not equal; None if it is
+    # The largest error where the same heads are chosen, over all vector sets; None where there is
+    # nothing to take it from.
     drift: float | None = field(default=None, metadata=HIDDEN)
 
     @property
@@ -179,20 +161,15 @@ class Recorded:
 
 @dataclass
 class VariantJudge:
-    """Runs variants of one package, all by the rule that the package itself is judged by.
+    """Runs variants of one package, all by the rule that the package itself is judged by."""
 
-    Attributes:
-        judged: The package. Its noise floor holds for all its variants: with more of them in
-            float32 it would be lower, and each step to the better would be asked for more.
-        vectors: What to run, and what to expect.
-        policy: What counts as equal.
-        target: How far outputs may be off, as a share of their largest value (at least of 1), in
-            place of the policy's figure.
-    """
-
+    # The package. Its noise floor holds for all its variants: with more of them in float32 it would
+    # be lower, and each step to the better would be asked for more.
     judged: ForcedModel
-    vectors: Sequence[VectorSet]
-    policy: Policy
+    vectors: Sequence[VectorSet]  # what to run, and what to expect
+    policy: Policy  # what counts as equal
+    # How far outputs may be off, as a share of their largest value (at least of 1), in place of the
+    # policy's figure.
     target: float | None = None
     _made: dict[Path, frozenset[str]] = field(default_factory=dict)
 

@@ -38,19 +38,13 @@ from moh_deploy.validate.compare.tolerances import rule_name
 
 @dataclass(frozen=True)
 class Interval:
-    """The nodes of which one is wrong.
+    """The nodes of which one is wrong."""
 
-    Attributes:
-        before: The recorded value that is wrong: one of the nodes that lead to it is.
-        after: The values that prove nodes before it right, as few as do.
-        nodes: Those that lead to `before`, and to nothing that proves them right.
-        alone: Those of them that lead to every value that is wrong: if a single node is wrong, it
-            is one of these.
-    """
-
-    before: Checkpoint
-    after: tuple[Checkpoint, ...]
-    nodes: Reached
+    before: Checkpoint  # the recorded value that is wrong: one of the nodes that lead to it is
+    after: tuple[Checkpoint, ...]  # the values that prove nodes before it right, as few as do
+    nodes: Reached  # those that lead to `before`, and to nothing that proves them right
+    # Those of them that lead to every value that is wrong: if a single node is wrong, it is one of
+    # these.
     alone: Reached
 
 
@@ -99,52 +93,40 @@ IN_GRAPH: tuple[Cause, ...] = ("float32", "graph")
 
 @dataclass(frozen=True)
 class Between:
-    """Nodes of which one is wrong at least, see `Interval`.
+    """Nodes of which one is wrong at least, see `Interval`."""
 
-    Attributes:
-        after: The recorded values that prove what leads to them right.
-        before: The recorded value that is wrong, or nearest to it.
-        nodes: Those that lead to it, and to nothing that proves them right, in execution order.
-        alone: Those of them of which a single one can make all that is wrong.
-        unseen: Nodes that lead to `after`, and may be wrong nonetheless: it would not show there.
-    """
-
-    after: tuple[str, ...]
-    before: str
+    after: tuple[str, ...]  # the recorded values that prove what leads to them right
+    before: str  # the recorded value that is wrong, or nearest to it
+    # Those that lead to it, and to nothing that proves them right, in execution order.
     nodes: tuple[NodePlace, ...]
+    # Those of them of which a single one can make all that is wrong.
     alone: tuple[NodePlace, ...] = field(metadata=HIDDEN)
+    # Nodes that lead to `after`, and may be wrong nonetheless: it would not show there.
     unseen: tuple[NodePlace, ...]
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The place where a model first parts from its reference.
+    """The place where a model first parts from its reference."""
 
-    Attributes:
-        cause: `kernel` of a MoH node; `optimisation` of the graph by the runtime; `precision`, what
-            is rounded to fewer bits; the `graph` itself: nodes, attributes, weights; or `float32`,
-            where the graph is off by more than the target and less than the policy allows: that may
-            be its rounding.
-        against: What the inner values were compared with; None where there is nothing to compare
-            them with.
-        first: The first node whose result is off by more than rounding; None where no single one
-            is, or nothing was compared.
-        step: The node that adds most, where no single one is beyond rounding.
-        differences: How the first one differs from its counterpart in the reference.
-        wrong: The recorded values that are wrong, or nearest to it.
-        checkpoints: What each recorded value proves, where no single node is known; in the order in
-            which they are computed.
-        between: Where it is, as far as they prove it; None where a single node is known, or nothing
-            that was recorded tells.
-    """
-
+    # `kernel` of a MoH node; `optimisation` of the graph by the runtime; `precision`, what is
+    # rounded to fewer bits; the `graph` itself: nodes, attributes, weights; or `float32`, where the
+    # graph is off by more than the target and less than the policy allows: that may be its
+    # rounding.
     cause: Cause
+    # What the inner values were compared with; None where there is nothing to compare them with.
     against: str | None
+    # The first node whose result is off by more than rounding; None where no single one is, or
+    # nothing was compared.
     first: NodeError | None
-    step: NodeError | None
-    differences: tuple[str, ...]
-    wrong: tuple[Recorded, ...]
+    step: NodeError | None  # the node that adds most, where no single one is beyond rounding
+    differences: tuple[str, ...]  # how the first one differs from its counterpart in the reference
+    wrong: tuple[Recorded, ...]  # the recorded values that are wrong, or nearest to it
+    # What each recorded value proves, where no single node is known; in the order in which they are
+    # computed.
     checkpoints: tuple[Checkpoint, ...] = ()
+    # Where it is, as far as they prove it; None where a single node is known, or nothing that was
+    # recorded tells.
     between: Between | None = None
 
     @property
@@ -183,17 +165,11 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Located:
-    """A divergence, and what it was read from.
+    """A divergence, and what it was read from."""
 
-    Attributes:
-        divergence: Where it is.
-        errors: The error of every node that was compared, in execution order.
-        values: The values that were compared.
-    """
-
-    divergence: Divergence
-    errors: tuple[NodeError, ...]
-    values: dict[str, InnerValue]
+    divergence: Divergence  # where it is
+    errors: tuple[NodeError, ...]  # the error of every node that was compared, in execution order
+    values: dict[str, InnerValue]  # the values that were compared
 
 
 def locate(runs: Experiments) -> Located:

@@ -18,18 +18,12 @@ from moh_deploy.validate.reference.differences import abs_error, largest, larges
 
 @dataclass(frozen=True)
 class WeightedGraph:
-    """A graph, and where its weights are.
+    """A graph, and where its weights are."""
 
-    Attributes:
-        places: The graph.
-        root: Its directory.
-        functions: Those of its model: bodies of operators.
-        outer: The graph that this one is a branch or a body in; None for the model's own.
-    """
-
-    places: ModelGraph
-    root: Path
-    functions: Sequence[onnx.FunctionProto] = ()
+    places: ModelGraph  # the graph
+    root: Path  # its directory
+    functions: Sequence[onnx.FunctionProto] = ()  # those of its model: bodies of operators
+    # The graph that this one is a branch or a body in; None for the model's own.
     outer: WeightedGraph | None = None
 
     @cached_property

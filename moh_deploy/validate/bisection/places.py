@@ -24,19 +24,12 @@ Reached = frozenset[int]
 
 @dataclass(frozen=True)
 class NodePlace:
-    """One node.
+    """One node."""
 
-    Attributes:
-        node: Its name; for a node without one, what it makes.
-        op: Its operator.
-        module: Path of the module that it computes for.
-        value: Its first output.
-    """
-
-    node: str
-    op: str
-    module: str
-    value: str
+    node: str  # its name; for a node without one, what it makes
+    op: str  # its operator
+    module: str  # path of the module that it computes for
+    value: str  # its first output
 
     def __str__(self) -> str:
         return f"{self.op} '{self.node}' in '{self.module}'"
@@ -44,18 +37,14 @@ class NodePlace:
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """A graph and the layers in it.
+    """A graph and the layers in it."""
 
-    Attributes:
-        graph: Its nodes stand in an order in which they can run, but for those that feed gates,
-            which come last.
-        layers: Those of the package.
-        written: The graph as the package has it, if gates are fed to this one: routers lead nowhere
-            here, so this one does not tell whose they are.
-    """
-
+    # Its nodes stand in an order in which they can run, but for those that feed gates, which come
+    # last.
     graph: onnx.GraphProto
-    layers: Sequence[LayerInfo] = ()
+    layers: Sequence[LayerInfo] = ()  # those of the package
+    # The graph as the package has it, if gates are fed to this one: routers lead nowhere here, so
+    # this one does not tell whose they are.
     written: ModelGraph | None = None
 
     @cached_property
@@ -149,18 +138,13 @@ _AS_WRITTEN = replace(FUNCTION_BODIES, round_results=True)
 
 @dataclass(frozen=True)
 class ForcedModel:
-    """A package that is run with its gates fed to it.
+    """A package that is run with its gates fed to it."""
 
-    Attributes:
-        package: Its model and layers.
-        gates: Name of each layer's gates to the dtype that they are fed in; empty where they
-            cannot be fed.
-        variant: How it is opened otherwise: as it is written, unless asked for otherwise, with
-            every result in float16 rounded.
-    """
-
-    package: OnnxPackage
+    package: OnnxPackage  # its model and layers
+    # Name of each layer's gates to the dtype that they are fed in; empty where they cannot be fed.
     gates: GateTypes
+    # How it is opened otherwise: as it is written, unless asked for otherwise, with every result in
+    # float16 rounded.
     variant: Variant = _AS_WRITTEN
 
     @classmethod

@@ -37,23 +37,14 @@ _NO_REFERENCE = (
 
 @dataclass
 class RepairJob:
-    """Finds the nodes of a package in lower precision that have to be in float32.
+    """Finds the nodes of a package in lower precision that have to be in float32."""
 
-    Attributes:
-        runs: Of a package that is not right.
-        located: What is wrong with it.
-        scratch: A directory to make packages in.
-        output: Where to write the package again; None for not at all.
-        most: How many packages may be made and run.
-        step: Encloses each of them.
-    """
-
-    runs: Experiments
-    located: Located
-    scratch: Path
-    output: Path | None
-    most: int
-    step: SearchStep
+    runs: Experiments  # of a package that is not right
+    located: Located  # what is wrong with it
+    scratch: Path  # a directory to make packages in
+    output: Path | None  # where to write the package again; None for not at all
+    most: int  # how many packages may be made and run
+    step: SearchStep  # encloses each of them
 
     def look(self) -> tuple[Repair | None, str | None]:
         """Return the repair, or a sentence on why there is none."""

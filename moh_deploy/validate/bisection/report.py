@@ -36,25 +36,16 @@ _REFERENCE = " --reference DIR, a float32 package of the model that is right, le
 
 @dataclass(frozen=True)
 class Repair:
-    """The nodes to keep in float32, and the size, speed and parity that come of it.
+    """The nodes to keep in float32, and the size, speed and parity that come of it."""
 
-    Attributes:
-        cure: The nodes.
-        weights: Where their float32 weights come from.
-        bytes_before: Size of the model with its weights.
-        bytes_after: The same with the nodes in float32.
-        flops_share: Part of the model's multiply-adds that these nodes have; None if unknown.
-        parity: The comparison of the repaired package with the reference.
-        written: The directory that it was written to; None if none was asked for.
-    """
-
-    cure: Cure = field(metadata=FLAT)
-    weights: str
-    bytes_before: int
-    bytes_after: int
+    cure: Cure = field(metadata=FLAT)  # the nodes
+    weights: str  # where their float32 weights come from
+    bytes_before: int  # size of the model with its weights
+    bytes_after: int  # the same with the nodes in float32
+    # Part of the model's multiply-adds that these nodes have; None if unknown.
     flops_share: float | None
-    parity: ParityReport
-    written: Path | None
+    parity: ParityReport  # the comparison of the repaired package with the reference
+    written: Path | None  # the directory that it was written to; None if none was asked for
 
 
 @dataclass(frozen=True)

@@ -27,94 +27,69 @@ LayerPart = Literal["scores", "choice", "gates", "attention"]
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One output in one vector set.
-
-    Attributes:
-        vectors: Which vector set: its number and sizes, or the user's file.
-        max_abs_error: Largest |got - reference|; NaN if either holds one.
-        max_rel_error: The same, as a share of the largest |reference|.
-        tolerance: The largest `max_abs_error` that counts as equal; None behind an explained flip:
-            there it must be finite, and the entry with forced routing is the one that is judged.
-        reason: A sentence on why it is not equal; None if it is.
-        floor: The error that rounding noise of the model's precision makes; None if not measured.
-        forced: The reference gates were fed to every layer.
-        elements: How many numbers were compared; None where they cannot be.
-        rms_error: Root mean square of got - reference; None where they cannot be compared.
-        rms_tolerance: The largest `rms_error` that counts as equal; None where it is not judged.
-        top_1: Rows with the same top-1 class, where the output looks like logits of classes.
-    """
+    """One output in one vector set."""
 
     name: str
-    vectors: str
-    max_abs_error: float
-    max_rel_error: float
+    vectors: str  # which vector set: its number and sizes, or the user's file
+    max_abs_error: float  # largest |got - reference|; NaN if either holds one
+    max_rel_error: float  # the same, as a share of the largest |reference|
+    # The largest `max_abs_error` that counts as equal; None behind an explained flip: there it must
+    # be finite, and the entry with forced routing is the one that is judged.
     tolerance: float | None
-    reason: str | None = None
+    reason: str | None = None  # a sentence on why it is not equal; None if it is
+    # The error that rounding noise of the model's precision makes; None if not measured.
     floor: float | None = None
-    forced: bool = False
-    elements: int | None = None
+    forced: bool = False  # the reference gates were fed to every layer
+    elements: int | None = None  # how many numbers were compared; None where they cannot be
+    # Root mean square of got - reference; None where they cannot be compared.
     rms_error: float | None = None
+    # The largest `rms_error` that counts as equal; None where it is not judged.
     rms_tolerance: float | None = None
+    # Rows with the same top-1 class, where the output looks like logits of classes.
     top_1: Top1Agreement | None = None
 
 
 @dataclass(frozen=True)
 class LayerParity:
-    """One layer's routing in one vector set.
-
-    Attributes:
-        decisions: (token, head) pairs compared, tokens with a near-tie left out.
-        equal_decisions: Those of them where both select the head, or both do not.
-        flipped_tokens: Tokens without a near-tie that chose other heads: unexplained.
-        excused_tokens: Tokens with a near-tie that chose other heads: explained by rounding.
-        gate_error: Largest |got - reference| among the gates that both select.
-        gate_tolerance: The largest `gate_error` that counts as equal.
-        reason: A sentence on why it is not equal; None if it is.
-        forced: The reference gates were fed to every layer before this one, so what differs is made
-            by this layer's router or by kernels, not by another choice before it.
-        free_flips: Tokens that chose other heads when the model was left to itself; None where
-            `forced` is false, and the figures above say it.
-        agreement: Share of equal (token, head) decisions of all tokens.
-        jaccard: Mean over tokens of heads that both chose to heads that either chose.
-        smallest_margin: Of all tokens.
-        flip_margin: The largest of the tokens that chose other heads; None without any.
-        margin_bound: Rounding explains flips of tokens with a smaller margin.
-        score_error: Root mean square of the differences of the ranked scores; None where they are
-            not known on both sides.
-        score_tolerance: The largest `score_error` that counts as equal; None likewise.
-        attention_error: The same of the fingerprints of what the attention computed, as a share of
-            their size.
-        attention_tolerance: The largest `attention_error` that counts as equal.
-        undecided_tokens: Tokens with a near-tie that chose other heads, of which it cannot be told
-            whether the tie explains it.
-        judged_by: What the verdict on the router rests on: the choices of heads, or, where most
-            tokens are near ties, the scores; `nothing` where there is no token.
-        wrong: What is not equal, in the order in which it is computed.
-    """
+    """One layer's routing in one vector set."""
 
     path: str
     vectors: str
-    decisions: int
-    equal_decisions: int
-    flipped_tokens: int
-    excused_tokens: int
-    gate_error: float
-    gate_tolerance: float
-    reason: str | None = None
+    decisions: int  # (token, head) pairs compared, tokens with a near-tie left out
+    equal_decisions: int  # those of them where both select the head, or both do not
+    flipped_tokens: int  # tokens without a near-tie that chose other heads: unexplained
+    excused_tokens: int  # tokens with a near-tie that chose other heads: explained by rounding
+    gate_error: float  # largest |got - reference| among the gates that both select
+    gate_tolerance: float  # the largest `gate_error` that counts as equal
+    reason: str | None = None  # a sentence on why it is not equal; None if it is
+    # The reference gates were fed to every layer before this one, so what differs is made by this
+    # layer's router or by kernels, not by another choice before it.
     forced: bool = False
+    # Tokens that chose other heads when the model was left to itself; None where `forced` is false,
+    # and the figures above say it.
     free_flips: int | None = None
-    agreement: float | None = None
+    agreement: float | None = None  # share of equal (token, head) decisions of all tokens
+    # Mean over tokens of heads that both chose to heads that either chose.
     jaccard: float | None = None
-    smallest_margin: float | None = None
+    smallest_margin: float | None = None  # of all tokens
+    # The largest of the tokens that chose other heads; None without any.
     flip_margin: float | None = None
-    margin_bound: float | None = None
+    margin_bound: float | None = None  # rounding explains flips of tokens with a smaller margin
+    # Root mean square of the differences of the ranked scores; None where they are not known on
+    # both sides.
     score_error: float | None = None
+    # The largest `score_error` that counts as equal; None likewise.
     score_tolerance: float | None = None
+    # The same of the fingerprints of what the attention computed, as a share of their size.
     attention_error: float | None = None
-    attention_tolerance: float | None = None
+    attention_tolerance: float | None = None  # the largest `attention_error` that counts as equal
+    # Tokens with a near-tie that chose other heads, of which it cannot be told whether the tie
+    # explains it.
     undecided_tokens: int = 0
+    # What the verdict on the router rests on: the choices of heads, or, where most tokens are near
+    # ties, the scores; `nothing` where there is no token.
     judged_by: JudgedBy = "choices"
-    wrong: tuple[LayerPart, ...] = ()
+    wrong: tuple[LayerPart, ...] = ()  # what is not equal, in the order in which it is computed
 
     @property
     def own_flips(self) -> int:
@@ -133,50 +108,37 @@ class ParityResult:
     """Whether a runtime computes what the reference computed.
 
     In JSON, outputs and layers are those of all comparisons, each with its reference.
-
-    Attributes:
-        schema_version: Of its JSON; docs/verify.schema.json describes it.
-        reference: Where the expected values come from.
-        vector_sets: How many runs were compared.
-        outputs: One entry for each output of each run.
-        layers: One entry for each MoH layer of each run whose gates are known.
-        kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
-        function_nodes: How many ran as their function body.
-        layer_runs: What ran each MoH layer, read from the runtime.
-        kernels: The kernel library that was registered, or why none was.
-        rules: The tolerances that applied, by dtype.
-        policy: Where they come from: the built-in table, or a file.
-        notes: What was found out by feeding the reference gates, and what could not be.
-        statistics: Loads of heads and margins of choices.
-        tokens: How many were left out, being padding; None if it was not said which are.
-        subject: What ran; empty where that is plain.
-        parts: Of a report that joins several comparisons, each by itself.
-        ratchet: How it compares with a baseline file; None without one, or if it is not equal.
-        accuracy: Metrics of a task, where there are labels.
-        checks: What else was judged: stored weights, conditions on flips.
     """
 
+    # Of its JSON; docs/verify.schema.json describes it.
     schema_version: Literal[1] = field(default=1, init=False)
-    reference: str
-    vector_sets: int
+    reference: str  # where the expected values come from
+    vector_sets: int  # how many runs were compared
+    # One entry for each output of each run.
     outputs: tuple[OutputParity, ...] = field(metadata=HIDDEN)
+    # One entry for each MoH layer of each run whose gates are known.
     layers: tuple[LayerParity, ...] = field(metadata=HIDDEN)
     has_routing: bool = field(metadata=HIDDEN)
-    kernel_nodes: int
-    function_nodes: int
-    layer_runs: tuple[LayerRun, ...]
-    kernels: KernelUse
+    kernel_nodes: int  # how many MoH nodes ran on a kernel, read from the runtime
+    function_nodes: int  # how many ran as their function body
+    layer_runs: tuple[LayerRun, ...]  # what ran each MoH layer, read from the runtime
+    kernels: KernelUse  # the kernel library that was registered, or why none was
+    # The tolerances that applied, by dtype.
     rules: Mapping[str, Tolerance] = field(default_factory=dict)
-    policy: str = BUILT_IN
+    policy: str = BUILT_IN  # where they come from: the built-in table, or a file
+    # What was found out by feeding the reference gates, and what could not be.
     notes: tuple[str, ...] = ()
-    statistics: RoutingStatistics = NO_STATISTICS
+    statistics: RoutingStatistics = NO_STATISTICS  # loads of heads and margins of choices
+    # How many were left out, being padding; None if it was not said which are.
     tokens: TokenCount | None = field(default=None, metadata=HIDDEN)
-    subject: str = field(default="", metadata=HIDDEN)
+    subject: str = field(default="", metadata=HIDDEN)  # what ran; empty where that is plain
+    # Of a report that joins several comparisons, each by itself.
     parts: tuple[ParityResult, ...] = field(default=(), metadata=HIDDEN)
+    # How it compares with a baseline file; None without one, or if it is not equal.
     ratchet: RatchetResult | None = None
-    accuracy: tuple[MetricParity, ...] = ()
+    accuracy: tuple[MetricParity, ...] = ()  # metrics of a task, where there are labels
     precision: str = "float32"
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Check, ...] = ()  # what else was judged: stored weights, conditions on flips
 
     @property
     def comparisons(self) -> tuple[ParityResult, ...]:

@@ -32,25 +32,16 @@ _Values = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class InputJudge:
-    """Compares a package with its function bodies.
+    """Compares a package with its function bodies."""
 
-    Attributes:
-        package: The package.
-        subject: A session of it as it is to be judged, that also returns the gates.
-        recorder: Its function bodies.
-        variants: Opens it with gates fed to it; None where that cannot be.
-        policy: What counts as equal.
-        sides: What a failed run is looked into with; None for what `compare` says of it.
-        valid_tokens: The input that is 0 for padding; None if all tokens count.
-    """
-
-    package: OnnxPackage
-    subject: Runner
-    recorder: Recorder
-    variants: Variants | None
-    policy: Policy
+    package: OnnxPackage  # the package
+    subject: Runner  # a session of it as it is to be judged, that also returns the gates
+    recorder: Recorder  # its function bodies
+    variants: Variants | None  # opens it with gates fed to it; None where that cannot be
+    policy: Policy  # what counts as equal
+    # What a failed run is looked into with; None for what `compare` says of it.
     sides: source.Sides | None = None
-    valid_tokens: str | None = None
+    valid_tokens: str | None = None  # the input that is 0 for padding; None if all tokens count
 
     @classmethod
     def of(cls, sides: source.Sides) -> InputJudge:

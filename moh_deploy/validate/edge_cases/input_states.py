@@ -24,22 +24,14 @@ _LONGEST_OF_ANY = 4096
 
 @dataclass(frozen=True)
 class InputState:
-    """Inputs of one case, or why there are none.
+    """Inputs of one case, or why there are none."""
 
-    Attributes:
-        case: Its name, with the sizes.
-        inputs: Input name to array; None if there is no such case.
-        reason: Why there are none.
-        exists: False: the model has no such case. True without inputs: nobody said what is needed
-            to run it.
-        remark: What is to be known of the inputs, for the report.
-    """
-
-    case: str
-    inputs: Mapping[str, Array] | None
-    reason: str = ""
+    case: str  # its name, with the sizes
+    inputs: Mapping[str, Array] | None  # input name to array; None if there is no such case
+    reason: str = ""  # why there are none
+    # False: the model has no such case. True without inputs: nobody said what is needed to run it.
     exists: bool = True
-    remark: str = ""
+    remark: str = ""  # what is to be known of the inputs, for the report
 
 
 def input_states(

@@ -22,26 +22,16 @@ TOKENS_PER_LAYER = 3
 
 @dataclass(frozen=True)
 class Mined:
-    """The result of a search for choices near a tie.
+    """The result of a search for choices near a tie."""
 
-    Attributes:
-        searched: How many samples were run.
-        tokens: How many choices of heads were looked at, of all layers.
-        samples: The samples with the least clear choices, with their names; the corpus has room for
-            them.
-        names: Name of each of them: the file, and which sample of it.
-        too_large: How many samples were left out because the corpus has no room for them.
-        unknown: Paths of layers whose margins are not known, or which choose nothing.
-        nan_choices: How many choices were not looked at because their scores are NaN.
-    """
-
-    searched: int
-    tokens: int
+    searched: int  # how many samples were run
+    tokens: int  # how many choices of heads were looked at, of all layers
+    # The samples with the least clear choices, with their names; the corpus has room for them.
     samples: tuple[pkg.CorpusSample, ...]
-    names: tuple[str, ...]
-    too_large: int
-    unknown: tuple[str, ...]
-    nan_choices: int = 0
+    names: tuple[str, ...]  # name of each of them: the file, and which sample of it
+    too_large: int  # how many samples were left out because the corpus has no room for them
+    unknown: tuple[str, ...]  # paths of layers whose margins are not known, or which choose nothing
+    nan_choices: int = 0  # how many choices were not looked at because their scores are NaN
 
 
 def mine(

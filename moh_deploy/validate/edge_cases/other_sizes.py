@@ -220,21 +220,13 @@ class _OpenedOnce:
 
 @dataclass(frozen=True)
 class _Cuts:
-    """The axes along which outputs and gates of a run are cut into samples, or into tokens.
+    """The axes along which outputs and gates of a run are cut into samples, or into tokens."""
 
-    Attributes:
-        package: The package, with the outputs and layers alone that can be cut.
-        known: The run.
-        size: How many there are in it.
-        outputs: Name of each output to the axes that are cut.
-        gates: Number of each such layer to the same.
-    """
-
-    package: OnnxPackage
-    known: VectorSet
-    size: int
-    outputs: Mapping[str, Sequence[int]]
-    gates: Mapping[int, Sequence[int]]
+    package: OnnxPackage  # the package, with the outputs and layers alone that can be cut
+    known: VectorSet  # the run
+    size: int  # how many there are in it
+    outputs: Mapping[str, Sequence[int]]  # name of each output to the axes that are cut
+    gates: Mapping[int, Sequence[int]]  # number of each such layer to the same
 
     @classmethod
     def of(

@@ -116,19 +116,13 @@ class _Both(NamedTuple):
 
 @dataclass(frozen=True)
 class _RoutingRun:
-    """Both sides of a probe with logits as inputs.
+    """Both sides of a probe with logits as inputs."""
 
-    Attributes:
-        sides: The sides.
-        recorded: The logits that the model computes itself, of which states have shape and dtype.
-        subject: A session of the package.
-        reference: A session of its function bodies.
-    """
-
-    sides: source.Sides
+    sides: source.Sides  # the sides
+    # The logits that the model computes itself, of which states have shape and dtype.
     recorded: Mapping[str, Array]
-    subject: Runner
-    reference: Runner
+    subject: Runner  # a session of the package
+    reference: Runner  # a session of its function bodies
     judge: routing_judge.GateJudge = field(default_factory=routing_judge.GateJudge)
 
     @classmethod

@@ -32,23 +32,17 @@ Kind = Literal["routing", "input", "corpus"]
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case, at one place.
+    """One case, at one place."""
 
-    Attributes:
-        kind: `routing`: logits were put in front of routers. `input`: the model was given these
-            inputs. `corpus`: inputs that are kept in the package.
-        case: Its name, such as `ties` or `one: seq=1`.
-        place: The path of a layer, or `model outputs`.
-        status: `not applicable`: there is no such case for this model. `not run`: there is, and
-            nobody knows the answer.
-        detail: What failed, or why it did not run; what was compared if it passed.
-    """
-
+    # `routing`: logits were put in front of routers. `input`: the model was given these inputs.
+    # `corpus`: inputs that are kept in the package.
     kind: Kind
-    case: str
-    place: str
+    case: str  # its name, such as `ties` or `one: seq=1`
+    place: str  # the path of a layer, or `model outputs`
+    # `not applicable`: there is no such case for this model. `not run`: there is, and nobody knows
+    # the answer.
     status: CaseStatus
-    detail: str
+    detail: str  # what failed, or why it did not run; what was compared if it passed
 
 
 MODEL = "model outputs"
@@ -61,15 +55,10 @@ def input_result(case: str, status: CaseStatus, detail: str) -> CaseResult:
 
 @dataclass(frozen=True)
 class Source:
-    """Opens a package in one way, or a variant of it.
+    """Opens a package in one way, or a variant of it."""
 
-    Attributes:
-        package: The package.
-        variant: The way.
-    """
-
-    package: OnnxPackage
-    variant: Variant
+    package: OnnxPackage  # the package
+    variant: Variant  # the way
 
     def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
         """Load the model; see `Variant`."""
@@ -105,17 +94,11 @@ def fixed_values(values: Mapping[str, Array]) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class RoutedLayer:
-    """A layer that has a MoHRouter.
+    """A layer that has a MoHRouter."""
 
-    Attributes:
-        info: What the manifest says of it.
-        router: Its router.
-        reads: The values that it reads as its gates.
-    """
-
-    info: LayerInfo
-    router: RouterLogits
-    reads: Sequence[GateRead]
+    info: LayerInfo  # what the manifest says of it
+    router: RouterLogits  # its router
+    reads: Sequence[GateRead]  # the values that it reads as its gates
 
     @property
     def values(self) -> list[str]:
@@ -127,21 +110,13 @@ class RoutedLayer:
 
 @dataclass(frozen=True)
 class Sides:
-    """The two sides of a probe. Sessions are opened on first use: each has all weights.
+    """The two sides of a probe. Sessions are opened on first use: each has all weights."""
 
-    Attributes:
-        package: The package.
-        subject: The package as it is to be judged.
-        reference: Its function bodies.
-        policy: What counts as equal.
-        valid_tokens: The input that is 0 for padding, which is not compared; None if all tokens
-            count.
-    """
-
-    package: OnnxPackage
-    subject: Source
-    reference: Source
-    policy: Policy = BUILT_IN_POLICY
+    package: OnnxPackage  # the package
+    subject: Source  # the package as it is to be judged
+    reference: Source  # its function bodies
+    policy: Policy = BUILT_IN_POLICY  # what counts as equal
+    # The input that is 0 for padding, which is not compared; None if all tokens count.
     valid_tokens: str | None = None
 
     @cached_property

@@ -36,15 +36,10 @@ _LONGEST = 4096
 
 @dataclass(frozen=True)
 class _Answered(source.Source):
-    """A model that is given the answer to a question on its sizes as an input.
+    """A model that is given the answer to a question on its sizes as an input."""
 
-    Attributes:
-        question: The question.
-        usual: The answer, at the example's sizes.
-    """
-
-    question: SizeQuestion
-    usual: Array
+    question: SizeQuestion  # the question
+    usual: Array  # the answer, at the example's sizes
 
     @property
     def answers(self) -> dict[str, Array]:
@@ -173,15 +168,10 @@ def _run_corpus(sides: source.Sides, case: str, kept: Sequence[CorpusSample]) ->
 
 @dataclass(frozen=True)
 class Suite:
-    """Every case of a package.
+    """Every case of a package."""
 
-    Attributes:
-        sides: What is compared.
-        states: The input states.
-    """
-
-    sides: source.Sides
-    states: Sequence[InputState]
+    sides: source.Sides  # what is compared
+    states: Sequence[InputState]  # the input states
 
     def run(self, progress: Progress, found: Mined | None = None) -> list[source.CaseResult]:
         """Run them all.

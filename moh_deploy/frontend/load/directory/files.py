@@ -25,19 +25,12 @@ _MOST_SOURCE_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A directory that holds a model.
+    """A directory that holds a model."""
 
-    Attributes:
-        root: The directory.
-        config: The content of its `config.json`.
-        weights: The file with its weights, or the index of its shards.
-        tokenizer: Its tokenizer's files, those that there are.
-    """
-
-    root: Path
-    config: Mapping[str, object]
-    weights: Path
-    tokenizer: tuple[Path, ...]
+    root: Path  # the directory
+    config: Mapping[str, object]  # the content of its `config.json`
+    weights: Path  # the file with its weights, or the index of its shards
+    tokenizer: tuple[Path, ...]  # its tokenizer's files, those that there are
 
     @property
     def config_path(self) -> Path:

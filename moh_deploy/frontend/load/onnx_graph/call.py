@@ -27,17 +27,11 @@ ExactNumber: TypeAlias = int | float | bool
 
 @dataclass(frozen=True)
 class Known:
-    """A small tensor whose elements are known as Python numbers, or as symbols.
+    """A small tensor whose elements are known as Python numbers, or as symbols."""
 
-    Attributes:
-        numbers: Of numpy's dtype `object`, in the tensor's shape.
-        dtype: Of the tensor.
-        stored: The tensor itself, for a constant of the model.
-    """
-
-    numbers: np.ndarray
-    dtype: torch.dtype
-    stored: torch.Tensor | None = None
+    numbers: np.ndarray  # of numpy's dtype `object`, in the tensor's shape
+    dtype: torch.dtype  # of the tensor
+    stored: torch.Tensor | None = None  # the tensor itself, for a constant of the model
 
     @classmethod
     def of(cls, numbers: Sequence[ExactNumber], dtype: torch.dtype = torch.int64) -> Known:
@@ -98,17 +92,11 @@ NumberFunction: TypeAlias = "Callable[[NodeCall], Result | None]"
 
 @dataclass(frozen=True)
 class NodeCall:
-    """One node that is about to be computed.
+    """One node that is about to be computed."""
 
-    Attributes:
-        node: The node.
-        values: Of its inputs; None for one that is left out.
-        opset: Version of the operators of the node's domain.
-    """
-
-    node: Node
-    values: tuple[NodeValue | None, ...]
-    opset: int
+    node: Node  # the node
+    values: tuple[NodeValue | None, ...]  # of its inputs; None for one that is left out
+    opset: int  # version of the operators of the node's domain
 
     def has(self, index: int) -> bool:
         """Whether an optional input is there."""

@@ -26,38 +26,26 @@ OLDEST_OPSET, NEWEST_OPSET = 13, 24
 
 @dataclass(frozen=True)
 class OnnxInput:
-    """An input of the graph, as the file declares it.
-
-    Attributes:
-        dtype: As numpy calls it.
-        shape: Sizes, and the names or expressions of dynamic dimensions; empty text for one without
-            a name.
-    """
+    """An input of the graph, as the file declares it."""
 
     name: str
-    dtype: str
+    dtype: str  # as numpy calls it
+    # Sizes, and the names or expressions of dynamic dimensions; empty text for one without a name.
     shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
 class OnnxSource:
-    """Hold an ONNX file that was read and cleaned, and what it says of itself.
-
-    Attributes:
-        graph: Cleaned; functions but those of MoH operators are put in their place.
-        opsets: Domain to version.
-        outputs: Names, in order.
-        metadata: The model's own `metadata_props`.
-        sha256: Of the file and of the files that its weights lie in.
-    """
+    """Hold an ONNX file that was read and cleaned, and what it says of itself."""
 
     path: Path
+    # Cleaned; functions but those of MoH operators are put in their place.
     graph: Graph = field(repr=False)
-    opsets: Mapping[str, int]
+    opsets: Mapping[str, int]  # domain to version
     inputs: tuple[OnnxInput, ...]
-    outputs: tuple[str, ...]
-    metadata: Mapping[str, str]
-    sha256: str
+    outputs: tuple[str, ...]  # names, in order
+    metadata: Mapping[str, str]  # the model's own `metadata_props`
+    sha256: str  # of the file and of the files that its weights lie in
 
     @property
     def opset(self) -> int:
@@ -190,15 +178,10 @@ def _input(path: Path, value: ir.Value) -> OnnxInput:
 
 @dataclass(frozen=True)
 class OnnxOriginal:
-    """A file that was opened.
+    """A file that was opened."""
 
-    Attributes:
-        source: What the file holds.
-        runner: Runs it as it is written: unoptimised, without kernels of ours.
-    """
-
-    source: OnnxSource
-    runner: Runner
+    source: OnnxSource  # what the file holds
+    runner: Runner  # runs it as it is written: unoptimised, without kernels of ours
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs of one run, in order."""

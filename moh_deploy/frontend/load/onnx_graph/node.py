@@ -12,25 +12,17 @@ from moh_deploy.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with the names of what it reads and writes.
-
-    Attributes:
-        domain: Empty for the standard operators.
-        inputs: Names; empty for an optional input that is left out.
-        outputs: Names; empty for an output that nobody reads.
-        attributes: Numbers, texts, tuples of them, and tensors.
-        bodies: The graphs among its attributes: `then_branch`, `else_branch`, `body`.
-        scope: Names of the modules that it was exported from, outermost first, as far as the
-            exporter tells.
-    """
+    """An operator with the names of what it reads and writes."""
 
     name: str
-    domain: str
+    domain: str  # empty for the standard operators
     op_type: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, object] = field(repr=False)
+    inputs: tuple[str, ...]  # names; empty for an optional input that is left out
+    outputs: tuple[str, ...]  # names; empty for an output that nobody reads
+    attributes: dict[str, object] = field(repr=False)  # numbers, texts, tuples of them, and tensors
+    # The graphs among its attributes: `then_branch`, `else_branch`, `body`.
     bodies: dict[str, Graph] = field(repr=False)
+    # Names of the modules that it was exported from, outermost first, as far as the exporter tells.
     scope: tuple[str, ...]
     _source: ir.Node = field(repr=False)
 
@@ -66,17 +58,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph, or the body of a node.
-
-    Attributes:
-        weights: Name to tensor; their data may still lie in the file.
-        nodes: In an order in which they can run.
-    """
+    """A graph, or the body of a node."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    # Name to tensor; their data may still lie in the file.
     weights: dict[str, ir.TensorProtocol] = field(repr=False)
-    nodes: tuple[Node, ...] = field(repr=False)
+    nodes: tuple[Node, ...] = field(repr=False)  # in an order in which they can run
 
     def all_nodes(self) -> list[Node]:
         """Return the nodes of the graph and of all bodies in it."""

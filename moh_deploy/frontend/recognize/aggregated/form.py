@@ -87,14 +87,10 @@ def _order_of(given: Tensor, expected: Tensor, *, repeats: bool) -> Tensor | Non
 
 @dataclass(frozen=True)
 class WindowSource:
-    """A tensor of heads for each row, or the part of one.
-
-    Attributes:
-        rows: The axes of its tokens, or of its pooled tokens.
-    """
+    """A tensor of heads for each row, or the part of one."""
 
     piece: Piece
-    rows: Dim
+    rows: Dim  # the axes of its tokens, or of its pooled tokens
     head_dim: Dim
 
 

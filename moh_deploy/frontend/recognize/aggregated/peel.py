@@ -29,21 +29,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Peeled:
-    """`scale * (unit(source) + shift)`, or without the unit length.
+    """`scale * (unit(source) + shift)`, or without the unit length."""
 
-    Attributes:
-        source: What remains.
-        scale: [H, R, 1]; a size may be 1.
-        shift: [H, R, D]; a size may be 1.
-        epsilon: The smallest norm that `unit` divides by; None where nothing is normalised.
-        unit: The normalised tensor; `source` where nothing is normalised.
-    """
-
-    source: Operand
-    scale: Tensor
-    shift: Tensor
+    source: Operand  # what remains
+    scale: Tensor  # [H, R, 1]; a size may be 1
+    shift: Tensor  # [H, R, D]; a size may be 1
+    # The smallest norm that `unit` divides by; None where nothing is normalised.
     epsilon: float | None
-    unit: Operand
+    unit: Operand  # the normalised tensor; `source` where nothing is normalised
 
 
 def peel(operand: Operand, rows: Rows, known: KnownValues, *, is_query: bool) -> Peeled:

@@ -34,33 +34,23 @@ from moh_deploy.frontend.recognize.layer import MoHLayer
 
 @dataclass(frozen=True)
 class ScorePart:
-    """A product of queries and keys that makes the scores `start` to `stop` of the softmax.
+    """A product of queries and keys that makes the scores `start` to `stop` of the softmax."""
 
-    Attributes:
-        operands: Its factors; which one is the query is for the reader to tell.
-        summed: The axes that it sums over: the head dimension.
-        scale: [H, N], multiplies the product; a size may be 1.
-    """
-
+    # Its factors; which one is the query is for the reader to tell.
     operands: tuple[Operand, Operand]
     columns: Dim
-    summed: Dim
+    summed: Dim  # the axes that it sums over: the head dimension
     start: int
     stop: int
-    scale: Tensor
+    scale: Tensor  # [H, N], multiplies the product; a size may be 1
 
 
 @dataclass
 class JointScores:
-    """The products that one softmax spans, and what is known beforehand of its scores.
+    """The products that one softmax spans, and what is known beforehand of its scores."""
 
-    Attributes:
-        bias: [H, N, J], added to the scores.
-        hidden: [H, N, J], True where a score is overwritten with minus infinity.
-    """
-
-    bias: Tensor
-    hidden: Tensor
+    bias: Tensor  # [H, N, J], added to the scores
+    hidden: Tensor  # [H, N, J], True where a score is overwritten with minus infinity
     parts: list[ScorePart] = field(default_factory=list)
 
 
@@ -220,23 +210,15 @@ class _Place:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a window, or the pooled ones, and how the scores read them.
+    """The keys of a window, or the pooled ones, and how the scores read them."""
 
-    Attributes:
-        columns: Places in the softmax, in the order of the keys.
-        query: The query; its head dimension is `source.head_dim`.
-        source: The keys before they get unit length; one row a pixel, or a pooled token.
-        unit: The keys of unit length; None where the model has them as windows only.
-        epsilon: Smallest norm; None where the keys are taken as they are.
-        scale: [H, N]; a size may be 1: of the scores, in total.
-    """
-
-    columns: Tensor
-    query: Peeled
-    source: WindowSource
+    columns: Tensor  # places in the softmax, in the order of the keys
+    query: Peeled  # the query; its head dimension is `source.head_dim`
+    source: WindowSource  # the keys before they get unit length; one row a pixel, or a pooled token
+    # The keys of unit length; None where the model has them as windows only.
     unit: WindowSource | None
-    epsilon: float | None
-    scale: Tensor
+    epsilon: float | None  # smallest norm; None where the keys are taken as they are
+    scale: Tensor  # [H, N]; a size may be 1: of the scores, in total
 
 
 class KeyReader:

@@ -25,18 +25,12 @@ from moh_deploy.frontend.recognize.walk import walk
 
 @dataclass(frozen=True)
 class Weights:
-    """`softmax[positions] + query @ tokens + offset`.
+    """`softmax[positions] + query @ tokens + offset`."""
 
-    Attributes:
-        positions: [L], place in the softmax of each column.
-        layout: Of the softmax, without the dimension that it normalises over.
-        offset: [H, L]; a size may be 1.
-    """
-
-    positions: Tensor
-    layout: Layout
+    positions: Tensor  # [L], place in the softmax of each column
+    layout: Layout  # of the softmax, without the dimension that it normalises over
     tokens: tuple[Tokens, ...]
-    offset: Tensor
+    offset: Tensor  # [H, L]; a size may be 1
 
 
 @dataclass(frozen=True)

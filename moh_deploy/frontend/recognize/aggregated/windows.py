@@ -30,14 +30,10 @@ class WindowAxes:
 
 @dataclass(frozen=True)
 class CutWindows:
-    """A tensor of windows, read.
-
-    Attributes:
-        neighbours: [N, L], the pixel at each tap; -1 where it is 0.
-    """
+    """A tensor of windows, read."""
 
     image: Piece
-    neighbours: Tensor
+    neighbours: Tensor  # [N, L], the pixel at each tap; -1 where it is 0
 
     def orders(self) -> dict[Window, Tensor]:
         """Windows that these can be, each with [L]: the window's own number of each tap."""

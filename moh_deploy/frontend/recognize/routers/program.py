@@ -23,13 +23,10 @@ class RouterProgram:
 
     It may be written in any way: a matcher proposes what it could compute, by the sizes of what it
     takes a softmax of, and proves it by running both on the same logits.
-
-    Attributes:
-        gates: What it computes, [..., H].
-        query: The attention's query, to tell a router that reads it; None where it is not known.
     """
 
-    gates: Node
+    gates: Node  # what it computes, [..., H]
+    # The attention's query, to tell a router that reads it; None where it is not known.
     query: Node | None
     constant: Constants
 

@@ -26,18 +26,13 @@ _STOPS = frozenset((*NORMS, "embedding", "scaled_dot_product_attention"))
 
 @dataclass(frozen=True)
 class Selection:
-    """A ranking of candidate heads.
-
-    Attributes:
-        candidates: How many heads are ranked.
-        top_k: How many are kept.
-    """
+    """A ranking of candidate heads."""
 
     node: Node
     scores: Node
     dim: int
-    candidates: int
-    top_k: int
+    candidates: int  # how many heads are ranked
+    top_k: int  # how many are kept
 
 
 def router_cone(gates: Node) -> list[Node]:
@@ -129,27 +124,18 @@ class Logits:
 class Finish:
     """The weighing behind a MoHRouter, by ordinary operators, of the gates of the routed heads.
 
-        factor * scale * gates * weights / (sum(gates * weights) + epsilon)
-
-    Attributes:
-        weights: As large as the routed logits; None for 1.
-        normalized: The weighed gates of a token are divided by their sum.
-        factor: Of all of them.
-        epsilon: What is added to the sum.
-        scale: One number for each token; None for 1.
-        shared_gate: The gate of each shared head, where there are any.
-        shared: Of shared heads that are weighed themselves, likewise; None for `shared_gate`.
-        joint: Of all heads together, afterwards; None where there is none.
+    factor * scale * gates * weights / (sum(gates * weights) + epsilon)
     """
 
-    weights: Logits | None = None
-    normalized: bool = False
-    factor: float = 1.0
-    epsilon: float = 0.0
-    scale: Logits | None = None
-    shared_gate: float = 1.0
+    weights: Logits | None = None  # as large as the routed logits; None for 1
+    normalized: bool = False  # the weighed gates of a token are divided by their sum
+    factor: float = 1.0  # of all of them
+    epsilon: float = 0.0  # what is added to the sum
+    scale: Logits | None = None  # one number for each token; None for 1
+    shared_gate: float = 1.0  # the gate of each shared head, where there are any
+    # Of shared heads that are weighed themselves, likewise; None for `shared_gate`.
     shared: Finish | None = None
-    joint: Finish | None = None
+    joint: Finish | None = None  # of all heads together, afterwards; None where there is none
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,13 @@ Values = dict[Node, torch.Tensor]
 
 @dataclass(frozen=True)
 class RouterRun:
-    """A run of a router on logits of several scales.
+    """A run of a router on logits of several scales."""
 
-    Attributes:
-        gates: The node that they are [..., H].
-        nodes: What was computed, what it was computed from first.
-        values: Of each scale; float64 where the router takes it.
-        close: Of logits so close to one another that a small bias changes their order.
-        tolerance: By how much what computes the same may differ.
-    """
-
-    gates: Node
-    nodes: tuple[Node, ...]
-    values: tuple[Values, ...]
-    close: Values
-    tolerance: float
+    gates: Node  # the node that they are [..., H]
+    nodes: tuple[Node, ...]  # what was computed, what it was computed from first
+    values: tuple[Values, ...]  # of each scale; float64 where the router takes it
+    close: Values  # of logits so close to one another that a small bias changes their order
+    tolerance: float  # by how much what computes the same may differ
 
     def kept(self, candidates: int, top_k: int) -> int:
         """Return how many of the last heads are open, where that is a number below `top_k` that is

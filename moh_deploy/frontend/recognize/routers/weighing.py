@@ -22,21 +22,13 @@ from moh_deploy.ops.routers import RouterForm
 
 @dataclass(frozen=True)
 class Weighing:
-    """A run of a router, and the search for what weighs the heads that it keeps.
+    """A run of a router, and the search for what weighs the heads that it keeps."""
 
-    Attributes:
-        run: What it made of random scores of several scales.
-        selection: Where it ranks the heads, and how many it keeps.
-        softmax_logits: What may be the logits of a softmax that it ranks.
-        shared: [rows, Sh] float64, its gates of the shared heads.
-        gates: [rows, R] float64, its gates of the routed heads.
-    """
-
-    run: RouterRun
-    selection: Selection
-    softmax_logits: list[Logits]
-    shared: torch.Tensor
-    gates: torch.Tensor
+    run: RouterRun  # what it made of random scores of several scales
+    selection: Selection  # where it ranks the heads, and how many it keeps
+    softmax_logits: list[Logits]  # what may be the logits of a softmax that it ranks
+    shared: torch.Tensor  # [rows, Sh] float64, its gates of the shared heads
+    gates: torch.Tensor  # [rows, R] float64, its gates of the routed heads
 
     @classmethod
     def of(cls, run: RouterRun, selection: Selection, logits: list[Logits]) -> Weighing:
