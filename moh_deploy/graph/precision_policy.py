@@ -156,7 +156,7 @@ def _own_reason(node: ir.Node, angles: set[ir.Node], gates: frozenset[str]) -> s
     if node.domain not in ("", "ai.onnx"):
         return f"an operator of domain {node.domain}, which nothing is known of"
     # A Cast from integers: indices and lengths beyond 2048 are not exact in float16.
-    if node.op_type == "Cast" and not _floats(node.inputs):
+    if node.op_type == "Cast" and _is_integer(node.inputs[0]):
         return _COUNTS
     return STAYS_FLOAT32.get(node.op_type)
 
@@ -208,6 +208,11 @@ def _is_product(node: ir.Node) -> bool:
 
 def _is_moh(node: ir.Node) -> bool:
     return is_moh_op(node.domain, node.op_type)
+
+
+def _is_integer(value: ir.Value | None) -> bool:
+    dtype = None if value is None else value.dtype
+    return dtype is not None and dtype != ir.DataType.BOOL and dtype.is_integer()
 
 
 def _floats(values: Iterable[ir.Value | None]) -> Iterator[ir.Value]:

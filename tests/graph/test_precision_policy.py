@@ -114,10 +114,12 @@ KEPT: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "integers that are counted": (
-        """g (int64[n] position, float[n] x) => (float[n] y)
+        """g (int64[n, 8] position, float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
         { p = Cast <to = 1>(position)
-          y = Add(p, x) }""",
-        {"p": "float32"},
+          h = MatMul(x, w)
+          z = Add(p, h)
+          y = MatMul(z, w) }""",
+        {"p": "float32", "h": "float16", "z": "float32"},
     ),
     "not by its scales": (
         """g (float[1, 1, n] x) => (float[1, 1, m] y)
