@@ -122,6 +122,22 @@ def float64(array: np.ndarray | None) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class StoredWeight:
+    """How an op stores its input `W` in few bits.
+
+    Attributes:
+        precision: What a package with such weights is in.
+        unpack: Returns, for the op's attributes, steps of a function that make of `W` and `scales`
+            first `digits`, uint8, then `matrix`, [K, N]; and the largest of the digits.
+        plain: The op that it is with a weight in floats.
+    """
+
+    precision: str
+    unpack: Callable[[Attributes], tuple[list[str], int]]
+    plain: str = "MatMul"
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """One definition of a custom op, shared by every implementation.
 
@@ -133,6 +149,7 @@ class OpSpec:
         body: The function body of a variant, in standard ONNX ops.
         specified: Which elements of the outputs of one run mean something, as one boolean array
             for each output; None: all do. Nobody may depend on the others.
+        weight: How it is stored, if it has few bits.
     """
 
     name: str
@@ -145,6 +162,7 @@ class OpSpec:
     body: Callable[..., onnx.FunctionProto]
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
+    weight: StoredWeight | None = None
     domain: str = KERNEL_DOMAIN
     version: int = VERSION
 

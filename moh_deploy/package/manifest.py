@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from moh_deploy.config.dtypes import ComputeType, Runtime
+from moh_deploy.config.dtypes import PRECISIONS, ComputeType, Runtime
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.package import interface
 from moh_deploy.package.layer_info import LayerInfo
@@ -226,8 +226,8 @@ class Manifest(Strict):
         opset: Version of the standard ONNX operator set.
         total_flops: Multiply-adds times two of the original model at the example's sizes, dense;
             None if unknown.
-        precision: The shortest floating-point dtype of weights and outputs, or `int8` where weights
-            and operands of products are, `int4` where weights are: picks the tolerance.
+        precision: The shortest floating-point dtype of weights and outputs, or that which products
+            have weights of: picks the tolerance.
         checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
         made_with: Versions: moh-deploy, torch, onnx, python; onnxruntime where the original was an
             ONNX file, which it recorded.
@@ -267,7 +267,7 @@ class Manifest(Strict):
     ops: dict[str, int]
     opset: int
     total_flops: interface.WholeSize | None
-    precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(interface.FLOATS)})$")]
+    precision: Annotated[str, Field(pattern=f"^({'|'.join(PRECISIONS)})$")]
     checkpoint_sha256: str | None
     made_with: dict[str, str]
     proof: Proof | None = None
