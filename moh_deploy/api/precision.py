@@ -1,13 +1,10 @@
-"""Write a package again in float16, bfloat16, int8 or int4."""
-
-from __future__ import annotations
+"""Write a package again in lower precision."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from moh_deploy.api.verify import verify
-from moh_deploy.config.dtypes import IntegerPrecision, dtype_named
+from moh_deploy.config.dtypes import FEW_BITS, dtype_named
 from moh_deploy.derive.precision import LOWER_PRECISIONS, PrecisionReport, write_precision
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, check_package_output
@@ -61,9 +58,9 @@ def precision(
     """
     progress, output = progress or SilentProgress(), Path(output)
     low = dtype_named(to, LOWER_PRECISIONS, option="to")
-    if float32 and low not in get_args(IntegerPrecision):
+    if float32 and low not in FEW_BITS:
         raise ConfigError(
-            f"float32 names products, which is for int8 and int4; to is {low}.",
+            f"float32 names products, which is for {' and '.join(FEW_BITS)}; to is {low}.",
             hint="`moh-deploy bisect` finds the operators that have to stay in float32.",
         )
     check_package_output(output, made_of=Path(package_dir))

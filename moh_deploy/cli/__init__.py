@@ -4,7 +4,10 @@ Nothing heavy is imported here or in the commands' files before a command runs: 
 once.
 """
 
+from typing import get_args
+
 from moh_deploy.cli.group import CommandGroup
+from moh_deploy.config.dtypes import LowerPrecision, either
 
 main = CommandGroup(
     "moh-deploy",
@@ -12,7 +15,7 @@ main = CommandGroup(
     {
         "Make": {
             "export": "Turn a PyTorch model or an ONNX file into a verified package.",
-            "precision": "Write a package again in float16, bfloat16, int8 or int4.",
+            "precision": f"Write a package again in {either(get_args(LowerPrecision))}.",
             "prune": "Write a package with the same heads for every token, and no router.",
             "inline": "Write a package's model in standard operators only.",
         },

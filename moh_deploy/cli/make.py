@@ -1,13 +1,14 @@
 """`moh-deploy export`, `precision`, `prune` and `inline`: commands that write models."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack, get_args
 
 import click
 
 from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Argument, Before, Default, command
 from moh_deploy.cli.output import print_answer
+from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, either
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.export_report import ExportReport
@@ -97,14 +98,15 @@ class ToLower(TypedDict):
     package_dir: options.PackagePath
     to: Annotated[
         str,
-        "float16|bfloat16|int8|int4",
-        "What products and activations become. int8 and int4 are for the CPU: products with"
-        " stored weights, by ONNX Runtime's own quantiser.",
+        "|".join(get_args(LowerPrecision)),
+        f"What products and activations become. {' and '.join(FEW_BITS)} are for the CPU: products"
+        " with stored weights, by ONNX Runtime's own quantiser.",
     ]
     float32: Annotated[
         tuple[str, ...],
         "NODE",
-        "With --to int8 or int4: a product of model.onnx that stays in float32, by its name.",
+        f"With --to {either(FEW_BITS)}: a product of model.onnx that stays in float32, by its"
+        " name.",
     ]
     output: Annotated[Path, "--output -o DIR", "The package directory to write."]
     within: options.Within

@@ -1,7 +1,8 @@
 """Dtypes that models are brought to, as users name them."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from moh_deploy.errors import ConfigError
 
@@ -14,14 +15,38 @@ Runtime = Literal["onnxruntime", "openvino"]
 RUNTIMES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
-# What the weights of products may be rounded to.
-IntegerPrecision = Literal["int8", "int4"]
-
 # What kernels for the CPU multiply attention in.
 ComputeType = Literal["float32", "bfloat16"]
 
 # What `precision --to` makes of a float32 package.
 LowerPrecision = Literal["float16", "bfloat16", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is known of all packages in one precision, wherever it is asked for."""
+
+    weight_bytes: float  # of a weight, with its part of a scale
+    # How far a step moves a weight: a share of it, and in few bits a multiple of its scale. None:
+    # the export measured what rounding moves.
+    step: float | None = None
+    # Weights of products have it, and nothing else: within tolerance is never equal.
+    few_bits: bool = False
+    longer: str = "float32"  # what products have that need more
+
+
+# All that there are, the shortest first. Beside this, one has its rule in
+# validate/compare/tolerances.py, and in few bits its maker in runtime/quantized_package.py.
+PRECISIONS: Mapping[str, Precision] = {
+    "int4": Precision(0.625, 1.0, few_bits=True, longer="8 bits or float32"),  # 32 share a scale
+    "int8": Precision(1, 1.0, few_bits=True),
+    "float16": Precision(2, 2.0**-10),
+    "bfloat16": Precision(2, 2.0**-7),
+    "float32": Precision(4),
+    "float64": Precision(8),
+}
+
+FEW_BITS = tuple(name for name in get_args(LowerPrecision) if PRECISIONS[name].few_bits)
 
 # Spellings of release 0.1, understood for one more.
 _OLD_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -35,6 +60,11 @@ def dtype_named(text: str, allowed: Collection[str], *, option: str) -> str:
     """
     dtype = _OLD_NAMES.get(text, text)
     if dtype not in allowed:
-        *others, last = allowed
-        raise ConfigError(f"{option} is '{text}', expected {', '.join(others)} or {last}.")
+        raise ConfigError(f"{option} is '{text}', expected {either(allowed)}.")
     return dtype
+
+
+def either(names: Collection[str]) -> str:
+    """Return names as a sentence has them: `float16, int8 or int4`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}"

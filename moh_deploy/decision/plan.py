@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moh_deploy.config.checked_yaml import checked, read_mapping, require_trust
-from moh_deploy.config.dtypes import Runtime
+from moh_deploy.config.dtypes import LowerPrecision, Runtime
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -56,7 +56,7 @@ class MadeSection(_Section):
     # that could be served.
     fixed_routing: Literal[True] | None = None
     # The package in lower precision.
-    precision: Literal["float16", "bfloat16", "int8", "int4"] | None = None
+    precision: LowerPrecision | None = None
 
     @property
     def ways(self) -> list[str]:

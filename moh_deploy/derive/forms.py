@@ -74,7 +74,7 @@ class InlineReport(Report):
             blocks.append(Text(parity.kernels.describe()))
         routing = parity.routing_agreement
         agreement = "" if routing is None else f", routing agreement {routing:.6g}"
-        to = "of" if parity.is_in_integers else "to"
+        to = "of" if parity.in_few_bits else "to"
         runs = count(parity.vector_sets, "run")
         error = f"max abs error {parity.max_abs_error:.3g}"
         equal = f"{parity.answer} {to} the original on {runs}: {error}{agreement}"

@@ -1,14 +1,14 @@
-"""Write a package again in float16, bfloat16, int8 or int4, proven within the rule for that."""
+"""Write a package again in lower precision, proven within the rule for that."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import onnx_ir as ir
 
-from moh_deploy.config.dtypes import IntegerPrecision, LowerPrecision
+from moh_deploy.config.dtypes import FEW_BITS, PRECISIONS, LowerPrecision
 from moh_deploy.errors import ValidationError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.precision_casts import IR_TYPES, narrow_caches
@@ -54,8 +54,8 @@ class PrecisionReport(Report):
         bytes_before: Size of the float32 model with its weights.
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
-            computes runs of float16 operators in float32. Of int8 and int4 it is `parity`.
-        weights: What comparing the stored weights found, in int8 and int4.
+            computes runs of float16 operators in float32. In few bits it is `parity`.
+        weights: What comparing the stored weights found, in few bits.
         plain_session: How a session of ONNX Runtime without this library ends on a float16 model;
             None if it loads.
         beside: The comparison with the float32 package, where conditions, inputs or labels ask.
@@ -78,9 +78,9 @@ class PrecisionReport(Report):
         """Return what it says."""
         kept = sum(self.float32_reasons.values())
         sizes = f"{si(self.bytes_before)}B before, {si(self.bytes_after)}B now"
-        stays = "has 8 bits, or stays" if self.precision == "int4" else "stays"
-        others = "in 8 bits or float32" if self.precision == "int4" else "in float32"
-        lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} {others}"
+        longer = PRECISIONS[self.precision].longer
+        stays = "has 8 bits, or stays" if longer != "float32" else "stays"
+        lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in {longer}"
         reasons = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
         blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
         if reasons:
@@ -95,12 +95,12 @@ class PrecisionReport(Report):
             blocks.append(Table("routers", columns, rows))
         if self.parity.kernels.emulated_dtype is not None:
             blocks.append(Text(self.parity.kernels.describe()))
-        to = "of" if self.parity.is_in_integers else "to"
+        to = "of" if self.parity.in_few_bits else "to"
         verdict = (
             f"{self.parity.answer} {to} the original within the rule for {self.precision}: largest"
             f" error {self.parity.max_abs_error:.3g} as it runs here"
         )
-        if not self.parity.is_in_integers:
+        if not self.parity.in_few_bits:
             verdict += (
                 f", {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
             )
@@ -134,14 +134,14 @@ def write_precision(
         ValidationError: The package, or the new one, is not equal, or `beside` says no.
     """
     lowered_package.check_float32(package)
-    in_integers = low in get_args(IntegerPrecision)
+    in_few_bits = low in FEW_BITS
     with progress.step("comparing the package with the original model"):
         # First in float32: an error that was there before must not be taken for one of rounding.
         require_equal(package)
     dtypes: Mapping[str, str] = {}
-    if in_integers:
+    if in_few_bits:
         with progress.step(f"rounding weights to {low}"):
-            found = quantized(package, to=cast("IntegerPrecision", low), float32=float32)
+            found = quantized(package, to=low, float32=float32)
         model, manifest, lowered = found.model, found.manifest(package), found.lowered
         reasons = Counter(found.more_bits.values())
     else:
@@ -165,7 +165,7 @@ def write_precision(
             parity = _compared(staged, round_results=False)
             # Integers are rounded as they are anywhere. Emulation rounds every result already: the
             # second comparison would be the same.
-            is_rounded = in_integers or parity.kernels.emulated_dtype is not None
+            is_rounded = in_few_bits or parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compared(staged, round_results=True)
             # Beside its result: here the session leaves out what the crash is of.
             crash = crash_of_plain_session(staged.model_path) if low == "float16" else None
@@ -225,6 +225,6 @@ def _compared(package: OnnxPackage, *, round_results: bool) -> ParityReport:
         how = " That is with every result rounded, as hardware does." if round_results else ""
         raise ValidationError(
             f"{report.failure.message}{how}",
-            hint=_HINTS[package.manifest.precision in get_args(IntegerPrecision)],
+            hint=_HINTS[package.manifest.precision in FEW_BITS],
         )
     return report

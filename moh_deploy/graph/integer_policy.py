@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -20,31 +20,32 @@ _VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transp
 
 
 @dataclass(frozen=True)
-class Int8Plan:
+class BitsPlan:
     """The products of a graph, by what becomes of them."""
 
-    int8: tuple[str, ...]  # names of those that are to be in int8
+    few: tuple[str, ...]  # names of those whose weights get few bits
     float32: Mapping[str, str]  # name of each of the others to the reason why
+    # Name of each that gets 8 bits though it was to have fewer to the reason why.
+    int8: Mapping[str, str] = field(default_factory=dict)
 
-    def without(self, names: Collection[str]) -> Int8Plan:
+    def without(self, names: Collection[str]) -> BitsPlan:
         """Return the plan with some more products in float32.
 
         Raises:
             ConfigError: There is no product of a name.
         """
         for name in names:
-            if name not in {*self.int8, *self.float32}:
+            if name not in {*self.few, *self.float32}:
                 raise ConfigError(
                     f"there is no product '{name}' in the model.",
-                    hint=did_you_mean(name, self.int8) or f"There are {', '.join(self.int8[:8])}.",
+                    hint=did_you_mean(name, self.few) or f"There are {', '.join(self.few[:8])}.",
                 )
-        asked = {name: "asked for" for name in names if name in self.int8}
-        return Int8Plan(
-            tuple(name for name in self.int8 if name not in asked), {**self.float32, **asked}
-        )
+        asked = {name: "asked for" for name in names if name in self.few}
+        few = tuple(name for name in self.few if name not in asked)
+        return BitsPlan(few, {**self.float32, **asked})
 
 
-def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
+def plan_int8(model: ir.Model, *, gates: Collection[str]) -> BitsPlan:
     """Decide of each product of the main graph.
 
     Weights that are stored are rounded once, each column by its own scale; activations when they
@@ -77,7 +78,7 @@ def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
             int8.append(node.name)
         else:
             float32[node.name] = reason
-    return Int8Plan(tuple(int8), float32)
+    return BitsPlan(tuple(int8), float32)
 
 
 def no_stored_matrix(node: ir.Node) -> str | None:
@@ -155,18 +156,9 @@ _BEHIND_THE_LAST = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Int4Plan:
-    """The products of a graph, by how their weights are stored."""
-
-    bits: Mapping[str, int]  # name to 4 or 8
-    int8: Mapping[str, str]  # name of each that has 8 to the reason why
-    float32: Mapping[str, str]  # name of each of the others to the reason why
-
-
 def plan_int4(
     model: ir.Model, *, gates: Collection[str], float32: Collection[str] = ()
-) -> Int4Plan:
+) -> BitsPlan:
     """Decide of each product of the main graph, projections of layers included.
 
     Stored weights get 4 bits. They get 8 where the product makes, besides other things, the scores
@@ -190,9 +182,7 @@ def plan_int4(
     }
     stored = tuple(name for name, reason in projections.items() if reason is None)
     left = {name: reason for name, reason in projections.items() if reason is not None}
-    plan = replace(plain, int8=(*plain.int8, *stored), float32={**plain.float32, **left}).without(
-        float32
-    )
+    plan = BitsPlan((*plain.few, *stored), {**plain.float32, **left}).without(float32)
     values = {value.name: value for node in model.graph for value in node.outputs}
     # The products whose weights need more than 4 bits.
     reasons = {
@@ -203,8 +193,7 @@ def plan_int4(
     for gate_value in (values[name] for name in gates if name in values):
         for node in {*products_before(gate_value)} - {*products_of_scores(gate_value)}:
             reasons[node.name or ""] = "a router ranks what it makes, among others"
-    int8 = {name: reasons[name] for name in plan.int8 if name in reasons}
-    return Int4Plan({name: 8 if name in int8 else 4 for name in plan.int8}, int8, plan.float32)
+    return replace(plan, int8={name: reasons[name] for name in plan.few if name in reasons})
 
 
 def _is_last(node: ir.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Variant of a model in int8 or int4 whose weights, and in int8 what they are multiplied with, move
+"""Variant of a model in few bits whose weights, and in int8 what they are multiplied with, move
 by up to one step of their scales.
 
 `verify` asks by it how far rounding to integers moves the model's results. The graph is changed
@@ -6,32 +6,23 @@ where it is opened, like those of `weight_noise`, whose inputs these are.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from moh_deploy.graph.weight_noise import DRAWN, DRAWN_SIZE, ROUNDING_STEP, add_noise_inputs
-from moh_deploy.ops import is_moh_op
-from moh_deploy.ops.nbits_product import BLOCK, CONTRIB_DOMAIN
-from moh_deploy.ops.op_names import (
-    MATMUL_NBITS,
-    OUTPUT_PROJECTION_NBITS,
-    QUERY_PROJECTION_NBITS,
-)
+from moh_deploy.graph.weight_noise import DRAWN_SIZE, add_noise_inputs, nodes_of
+from moh_deploy.ops import MOH_MATMUL_NBITS, OPS, OpSpec, is_moh_op
+from moh_deploy.ops.nbits_product import CONTRIB_DOMAIN
 from moh_deploy.package.graph_nodes import CONDITION_PREFIX, all_nodes
 
-# Write products with weights in blocks as standard operators, which show each of the numbers.
+# Write products with weights of few bits as standard operators, which show each of the numbers.
 
-_PROJECTIONS = (QUERY_PROJECTION_NBITS, OUTPUT_PROJECTION_NBITS)
-
-
-def has_blocks(graph: onnx.GraphProto) -> bool:
-    """Tell whether a product of the graph has its weight in blocks."""
-    return any(_is_product(node) or _is_projection(node) for node in all_nodes(graph))
+# Attributes of com.microsoft's MatMulNBits, as MoHMatMulNBits calls them.
+_NAMES = {"K": "in_features", "N": "out_features"}
 
 
-def unpack_blocks(graph: onnx.GraphProto) -> dict[str, int]:
+def unpack_weights(graph: onnx.GraphProto) -> dict[str, int]:
     """Replace each such product by a MatMul with weights that nodes make of what is stored.
 
     What products read is not rounded: that moves their results a tenth as far as 4 bits do.
@@ -46,29 +37,28 @@ def unpack_blocks(graph: onnx.GraphProto) -> dict[str, int]:
     nodes: list[onnx.NodeProto] = []
     # Copies, since clearing the field takes the originals along.
     for node in [_at_its_place(node) for node in graph.node]:
-        if not (_is_product(node) or _is_projection(node)):
+        spec = _spec_of(node)
+        if spec is None or spec.weight is None:
             nodes.append(node)
             continue
-        numbers = {attribute.name: attribute.i for attribute in node.attribute}
-        bits, rows = numbers.get("bits", 4), numbers.get("K", numbers.get("in_features", 0))
-        packed, scales = node.input[1], node.input[3 if _is_projection(node) else 2]
-        if f"{packed}.digits" not in largest:
-            nodes += _unpacked(packed, scales, bits, rows)
-            largest[f"{packed}.digits"] = 2**bits - 1
-        nodes += _product(node, f"{packed}.matrix")
+        given = dict(zip([i.name for i in spec.inputs], node.input, strict=False))
+        attributes = {_NAMES.get(found.name, found.name): found.i for found in node.attribute}
+        if f"{given['W']}.digits" not in largest:
+            steps, most = spec.weight.unpack(attributes)
+            nodes += nodes_of(steps, given["W"], {part: given[part] for part in ("W", "scales")})
+            largest[f"{given['W']}.digits"] = most
+        nodes += _product(node, f"{given['W']}.matrix", given.get("bias", ""))
     del graph.node[:]
     graph.node.extend(nodes)
     return largest
 
 
-def _is_product(node: onnx.NodeProto) -> bool:
-    return (node.domain, node.op_type) == (CONTRIB_DOMAIN, "MatMulNBits") or (
-        node.op_type == MATMUL_NBITS and is_moh_op(node.domain, node.op_type)
-    )
-
-
-def _is_projection(node: onnx.NodeProto) -> bool:
-    return node.op_type in _PROJECTIONS and is_moh_op(node.domain, node.op_type)
+def _spec_of(node: onnx.NodeProto) -> OpSpec | None:
+    """Return the op of few bits that a node is."""
+    if (node.domain, node.op_type) == (CONTRIB_DOMAIN, "MatMulNBits"):
+        return MOH_MATMUL_NBITS  # their inputs are the same
+    has_few = is_moh_op(node.domain, node.op_type) and OPS[node.op_type].weight is not None
+    return OPS[node.op_type] if has_few else None
 
 
 def _at_its_place(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -79,14 +69,13 @@ def _at_its_place(node: onnx.NodeProto) -> onnx.NodeProto:
         (inner,) = next(
             attribute.g.node for attribute in node.attribute if attribute.name == "else_branch"
         )
-        if _is_projection(inner):
+        if _spec_of(inner) is not None:
             copied.CopyFrom(inner)
             copied.output[:] = outputs
     return copied
 
 
-def _product(node: onnx.NodeProto, weight: str) -> Iterator[onnx.NodeProto]:
-    bias = node.input[4] if _is_projection(node) and len(node.input) > 4 else ""
+def _product(node: onnx.NodeProto, weight: str, bias: str) -> Iterator[onnx.NodeProto]:
     result = node.output[0]
     product = f"{result}.product" if bias else result
     yield helper.make_node("MatMul", [node.input[0], weight], [product], name=node.name)
@@ -94,51 +83,9 @@ def _product(node: onnx.NodeProto, weight: str) -> Iterator[onnx.NodeProto]:
         yield helper.make_node("Add", [product, bias], [result], name=f"{node.name}.Add")
 
 
-def _unpacked(packed: str, scales: str, bits: int, rows: int) -> Iterator[onnx.NodeProto]:
-    """scales * (digits - half of what bits hold), as [K, N]."""
-
-    def name(part: str) -> str:
-        return f"{packed}.{part}"
-
-    def node(op: str, inputs: list[str], part: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(op, inputs, [name(part)], **attributes)
-
-    def constant(part: str, dtype: int, values: list[int]) -> onnx.NodeProto:
-        tensor = helper.make_tensor(part, dtype, [len(values)], values)
-        return helper.make_node("Constant", [], [name(part)], value=tensor)
-
-    yield constant("last", TensorProto.INT64, [-1])
-    if bits == 4:  # [N, blocks, 16] to [N, blocks, 16, 2]: two in a byte, the lower half first
-        yield constant("mask", TensorProto.UINT8, [15])
-        yield constant("half", TensorProto.UINT8, [4])
-        yield node("BitwiseAnd", [packed, name("mask")], "low")
-        yield node("BitShift", [packed, name("half")], "high", direction="RIGHT")
-        for half in ("low", "high"):
-            yield node("Unsqueeze", [name(half), name("last")], f"{half}_apart")
-        yield node("Concat", [name("low_apart"), name("high_apart")], "digits", axis=-1)
-    else:
-        yield node("Identity", [packed], "digits")
-    yield constant("blocks", TensorProto.INT64, [0, -1, BLOCK])
-    yield constant("zero", TensorProto.FLOAT, [2 ** (bits - 1)])
-    yield node("Cast", [name("digits")], "wide", to=TensorProto.FLOAT)
-    yield node("Sub", [name("wide"), name("zero")], "around_0")
-    yield node("Reshape", [name("around_0"), name("blocks")], "in_blocks")  # [N, blocks, 32]
-    yield node("Unsqueeze", [scales, name("last")], "scale")
-    yield node("Mul", [name("in_blocks"), name("scale")], "numbers")
-    for part, values in (("columns", [0, -1]), ("start", [0]), ("stop", [rows]), ("axis", [1])):
-        yield constant(part, TensorProto.INT64, values)
-    yield node("Reshape", [name("numbers"), name("columns")], "padded")  # [N, blocks * 32]
-    places = [name(part) for part in ("start", "stop", "axis")]
-    yield node("Slice", [name("padded"), *places], "transposed")
-    yield node("Transpose", [name("transposed")], "matrix", perm=[1, 0])
-
-
-_RANGES = {TensorProto.INT8: (-128, 127), TensorProto.UINT8: (0, 255)}
-
-
 def has_integer_products(graph: onnx.GraphProto) -> bool:
-    """Tell whether weights or operands of the graph are in 8 or 4 bits."""
-    return has_blocks(graph) or any(node.op_type == "MatMulInteger" for node in graph.node)
+    """Tell whether weights or operands of the graph are in few bits."""
+    return any(_spec_of(node) or node.op_type == "MatMulInteger" for node in all_nodes(graph))
 
 
 def add_quantization_noise(graph: onnx.GraphProto) -> bool:
@@ -151,7 +98,7 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
         graph: Changed in place.
     """
     # The noisy operand takes the name, so that its readers need no change.
-    digits = unpack_blocks(graph)
+    digits = unpack_weights(graph)
     weights = {initializer.name: initializer for initializer in graph.initializer}
     read = {
         name for node in graph.node if node.op_type == "MatMulInteger" for name in node.input[:2]
@@ -173,11 +120,6 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
     del graph.node[:]
     graph.node.extend(nodes)
     add_noise_inputs(graph)
-    for name, numbers in (("one", [1]), ("axis", [1]), ("size", [DRAWN_SIZE])):
-        graph.initializer.append(helper.make_tensor(f"moh.{name}", TensorProto.INT64, [1], numbers))
-    for dtype, limits in _RANGES.items():
-        for name, limit in zip(_limits(dtype), limits, strict=True):
-            graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
     return True
 
 
@@ -185,42 +127,23 @@ def _noise(
     name: str, dtype: int, seed: int, *, largest: int | None = None
 ) -> Iterator[onnx.NodeProto]:
     """round(operand + step * uniform(-1, 1)), within what its dtype holds, up to `largest`."""
-
-    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(op, inputs, [output], **attributes)
-
-    def part(text: str) -> str:
-        return f"{name}.{text}"
-
-    # A place of its own in the drawn row for each operand; the sizes of activations are known when
-    # they are there.
-    start = helper.make_tensor("start", TensorProto.INT64, [1], [seed * 7919 % DRAWN_SIZE])
-    yield helper.make_node("Constant", [], [part("start")], value=start)
-    yield node("Shape", [_exact(name)], part("shape"))
-    yield node("ReduceProd", [part("shape")], part("count"), keepdims=1)
-    yield node("Add", [part("start"), part("count")], part("stop"))
-    yield node("Div", [part("stop"), "moh.size"], part("rows_before"))
-    yield node("Add", [part("rows_before"), "moh.one"], part("rows"))
-    yield node("Concat", ["moh.one", part("rows")], part("times"), axis=0)
-    yield node("Tile", [DRAWN, part("times")], part("enough"))
-    yield node("Slice", [part("enough"), part("start"), part("stop"), "moh.axis"], part("flat"))
-    yield node("Reshape", [part("flat"), part("shape")], part("draw"))
-    yield node("Mul", [part("draw"), ROUNDING_STEP], part("move"))
-    yield node("Cast", [_exact(name)], part("wide"), to=TensorProto.FLOAT)
-    yield node("Add", [part("wide"), part("move")], part("moved"))
-    yield node("Round", [part("moved")], part("whole"))
-    limits = _limits(dtype)
-    if largest is not None:
-        limit = helper.make_tensor("largest", TensorProto.FLOAT, [], [largest])
-        yield helper.make_node("Constant", [], [part("largest")], value=limit)
-        limits = limits[0], part("largest")
-    yield node("Clip", [part("whole"), *limits], part("limited"))
-    yield node("Cast", [part("limited")], name, to=dtype)
-
-
-def _limits(dtype: int) -> tuple[str, str]:
-    kind = TensorProto.DataType.Name(dtype).lower()
-    return f"moh.smallest_{kind}", f"moh.largest_{kind}"
+    limits = np.iinfo(helper.tensor_dtype_to_np_dtype(dtype))
+    steps = [
+        # A place of its own in the drawn row for each operand; the sizes of activations are known
+        # when they are there.
+        f"start = Constant <value_ints = [{seed * 7919 % DRAWN_SIZE}]> ()",
+        f"one = Constant <value_ints = [1]> () size = Constant <value_ints = [{DRAWN_SIZE}]> ()",
+        "shape = Shape (exact) count = ReduceProd <keepdims = 1> (shape)",
+        "stop = Add (start, count) rows_before = Div (stop, size)",
+        "rows = Add (rows_before, one) times = Concat <axis = 0> (one, rows)",
+        "enough = Tile (drawn, times) flat = Slice (enough, start, stop, one)",
+        "draw = Reshape (flat, shape) move = Mul (draw, step)",
+        f"wide = Cast <to = {TensorProto.FLOAT}> (exact) moved = Add (wide, move)",
+        f"whole = Round (moved) least = Constant <value_float = {float(limits.min)}> ()",
+        f"most = Constant <value_float = {float(largest or limits.max)}> ()",
+        f"limited = Clip (whole, least, most) result = Cast <to = {dtype}> (limited)",
+    ]
+    return nodes_of(steps, name, {"result": name})
 
 
 def _exact(name: str) -> str:

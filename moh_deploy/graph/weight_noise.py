@@ -1,13 +1,14 @@
 """A variant of a model whose weights move at random."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.spec import MIN_OPSET, parsed_function
 from moh_deploy.system.npz import Array
 
 ROUNDING_STEP = "moh.rounding_step"
@@ -19,7 +20,11 @@ DRAWN = "moh.rounding_noise"
 # A prime: weights that are larger get it again and again, and no two rows of one get the same.
 DRAWN_SIZE = 65537
 
-_LARGEST = {TensorProto.FLOAT: 1e8, TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
+_LARGEST: Mapping[int, float] = {
+    TensorProto.FLOAT: 1e8,
+    TensorProto.FLOAT16: 65504.0,
+    TensorProto.BFLOAT16: 3.38e38,
+}
 """The largest number that is a weight: masks are made of larger ones."""
 
 _LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -50,9 +55,6 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     del graph.node[:]
     graph.node.extend([*noise, *nodes])
-    for dtype, largest in _LARGEST.items():
-        for name, limit in zip(_limits(dtype), (-largest, largest), strict=True):
-            graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
     add_noise_inputs(graph)
     return True
 
@@ -91,50 +93,41 @@ def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
 
     What masks are made of stays: infinities, and numbers that would become infinite.
     """
-    # finite + infinite = W: only the finite part moves, and inf - inf never arises.
-    name, limits = weight.name, _limits(weight.data_type)
-    yield helper.make_node("Cast", [_exact(name)], [f"{name}.wide"], to=TensorProto.FLOAT)
-    # What is beyond the limits is split off, and added again at the end as it was.
-    yield _node("Clip", name, "wide", *limits, output="finite")
-    yield _node("Sub", name, "wide", f"{name}.finite", output="infinite")
-    yield from _drawn(weight, seed)
-    yield _node("Mul", name, "draw", ROUNDING_STEP, output="share")
-    yield _node("Mul", name, "finite", f"{name}.share", output="move")
-    yield _node("Add", name, "finite", f"{name}.move", output="moved")
-    yield _node("Clip", name, "moved", *limits, output="limited")
-    yield _node("Add", name, "limited", f"{name}.infinite", output="noisy")
-    yield helper.make_node("Cast", [f"{name}.noisy"], [name], to=weight.data_type)
-
-
-def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
-    """Numbers of DRAWN in the shape of the weight, from a place of its own on."""
+    most, size = _LARGEST[weight.data_type], math.prod(weight.dims)
     # Each weight starts at a place of its own in the numbers drawn, 7919 (a prime) behind the last.
-    name, size = weight.name, math.prod(weight.dims)
-    # Another prime: weights begin at places of their own in the drawn row.
     start = seed * 7919 % DRAWN_SIZE
-    for part, numbers in {
-        # As many copies of the row as the weight has numbers for, from its place on.
-        "times": [1, -(-(start + size) // DRAWN_SIZE)],
-        "start": [start],
-        "stop": [start + size],
-        "axis": [1],
-        "dims": list(weight.dims),
-    }.items():
-        value = helper.make_tensor(part, TensorProto.INT64, [len(numbers)], numbers)
-        yield helper.make_node("Constant", [], [f"{name}.{part}"], value=value)
-    yield helper.make_node("Tile", [DRAWN, f"{name}.times"], [f"{name}.enough"])
-    places = (f"{name}.{part}" for part in ("start", "stop", "axis"))
-    yield _node("Slice", name, "enough", *places, output="flat")
-    yield _node("Reshape", name, "flat", f"{name}.dims", output="draw")
+    # As many copies of the row as the weight has numbers for, from its place on.
+    rows = -(-(start + size) // DRAWN_SIZE)
+    steps = [
+        f"least = Constant <value_float = {-most}> () most = Constant <value_float = {most}> ()",
+        # finite + infinite = W: only the finite part moves, and inf - inf never arises. What is
+        # beyond the limits is split off, and added again at the end as it was.
+        f"wide = Cast <to = {TensorProto.FLOAT}> (exact) finite = Clip (wide, least, most)",
+        "infinite = Sub (wide, finite)",
+        f"times = Constant <value_ints = [1, {rows}]> () enough = Tile (drawn, times)",
+        f"start = Constant <value_ints = [{start}]> () axis = Constant <value_ints = [1]> ()",
+        f"stop = Constant <value_ints = [{start + size}]> ()",
+        "flat = Slice (enough, start, stop, axis)",
+        f"dims = Constant <value_ints = {list(weight.dims)}> () draw = Reshape (flat, dims)",
+        "share = Mul (draw, step) move = Mul (finite, share) moved = Add (finite, move)",
+        "limited = Clip (moved, least, most) noisy = Add (limited, infinite)",
+        f"result = Cast <to = {weight.data_type}> (noisy)",
+    ]
+    return nodes_of(steps, weight.name, {"result": weight.name})
 
 
-def _node(op: str, name: str, part: str, *others: str, output: str) -> onnx.NodeProto:
-    return helper.make_node(op, [f"{name}.{part}", *others], [f"{name}.{output}"])
+def nodes_of(steps: Sequence[str], name: str, outer: Mapping[str, str]) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of steps in the ONNX text format, which may read `step` and `drawn`.
 
-
-def _limits(dtype: int) -> tuple[str, str]:
-    kind = TensorProto.DataType.Name(dtype).lower()
-    return f"moh.smallest_{kind}", f"moh.largest_{kind}"
+    Args:
+        name: Stands before the names that their values get in the graph.
+        outer: Other names: of results, and of values that the graph has.
+    """
+    names = {"step": ROUNDING_STEP, "drawn": DRAWN, **outer}
+    for node in parsed_function("Steps () => ()", steps, opset=MIN_OPSET).node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, f"{name}.{value}") for value in values]
+        yield node
 
 
 def _exact(name: str) -> str:
@@ -189,17 +182,12 @@ def _rounding(value: str, output: str, place: int) -> Iterator[onnx.NodeProto]:
     Args:
         place: Of s among the numbers drawn.
     """
-    index = helper.make_tensor("place", TensorProto.INT64, [1], [place])
-    yield helper.make_node("Constant", [], [f"{output}.place"], value=index)
-    yield helper.make_node("Gather", [DRAWN, f"{output}.place"], [f"{output}.drawn"], axis=1)
-    yield helper.make_node("Exp", [f"{output}.drawn"], [f"{output}.s"])  # [1, 1]
-    low, wide = TensorProto.BFLOAT16, TensorProto.FLOAT
-    yield helper.make_node("Cast", [value], [f"{output}.exact"], to=wide)
-    yield helper.make_node("Mul", [f"{output}.exact", f"{output}.s"], [f"{output}.scaled"])
-    yield helper.make_node("Cast", [f"{output}.scaled"], [f"{output}.low"], to=low)
-    yield helper.make_node("Cast", [f"{output}.low"], [f"{output}.again"], to=wide)
-    yield helper.make_node("Div", [f"{output}.again", f"{output}.s"], [f"{output}.rounded"])
-    yield helper.make_node("Sub", [f"{output}.rounded", f"{output}.exact"], [f"{output}.error"])
-    yield helper.make_node("Mul", [f"{output}.error", ROUNDING_STEP], [f"{output}.move"])
-    yield helper.make_node("Add", [f"{output}.exact", f"{output}.move"], [f"{output}.moved"])
-    yield helper.make_node("CastLike", [f"{output}.moved", value], [output])
+    steps = [
+        f"place = Constant <value_ints = [{place}]> () number = Gather <axis = 1> (drawn, place)",
+        f"s = Exp (number) exact = Cast <to = {TensorProto.FLOAT}> (value)",  # s: [1, 1]
+        f"scaled = Mul (exact, s) low = Cast <to = {TensorProto.BFLOAT16}> (scaled)",
+        f"again = Cast <to = {TensorProto.FLOAT}> (low) rounded = Div (again, s)",
+        "error = Sub (rounded, exact) move = Mul (error, step) moved = Add (exact, move)",
+        "result = CastLike (moved, value)",
+    ]
+    return nodes_of(steps, output, {"value": value, "result": output})

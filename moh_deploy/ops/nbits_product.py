@@ -122,6 +122,34 @@ def nbits_product_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tup
     return (TensorType(x.dtype, (*x.shape[:-1], columns)),)
 
 
+def unpack(attributes: Attributes) -> tuple[list[str], int]:
+    """Say in standard operators what `unpacked` computes; see `spec.StoredWeight`."""
+    bits, rows = int(attributes.get("bits", 4)), int(attributes["in_features"])
+    digits = ["digits = Identity (W)"]
+    if bits == 4:  # [N, blocks, 16] to [N, blocks, 16, 2]: two in a byte, the lower half first
+        digits = [
+            "mask = Constant <value = uint8[1] {15}> () four = Constant <value = uint8[1] {4}> ()",
+            'low = BitwiseAnd (W, mask) high = BitShift <direction = "RIGHT"> (W, four)',
+            "low_apart = Unsqueeze (low, last) high_apart = Unsqueeze (high, last)",
+            "digits = Concat <axis = -1> (low_apart, high_apart)",
+        ]
+    return [
+        "last = Constant <value_ints = [-1]> ()",
+        *digits,
+        f"zero = Constant <value_float = {float(2 ** (bits - 1))}> ()",
+        f"wide = Cast <to = {onnx.TensorProto.FLOAT}> (digits) around_0 = Sub (wide, zero)",
+        f"blocks = Constant <value_ints = [0, -1, {BLOCK}]> ()",
+        "in_blocks = Reshape (around_0, blocks)",  # [N, blocks, 32]
+        "scale = Unsqueeze (scales, last) numbers = Mul (in_blocks, scale)",
+        "columns = Constant <value_ints = [0, -1]> () padded = Reshape (numbers, columns)",
+        "start = Constant <value_ints = [0]> () axis = Constant <value_ints = [1]> ()",
+        f"stop = Constant <value_ints = [{rows}]> () short = Slice (padded, start, stop, axis)",
+        "matrix = Transpose <perm = [1, 0]> (short)",
+    ], 2**bits - 1
+
+
+WEIGHT = spec.StoredWeight("int4", unpack)
+
 _ONLY = spec.BodyVariant()
 
 MOH_MATMUL_NBITS = OpSpec(
@@ -147,4 +175,5 @@ MOH_MATMUL_NBITS = OpSpec(
     shape_rule=nbits_product_shape_rule,
     variant=lambda inputs, attributes: _ONLY,
     body=function_body,
+    weight=WEIGHT,
 )

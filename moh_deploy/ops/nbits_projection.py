@@ -4,7 +4,7 @@ weights of 4 bits, of which only those of open heads are read.
     Y = X W + bias, with W as nbits_product.py has it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -135,6 +135,7 @@ MOH_QUERY_PROJECTION_NBITS = OpSpec(
     shape_rule=partial(shape_rule, op_names.QUERY_PROJECTION_NBITS, "out_features"),
     variant=variant_of,
     body=partial(function_body, op_names.QUERY_PROJECTION_NBITS, "Q"),
+    weight=replace(nbits_product.WEIGHT, plain=op_names.QUERY_PROJECTION),
 )
 
 MOH_OUTPUT_PROJECTION_NBITS = OpSpec(
@@ -147,4 +148,5 @@ MOH_OUTPUT_PROJECTION_NBITS = OpSpec(
     shape_rule=partial(shape_rule, op_names.OUTPUT_PROJECTION_NBITS, "in_features"),
     variant=variant_of,
     body=partial(function_body, op_names.OUTPUT_PROJECTION_NBITS, "Y"),
+    weight=replace(nbits_product.WEIGHT, plain=op_names.OUTPUT_PROJECTION),
 )

@@ -117,6 +117,17 @@ def float64(array: np.ndarray | None) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class StoredWeight:
+    """How an op stores its input `W` in few bits."""
+
+    precision: str  # what a package with such weights is in
+    # Returns, for the op's attributes, steps of a function that make of `W` and `scales` first
+    # `digits`, uint8, then `matrix`, [K, N]; and the largest of the digits.
+    unpack: Callable[[Attributes], tuple[list[str], int]]
+    plain: str = "MatMul"  # the op that it is with a weight in floats
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """One definition of a custom op, shared by every implementation."""
 
@@ -135,6 +146,7 @@ class OpSpec:
     # Which elements of the outputs of one run mean something, as one boolean array for each output;
     # None: all do. Nobody may depend on the others.
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
+    weight: StoredWeight | None = None  # how it is stored, if it has few bits
     domain: str = KERNEL_DOMAIN
     version: int = VERSION
 

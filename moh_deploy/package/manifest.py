@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from moh_deploy.config.dtypes import ComputeType, Runtime
+from moh_deploy.config.dtypes import PRECISIONS, ComputeType, Runtime
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.package import interface
 from moh_deploy.package.layer_info import LayerInfo
@@ -178,9 +178,9 @@ class Manifest(Strict):
     opset: int  # version of the standard ONNX operator set
     # Multiply-adds times two of the original model at the example's sizes, dense; None if unknown.
     total_flops: interface.WholeSize | None
-    # The shortest floating-point dtype of weights and outputs, or `int8` where weights and operands
-    # of products are, `int4` where weights are: picks the tolerance.
-    precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(interface.FLOATS)})$")]
+    # The shortest floating-point dtype of weights and outputs, or that which products have weights
+    # of: picks the tolerance.
+    precision: Annotated[str, Field(pattern=f"^({'|'.join(PRECISIONS)})$")]
     checkpoint_sha256: str | None  # digest of the checkpoint the package was made from, or None
     # Versions: moh-deploy, torch, onnx, python; onnxruntime where the original was an ONNX file,
     # which it recorded.

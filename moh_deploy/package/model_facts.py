@@ -14,8 +14,9 @@ from typing import get_args
 import onnx
 from onnx import helper
 
+from moh_deploy.config.dtypes import PRECISIONS
 from moh_deploy.errors import PackageError
-from moh_deploy.ops import op_names
+from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package import graph_nodes
 from moh_deploy.package.choices import node_rules
@@ -101,14 +102,21 @@ def _shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
 
 
+# Operators to the precision that they show.
+_FEW_BITS = {
+    "MatMulInteger": "int8",
+    "MatMulNBits": "int4",
+    **{name: spec.weight.precision for name, spec in OPS.items() if spec.weight is not None},
+}
+
+
 def _precision_facts(manifest: Manifest, graph: onnx.GraphProto) -> Iterator[StatedFact]:
     """Hold against the model what would loosen the tolerance: a precision that nothing is in."""
     nodes, said = list(graph_nodes.all_nodes(graph)), manifest.precision
     operators = {node.op_type for node in nodes}
-    if any("NBits" in name for name in operators):
-        yield StatedFact("precision", said, "int4")
-    elif "MatMulInteger" in operators:
-        yield StatedFact("precision", said, "int8")
+    in_few_bits = [_FEW_BITS[name] for name in operators & _FEW_BITS.keys()]
+    if in_few_bits:
+        yield StatedFact("precision", said, min(in_few_bits, key=[*PRECISIONS].index))
     # `bisect` may have put all that was lower into float32, where it computes on rounded weights.
     elif said not in ("float32", "float64") and not manifest.float32_nodes:
         declared = (*graph.input, *graph.output, *graph.value_info)
@@ -257,8 +265,11 @@ def _attention_shown(layer: LayerInfo, view: _GraphView, manifest: Manifest) -> 
     yield "output_projection", _output_projection(layer.node, view)
 
 
-_QUERY = (op_names.QUERY_PROJECTION, op_names.QUERY_PROJECTION_NBITS)
-_OUTPUT = (op_names.OUTPUT_PROJECTION, op_names.OUTPUT_PROJECTION_NBITS)
+# However they store their weight.
+_QUERY, _OUTPUT = (
+    {op, *(name for name, spec in OPS.items() if spec.weight and spec.weight.plain == op)}
+    for op in (op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
+)
 
 
 def _is_projection(node: onnx.NodeProto, operators: Collection[str]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moh_deploy.config.dims import limits_text
+from moh_deploy.config.dtypes import PRECISIONS
 from moh_deploy.graph.layer_nodes import (
     LayerNodes,
     attention_flops,
@@ -32,8 +33,6 @@ from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 # grouped queries save little of the cache.
 
 _LENGTHS = (512, 8192)
-# Of a weight, by the package's precision; in 4 bits 32 share a scale in float32.
-_WEIGHT_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "int4": 0.625}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def decoder_savings(
     cores = sum(attention_flops(layer) or 0 for layer, _ in layers)
     others = (manifest.total_flops - cores) / tokens  # of a token, whatever stands before it
     projections = [(projection_flops(*pair) or 0) / tokens for pair in layers]
-    weight = _WEIGHT_BYTES[manifest.precision]
+    weight = PRECISIONS[manifest.precision].weight_bytes
     # Of a number in the cache: that of a package in few bits is in float32.
     caches = [info for info in manifest.inputs if info.name.startswith("past_key_values.")]
     cached = numpy_dtype(caches[0].dtype if caches else "float32").itemsize

@@ -1,4 +1,4 @@
-"""A package whose products are in int8 or int4: its model, and what has more bits than that."""
+"""A package whose products have few bits: its model, and what has more bits than that."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.float32_form import store
 from moh_deploy.graph.forced_gates import GateTypes
-from moh_deploy.graph.integer_policy import PRODUCTS, PROJECTIONS, Int8Plan, plan_int4, plan_int8
+from moh_deploy.graph.integer_policy import PRODUCTS, PROJECTIONS, BitsPlan, plan_int4, plan_int8
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.plain_products import (
     make_projections_plain,
@@ -33,7 +32,7 @@ class Quantized:
     model: ir.Model  # its weights are in memory
     # Those of the package. In int8 projections are products, so none runs `projected`.
     layers: tuple[LayerInfo, ...]
-    precision: IntegerPrecision
+    precision: str
     lowered: int  # how many products have that precision
     more_bits: Mapping[str, str]  # name of each other product to the reason why it has more
     ops: Mapping[str, int]
@@ -56,24 +55,27 @@ class Quantized:
 
 
 def quantized(
-    package: OnnxPackage, *, to: IntegerPrecision = "int8", float32: Collection[str] = ()
+    package: OnnxPackage, *, to: str = "int8", float32: Collection[str] = ()
 ) -> Quantized:
     """Bring the products of a float32 package to few bits; nothing is compared with the original.
 
     Args:
+        to: A name of `FEW_BITS`.
         float32: Names of products that stay in float32.
 
     Raises:
         ConfigError: There is no product with stored weights, or none of a name.
     """
-    if to == "int4":
-        return _int4(package, float32)
+    return {"int8": _int8, "int4": _int4}[to](package, float32)
+
+
+def _int8(package: OnnxPackage, float32: Collection[str]) -> Quantized:
     model, layers, plan = _planned_int8(package)
     plan = plan.without(float32)
-    _require_any(package, "int8", plan.int8, plan.float32)
-    model = quantize_products(model, plan.int8)
+    _require_any(package, "int8", plan)
+    model = quantize_products(model, plan.few)
     choose_layers(model, layers)
-    return Quantized(model, layers, "int8", len(plan.int8), plan.float32, ops_of(model))
+    return Quantized(model, layers, "int8", len(plan.few), plan.float32, ops_of(model))
 
 
 def float32_products(package: OnnxPackage) -> tuple[ir.Model, Mapping[str, str]]:
@@ -84,11 +86,11 @@ def float32_products(package: OnnxPackage) -> tuple[ir.Model, Mapping[str, str]]
         name.
     """
     model, _, plan = _planned_int8(package)
-    taken = (node for node in model.graph if node.name in plan.int8)
+    taken = (node for node in model.graph if node.name in plan.few)
     return model, {str(node.outputs[0].name): str(node.name) for node in taken}
 
 
-def _planned_int8(package: OnnxPackage) -> tuple[ir.Model, tuple[LayerInfo, ...], Int8Plan]:
+def _planned_int8(package: OnnxPackage) -> tuple[ir.Model, tuple[LayerInfo, ...], BitsPlan]:
     model = load_ir(package)
     _, layers = make_projections_plain(model, package.manifest.layers)
     # What stands in a branch is not looked at: the switches come back behind.
@@ -103,22 +105,21 @@ def _int4(package: OnnxPackage, float32: Collection[str]) -> Quantized:
     store_rearranged(model, (*PRODUCTS, *PROJECTIONS))
     gates = frozenset(layer.gates for layer in layers)
     plan = plan_int4(model, gates=gates, float32=float32)
-    _require_any(package, "int4", plan.bits, plan.float32)
-    if products_of_gemms(model, plan.bits):
+    _require_any(package, "int4", plan)
+    bits = {name: 8 if name in plan.int8 else 4 for name in plan.few}
+    if products_of_gemms(model, bits):
         store_rearranged(model, PRODUCTS)  # weights that Gemms transposed
-    store_in_blocks(model, plan.bits, quantize_weight)
+    store_in_blocks(model, bits, quantize_weight)
     choose_layers(model, layers)
     reasons = {**{name: f"8 bits: {why}" for name, why in plan.int8.items()}, **plan.float32}
-    lowered = sum(bits == 4 for bits in plan.bits.values())
+    lowered = len(plan.few) - len(plan.int8)
     return Quantized(model, layers, "int4", lowered, reasons, ops_of(model))
 
 
-def _require_any(
-    package: OnnxPackage, to: str, found: Collection[str], float32: Mapping[str, str]
-) -> None:
-    if found:
+def _require_any(package: OnnxPackage, to: str, plan: BitsPlan) -> None:
+    if plan.few:
         return
-    reasons = ", ".join(f"'{name}': {why}" for name, why in list(float32.items())[:3])
+    reasons = ", ".join(f"'{name}': {why}" for name, why in list(plan.float32.items())[:3])
     raise ConfigError(
         f"{package.root} has no product that could be in {to}{f' ({reasons})' if reasons else ''}.",
         hint="float16 and bfloat16 are for any model.",

@@ -50,7 +50,7 @@ def require_own_code(root: Path, *, trust_code: bool) -> None:
     require_trust(str(root), named, "--trust-code", is_given=trust_code)
 
 
-# Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held to
+# Of a model of more bytes in half precision or few bits no noise floor is measured: it is held to
 # the most that its rule allows.
 MOST_MEASURED = 256 * 2**20
 

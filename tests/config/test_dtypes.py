@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from moh_deploy.config.dtypes import RUNTIMES, Runtime, dtype_named
+from moh_deploy.config.dtypes import PRECISIONS, RUNTIMES, LowerPrecision, Runtime, dtype_named
 from moh_deploy.errors import ConfigError
 
 
@@ -23,3 +23,9 @@ def test_dtype_that_is_not_allowed_is_refused_however_it_is_spelled():
 
 def test_every_runtime_has_a_title():
     assert tuple(RUNTIMES) == get_args(Runtime)
+
+
+def test_every_precision_that_a_package_may_have_is_described():
+    assert set(PRECISIONS) == {*get_args(LowerPrecision), "float32", "float64"}
+    sizes = [precision.weight_bytes for precision in PRECISIONS.values()]
+    assert sizes == sorted(sizes)  # `model_facts` takes the first of those that a graph shows

@@ -38,7 +38,7 @@ def model(*, scores_of: str = "own") -> ir.Model:
 
 def test_product_that_makes_scores_alone_stays_in_float32():
     plan = plan_int8(model(), gates={"gates"})
-    assert plan.int8 == ("queries", "last")
+    assert plan.few == ("queries", "last")
     assert plan.float32 == {
         "router": SCORES,
         "computed": "its weights are computed, not stored",
@@ -48,14 +48,14 @@ def test_product_that_makes_scores_alone_stays_in_float32():
 
 def test_queries_that_a_router_ranks_are_in_int8():
     plan = plan_int8(model(scores_of="q"), gates={"gates"})
-    assert plan.int8 == ("router", "queries", "last")
+    assert plan.few == ("router", "queries", "last")
 
 
 def test_a_score_that_is_an_output_is_nothing_but_a_score_no_more():
     changed = model()
     values = {value.name: value for node in changed.graph for value in node.outputs}
     changed.graph.outputs.append(values["own"])
-    assert "router" in plan_int8(changed, gates={"gates"}).int8
+    assert "router" in plan_int8(changed, gates={"gates"}).few
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ def test_products_of_no_name_get_one():
     changed = model()
     for node in changed.graph:
         node.name = None
-    assert plan_int8(changed, gates={"gates"}).int8 == ("q.MatMul", "y.Gemm")
+    assert plan_int8(changed, gates={"gates"}).few == ("q.MatMul", "y.Gemm")
 
 
 def test_products_may_be_taken_out_by_name():
     plan = plan_int8(model(), gates={"gates"})
-    assert plan.without(["last", "router"]).int8 == ("queries",)
+    assert plan.without(["last", "router"]).few == ("queries",)
     assert plan.without(["last"]).float32["last"] == "asked for"
     assert plan.without(["router"]).float32["router"] == SCORES
     with pytest.raises(ConfigError, match="there is no product 'lats'"):
@@ -119,7 +119,7 @@ def int4_model(*, scores_of: str = "own") -> ir.Model:
 
 def test_stored_weights_get_4_bits_and_those_of_what_is_returned_8():
     plan = plan_int4(int4_model(), gates={"gates"})
-    assert plan.bits == {"queries": 4, "values": 4, "inner": 4, "output": 4, "head": 8}
+    assert set(plan.few) == {"queries", "values", "inner", "output", "head"}
     assert plan.int8 == {"head": RETURNED}
     assert plan.float32 == {
         "router": "a router ranks what it makes",
@@ -129,7 +129,6 @@ def test_stored_weights_get_4_bits_and_those_of_what_is_returned_8():
 
 def test_queries_that_a_router_ranks_get_8_bits():
     plan = plan_int4(int4_model(scores_of="q"), gates={"gates"})
-    assert plan.bits["queries"] == 8
     assert plan.int8["queries"] == AMONG_OTHERS
 
 
@@ -139,13 +138,13 @@ def test_projection_whose_weight_is_computed_stays():
     output.replace_input_with(1, changed.graph.inputs[0])
     plan = plan_int4(changed, gates={"gates"})
     assert plan.float32["output"] == "its weights are computed, not stored"
-    assert "output" not in plan.bits
+    assert "output" not in plan.few
 
 
 def test_int4_products_may_be_taken_out_by_name():
     plan = plan_int4(int4_model(), gates={"gates"}, float32=["output", "head"])
     assert plan.float32["output"] == plan.float32["head"] == "asked for"
-    assert set(plan.bits) == {"queries", "values", "inner"}
+    assert set(plan.few) == {"queries", "values", "inner"}
     assert plan.int8 == {}
     with pytest.raises(ConfigError, match="there is no product 'outptu' in the model"):
         plan_int4(int4_model(), gates={"gates"}, float32=["outptu"])

@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 from moh_deploy.graph.quantization_noise import (
     add_quantization_noise,
     has_integer_products,
-    unpack_blocks,
+    unpack_weights,
 )
 from moh_deploy.graph.weight_noise import weight_noise
 from moh_deploy.ops.nbits_product import unpacked
@@ -155,7 +155,7 @@ def expected(name: str) -> Array:
 def test_standard_operators_compute_the_same(name: str):
     graph = graph_of(name)
     assert has_integer_products(graph)
-    assert unpack_blocks(graph) == {"w.digits": 255 if name == "8 bits" else 15}
+    assert unpack_weights(graph) == {"w.digits": 255 if name == "8 bits" else 15}
     assert {node.domain for node in graph.node} == {""}
     np.testing.assert_allclose(blocks_run(graph), expected(name), rtol=1e-4, atol=1e-3)
 
@@ -192,6 +192,6 @@ def test_digits_stay_within_what_their_bits_hold():
 def test_projections_that_sizes_choose_between_are_unpacked_too():
     graph = switched(graph_of("projection"))
     assert has_integer_products(graph)
-    assert unpack_blocks(graph) == {"w.digits": 15}
+    assert unpack_weights(graph) == {"w.digits": 15}
     assert "If" not in {node.op_type for node in graph.node}
     np.testing.assert_allclose(blocks_run(graph), expected("projection"), rtol=1e-4, atol=1e-3)

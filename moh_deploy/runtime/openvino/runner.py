@@ -16,7 +16,7 @@ import onnx
 from onnx import inliner
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
-from moh_deploy.ops import op_names
+from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.package.graph_nodes import all_nodes
@@ -42,11 +42,6 @@ if TYPE_CHECKING:
 
 _NAME = "model.onnx"
 _PROJECTIONS = (op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
-_NBITS = (
-    op_names.MATMUL_NBITS,
-    op_names.QUERY_PROJECTION_NBITS,
-    op_names.OUTPUT_PROJECTION_NBITS,
-)
 
 
 class LoweredModel(NamedTuple):
@@ -97,7 +92,7 @@ def write_lowered(
 
 def _is_converted(domain: str, name: str) -> bool:
     # Weights of few bits are read by OpenVINO's own MatMulNBits, which is the body.
-    if name in _NBITS:
+    if name in OPS and OPS[name].weight is not None:
         return False
     # Sparse or dense, a projection is one product of OpenVINO's there; the body for lower precision
     # would compute it in float32.

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 from packaging import version
 
 from moh_deploy import __version__
-from moh_deploy.config.dtypes import IntegerPrecision, dtype_named
+from moh_deploy.config.dtypes import FEW_BITS, dtype_named
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.graph.precision_policy import LowType
 from moh_deploy.package import OnnxPackage
@@ -175,7 +175,7 @@ def flavour_of(backend: str) -> Flavour:
 def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
     """Return the dtype that the package has to be lowered to; None if it need not be."""
     found = package.manifest.precision
-    if found in get_args(IntegerPrecision):
+    if found in FEW_BITS:
         raise ConfigError(
             f"{package.root} is in {found}, which is for ONNX Runtime on a CPU.",
             hint="Build from the float32 package that it was made of.",

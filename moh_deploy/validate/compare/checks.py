@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
 
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.config.dtypes import IntegerPrecision
+from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.integer_policy import PRODUCTS, PROJECTIONS
 from moh_deploy.graph.load_model import load_ir
@@ -83,7 +82,7 @@ def top_1_agreement(got: Array, reference: Array) -> Top1Agreement:
     return Top1Agreement(int(np.count_nonzero(same)), int(same.size))
 
 
-# Compare the stored weights of a package in int8 or int4 with those of its float32 package.
+# Compare the stored weights of a package in few bits with those of its float32 package.
 #
 # The float32 package is rounded anew, by the same quantiser: what is stored has to be the same. How
 # far outputs may be off cannot tell a scale that is wrong by a fifth from honest rounding.
@@ -92,20 +91,20 @@ _NAME = "stored weights"
 
 
 def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> Check | None:
-    """Compare all that an int8 or int4 package stores with what rounding a package makes.
+    """Compare all that a package in few bits stores with what rounding a package makes.
 
     Returns:
         None where the package is in another precision, or the other one not in float32.
     """
     to = package.manifest.precision
-    if to not in get_args(IntegerPrecision) or float32.manifest.precision != "float32":
+    if to not in FEW_BITS or float32.manifest.precision != "float32":
         return None
     model = load_ir(package)
     stored = _stored(model)
     # What was kept in float32 by name has its product still.
     kept = [str(node.name) for node in model.graph if node.op_type in (*PRODUCTS, *PROJECTIONS)]
     try:
-        made = quantized(float32, to=cast("IntegerPrecision", to), float32=kept).model
+        made = quantized(float32, to=to, float32=kept).model
     except ConfigError as error:
         return Check(_NAME, f"{float32.root} is another model: {error.message}", "failed")
     expected = _stored(made)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from moh_deploy.config.dtypes import IntegerPrecision
+from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.report.document import Cell, Document, Share, Table, Text
 from moh_deploy.report.json import in_json
@@ -57,8 +57,8 @@ class TokenParity:
         """The answer. Where texts part, or weights are in int8 or int4, nothing is called equal."""
         if self.unexplained:
             return "not equal"
-        in_integers = self.precision in get_args(IntegerPrecision)
-        return "within tolerance" if self.differences or in_integers else "equal"
+        in_few_bits = self.precision in FEW_BITS
+        return "within tolerance" if self.differences or in_few_bits else "equal"
 
     @property
     def unexplained(self) -> tuple[TokenDifference, ...]:
@@ -190,9 +190,9 @@ def parity_sections(parity: TokenParity) -> list[Table | Text]:
     """Return the verdict of a comparison of tokens, and where texts part."""
     words = {"not equal": "OTHER tokens", "equal": "EQUAL tokens"}.get(parity.verdict)
     if words is None:
-        in_integers = parity.precision in get_args(IntegerPrecision)
+        in_few_bits = parity.precision in FEW_BITS
         parted = "tokens part by rounding alone"
-        words = f"WITHIN TOLERANCE ({parity.precision})" if in_integers else parted
+        words = f"WITHIN TOLERANCE ({parity.precision})" if in_few_bits else parted
     same = parity.compared - len(parity.differences)
     words_of = f"{same} of {count(parity.tokens, 'greedy token')} are the same before texts part"
     is_good = parity.verdict != "not equal"

@@ -17,6 +17,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from moh_deploy.config.dtypes import PRECISIONS
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.weight_noise import weight_noise
 from moh_deploy.package import (
@@ -38,12 +39,13 @@ from moh_deploy.validate.reference.differences import Float64Array, abs_error
 from moh_deploy.validate.reference.samples import own_view
 from moh_deploy.validate.reference.subject import Variants
 
-STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""One step of a dtype, as a share of a number."""
-
-NOISE = {**STEPS, "int8": 1.0, "int4": 1.0, BFLOAT16_PRODUCTS: 1.0}
+NOISE = {name: known.step for name, known in PRECISIONS.items() if known.step}
+NOISE[BFLOAT16_PRODUCTS] = 1.0
 """How far a weight moves: by up to one step of its dtype. Of integers in steps of their scale;
 of int8 what products read moves as well. Operands of attention's products are rounded, or not."""
+
+STEPS = {name: step for name, step in NOISE.items() if step < 1}
+"""One step of a dtype, as a share of a number."""
 
 DRAWS = 3
 

@@ -88,7 +88,7 @@ def comparison_section(report: ParityResult, lines: Iterable[str], index: int = 
 
 
 def comparison_lines(report: ParityResult, *, with_quality: bool = True) -> Iterator[str]:
-    """Yield how far a package in int8 or int4 agrees, and what each check found."""
+    """Yield how far a package in few bits agrees, and what each check found."""
     for fact in _agreement_facts(report, with_quality=with_quality):
         yield f"{fact.name}: {fact.value} {fact.note}"
     yield from (f"{check.name}: {check.verdict}: {check.measured}" for check in report.checks)
@@ -155,11 +155,11 @@ def _facts(report: ParityResult) -> Iterator[doc.Fact]:
 
 
 def _agreement_facts(report: ParityResult, *, with_quality: bool = True) -> Iterator[doc.Fact]:
-    """Yield how far a package in int8 or int4 agrees with its reference; of others nothing.
+    """Yield how far a package in few bits agrees with its reference; of others nothing.
 
     Its tolerance says how far rounding moves such weights, and nothing of quality.
     """
-    if not report.is_in_integers:
+    if not report.in_few_bits:
         return
     for name, rows in report.top_1.items():
         same = share(rows.same / rows.of) if rows.of else None
@@ -285,7 +285,7 @@ def _answer(entry: OutputParity | LayerParity) -> _Answer:
 
 def _status(entry: OutputParity | LayerParity, report: ParityResult) -> doc.Status:
     answer = _answer(entry)
-    word = "within tolerance" if answer == "equal" and report.is_in_integers else answer
+    word = "within tolerance" if answer == "equal" and report.in_few_bits else answer
     return doc.Status(word, {"equal": True, "differs": False}.get(answer))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
-from moh_deploy.config.dtypes import IntegerPrecision
+from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.baseline.result import RatchetResult
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
@@ -188,10 +188,10 @@ class ParityResult:
     @property
     @in_json()
     def verdict(self) -> ParityVerdict:
-        """The answer. Packages in int8 or int4 are never equal, but within tolerance. `cannot tell`
+        """The answer. Packages in few bits are never equal, but within tolerance. `cannot tell`
         is no pass: nothing is known to be wrong, and too little of samples or ties is known."""
         if self.equal:
-            return "within tolerance" if self.is_in_integers else "equal"
+            return "within tolerance" if self.in_few_bits else "equal"
         return (
             "not equal"
             if any(comparison._is_wrong for comparison in self.comparisons)
@@ -205,9 +205,9 @@ class ParityResult:
         return f"{self.verdict.upper()}{precision}"
 
     @property
-    def is_in_integers(self) -> bool:
-        """Whether the weights of the package are in int8 or int4."""
-        return self.precision in get_args(IntegerPrecision)
+    def in_few_bits(self) -> bool:
+        """Whether the weights of the package are, as in int4."""
+        return self.precision in FEW_BITS
 
     @property
     def _is_wrong(self) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import Spread
 from moh_deploy.runtime.base import Runner
@@ -102,9 +103,6 @@ BUILT_IN = "the built-in table"
 
 # Not a dtype: float32 arithmetic but for the operands of attention's matrix products.
 BFLOAT16_PRODUCTS = "bfloat16 products"
-# No dtype either: integers are exact, and what is made of products in int8 is not.
-INT8_PRODUCTS = "int8 products"
-INT4_PRODUCTS = "int4 products"
 
 TOLERANCES: Mapping[str, Tolerance] = {
     "float64": Tolerance(
@@ -143,7 +141,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         peak_factor=4.0,
         least=2 * 2.0**-23,
     ),
-    INT8_PRODUCTS: Tolerance(
+    "int8 products": Tolerance(
         1e-1,
         6e-2,
         "at most three quarters of the noise floor, in which every weight and operand moves by up"
@@ -155,7 +153,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         peak_factor=1.5,
         least=2 * 2.0**-8,
     ),
-    INT4_PRODUCTS: Tolerance(
+    "int4 products": Tolerance(
         0.5,
         0.3,
         "at most three quarters of the noise floor, as int8: every weight moves by up to one step"
@@ -215,6 +213,8 @@ def rules_of(precision: str, runner: Runner) -> tuple[str, ...]:
 
 
 def rule_name(precision: str) -> str:
-    """Return the name of the rule for a model's precision, which is that of a dtype but for
-    `int8` and `int4`."""
-    return {"int8": INT8_PRODUCTS, "int4": INT4_PRODUCTS}.get(precision, precision)
+    """Return the name of the rule for a model's precision.
+
+    In few bits that is no dtype: integers are exact, and what is made of products in int8 is not.
+    """
+    return f"{precision} products" if precision in FEW_BITS else precision

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 
+from moh_deploy.config.dtypes import PRECISIONS
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.compare.tolerances import (
     BFLOAT16_PRODUCTS,
-    INT4_PRODUCTS,
-    INT8_PRODUCTS,
     TOLERANCES,
     coarsest,
+    rule_name,
     tolerance_for,
 )
 
@@ -29,11 +29,16 @@ def test_coarsest_rule_is_the_one_that_allows_most():
 
 def test_only_short_mantissas_allow_more_behind_a_flip():
     loose = {name for name, rule in TOLERANCES.items() if rule.after_flip() != rule}
-    assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS, INT4_PRODUCTS}
+    assert loose == {BFLOAT16_PRODUCTS, "float16", "bfloat16", "int8 products", "int4 products"}
     single, products = tolerance_for("float32"), tolerance_for(BFLOAT16_PRODUCTS)
     assert coarsest(single, products) is products
     # Nothing allowed behind a flip is a rule of its own.
     assert replace(single, relative_after_flip=0.0).after_flip().relative == 0.0
+
+
+def test_every_precision_has_a_rule():
+    assert {rule_name(name) for name in PRECISIONS} <= set(TOLERANCES)
+    assert rule_name("int8") == "int8 products"  # of the dtype int8 nothing may differ
 
 
 def test_dtype_without_rule_is_refused():
