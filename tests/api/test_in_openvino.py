@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.decision.api.test_compare import fresh
 
 import moh_deploy
 from moh_deploy.graph.choose_layers import write_choices
@@ -16,6 +15,7 @@ from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
+from tests.api.test_compare import fresh
 from tests.edge_case_package import write_edge_package
 from tests.grouped_package import write_grouped
 from tests.openvino_extension import install_extension

@@ -13,11 +13,10 @@ import threading
 import time
 from pathlib import Path
 
-from tests.decision.api.test_compare import Meter, fresh
-
 import moh_deploy
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.bounded_json import to_json_text
+from tests.api.test_compare import Meter, fresh
 
 HEAD, SECOND, PORT = "127.0.0.1", "127.0.0.2", 6391
 COMMON = ["--num-cpus=1", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]

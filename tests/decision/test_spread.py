@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.decision.api.test_compare import Meter, fresh
 
 import moh_deploy
 from moh_deploy.decision import score_arms, spread
@@ -26,6 +25,7 @@ from moh_deploy.runtime.base import AS_IT_IS
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
+from tests.api.test_compare import Meter, fresh
 from tests.labelled_package import right_labels, samples, write_classifier
 from tests.nightly import nightly
 
