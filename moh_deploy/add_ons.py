@@ -32,7 +32,7 @@ class AddedCommand(NamedTuple):
 
 
 class AddedVerifier(NamedTuple):
-    """How the command `verify` judges directories that an add-on writes."""
+    """A verifier of directories that an add-on writes, for the command `verify`."""
 
     file: str  # a file that each of them has: others cost no import
     module: str  # a module with `is_one(path)` and `verify_bundle(path, against, loading, as_json)`

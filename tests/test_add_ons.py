@@ -1,5 +1,6 @@
 """What others register by entry points, and what happens where that cannot be loaded."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -132,6 +133,28 @@ def test_broken_model_kind_is_named_where_a_directory_may_be_its(tmp_path: Path,
     (tmp_path / "other").mkdir()
     with pytest.raises(BackendError, match=WHY.format(name="toy", group="model_kinds")):
         find_model(tmp_path / "other")
+
+
+def test_verifier_judges_directories_with_its_file_and_is_named_if_broken(
+    cli: Cli, tmp_path: Path, monkeypatch
+):
+    install(tmp_path, monkeypatch, {"verifiers": {"greet": "greetings:VERIFIER"}})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "greeting").mkdir()
+    (tmp_path / "greeting" / "greet.json").write_text("{}")
+    text = "from moh_deploy.add_ons import AddedVerifier\n"
+    text += "VERIFIER = AddedVerifier('greet.json', 'judge_of_greetings')\n"
+    (tmp_path / "greetings.py").write_text(text)
+    broken = cli("verify", tmp_path / "greeting")
+    assert broken.exit_code == 6
+    assert WHY.format(name="greet", group="verifiers") in broken.err
+    text = (
+        "def is_one(path): return True\ndef verify_bundle(path, *_): print('judged', path.name)\n"
+    )
+    (tmp_path / "judge_of_greetings.py").write_text(text)
+    importlib.invalidate_caches()
+    assert cli("verify", tmp_path / "greeting").out == "judged greeting\n"
+    assert "judged" not in cli("verify", tmp_path / "other").out
 
 
 def test_packages_are_found_without_loading_add_ons(tmp_path: Path, monkeypatch):

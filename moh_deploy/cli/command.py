@@ -15,7 +15,7 @@ the names and types of the public function's parameters, which mypy compares: a 
 here and a parameter in `api/COMMAND.py`.
 """
 
-# In files of commands annotations are no strings, but for types that are heavy to import.
+# Files of commands quote annotations only where a type is heavy to import.
 
 import inspect
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Before(NamedTuple):
 
 
 class OptionGroup(NamedTuple):
-    """What a TypedDict is marked with whose keys are options; a command may have some of them."""
+    """Marks a TypedDict as a group of options; a command may take some of them."""
 
     keys: tuple[str, ...] = ()
 

@@ -75,7 +75,7 @@ TrustCode: TypeAlias = Annotated[
 
 
 class LoadingSettings(TypedDict):
-    """How a checkpoint is loaded: fields of `ModelOptions`."""
+    """Options that load a checkpoint: fields of `ModelOptions`."""
 
     config: Annotated[Path | None, "FILE.yaml", "Settings from a file."]
     overrides: Annotated[
@@ -118,7 +118,7 @@ MetricCode: TypeAlias = Annotated[
 
 
 class ScoringSettings(TypedDict):
-    """How samples with labels are scored."""
+    """Options that score samples with labels."""
 
     label_output: Annotated[str | None, "NAME", "The output to score, where shapes do not tell."]
     ignore_label: Annotated[int, "NUMBER", "Labels of this number are not scored.", Default(-100)]

@@ -92,7 +92,10 @@ def verify_command(
     for point in entry_points("verifiers").values():
         added = point.load(AddedVerifier)
         if os.path.isfile(package_dir / added.file):
-            verifier = import_module(added.module)
+            try:
+                verifier = import_module(added.module)
+            except Exception as error:  # The code of others may raise anything.
+                raise point.broken(error) from error
             if verifier.is_one(package_dir):
                 verifier.verify_bundle(package_dir, against, loading, as_json)
                 return

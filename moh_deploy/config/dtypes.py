@@ -24,7 +24,7 @@ LowerPrecision = Literal["float16", "bfloat16", "int8", "int4"]
 
 @dataclass(frozen=True)
 class Precision:
-    """What is known of all packages in one precision, wherever it is asked for."""
+    """The properties of packages in one precision: weights, tolerances, words of reports."""
 
     weight_bytes: float  # of a weight, with its part of a scale
     # How far a step moves a weight: a share of it, and in few bits a multiple of its scale. None:

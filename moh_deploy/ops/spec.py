@@ -118,7 +118,7 @@ def float64(array: np.ndarray | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """How an op stores its input `W` in few bits."""
+    """The form in which an op stores its input `W` in few bits."""
 
     precision: str  # what a package with such weights is in
     # Returns, for the op's attributes, steps of a function that make of `W` and `scales` first

@@ -70,7 +70,7 @@ class MarginBin:
 
 @dataclass(frozen=True)
 class MarginHistogram:
-    """How clear the choices of a layer are: bins that hold a token, ascending.
+    """A histogram of the routing margins of a layer: bins that hold a token, ascending.
 
     Below `bound`, rounding explains other choices.
     """

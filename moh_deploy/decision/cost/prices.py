@@ -165,7 +165,7 @@ def read_prices(path: Path) -> Prices:
 
 @dataclass(frozen=True)
 class Bill:
-    """What prices make of the times of runs, for so many requests a month."""
+    """The monthly cost of a number of requests, from run times and prices."""
 
     prices: Prices
     requests: float
