@@ -12,7 +12,7 @@ import numpy as np
 
 from moh_deploy.ops import op_names, spec
 from moh_deploy.ops.attention_function import function_body, variant_of
-from moh_deploy.ops.attention_shapes import NONPAD_KV_SEQLEN, attention_shape_rule
+from moh_deploy.ops.attention_shapes import KEY_RANGES, NONPAD_KV_SEQLEN, attention_shape_rule
 from moh_deploy.ops.spec import Arrays, Attributes, OpSpec
 
 
@@ -20,8 +20,8 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     """Compute MoHAttention in float64, one head at a time.
 
     Args:
-        inputs: Q, K, V, gates and optionally attn_mask and nonpad_kv_seqlen, of any supported
-            dtype.
+        inputs: Q, K, V, gates and optionally attn_mask, nonpad_kv_seqlen and key_ranges, of any
+            supported dtype.
 
     Returns:
         Y in float64.
@@ -89,6 +89,12 @@ def _bias(
             # filled - S.
             position = s + filled_B[b] - seq_len
             bias[b, :, s, max(position + 1, 0) :] = -np.inf
+    ranges = inputs[KEY_RANGES] if len(inputs) > KEY_RANGES else None
+    if ranges is not None:
+        key = np.arange(kv_len)
+        for b, s in np.ndindex(batch, seq_len):
+            first, end = ranges[b if len(ranges) > 1 else 0, s]
+            bias[b, :, s, (key < first) | (key >= end)] = -np.inf
     return bias
 
 
@@ -137,6 +143,14 @@ MOH_ATTENTION = OpSpec(
             "nonpad_kv_seqlen",
             "[B]: how many keys of each sequence are filled, 0 to T. Keys and values from there on "
             "are neither seen nor read, so that K and V may be a cache with room for more.",
+            optional=True,
+            types=spec.LENGTH_TYPES,
+            constraint="L",
+        ),
+        spec.OpInput(
+            "key_ranges",
+            "[B, S, 2] or [1, S, 2]: query s sees the keys from the first number up to, not "
+            "including, the second. Numbers below 0 count as 0, above T as T.",
             optional=True,
             types=spec.LENGTH_TYPES,
             constraint="L",

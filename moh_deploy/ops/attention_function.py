@@ -10,7 +10,12 @@ from typing import Literal
 
 import onnx
 
-from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN, optional_input
+from moh_deploy.ops.attention_shapes import (
+    ATTN_MASK,
+    KEY_RANGES,
+    NONPAD_KV_SEQLEN,
+    optional_input,
+)
 from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_function
 
 MaskKind = Literal["bool", "float"]
@@ -25,11 +30,17 @@ class AttentionVariant(BodyVariant):
     is_causal: bool  # query s sees keys up to s + T - S
     grouped: bool  # several query heads share a key/value head
     filled: bool = False  # nonpad_kv_seqlen is given: it stands in for T, sequence by sequence
+    ranges: bool = False  # key_ranges is given
 
     @property
     def hides_keys(self) -> bool:
         """Some query may not see some key, or none at all."""
-        return self.mask is not None or self.is_causal or self.filled
+        return self.mask is not None or self.by_position
+
+    @property
+    def by_position(self) -> bool:
+        """Where a key lies decides whether a query sees it."""
+        return self.is_causal or self.filled or self.ranges
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
@@ -45,15 +56,20 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
         # With as many key/value heads as query heads nothing has to be stacked.
         grouped=attributes["q_num_heads"] != attributes["kv_num_heads"],
         filled=optional_input(inputs, NONPAD_KV_SEQLEN) is not None,
+        ranges=optional_input(inputs, KEY_RANGES) is not None,
     )
 
 
 def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of MoHAttention for one variant."""
     # A body has parameters up to its last present input, one that is left out in between included.
-    optional = ["attn_mask"] if variant.mask or variant.filled else []
-    optional += ["nonpad_kv_seqlen"] if variant.filled else []
-    inputs = ", ".join(["Q, K, V, gates", *optional])
+    given = {
+        "attn_mask": variant.mask is not None,
+        "nonpad_kv_seqlen": variant.filled,
+        "key_ranges": variant.ranges,
+    }
+    last = max((place for place, present in enumerate(given.values(), 1) if present), default=0)
+    inputs = ", ".join(["Q, K, V, gates", *list(given)[:last]])
     steps = [
         CONSTANTS,
         _split_heads(variant),
@@ -126,11 +142,11 @@ _GATES = """
 
 
 def position_mask(variant: AttentionVariant) -> str:
-    """`in_reach`: key t is not behind the filled keys, nor in the future of query s.
+    """`in_reach`: key t is not behind the filled keys, nor in the future or out of range of query s.
 
     [S, T] with t <= s + T - S, the same for each sequence; [B, 1, 1 or S, T] where lengths differ.
     """
-    if not variant.is_causal and not variant.filled:
+    if not variant.by_position:
         return ""
     # Range makes positions from sizes at run time, so both lengths may be dynamic.
     steps = """
@@ -149,28 +165,41 @@ def position_mask(variant: AttentionVariant) -> str:
             is_filled_column = Transpose <perm = [0, 1, 3, 2]> (is_filled)
             value_filled = Where (is_filled_column, value, zero)
         """
-    if not variant.is_causal:
-        return f"{steps} in_reach = Identity (is_filled)"
-    # The last query stands at the last key, or the last filled one: no query looks beyond it.
-    query_position = """
-        query_index = Range (first, seq_len, one)
-        query_index_S1 = Unsqueeze (query_index, last_axis)
-        offset = Sub (filled, seq_len)
-        query_position_S1 = Add (query_index_S1, offset)
-    """
-    if not variant.filled:
-        query_position = """
-            offset = Sub (kv_len, seq_len)
-            query_position = Range (offset, kv_len, one)
-            query_position_S1 = Unsqueeze (query_position, last_axis)
+    conditions = ["is_filled"] if variant.filled else []
+    if variant.ranges:
+        # first and end are [B or 1, 1, S, 1].
+        conditions.append("in_range")
+        steps += """
+            two_sizes = Constant <value_ints = [1, 1]> ()
+            ranges_BHSR = Unsqueeze (key_ranges, one_element)
+            first_seen, end_seen = Split <axis = -1> (ranges_BHSR, two_sizes)
+            from_first = GreaterOrEqual (key_position, first_seen)
+            before_end = Less (key_position, end_seen)
+            in_range = And (from_first, before_end)
         """
-    return f"""
-        {steps}
-        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
-        seq_len = Squeeze (seq_len_1d, first_axis)
-        {query_position}
-        in_reach = GreaterOrEqual (query_position_S1, key_position)
-    """
+    if variant.is_causal:
+        # The last query stands at the last key, or the last filled one: no query looks beyond it.
+        conditions = ["in_past", *conditions[variant.filled :]]
+        steps += """
+            seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
+            seq_len = Squeeze (seq_len_1d, first_axis)
+        """
+        if variant.filled:
+            steps += """
+                query_index = Range (first, seq_len, one)
+                query_index_S1 = Unsqueeze (query_index, last_axis)
+                offset = Sub (filled, seq_len)
+                query_position_S1 = Add (query_index_S1, offset)
+            """
+        else:
+            steps += """
+                offset = Sub (kv_len, seq_len)
+                query_position = Range (offset, kv_len, one)
+                query_position_S1 = Unsqueeze (query_position, last_axis)
+            """
+        steps += "in_past = GreaterOrEqual (query_position_S1, key_position)"
+    joined = "And" if len(conditions) == 2 else "Identity"
+    return f"{steps} in_reach = {joined} ({', '.join(conditions)})"
 
 
 def bias_of_mask(variant: AttentionVariant) -> str:
@@ -181,14 +210,13 @@ def bias_of_mask(variant: AttentionVariant) -> str:
     if not variant.hides_keys:
         return ""
     # By mask and whether positions count: what tells which keys are seen, and what their bias is.
-    by_position = variant.is_causal or variant.filled
     seen, seen_bias = {
         (None, True): ("seen = Identity (in_reach)", "zero"),
         ("bool", False): ("seen = Identity (attn_mask)", "zero"),
         ("bool", True): ("seen = And (attn_mask, in_reach)", "zero"),
         ("float", False): ("", "mask"),
         ("float", True): ("seen = Identity (in_reach)", "mask"),
-    }[variant.mask, by_position]
+    }[variant.mask, variant.by_position]
     return f"""
         minus_infinity = Constant <value_float = -inf> ()
         {"mask = Cast <to = 1> (attn_mask)" if variant.mask == "float" else ""}

@@ -6,7 +6,7 @@ from moh_deploy.ops.spec import Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.ATTENTION
 
-ATTN_MASK, NONPAD_KV_SEQLEN = 4, 5
+ATTN_MASK, NONPAD_KV_SEQLEN, KEY_RANGES = 4, 5, 6
 """Places of the optional inputs."""
 
 
@@ -14,7 +14,7 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     """Return the type of Y.
 
     Args:
-        inputs: Types of Q, K, V, gates and optionally attn_mask and nonpad_kv_seqlen.
+        inputs: Types of Q, K, V, gates and optionally attn_mask, nonpad_kv_seqlen and key_ranges.
     """
     q_num_heads, kv_num_heads = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
     if q_num_heads % kv_num_heads:
@@ -53,6 +53,13 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     if lengths is not None:
         spec.check_tensor(_OP, "nonpad_kv_seqlen", lengths, spec.LENGTH_TYPES, (1,))
         spec.check_equal(_OP, "batch size of nonpad_kv_seqlen", lengths.shape[0], batch)
+    ranges = optional_input(inputs, KEY_RANGES)
+    if ranges is not None:
+        spec.check_tensor(_OP, "key_ranges", ranges, spec.LENGTH_TYPES, (3,))
+        if ranges.shape[0] != 1:
+            spec.check_equal(_OP, "batch size of key_ranges", ranges.shape[0], batch)
+        spec.check_equal(_OP, "length of key_ranges", ranges.shape[1], seq_len)
+        spec.check_equal(_OP, "last size of key_ranges", ranges.shape[2], 2)
 
     # The output's sizes are taken from whichever input knows them.
     batch = spec.known(batch, key_batch, value_batch, gates.shape[0])

@@ -66,7 +66,7 @@ _FIELDS = {op_names.ATTENTION: (OPEN_SHARE, PORTABLE)}
 # Of each input.
 _RANKS: dict[str, tuple[tuple[int, ...], ...]] = {
     op_names.ROUTER: ((3,),) * 3,
-    op_names.ATTENTION: ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4), (1,)),
+    op_names.ATTENTION: ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4), (1,), (3,)),
     op_names.AGGREGATED_ATTENTION: (*((3,),) * 6, (2,), (2,), (2,), (3,), (3,), (2,)),
 }
 

@@ -54,6 +54,17 @@ const int64_t* read_lengths(const Tensor& tensor, int64_t batch) {
   return static_cast<const int64_t*>(tensor.data);
 }
 
+// Their values may be any; kernels hold them within the keys.
+void read_ranges(const Tensor& tensor, AttentionArgs& args) {
+  const bool shared = tensor.shape == Shape{1, args.queries, 2};
+  if (!shared && tensor.shape != Shape{args.batch, args.queries, 2}) {
+    refuse("key_ranges is ", shape_text(tensor.shape), "; expected ",
+           shape_text({args.batch, args.queries, 2}), ", or 1 in place of the batch size.");
+  }
+  args.key_ranges = static_cast<const int64_t*>(tensor.data);
+  args.key_ranges_batch = shared ? 0 : ptrdiff_t{2} * args.queries;
+}
+
 }  // namespace
 
 void check_lengths(const AttentionArgs& args) {
@@ -77,7 +88,7 @@ void Attention::check(const Attributes& attributes) {
 
 Shape Attention::read(const Attributes& attributes, const Tensors& in, Args& args) {
   const Tensor &q = in[0], &k = in[1], &v = in[2], &gates = in[3], &attn_mask = in[4];
-  const Tensor& lengths = in[5];
+  const Tensor &lengths = in[5], &ranges = in[6];
   check(attributes);
   args.q_heads = attributes.integer(contract::attention::kQNumHeads);
   args.kv_heads = attributes.integer(contract::attention::kKvNumHeads);
@@ -126,6 +137,11 @@ Shape Attention::read(const Attributes& attributes, const Tensors& in, Args& arg
   args.value_dim = static_cast<int32_t>(value.dim);
   args.scale = attributes.number(contract::attention::kScale);
   args.causal = attributes.flag(contract::attention::kIsCausal);
+  args.key_ranges = nullptr;
+  args.key_ranges_batch = 0;
+  if (ranges.present) {
+    read_ranges(ranges, args);
+  }
   Shape shape = q.shape;
   shape.back() = (rank == 3 ? output.heads : 1) * output.dim;
   return shape;

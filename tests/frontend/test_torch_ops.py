@@ -81,8 +81,8 @@ def test_signatures_are_those_of_the_specs():
         "Tensor? window_offset, int num_heads, int height, int width, int kernel_height, "
         "int kernel_width, bool normalize, float epsilon) -> Tensor",
         "MoHAttention": "moh::attention(Tensor Q, Tensor K, Tensor V, Tensor gates, "
-        "Tensor? attn_mask, Tensor? nonpad_kv_seqlen, int q_num_heads, int kv_num_heads, "
-        "float scale, bool is_causal) -> Tensor",
+        "Tensor? attn_mask, Tensor? nonpad_kv_seqlen, Tensor? key_ranges, int q_num_heads, "
+        "int kv_num_heads, float scale, bool is_causal) -> Tensor",
         "MoHMatMulNBits": "moh::mat_mul_n_bits(Tensor X, Tensor W, Tensor scales, "
         "int in_features, int out_features, int bits) -> Tensor",
         "MoHOutputProjection": "moh::output_projection(Tensor X, Tensor W, Tensor gates, "
@@ -107,7 +107,7 @@ def test_sizes_of_a_fake_output_stay_symbolic():
 
     class Gated(torch.nn.Module):
         def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-            return torch.ops.moh.attention(x, x, x, gates, None, None, 2, 2, 1.0, False)
+            return torch.ops.moh.attention(x, x, x, gates, None, None, None, 2, 2, 1.0, False)
 
     inputs = (torch.ones(3, 5, 8), torch.ones(3, 5, 2))
     program = torch.export.export(Gated(), inputs, dynamic_shapes=({0: batch}, {0: batch}))

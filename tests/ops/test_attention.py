@@ -10,23 +10,24 @@ from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
 
 VARIANTS = [
-    AttentionVariant(rank, mask, is_causal, grouped, filled)
+    AttentionVariant(rank, mask, is_causal, grouped, filled, ranges)
     for rank in (3, 4)
     for mask in (None, "bool", "float")
     for is_causal in (False, True)
     for grouped in (False, True)
     for filled in (False, True)
+    for ranges in (False, True)
 ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=AttentionVariant.key)
 def test_only_masked_variants_pay_for_masks(variant: AttentionVariant):
     ops = [node.op_type for node in function_body(variant, opset=18).node]
-    by_position = variant.is_causal or variant.filled
+    by_position = variant.is_causal or variant.filled or variant.ranges
     hides = by_position or variant.mask is not None
     assert ("ReduceMax" in ops) == hides
     assert ("Range" in ops) == by_position
-    assert ("Less" in ops) == variant.filled
+    assert ops.count("Less") == variant.filled + variant.ranges
     if not variant.filled:
         assert ("Add" in ops) == hides
     # Of gates; of the bias; of scores and values behind the filled keys.

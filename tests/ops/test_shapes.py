@@ -83,6 +83,7 @@ def infer(op: str, change: str = "", **attributes: object) -> TensorType:
         (ATTENTION, "attn_mask=float16[6,1,past+seq]", {}, "[batch,seq,18]"),
         (ATTENTION, "attn_mask=[1,6,1,1]", {}, "[batch,seq,18]"),
         *((ATTENTION, f"{BY_HEADS} nonpad_kv_seqlen=int64[{n}]", {}, "[2,6,5,3]") for n in "2b?"),
+        *((ATTENTION, f"{BY_HEADS} key_ranges=int64[{n},5,2]", {}, "[2,6,5,3]") for n in "12b?"),
         (ROUTER, "", {}, "[batch,seq,7]"),
         (ROUTER, f"{SHARED} {STAGE}", {"num_shared_heads": 3}, "[batch,seq,10]"),
         (
@@ -189,6 +190,9 @@ REFUSED = {
         (f"{BY_HEADS} nonpad_kv_seqlen=int32[2]", "nonpad_kv_seqlen has dtype int32; exp.* int64"),
         (f"{BY_HEADS} nonpad_kv_seqlen=int64[2,1]", "nonpad_kv_seqlen has rank 2, .* rank 1"),
         (f"{BY_HEADS} nonpad_kv_seqlen=int64[3]", "batch size of nonpad_kv_seqlen is 3; exp.* 2"),
+        (f"{BY_HEADS} key_ranges=int64[3,5,2]", "batch size of key_ranges is 3; expected 2"),
+        (f"{BY_HEADS} key_ranges=int64[1,4,2]", "length of key_ranges is 4; expected 5"),
+        (f"{BY_HEADS} key_ranges=int64[1,5,3]", "last size of key_ranges is 3; expected 2"),
         ({"kv_num_heads": 4}, "q_num_heads is 6; expected a multiple of kv_num_heads, 4"),
         ({"kv_num_heads": 0}, "kv_num_heads is 0; expected at least 1"),
         ({"is_causal": 2}, "is_causal is 2; expected 0 or 1"),

@@ -176,6 +176,7 @@ class AttentionRewriter:
             operands.cast(gates),
             self._mask(),
             None,
+            None,
             form.num_heads,
             int(product(form.kv_heads)),
             self._scores.scale,

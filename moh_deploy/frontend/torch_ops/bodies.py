@@ -4,6 +4,7 @@ They are dense and written for clarity: in torch they only have to be right. The
 where their inputs are, as the proof of a router needs it, and else in float32.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,6 +110,7 @@ def attention(
     gates: Tensor,
     attn_mask: Tensor | None,
     nonpad_kv_seqlen: Tensor | None,
+    key_ranges: Tensor | None,
     q_num_heads: int,
     kv_num_heads: int,
     scale: float,
@@ -124,7 +126,7 @@ def attention(
     wide_key = key.to(precise).repeat_interleave(groups, dim=1)
     wide_value = value.to(precise).repeat_interleave(groups, dim=1)
     scores = query.to(precise) @ wide_key.transpose(-2, -1) * scale  # [B, Hq, S, T]
-    in_reach = seen_by_position(query, key, nonpad_kv_seqlen, is_causal=is_causal)
+    in_reach = seen_by_position(query, key, nonpad_kv_seqlen, key_ranges, is_causal=is_causal)
     weights = _masked_softmax(scores, attn_mask, in_reach)
     if nonpad_kv_seqlen is not None:
         # What lies behind the filled keys may be anything: a weight of 0 does not silence a NaN.
@@ -141,24 +143,34 @@ def _split_heads(packed: Tensor, num_heads: int) -> Tensor:
 
 
 def seen_by_position(
-    query: Tensor, key: Tensor, nonpad_kv_seqlen: Tensor | None, *, is_causal: bool
+    query: Tensor,
+    key: Tensor,
+    nonpad_kv_seqlen: Tensor | None,
+    key_ranges: Tensor | None,
+    *,
+    is_causal: bool,
 ) -> Tensor | None:
-    """Tell which keys are filled, and not in the future of a query; None where all are seen.
+    """Tell which keys are filled, in a query's range and not in its future; None where all are.
 
     Args:
         query, key: [B, Hq, S, D] and [B, Hkv, T, D].
 
     Returns:
-        bool, [S, T], [B, 1, S, T] or [B, 1, 1, T].
+        bool, [S, T], [1 or B, 1, S, T] or [B, 1, 1, T].
     """
     seq_len, kv_len = query.shape[2], key.shape[2]
     key_position = torch.arange(kv_len, device=key.device)
     query_index = torch.arange(seq_len, device=key.device)[:, None]
-    if nonpad_kv_seqlen is None:
-        return key_position <= query_index + kv_len - seq_len if is_causal else None
-    filled = nonpad_kv_seqlen[:, None, None, None]
-    # The last query stands at the last filled key.
-    return key_position <= query_index + filled - seq_len if is_causal else key_position < filled
+    conditions = []
+    if is_causal or nonpad_kv_seqlen is not None:
+        # The last query stands at the last filled key.
+        filled = kv_len if nonpad_kv_seqlen is None else nonpad_kv_seqlen[:, None, None, None]
+        end = query_index + filled - seq_len + 1 if is_causal else filled
+        conditions.append(key_position < end)
+    if key_ranges is not None:
+        first, end = key_ranges[:, None, :, :1], key_ranges[:, None, :, 1:]
+        conditions.append((key_position >= first) & (key_position < end))
+    return functools.reduce(torch.logical_and, conditions) if conditions else None
 
 
 def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, in_reach: Tensor | None) -> Tensor:

@@ -78,6 +78,7 @@ inline constexpr InputContract kInputs[] = {  // name, optional, type
     {"gates", false, InputType::kShared},
     {"attn_mask", true, InputType::kMask},
     {"nonpad_kv_seqlen", true, InputType::kLengths},
+    {"key_ranges", true, InputType::kLengths},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kQNumHeads,

@@ -114,7 +114,7 @@ class PositionBias(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = self.net(self.places) - self.net(self.places).mT
         y = x[:, None].expand(-1, 64, -1)
-        return torch.ops.moh.attention(y, y, y, y[..., :1], bias, None, 1, 1, 1.0, False)
+        return torch.ops.moh.attention(y, y, y, y[..., :1], bias, None, None, 1, 1, 1.0, False)
 
 
 def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():
@@ -129,7 +129,7 @@ def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():
 def test_attention_of_weights_alone_is_computed_and_what_it_reads_is_not():
     def model(x: Tensor, w: Tensor) -> Tensor:
         y = w.mT.exp()[None]
-        y = torch.ops.moh.attention(y, y, y, y[..., :1], None, None, 1, 1, 1.0, False)
+        y = torch.ops.moh.attention(y, y, y, y[..., :1], None, None, None, 1, 1, 1.0, False)
         return x[:, None] * y.exp()
 
     names = left(model)

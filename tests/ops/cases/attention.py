@@ -32,6 +32,7 @@ class _Setup:
     open_share: float = 0.6
     mask: MaskMaker | None = None
     filled: tuple[int, ...] | None = None
+    ranges: MaskMaker | None = None
     edit: Edit | None = None
     score_bound: float = 8.0
 
@@ -53,8 +54,12 @@ class _Setup:
             "V": rng.standard_normal((*keys, self.value_dim)),
             "gates": self._gates(rng),
         }
-        if self.mask is not None or self.filled is not None:
+        optional = (self.mask, self.filled, self.ranges)
+        if any(given is not None for given in optional):
             values["attn_mask"] = None if self.mask is None else self.mask(rng)
+        if self.ranges is not None:
+            values["nonpad_kv_seqlen"] = None
+            values["key_ranges"] = self.ranges(rng)
         if self.filled is not None:
             values["nonpad_kv_seqlen"] = np.array(self.filled, np.int64)
             for batch, filled in enumerate(self.filled):
@@ -91,6 +96,30 @@ def _bool_mask(*shape: int) -> MaskMaker:
         mask = rng.random(shape) < 0.67
         mask[..., 0] = True
         return mask
+
+    return make
+
+
+def _window(seq_len: int, kv_len: int, left: int, right: int) -> MaskMaker:
+    """Ranges of `left` keys before a query's own and `right` behind it; they leave the keys."""
+
+    def make(rng: np.random.Generator) -> np.ndarray:
+        position = np.arange(seq_len) + kv_len - seq_len
+        return np.stack([position - left, position + right + 1], axis=-1)[None]
+
+    return make
+
+
+def _documents(seq_len: int, *lengths: tuple[int, ...]) -> MaskMaker:
+    """Ranges of documents behind each other; a query behind the last sees none."""
+
+    def make(rng: np.random.Generator) -> np.ndarray:
+        ranges = np.zeros((len(lengths), seq_len, 2), np.int64)
+        for row, own in zip(ranges, lengths, strict=True):
+            ends = np.cumsum(own)
+            for first, end in zip(ends - own, ends, strict=True):
+                row[first:end] = first, end
+        return ranges
 
     return make
 
@@ -494,6 +523,80 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "filled_blind_queries": (
         "A query that only sees keys that are not filled gives 0.",
         _Setup(filled=(3, 5), mask=lambda rng: np.tri(7, k=-1, dtype=bool).T),
+    ),
+    "ranges_window": (
+        "Each query sees its neighbours, as far as there are any.",
+        _Setup(ranges=_window(7, 7, 2, 1)),
+    ),
+    "ranges_window_causal": (
+        "A window on the left, behind cached keys.",
+        _Setup(rank=4, is_causal=True, seq_len=5, kv_len=9, ranges=_window(5, 9, 2, 10**9)),
+    ),
+    "ranges_documents": (
+        "Sequences have ranges of their own; two queries see nothing and give 0.",
+        _Setup(ranges=_documents(7, (3, 4), (1, 2, 2)), edit=_nan_gate),
+    ),
+    "ranges_documents_causal": (
+        "Both hide, with grouped heads.",
+        _Setup(
+            q_num_heads=6, kv_num_heads=2, is_causal=True, ranges=_documents(7, (3, 4), (1, 2, 4))
+        ),
+    ),
+    "ranges_bool_mask": (
+        "Padding within the ranges.",
+        _Setup(ranges=_documents(7, (4, 3), (2, 5)), mask=_bool_mask(2, 1, 1, 7)),
+    ),
+    "ranges_additive_mask_causal": (
+        "A bias on what range and position leave.",
+        _Setup(
+            rank=4,
+            is_causal=True,
+            seq_len=3,
+            kv_len=7,
+            ranges=_window(3, 7, 3, 3),
+            mask=_additive_mask(3, 1, 7),
+        ),
+    ),
+    "ranges_filled": (
+        "Ranges in a cache with room.",
+        _Setup(rank=4, kv_len=9, filled=(8, 3), ranges=_window(7, 9, 3, 1)),
+    ),
+    "ranges_filled_causal_bool_mask": (
+        "All four hide.",
+        _Setup(
+            is_causal=True,
+            seq_len=5,
+            kv_len=9,
+            filled=(8, 6),
+            ranges=_window(5, 9, 4, 0),
+            mask=_bool_mask(2, 1, 1, 9),
+        ),
+    ),
+    "ranges_step": (
+        "One query, and the last keys.",
+        _Setup(rank=4, is_causal=True, seq_len=1, kv_len=37, ranges=_window(1, 37, 20, 0)),
+    ),
+    "ranges_many_keys": (
+        "Ranges on both sides of where tiles and blocks of keys end.",
+        _Setup(
+            seq_len=70,
+            kv_len=301,
+            q_num_heads=2,
+            kv_num_heads=2,
+            head_dim=24,
+            value_dim=24,
+            scale=0.15,
+            ranges=_window(70, 301, 129, -20),
+        ),
+    ),
+    "ranges_many_documents": (
+        "Rows of a tile that see different keys, some of them none.",
+        _Setup(
+            seq_len=80,
+            kv_len=80,
+            is_causal=True,
+            ranges=_documents(80, (33, 1, 46), (5, 11, 40, 20)),
+        ),
     ),
     "empty_batch": ("No sequence at all.", _Setup(rank=4, batch=0)),
     "empty_batch_filled": ("The same with lengths.", _Setup(rank=4, batch=0, filled=())),

@@ -38,7 +38,8 @@ def _attention(call: NodeCall) -> Result:
         # As the standard has it since its erratum. A runtime that counts causal positions from the
         # first key computes something else, and then the proof fails.
         lengths = call.tensor(6)
-        mask = hidden_by_either(mask, seen_by_position(query, key, lengths, is_causal=causal))
+        seen = seen_by_position(query, key, lengths, None, is_causal=causal)
+        mask = hidden_by_either(mask, seen)
         causal = False
     heads = attend(
         query,

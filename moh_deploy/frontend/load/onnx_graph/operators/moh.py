@@ -42,11 +42,12 @@ def _attention(call: NodeCall) -> Result:
     if packed:
         query = attention.split_heads(query, int(num_heads))
         key, value = (attention.split_heads(tensor, int(num_kv_heads)) for tensor in (key, value))
-    mask, lengths, causal = call.optional(4), call.optional(5), bool(is_causal)
-    if lengths is not None:
-        # Where each sequence ends somewhere else, no operator knows what causal means.
+    mask, lengths, ranges = (call.optional(index) for index in (4, 5, 6))
+    causal = bool(is_causal)
+    if lengths is not None or ranges is not None:
+        # No operator has lengths or ranges: then positions are in the mask.
         mask = attention.hidden_by_either(
-            mask, seen_by_position(query, key, lengths, is_causal=causal)
+            mask, seen_by_position(query, key, lengths, ranges, is_causal=causal)
         )
         causal = False
     heads = attention.attend(
