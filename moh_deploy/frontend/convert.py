@@ -1,7 +1,7 @@
 """From a loaded model to an ONNX model with its reference vectors: everything that needs torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.fx.containers import output_names
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
@@ -24,6 +25,7 @@ from moh_deploy.frontend.limits import (
     cut_tables,
     dim_ranges,
     dim_sums,
+    dynamic_axes,
     joined_dims,
     with_tables,
 )
@@ -39,6 +41,7 @@ from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
+from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.operands import Swap
@@ -78,6 +81,7 @@ class Converted:
     # How the original takes the inputs; None where they are its positional arguments.
     call: package.Call | None
     valid_tokens: str | None  # the input that says which tokens are valid; None if all are
+    new_tokens: str | None  # the dimension of the tokens that are the last ones of that input's
     # The inputs that the graph shows to tell padding, if the user named none; `not` before the name
     # of one that is 1 for padding.
     padding_inputs: tuple[str, ...]
@@ -123,7 +127,8 @@ def convert(
             _check_padding_input(program, found.layers, inputs)
         elif find_padding:
             inputs, shown = _with_padding_input(program, found.layers, inputs)
-        rewrites = insert(program, found.layers)
+        rewrites = insert(program, found.layers, mask_trials(program, inputs))
+        inputs = _with_new_tokens(program, rewrites, inputs)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
         rewrites = view_attention(program, rewrites)
@@ -160,7 +165,7 @@ def convert(
         onnx_model, layer_names = _translate(committed, rewrites, inputs, outputs, opset)
         if model.original is not None:
             onnx_model.metadata_props.update(model.original.source.metadata)
-    mask = next((item.mask_name for item in inputs if item.says_valid), None)
+    mask = next((item for item in inputs if item.says_valid), None)
     return Converted(
         model=onnx_model,
         inputs=tuple(map(_input_info, inputs)),
@@ -186,7 +191,8 @@ def convert(
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
-        valid_tokens=mask,
+        valid_tokens=None if mask is None else mask.mask_name,
+        new_tokens=None if mask is None else mask.new_tokens,
         padding_inputs=shown,
         from_onnx=model.original is not None,
     )
@@ -243,6 +249,46 @@ def _check_padding_input(
                 f" {int(padding)} for padding: there no attention of an MoH layer reads a token.",
                 hint=f"Name it '{right}', or leave the option out.",
             )
+
+
+def mask_trials(program: ExportedProgram, inputs: Sequence[ModelInput]) -> MaskTrials:
+    """Return what masks of a program are tried with."""
+    relations = Relations.of(program, inputs)
+    at = next((place for place, item in enumerate(inputs) if item.says_valid), None)
+
+    def resize(sizes: Mapping[str, int]) -> list[torch.Tensor]:
+        resized = resize_inputs(inputs, relations.complete(sizes), new_ids=False)
+        return [item.value for item in resized]
+
+    return MaskTrials(
+        [item.value for item in inputs],
+        example_sizes(inputs),
+        dim_ranges(program, inputs),
+        resize,
+        None if at is None else (at, inputs[at].marks_padding),
+    )
+
+
+def _with_new_tokens(
+    program: ExportedProgram, rewrites: Sequence[Rewrite], inputs: Sequence[ModelInput]
+) -> tuple[ModelInput, ...]:
+    """Note which dimension has the last tokens of the mask of valid ones, where layers show it.
+
+    They are queries that count their places from the last key, of keys that the mask hides.
+    """
+    names = {size: str(expr) for _, _, expr, size in dynamic_axes(program, inputs)}
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    marked = list(inputs)
+    for place, name in enumerate(program.graph_signature.user_inputs):
+        item = inputs[place]
+        tokens = {
+            names.get(product(rewrite.layer.tokens))
+            for rewrite in rewrites
+            if rewrite.hidden_by == placeholders[name]
+        } - {item.dims.get(1)}
+        if item.says_valid and len(tokens) == 1:
+            marked[place] = replace(item, new_tokens=tokens.pop())
+    return tuple(marked)
 
 
 def _translate(
@@ -374,6 +420,7 @@ def _layer_info(
         active_share=open_gates / max(1, sum(gates.numel() for gates in counted)),
         attention=names.attention,
         closed_heads=closed,
+        mask=rewrite.mask,
     )
 
 

@@ -272,6 +272,7 @@ def _manifest(
         rounding=converted.rounding,
         call=converted.call,
         valid_tokens=converted.valid_tokens,
+        new_tokens=converted.new_tokens,
         dim_ranges=converted.dim_ranges,
         dim_sums=converted.dim_sums,
         compute_type=options.compute_type or config.compute_type,

@@ -206,7 +206,7 @@ class _Edit:
             present = node.inputs[place]
             assert present is not None
             node.replace_input_with(place, buffers[present])
-        node.resize_inputs(NONPAD_KV_SEQLEN + 1)
+        node.resize_inputs(max(len(node.inputs), NONPAD_KV_SEQLEN + 1))
         node.replace_input_with(NONPAD_KV_SEQLEN, filled)
         mask = node.inputs[ATTN_MASK]
         # A mask of one key for all is one of all keys.

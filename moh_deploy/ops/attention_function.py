@@ -142,7 +142,7 @@ _GATES = """
 
 
 def position_mask(variant: AttentionVariant) -> str:
-    """`in_reach`: key t is not behind the filled keys, nor in the future or out of range of query s.
+    """`in_reach`: key t is filled, in the range of query s and not in its future.
 
     [S, T] with t <= s + T - S, the same for each sequence; [B, 1, 1 or S, T] where lengths differ.
     """

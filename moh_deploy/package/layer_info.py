@@ -94,3 +94,6 @@ class LayerInfo(Strict):
     attention: str | None = None
     # Heads that run for no token, whatever the inputs are; known of constant gates.
     closed_heads: tuple[WholeSize, ...] = ()
+    # What structure the masks of the original have, which the node takes over, or why they stayed;
+    # None where it has no mask.
+    mask: str | None = None

@@ -214,6 +214,9 @@ class Manifest(Strict):
     # tokens] that is added to scores; `not` before its name: it is 1 for padding. The original's
     # results for padding are recorded and not compared. None: all tokens are valid.
     valid_tokens: str | None = None
+    # The dimension of the tokens that are the last ones of that input's: those of a call, behind a
+    # cache. None where its tokens are those of a call.
+    new_tokens: str | None = None
     # What was changed in a package that is another model than the original; None for a package that
     # equals it.
     made: Made | None = None

@@ -83,6 +83,9 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield "call", f"takes {taken}, but the inputs are {_listed(called_with)}"
     if manifest.valid_tokens is not None:
         yield from _mask_problems(manifest.valid_tokens, inputs)
+    if manifest.new_tokens is not None and manifest.new_tokens not in manifest.dims:
+        found = _listed(sorted(manifest.dims))
+        yield "new_tokens", f"is '{manifest.new_tokens[:100]}', which is no dimension, only {found}"
     text = manifest.text_generation
     # A config may name other tokens of a larger vocabulary than the model's: they never come.
     if text is not None and text.pad_token_id is not None:

@@ -241,6 +241,7 @@ class InspectReport(Report):
         if manifest.layers:
             yield from layers_text.router_legend(manifest.layers)
             yield from layers_text.reasons(manifest.layers)
+            yield from layers_text.masks(manifest.layers)
             yield from layers_text.constant_gates(manifest.layers)
         yield from layers_text.not_layers(
             len(manifest.layers), manifest.near_misses, manifest.ungated

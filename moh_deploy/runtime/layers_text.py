@@ -40,11 +40,22 @@ def layer_table(
 
 def reasons(layers: Iterable[LayerInfo]) -> list[str]:
     """Return why layers were not wholly replaced, one line a reason: large models repeat one."""
+    return _by_text((layer.path, layer.reason) for layer in layers)
+
+
+def masks(layers: Iterable[LayerInfo]) -> list[str]:
+    """Return what structure masks have, or why they stayed tensors, one line a text."""
+    return _by_text(
+        (layer.path, None if layer.mask is None else f"mask: {layer.mask}") for layer in layers
+    )
+
+
+def _by_text(layers: Iterable[tuple[str, str | None]]) -> list[str]:
     paths: dict[str, list[str]] = {}
-    for layer in layers:
-        if layer.reason is not None:
-            paths.setdefault(layer.reason, []).append(layer.path)
-    return [f"{paths_text(names)}: {reason}" for reason, names in paths.items()]
+    for path, text in layers:
+        if text is not None:
+            paths.setdefault(text, []).append(path)
+    return [f"{paths_text(names)}: {text}" for text, names in paths.items()]
 
 
 def router_legend(layers: Iterable[LayerInfo]) -> list[str]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from moh_deploy.frontend.convert import mask_trials
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
@@ -28,7 +29,8 @@ def checked_layers(
     Args:
         within: Of the largest number in an output, how far others may be off.
     """
-    rewrites = insert(program, recognize(program))
+    trials = mask_trials(program, animal.inputs())
+    rewrites = insert(program, recognize(program), trials)
     sizes = [{}, {dim: size + 3 for dim, size in animal.dims.items()}]
     runs = [animal.inputs(**changed) for changed in sizes]
     for run in runs:

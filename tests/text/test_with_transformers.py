@@ -124,7 +124,10 @@ def test_tokens_of_a_padded_batch_are_those_of_the_model_alone(family: str, tmp_
     root = tmp_path / "model"
     write_old_llama(root) if family == "old_llama" else write_gated(root, family)
     package = export_directory(root, tmp_path / "package", require_layers="all")
-    assert len(package.manifest.layers) == 2
+    window = ", window of 16" if family == "mistral" else ""
+    masks = [layer.mask for layer in package.manifest.layers]
+    assert masks == [f"causal{window}, padding"] * 2
+    assert package.manifest.new_tokens == "seq"
     report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=STEPS)
     expected = [alone(root, prompt, STEPS) for prompt in PROMPTS]
     assert [list(text.tokens) for text in report.texts] == expected

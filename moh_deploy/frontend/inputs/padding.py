@@ -93,7 +93,9 @@ def tokens_of(item: ModelInput) -> ValidTokens:
         ConfigError: It is no mask, see `valid_tokens`.
     """
     dims = [item.dims.get(axis, size) for axis, size in enumerate(item.value.shape)]
-    return valid_tokens(item.mask_name, to_numpy(item.value), dims, where="the example inputs")
+    mask = to_numpy(item.value)
+    found = valid_tokens(item.mask_name, mask, dims, where="the example inputs")
+    return replace(found, new_tokens=item.new_tokens)
 
 
 def with_padding(

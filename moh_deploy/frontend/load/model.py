@@ -39,6 +39,7 @@ class ModelInput:
     # to scores: what is computed for the others is not compared.
     says_valid: bool = False
     marks_padding: bool = False  # as such a mask it is 1 for padding, and 0 for valid tokens
+    new_tokens: str | None = None  # as such a mask: see `Manifest.new_tokens`
 
     @property
     def mask_name(self) -> str:

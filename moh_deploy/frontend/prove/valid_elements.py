@@ -74,10 +74,15 @@ class ValidElements:
             for dim, size in zip(self.tokens.dims or mask.shape, mask.shape, strict=True)
         )
 
-        def places(wanted: Size) -> list[int]:
+        def places(wanted: Size | None) -> list[int]:
             found = shape(node) if is_tensor(node) else ()
             return [axis for axis, size in enumerate(found) if size == wanted]
 
+        newest = places(self.sizes.get(self.tokens.new_tokens or ""))
+        if len(newest) == 1:
+            # The last tokens of the mask, those of the call.
+            tokens = shape(node)[newest[0]]
+            mask = self.tokens.newest(value.shape[newest[0]]).mask
         both = [*places(batch), *places(tokens)]
         # [batch, tokens, ...], in any order, or tokens of all samples in a row.
         if len(both) == 2 and both[0] != both[1]:

@@ -26,10 +26,12 @@ from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
+from moh_deploy.frontend.recognize.mask_structure import CAUSAL, MaskReader, MaskStructure
+from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite.aggregated import insert_aggregated
-from moh_deploy.frontend.rewrite.attention import AttentionRewriter
+from moh_deploy.frontend.rewrite.attention import AttentionRewriter, InsertedMasks
 from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
 from moh_deploy.frontend.rewrite.operands import Swap, gates_of
 from moh_deploy.frontend.rewrite.projections import project_output, project_query
@@ -40,9 +42,15 @@ from moh_deploy.frontend.rewrite.split import Splitter
 __all__ = ["Rewrite", "commit", "insert"]
 
 
-def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
-    """Insert the new operators beside the original ones."""
-    inserter = _Inserter(program)
+def insert(
+    program: ExportedProgram, layers: Sequence[MoHLayer], trials: MaskTrials | None = None
+) -> list[Rewrite]:
+    """Insert the new operators beside the original ones.
+
+    Args:
+        trials: Inputs to try masks with; without them masks stay what they are.
+    """
+    inserter = _Inserter(program, None if trials is None else MaskReader(program, trials))
     rewrites = [inserter.insert(layer) for layer in layers]
     program.graph_module.recompile()
     return rewrites
@@ -51,7 +59,9 @@ def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite
 class _Inserter:
     """Inserts operators for the layers of one program, and keeps what these share."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, masks: MaskReader | None) -> None:
+        self._masks = masks
+        self._inserted: InsertedMasks = {}
         self._program, self._graph = program, program.graph_module.graph
         self._constants, self._known = Constants(program), KnownValues(program)
         self._splitter = Splitter(self._graph, StoredNodes(self._graph, self._constants))
@@ -130,6 +140,17 @@ class _Inserter:
         if layer.obstacles:
             raise NotCoveredError(layer.obstacles[0])
         found = replace(found, swaps=splitter.split(layer.core.operands))
+        structure = None if self._masks is None else self._masks.structure(found.layer)
+        if isinstance(structure, MaskStructure):
+            inputs = [node for node, _ in structure.padding if node.op == "placeholder"]
+            is_causal = structure.end == CAUSAL
+            hidden_by = inputs[0] if is_causal and len(inputs) == 1 else None
+            found = replace(found, mask=structure.words, hidden_by=hidden_by)
+            rewriter = AttentionRewriter(found, builder, self._known, structure, self._inserted)
+            return rewriter.build(gates)
+        found = replace(
+            found, mask=None if structure is None else f"no known structure: {structure}"
+        )
         return AttentionRewriter(found, builder, self._known).build(gates)
 
 

@@ -1,6 +1,7 @@
 """Put a MoHAttention beside the attention it computes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -8,17 +9,22 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.fx.axes import Layout, flat, leaves, product
+from moh_deploy.frontend.fx.axes import Layout, Size, flat, leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import example_shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.slices import trail_of
 from moh_deploy.frontend.fx.views import casts, forward, is_view
 from moh_deploy.frontend.recognize.layer import MaskTerm, MoHLayer, Scores
+from moh_deploy.frontend.recognize.mask_structure import CAUSAL, MaskStructure
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, readers_up_to, unscaled
 from moh_deploy.frontend.rewrite.rewritten import AttentionForm, Rewrite
 from moh_deploy.frontend.rewrite.tokens_first import Moves, Reader, Reorderer
+from moh_deploy.frontend.rewrite.visible_keys import insert_padding, insert_ranges
 from moh_deploy.ops import op_names
+
+# Padding and key_ranges, by what they were inserted for.
+InsertedMasks = dict[tuple[MaskStructure, Size, Size], tuple[Node | None, Node | None]]
 
 # Query, key and value of a MoHAttention: packed [B, S, H*D] where that saves Transposes.
 
@@ -135,12 +141,23 @@ class AttentionRewriter:
         rewrite: Of a layer without obstacles; its swaps are parts of packed projections.
         builder: Inserts in front of the node after the layer's product with the gates.
         known: Values that do not depend on the model's inputs.
+        structure: Of the layer's masks, where it is known.
+        inserted: What was inserted for the structures of layers before this one.
     """
 
-    def __init__(self, rewrite: Rewrite, builder: GraphBuilder, known: KnownValues) -> None:
+    def __init__(
+        self,
+        rewrite: Rewrite,
+        builder: GraphBuilder,
+        known: KnownValues,
+        structure: MaskStructure | None = None,
+        inserted: InsertedMasks | None = None,
+    ) -> None:
         layer = rewrite.layer
         assert layer.core.scores is not None
         self._rewrite, self._layer, self._builder, self._known = rewrite, layer, builder, known
+        self._structure = structure
+        self._inserted = {} if inserted is None else inserted
         query, first = unscaled(layer.core.scores.query, known)
         key, second = unscaled(layer.core.scores.key, known)
         scale = layer.core.scores.scale * first * second
@@ -168,19 +185,20 @@ class AttentionRewriter:
             self._layer, self._scores, form, self._builder, operands, self._reader(gates)
         )
         packed, (query, key, value) = inputs.build()
+        mask, ranges, is_causal = self._visible_keys()
         output = self._builder.call(
             torch.ops.moh.attention.default,
             query,
             key,
             value,
             operands.cast(gates),
-            self._mask(),
+            mask,
             None,
-            None,
+            ranges,
             form.num_heads,
             int(product(form.kv_heads)),
             self._scores.scale,
-            self._scores.is_causal and self._is_square,
+            is_causal,
         )
         return replace(
             self._rewrite,
@@ -242,11 +260,28 @@ class AttentionRewriter:
             value_dim=leaves(self._layer.core.value_axes),
         )
 
-    def _mask(self) -> Node | None:
+    def _visible_keys(self) -> tuple[Node | None, Node | None, bool]:
+        """Return attn_mask and key_ranges, where they are needed, and is_causal."""
+        structure, builder = self._structure, self._builder
+        if structure is not None:
+            form = self.form
+            key = (replace(structure, rest=()), product(form.tokens), product(form.keys))
+            if key not in self._inserted:
+                ranges = insert_ranges(self._operands, structure, form.tokens, form.keys)
+                self._inserted[key] = insert_padding(builder, structure), ranges
+            padding, ranges = self._inserted[key]
+            mask = self._mask(structure.rest, None)
+            if mask is not None and padding is not None:
+                padding = self._where(padding, mask, -math.inf)
+            return padding or mask, ranges, structure.end == CAUSAL
+        is_causal = self._scores.is_causal
+        mask = self._top_left_causal() if is_causal and not self._is_square else None
+        return self._mask(self._scores.masks, mask), None, is_causal and self._is_square
+
+    def _mask(self, terms: Sequence[MaskTerm], mask: Node | None) -> Node | None:
         """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, or an addend."""
-        mask = self._top_left_causal() if self._scores.is_causal and not self._is_square else None
         # As the model applies them: a fill overwrites what was added before, and not afterwards.
-        for term in reversed(self._scores.masks):
+        for term in reversed(terms):
             form = (self.form.batch, self.form.heads, self.form.tokens, self.form.keys)
             node = self._operands.arrange(term.operand, form, expand=False)
             if term.kind != "add":

@@ -125,6 +125,8 @@ class Rewrite:
         op: `MoHAttention` or `MoHAggregatedAttention`; None where the attention stays.
         replacement: Replaces `layer.node`; None where the attention stays.
         reason: Why the attention or the router stays; None if both are replaced.
+        hidden_by: The input that tells a causal layer which keys are padding; None without one.
+        mask: What structure the layer's masks have, or why none was found; None without masks.
         num_kv_heads, head_dim, kv_len: None where the attention stays.
         swaps: Other nodes that inserted ones take over from: parts of packed projections.
         query_projection: The inserted MoHQueryProjection; None where there is none.
@@ -145,6 +147,8 @@ class Rewrite:
     axes: HeadAxes | None = None
     replacement: Node | None = None
     reason: str | None = None
+    hidden_by: Node | None = None
+    mask: str | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
     kv_len: int | None = None

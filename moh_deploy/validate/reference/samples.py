@@ -190,7 +190,9 @@ def valid_tokens_of(
             f"valid tokens are named '{name}', which {where} does not hold.",
             hint=f"The inputs are {', '.join(shapes)}; files of inputs may hold another member.",
         )
-    return masks.valid_tokens(tokens, mask, shapes.get(name), where=where)
+    found = masks.valid_tokens(tokens, mask, shapes.get(name), where=where)
+    is_own = tokens == manifest.valid_tokens
+    return replace(found, new_tokens=manifest.new_tokens) if is_own else found
 
 
 def own_masks(

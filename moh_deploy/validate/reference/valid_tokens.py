@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -78,6 +78,37 @@ class ValidTokens:
     mask: BoolArray  # [B, S]
     # How the model calls its two axes; None if it has no such input.
     dims: tuple[_Dim, ...] | None = None
+    # The dimension of the tokens that are the last ones of these; None where it is their own.
+    new_tokens: str | None = None
+
+    def own_dims(self, dims: Sequence[_Dim], shape: Sequence[int]) -> tuple[_Dim, ...]:
+        """Return the names of a value's axes, as long as the mask's where they are of its tokens.
+
+        `past + seq` is that, as long as the mask is, where `seq` are its last tokens.
+        """
+        if self.dims is None or self.new_tokens is None or len(dims) != len(shape):
+            return tuple(dims)
+        parts = [str(dim).replace(" ", "").split("+") for dim in dims]
+        return tuple(
+            self.dims[1]
+            if len(names) > 1 and self.new_tokens in names and size == self.mask.shape[1]
+            else dim
+            for dim, names, size in zip(dims, parts, shape, strict=True)
+        )
+
+    def of_axes(self, dims: Sequence[_Dim], shape: Sequence[int]) -> ValidTokens:
+        """Return the mask of a value's tokens: the last ones where its axes are those of a call."""
+        for dim, size in zip(dims, shape, strict=False):
+            if dim == self.new_tokens:
+                return self.newest(size)
+        return self
+
+    def newest(self, count: int) -> ValidTokens:
+        """Return the mask of the last tokens."""
+        first = self.mask.shape[1] - count
+        batch = (self.dims or (None,))[0]
+        dims = None if batch is None or self.new_tokens is None else (batch, self.new_tokens)
+        return ValidTokens(self.name, self.mask[:, first:], dims)
 
 
 @dataclass(frozen=True)
@@ -223,6 +254,11 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
     shapes = {name: array.shape for name, array in expected.outputs.items()}
     outputs = output_view(valid, manifest.outputs, shapes)
     found, notes = {**outputs.selections}, [*outputs.notes]
+    for info in manifest.inputs:
+        # Layers have the tokens of the call.
+        if valid.new_tokens in info.shape and info.name in expected.inputs:
+            valid = valid.of_axes(info.shape, expected.inputs[info.name].shape)
+            break
     for layer, gates in zip(manifest.layers, expected.gates, strict=False):
         # Layers over windows or pooled tokens have other axes than the mask.
         if gates.shape[:2] == valid.mask.shape:
@@ -245,10 +281,12 @@ def output_view(
         shape = shapes.get(spec.name)
         if shape is None:
             continue
-        axes = _token_axes(spec, shape, valid)
+        spec = replace(spec, shape=valid.own_dims(spec.shape, shape))
+        tokens = valid.of_axes(spec.shape, shape)
+        axes = _token_axes(spec, shape, tokens)
         if axes is not None:
             # [B, S], or [S, B] for outputs with tokens first.
-            mask = valid.mask if axes[0] < axes[1] else valid.mask.T
+            mask = tokens.mask if axes[0] < axes[1] else tokens.mask.T
             selection = _Selection(tuple(sorted(axes)), mask)
             if selection.fits(shape):
                 found[spec.name] = selection
@@ -283,6 +321,8 @@ def inner_places(valid: ValidTokens, dims: Sequence[_Dim], shape: Sequence[int])
         Bool, in that shape; all of a value whose axes are not those of the mask, for certain.
     """
     places = np.ones(tuple(shape), np.bool_)
+    dims = valid.own_dims(dims, shape)
+    valid = valid.of_axes(dims, shape)
     batch, tokens = valid.dims or (0, 0)
     samples = [axis for axis, dim in enumerate(dims) if dim == batch]
     of_tokens = [axis for axis, dim in enumerate(dims) if dim == tokens]

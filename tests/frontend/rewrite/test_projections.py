@@ -136,7 +136,7 @@ def test_both_projections_however_they_are_written(model: type[Layer]):
 
 
 def test_a_number_that_scales_the_query_scales_the_scores():
-    assert rewritten(Scaled()).attention.args[8] == pytest.approx(D**-0.5 / 8)
+    assert rewritten(Scaled()).attention.args[9] == pytest.approx(D**-0.5 / 8)
 
 
 class OtherTokensAreProjected(Layer):

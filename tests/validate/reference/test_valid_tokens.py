@@ -20,6 +20,7 @@ from moh_deploy.validate.reference.valid_tokens import (
     ValidTokens,
     inner_places,
     mask_like,
+    output_view,
     token_view,
     valid_keys,
 )
@@ -53,6 +54,26 @@ def test_inner_values_count_where_query_and_key_are_valid(
     valid = ValidTokens("mask", MASK != 0, ("batch", "seq"))
     places = inner_places(valid, dims, shape)
     assert (places.shape, int((~places).sum())) == (shape, left_out)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "counted"),
+    [
+        (("batch", "seq", 4), (2, 2, 4), [[1, 0], [0, 0]]),  # the last two of three tokens
+        (("batch", "total", 4), (2, 3, 4), [[1, 1, 0], [1, 0, 0]]),
+        (("batch", "past + seq", 4), (2, 3, 4), [[1, 1, 0], [1, 0, 0]]),
+        (("batch", "past + 1", 4), (2, 3, 4), [[1, 1, 1], [1, 1, 1]]),
+        (("batch", "past", 4), (2, 1, 4), [[1], [1]]),
+    ],
+)
+def test_tokens_behind_a_cache_are_the_last_ones_of_the_mask(
+    dims: tuple[int | str, ...], shape: tuple[int, ...], counted: list[list[int]]
+):
+    valid = ValidTokens("mask", MASK != 0, ("batch", "total"), new_tokens="seq")
+    expected = np.repeat(np.array(counted, bool)[:, :, None], 4, 2)
+    np.testing.assert_array_equal(inner_places(valid, dims, shape), expected)
+    view = output_view(valid, [TensorInfo("y", "float32", dims)], {"y": shape})
+    np.testing.assert_array_equal(view.places("y", shape), expected)
 
 
 def test_axes_of_a_fixed_size_have_to_be_there_once():
