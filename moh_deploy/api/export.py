@@ -9,8 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import torch
 from typing_extensions import Unpack
 
-from moh_deploy.config.export_config import RequiredLayers
-from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions
+from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions, RequiredLayers
 from moh_deploy.frontend.export_package import export_package as _export
 from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager

@@ -15,7 +15,6 @@ from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.containers import output_names
-from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.sizes import SizeTrials, resize_inputs
 from moh_deploy.frontend.limits import (
@@ -27,7 +26,7 @@ from moh_deploy.frontend.limits import (
     joined_dims,
     with_tables,
 )
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.normalize.plain_attention import (
@@ -48,7 +47,6 @@ from moh_deploy.frontend.trace import trace
 from moh_deploy.graph.export_names import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.system.progress import Progress
-from moh_deploy.system.user_code import describe_error
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def convert(
         try:
             program = trace(model, inputs)
         except ExportError:
-            _run_example(model, inputs)  # the model itself may fail on these inputs
+            original.run_example(model, inputs)  # the model itself may fail on these inputs
             raise
         refuse_flex_attention(program)
         program = normalize(program)
@@ -128,7 +126,7 @@ def convert(
         prepare_plain_attention(program)
         rewrites = view_attention(program, rewrites)
     with progress.step("recording the original model"), original.one_thread_if_small(model):
-        example, flops = _run_example(model, inputs)
+        example, flops = original.run_example(model, inputs)
         elements = ValidElements.of(program, inputs, outputs)
         sizes = record_sizes(
             SizeTrials(
@@ -265,26 +263,12 @@ def _translate(
     names = finish_export(
         model,
         layers,
-        dims=[parsed_dims(item) for item in inputs],
+        dims=[item.parsed_dims for item in inputs],
         outputs=outputs,
         output_types=list(output_types(program)),
         opset=opset,
     )
     return model, names
-
-
-def _run_example(
-    model: LoadedModel, inputs: Sequence[ModelInput]
-) -> tuple[original.OriginalRun, int | None]:
-    """Run the user's own code, which may fail in any way."""
-    try:
-        return original.run_example(model, inputs)
-    except Exception as error:
-        given = ", ".join(map(original.input_text, inputs))
-        raise ExportError(
-            f"the model itself fails on these inputs ({given}): {describe_error(error)}.",
-            hint="Check names, shapes and dtypes; --dtype brings model and inputs to one dtype.",
-        ) from error
 
 
 def _check_stateless(program: ExportedProgram) -> None:
@@ -378,7 +362,7 @@ def _layer_info(
 
 
 def _input_info(item: ModelInput) -> package.TensorInfo:
-    dims = parsed_dims(item)
+    dims = item.parsed_dims
     shape = tuple(
         str(dims[axis]) if axis in dims else size for axis, size in enumerate(item.value.shape)
     )

@@ -11,16 +11,17 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from moh_deploy import __version__
-from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
-from moh_deploy.config.options import ExportOptions
+from moh_deploy.config.dtypes import ComputeType
+from moh_deploy.config.export_config import ExportConfig, resolve
+from moh_deploy.config.options import ExportOptions, RequiredLayers
 from moh_deploy.derive.forms import with_caches_in_place
-from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.export_report import ExportReport
-from moh_deploy.frontend.inputs.from_options import asked_mask, decoder_outputs, example_inputs
+from moh_deploy.frontend.inputs.example_inputs import decoder_outputs, example_inputs
 from moh_deploy.frontend.load.decoder import text_generation
-from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
+from moh_deploy.frontend.load.load import load
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
 from moh_deploy.ops.spec import MIN_OPSET
@@ -46,18 +47,6 @@ from moh_deploy.runtime.layers_text import not_layers, reasons
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
 from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
-
-
-def required_layers(options: ExportOptions, config: ExportConfig) -> RequiredLayers | None:
-    """Return how many layers are required, by the option or else by the configuration.
-
-    Raises:
-        ConfigError: It is neither a number from 0 on nor `all`.
-    """
-    wanted = config.require_layers if options.require_layers is None else options.require_layers
-    if wanted is None or wanted == "all" or (isinstance(wanted, int) and wanted >= 0):
-        return wanted
-    raise ConfigError(f"require_layers is '{wanted}', expected a number from 0 on, or all.")
 
 
 def require_layers(
@@ -115,22 +104,20 @@ def export_package(
     progress = progress or SilentProgress()
     # Before the model is loaded and traced, which may take minutes.
     check_package_output(options.output)
-    config = load_config(options.config, options.overrides)
-    wanted = required_layers(options, config)
+    config = resolve(options)
     # The process that is to compare imports what it needs while the model is traced here.
     with early_prover() as prove:
-        return _export(options, config, wanted, prove, progress)
+        return _export(options, config, prove, progress)
 
 
 def _export(
     options: ExportOptions,
     config: ExportConfig,
-    wanted: RequiredLayers | None,
     prove: Prove,
     progress: SilentProgress,
 ) -> ExportReport:
     converted, source = _convert(options, config, progress)
-    require_layers(wanted, converted.layers, converted.near_misses)
+    require_layers(config.require_layers, converted.layers, converted.near_misses)
     # Each layer runs as is predicted to be the fastest: here, or where there are kernels. Without
     # a library AVX-512 is assumed, the only one that costs were measured on.
     layers = first_choices(
@@ -141,7 +128,7 @@ def _export(
         dim_ranges=converted.dim_ranges,
     )
     choose_layers(converted.model, layers)
-    manifest = _manifest(replace(converted, layers=layers), source, options, config)
+    manifest = _manifest(replace(converted, layers=layers), source, config.compute_type)
     vectors = converted.vectors
     if options.cache == "in-place":
         with progress.step("putting the caches in place"):
@@ -222,9 +209,22 @@ def _convert(
 ) -> tuple[Converted, _Source]:
     with progress.step("loading the model"):
         has_inputs = options.inputs is not None or options.input_specs or config.inputs
-        model = load(options, config, needs_example=not has_inputs)
-        model, inputs = example_inputs(options, config, model)
-        model, inputs = in_dtype(options, model, inputs)
+        model = load(
+            options.model,
+            config.model,
+            task=options.task,
+            dtype=options.dtype,
+            trust_pickle=options.trust_pickle,
+            trust_code=options.trust_code,
+            needs_example=not has_inputs,
+        )
+        model, inputs = example_inputs(
+            model,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
     # The names and operator set that an ONNX file, or a task, has.
     original = None if model.original is None else model.original.source
     own_names = () if original is None else original.outputs
@@ -233,13 +233,13 @@ def _convert(
     # Bodies can be written from MIN_OPSET on.
     own_opset = DEFAULT_OPSET if original is None else max(original.opset, MIN_OPSET)
     # Tracing runs the model, which may import more of the user's code.
-    with user_code(code_dirs(options, config)):
+    with user_code(config.model.code_dirs):
         converted = convert(
             model,
             inputs,
-            names=options.output_names or tuple(config.outputs) or own_names,
+            names=config.outputs or own_names,
             opset=options.opset or own_opset,
-            find_padding=asked_mask(options, config) is None,
+            find_padding=config.valid_tokens is None,
             progress=progress,
         )
     # The model itself goes: its weights would stay in memory.
@@ -253,8 +253,7 @@ def _convert(
 def _manifest(
     converted: Converted,
     source: _Source,
-    options: ExportOptions,
-    config: ExportConfig,
+    compute_type: ComputeType,
 ) -> Manifest:
     return Manifest(
         inputs=converted.inputs,
@@ -274,7 +273,7 @@ def _manifest(
         valid_tokens=converted.valid_tokens,
         dim_ranges=converted.dim_ranges,
         dim_sums=converted.dim_sums,
-        compute_type=options.compute_type or config.compute_type,
+        compute_type=compute_type,
         text_generation=source.text_generation,
         checkpoint_sha256=source.sha256,
         made_with={
@@ -285,8 +284,3 @@ def _manifest(
             **({"onnxruntime": version("onnxruntime")} if converted.from_onnx else {}),
         },
     )
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    values = model.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)

@@ -4,15 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 
 import torch
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs import examples
-from moh_deploy.frontend.inputs.input_specs import add_dynamic_axes, made_values
+from moh_deploy.frontend.fx.arrays import made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
 from moh_deploy.frontend.load.onnx_graph.node import Graph
@@ -56,39 +53,31 @@ def index_range(graph: Graph, name: str) -> tuple[int, int] | None:
 _FIRST_SIZE = 2
 
 
-def build_onnx_inputs(
-    source: OnnxSource,
-    config: ExportConfig,
-    *,
-    npz: Path | examples.GivenInputs | None = None,
-    specs: Sequence[str] = (),
-    dynamic: Sequence[str] = (),
-) -> tuple[ModelInput, ...]:
-    """Return the inputs of a file, in its order.
-
-    Values are the user's, else made where the file tells all that is needed. Dimensions are those
-    of the file; where the user describes an input by its shape, a size there fixes an axis.
-
-    Args:
-        npz, specs, dynamic: As in `build_inputs`.
+def made_inputs(source: OnnxSource) -> tuple[ModelInput, ...]:
+    """Make up the inputs of a file, with the dimensions that it declares.
 
     Raises:
-        ConfigError: What the user gives does not fit the file, or values of an integer input are
-            needed and nothing says which are legal.
+        ConfigError: Nothing in the file says which values an integer input may have.
     """
     dims = _dimensions(source.inputs)
-    if npz is None and not specs and not config.inputs:
-        made = tuple(_made(source, spec, dims, place) for place, spec in enumerate(source.inputs))
-        inputs = add_dynamic_axes(made, dynamic)
-    else:
-        given = examples.build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
-        described = bool(specs) or bool(config.inputs)
-        inputs = tuple(
-            _checked(spec, model_input, dims, described=described)
-            for spec, model_input in _paired(source, given)
-        )
-    examples.example_sizes(inputs)
-    return inputs
+    return tuple(_made(source, spec, dims, place) for place, spec in enumerate(source.inputs))
+
+
+def fitted_inputs(
+    source: OnnxSource, given: Sequence[ModelInput], *, described: bool
+) -> tuple[ModelInput, ...]:
+    """Return the user's inputs in the order of a file, with its names and dimensions.
+
+    Args:
+        described: The user describes them by their shapes: a size there fixes an axis.
+
+    Raises:
+        ConfigError: They do not fit the file.
+    """
+    dims = _dimensions(source.inputs)
+    return tuple(
+        _checked(spec, item, dims, described=described) for spec, item in _paired(source, given)
+    )
 
 
 def _dimensions(inputs: Sequence[OnnxInput]) -> dict[tuple[str, int], DimExpr]:
@@ -186,7 +175,7 @@ def _checked(
     Args:
         described: The user says which axes are dynamic: those left out are fixed.
     """
-    value, given = item.value, examples.parsed_dims(item)
+    value, given = item.value, item.parsed_dims
     fits = value.ndim == len(spec.shape) and all(
         isinstance(size, str) or value.shape[axis] == size for axis, size in enumerate(spec.shape)
     )

@@ -110,7 +110,7 @@ def read_onnx(path: Path) -> OnnxSource:
             " numbers is equal to no other one.",
         )
     digests = [sha256_of(file) for file in files]
-    digest = digests[0] if len(digests) == 1 else joined_digest(digests)
+    digest = joined_digest(digests)
     opsets = dict(model.opset_imports)
     return OnnxSource(path, graph, opsets, inputs, outputs, metadata, digest)
 

@@ -1,43 +1,54 @@
-"""Make the example inputs that the user's options and configuration describe."""
+"""Make the example inputs of a loaded model, as the user describes them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from moh_deploy.config.export_config import ExportConfig
-from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, ExportError
-from moh_deploy.frontend.inputs.arguments import BoundInputs, bind
-from moh_deploy.frontend.inputs.examples import build_call
+from moh_deploy.frontend.inputs.arguments import BoundInputs, bind, flattened
+from moh_deploy.frontend.inputs.given_inputs import GivenInputs, given_values, with_dynamic_axes
 from moh_deploy.frontend.inputs.npz_inputs import inputs_from_npz
-from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
+from moh_deploy.frontend.inputs.onnx_inputs import fitted_inputs, made_inputs
 from moh_deploy.frontend.inputs.padding import named_tokens
-from moh_deploy.frontend.inputs.program_inputs import build_program_inputs
+from moh_deploy.frontend.inputs.program_inputs import inputs_from_program, with_values
 from moh_deploy.frontend.load.decoder import Decoder
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.reference.samples import ALL_TOKENS
 
 
 def example_inputs(
-    options: ExportOptions, config: ExportConfig, model: LoadedModel
+    model: LoadedModel,
+    config: ExportConfig,
+    *,
+    npz: Path | GivenInputs | None = None,
+    specs: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
 ) -> tuple[LoadedModel, tuple[ModelInput, ...]]:
     """Return the inputs to trace the model with, and the model with the call that takes them.
+
+    Args:
+        config: Describes the inputs, unless `npz` or `specs` do.
+        npz: File whose members are the inputs, or values in memory, by name or position.
+        specs: `--input` options.
+        dynamic: `--dynamic` options.
 
     Raises:
         ConfigError: There are none, or they contradict each other, the model or the program.
     """
     if model.decoder is not None:
         assert model.module is not None
-        given = {
-            "--input": options.input_specs or config.inputs,
-            "--dynamic": options.dynamic,
-            "--output-name": options.output_names or config.outputs,
-            "--valid-tokens": asked_mask(options, config),
-            "inputs in memory": options.inputs and not isinstance(options.inputs, Path),
+        refused = {
+            "--input": specs or config.inputs,
+            "--dynamic": dynamic,
+            "--output-name": config.outputs,
+            "--valid-tokens": config.valid_tokens,
+            "inputs in memory": npz and not isinstance(npz, Path),
         }
-        names = [name for name, value in given.items() if value]
+        names = [name for name, value in refused.items() if value]
         if names:
             raise ConfigError(
                 f"{', '.join(names)} and --task text-generation are both given: the task says what"
@@ -45,45 +56,39 @@ def example_inputs(
                 hint="Leave them out; --inputs FILE.npz may give real tokens, input_ids"
                 " [batch, tokens].",
             )
-        npz = options.inputs if isinstance(options.inputs, Path) else None
-        decoded = decoder_inputs(model.module, model.decoder, npz)
+        tokens = npz if isinstance(npz, Path) else None
+        decoded = decoder_inputs(model.module, model.decoder, tokens)
         return replace(model, call=decoded.call), decoded.inputs
-    if model.original is not None:
-        inputs = build_onnx_inputs(
-            model.original.source,
-            config,
-            npz=options.inputs,
-            specs=options.input_specs,
-            dynamic=options.dynamic,
-        )
-    elif model.program is not None:
-        inputs = build_program_inputs(
-            model.program,
-            config,
-            npz=options.inputs,
-            specs=options.input_specs,
-            dynamic=options.dynamic,
-        )
-    else:
-        assert model.module is not None
-        bound = build_call(
-            model.module.forward,
-            config,
-            npz=options.inputs,
-            specs=options.input_specs,
-            dynamic=options.dynamic,
-        )
+    described = bool(specs or config.inputs)
+    # An ONNX file and a program know their own inputs.
+    source = None if model.original is None else model.original.source
+    is_given = npz is not None or described or (source is None and model.program is None)
+    given = given_values(config, npz, specs) if is_given else {}
+    own = () if model.program is None else inputs_from_program(model.program)
+    if model.module is not None and source is None:
+        bound = bind(model.module.forward, given)
         model, inputs = replace(model, call=bound.call, unknown=bound.unknown), bound.inputs
-    mask = asked_mask(options, config)
-    if mask is None or (mask == ALL_TOKENS and all(item.name != mask for item in inputs)):
-        return model, inputs
-    described = model.program is None or bool(options.input_specs or config.inputs)
-    return model, named_tokens(inputs, mask, made=options.inputs is None and described)
-
-
-def asked_mask(options: ExportOptions, config: ExportConfig) -> str | None:
-    """Return what the user says of valid tokens: the name of an input, or `all`."""
-    return options.valid_tokens or config.valid_tokens
+    elif is_given:
+        inputs = flattened(given)
+    elif source is not None:
+        inputs = made_inputs(source)
+    else:
+        inputs = tuple(replace(item, dims={}) for item in own)
+    inputs = with_dynamic_axes(config, inputs, npz, dynamic)
+    if source is not None and is_given:
+        inputs = fitted_inputs(source, inputs, described=described)
+    if model.program is not None:
+        inputs = with_values(own, inputs)
+    example_sizes(inputs)  # refuses axes that disagree, and sizes that a trace would fix
+    mask = config.valid_tokens
+    if mask is not None and (mask != ALL_TOKENS or any(item.name == mask for item in inputs)):
+        made = npz is None and (model.program is None or described)
+        inputs = named_tokens(inputs, mask, made=made)
+    to = model.input_dtypes
+    return model, tuple(
+        replace(item, value=item.value.to(to.get(item.value.dtype, item.value.dtype)))
+        for item in inputs
+    )
 
 
 # Example inputs of text generation: tokens, the mask over cache and tokens, and the cache.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.load.weights import build_module, load_weights, select_weights
+from moh_deploy.frontend.load.checkpoint_file import build_module, load_weights, select_weights
 from moh_deploy.system.user_code import user_code
 from tests.frontend.checkpoints import Net, write_net
 from tests.locked import lock

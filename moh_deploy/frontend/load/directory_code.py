@@ -6,6 +6,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from types import ModuleType, SimpleNamespace
 from torch import nn
 
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.load.directory.files import ModelDirectory
+from moh_deploy.frontend.load.model_directory import ModelDirectory
+from moh_deploy.system.bounded_file import read_text
 from moh_deploy.system.user_code import describe_error, missing_module_hint
 
 # Import a model directory's own code, with names that transformers has given up since.
@@ -26,9 +28,11 @@ from moh_deploy.system.user_code import describe_error, missing_module_hint
 
 TRANSFORMERS_HINT = "pip install 'moh-deploy[transformers]'"
 
+_CAUSAL_LM = "AutoModelForCausalLM"
+_MOST_SOURCE_BYTES = 1 << 24
 _PREFIX = "moh_model_code_"
-_OLD_NAMES = "moh_deploy.frontend.load.directory.old_transformers"
-_NO_FLASH = "moh_deploy.frontend.load.directory.no_flash_attention"
+_OLD_NAMES = "moh_deploy.frontend.load.old_transformers"
+_NO_FLASH = "moh_deploy.frontend.load.no_flash_attention"
 # Where names were, and which of them `old_transformers` has. They are taken from there only where
 # the installed transformers does not have them, or has less of them.
 _MOVED = {
@@ -59,7 +63,7 @@ def model_class(
         CheckpointError: The code is not trusted, or the config does not name a class.
         ConfigError: The code cannot be imported.
     """
-    source, config_class = directory.find_code(code_dirs, trust_code=trust_code), None
+    source, config_class = _find_code(directory, code_dirs, trust_code=trust_code), None
     if source is None:
         found = _of_transformers(directory)
     else:
@@ -88,6 +92,77 @@ def model_class(
     if source is not None:
         _remember_old_names(config, directory)
     return found, config
+
+
+def _find_code(
+    directory: ModelDirectory, code_dirs: Sequence[Path], *, trust_code: bool
+) -> tuple[Path, str, str | None] | None:
+    """Find the file that defines the model's class: in the user's code, or in the directory.
+
+    Returns:
+        The file, the class, and `FILE.CLASS` of its config, where the model's class does not
+        say it; None where the directory names no file.
+
+    Raises:
+        CheckpointError: The directory's file is missing, or running it is not allowed.
+    """
+    named = _auto_class(directory, _CAUSAL_LM, beside=code_dirs)
+    name = named.partition(".")[2] if named else directory.architecture
+    defines = re.compile(rf"^class {re.escape(name or '')}\b", re.MULTILINE)
+    for folder in code_dirs if name else ():
+        # An editor's lock may be a link to nothing.
+        for file in sorted(path for path in folder.glob("*.py") if path.is_file()):
+            text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
+            if name and defines.search(text):
+                return file, name, _auto_class(directory, "AutoConfig", beside=code_dirs)
+    named = _auto_class(directory, _CAUSAL_LM)
+    if named is None:
+        return None
+    module, _, name = named.partition(".")
+    file = directory.root / f"{module}.py"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{directory.config_path}: auto_map names the class '{name}' of {file.name}, which is"
+            " not there.",
+            hint="Copy it there, or name its directory with --code-dir.",
+        )
+    if not trust_code:
+        raise CheckpointError(
+            f"{directory.root}: the model is built by code of its own, {file.name}, and loading it"
+            " runs that code.",
+            hint="Read it, then pass --trust-code if you trust it.",
+        )
+    return file, name, _auto_class(directory, "AutoConfig")
+
+
+def _auto_class(directory: ModelDirectory, kind: str, *, beside: Sequence[Path] = ()) -> str | None:
+    """Return `FILE.CLASS`, as `auto_map` has it for `AutoModelForCausalLM` and such.
+
+    Args:
+        beside: Where code of another repository may lie, besides the directory.
+
+    Raises:
+        CheckpointError: It names code of another repository, or is no such name.
+    """
+    auto_map = directory.config.get("auto_map")
+    named = auto_map.get(kind) if isinstance(auto_map, dict) else None
+    if named is None:
+        return None
+    # `owner/name--file.Class` is code that Hugging Face would download.
+    _, elsewhere, local = str(named).rpartition("--")
+    module = local.partition(".")[0]
+    if not isinstance(named, str) or local.count(".") != 1:
+        raise CheckpointError(
+            f"{directory.config_path}: auto_map.{kind} is {named!r}, expected FILE.CLASS."
+        )
+    folders = (directory.root, *beside)
+    if elsewhere and not any((folder / f"{module}.py").is_file() for folder in folders):
+        raise CheckpointError(
+            f"{directory.config_path}: auto_map.{kind} names code of another repository,"
+            f" '{named}'; nothing is downloaded here.",
+            hint=f"Put {module}.py into {directory.root}, or name its directory with --code-dir.",
+        )
+    return local
 
 
 def _remember_old_names(config: object, directory: ModelDirectory) -> None:

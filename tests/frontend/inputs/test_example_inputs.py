@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from moh_deploy.config.export_config import ExportConfig
-from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, ExportError
-from moh_deploy.frontend.inputs.from_options import decoder_inputs, example_inputs
+from moh_deploy.frontend.inputs.example_inputs import decoder_inputs, example_inputs
 from moh_deploy.frontend.load.decoder import make_decoder
-from moh_deploy.frontend.load.from_options import load
+from moh_deploy.frontend.load.load import load
 from tests.frontend.load.onnx_graph.onnx_models import written
 from tests.text.model_directories import plain_torch_model
 
@@ -26,9 +25,8 @@ def test_file_is_told_which_input_says_what_tokens_are_valid(tmp_path: Path):
 
     def example(mask: str) -> dict[str, torch.Tensor]:
         specs = ("x:[n=2,t=4,3]", "mask:[n=2,t=4]:int64")
-        options = ExportOptions(path, tmp_path / "out", input_specs=specs, valid_tokens=mask)
-        config = ExportConfig()
-        _, inputs = example_inputs(options, config, load(options, config))
+        config = ExportConfig(valid_tokens=mask)
+        _, inputs = example_inputs(load(path, config.model), config, specs=specs)
         return {item.name: item.value for item in inputs if item.says_valid}
 
     assert example("mask")["mask"].unique().tolist() == [0, 1]

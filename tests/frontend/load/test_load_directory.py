@@ -7,20 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from moh_deploy.config.export_config import ModelSection
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.load.directory.load import load_directory
+from moh_deploy.frontend.load.load_directory import load_directory
 from tests.text.model_directories import SMALL, plain_torch_model, write_plain_torch
 
 
 def load(root: Path, **options: object):
-    settings = {
-        "factory": None,
-        "kwargs": {},
-        "code_dirs": (),
-        "trust_code": True,
-        "trust_pickle": False,
-    }
-    return load_directory(root, **{**settings, **options})
+    trusted = {"trust_code": True, "trust_pickle": False}
+    trusted |= {name: options.pop(name) for name in trusted.keys() & options.keys()}
+    loaded = load_directory(root, ModelSection(**options), **trusted)
+    return loaded.module, loaded.checkpoint_sha256, loaded.directory
 
 
 def same_logits(module: torch.nn.Module, model: torch.nn.Module) -> bool:

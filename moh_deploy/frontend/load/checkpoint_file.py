@@ -1,4 +1,4 @@
-"""The module of a checkpoint that holds weights alone: built by a factory, then filled."""
+"""Load a checkpoint file: a whole model, or weights that fill a module which a factory builds."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,7 +7,16 @@ from typing import cast
 
 import torch
 
+from moh_deploy.config.export_config import ModelSection
 from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load.fileform import detect_form, read_weights
+from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
+from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal, read_onnx
+from moh_deploy.frontend.load.onnx_graph.module import OnnxModule
+from moh_deploy.frontend.load.pt2 import load_program
+from moh_deploy.runtime.base import FUNCTION_BODIES
+from moh_deploy.runtime.open_runner import onnx_file
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.suggest import MAX_LISTED, did_you_mean, shortened
 from moh_deploy.system.user_code import describe_error, find_callable, user_code
 
@@ -19,6 +28,93 @@ _MAX_DEPTH = 3
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # What AveragedModel counts beside the weights.
 _AVERAGED = "n_averaged"
+
+
+# What needs no factory, and no place of weights.
+_COMPLETE: dict[str, str] = {
+    "onnx": "an ONNX model",
+    "pt2": "a torch.export program",
+    "pt2_legacy": "a torch.export program",
+}
+
+
+def load_file(
+    path: Path, config: ModelSection, *, trust_pickle: bool, needs_example: bool
+) -> LoadedModel:
+    """Load a model from a checkpoint file; which form the file has is told by its content.
+
+    Args:
+        config: How the module is built for files that hold weights only, and where those are. The
+            user's code is found: see `user_code`.
+        trust_pickle: Whether code that the file brings along may be executed.
+        needs_example: Whether the example inputs of a program have to be read.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        ConfigError: The factory or a code directory is wrong.
+    """
+    form = detect_form(path)
+    if form in _COMPLETE:
+        _refuse_options(path, _COMPLETE[form], factory=config.factory, state_key=config.state_key)
+    if form == "onnx":
+        return load_onnx(path)
+    if form in ("pt2", "pt2_legacy"):
+        if form == "pt2_legacy" and not trust_pickle:
+            raise CheckpointError(
+                f"{path}: is a torch.export program of an old format, which is read by unpickling.",
+                hint="Save it again with a newer torch, or pass --trust-pickle if you trust it.",
+            )
+        program = load_program(path, trust_pickle=trust_pickle, needs_example=needs_example)
+        return LoadedModel(None, program, "pt2", sha256_of(path))
+    loaded, digest = read_weights(path, trust_pickle=trust_pickle)
+    found = select_weights(loaded, state_key=config.state_key, source=str(path))
+    name: CheckpointForm = "state_dict" if found is loaded else "checkpoint"
+    if isinstance(found, torch.nn.Module):
+        _refuse_options(path, "a whole module", factory=config.factory)
+        name, module = "module", _unwrapped(found)
+    elif config.factory is None:
+        raise CheckpointError(
+            f"{path}: holds weights only ({describe(found)}); their module is not known.",
+            hint="Name what builds it with --factory MODULE:CALLABLE (and --code-dir DIR).",
+        )
+    else:
+        module = build_module(config.factory, config.kwargs, code_dirs=config.code_dirs)
+        load_weights(module, cast(StateDict, found), source=str(path))
+    name = "safetensors" if form.startswith("safetensors") else name
+    return LoadedModel(module, None, name, digest)
+
+
+def load_onnx(path: Path) -> LoadedModel:
+    """Load an ONNX file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        ExportError: It has loops, or draws random numbers.
+        BackendError: ONNX Runtime does not run it: an operator's library is missing, say.
+    """
+    source = read_onnx(path)
+    runner = onnx_file(path).open(FUNCTION_BODIES)
+    module = OnnxModule(source.graph, source.opsets)
+    return LoadedModel(module, None, "onnx", source.sha256, original=OnnxOriginal(source, runner))
+
+
+def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    if isinstance(module, torch.nn.DataParallel):
+        return _unwrapped(cast(torch.nn.Module, module.module))
+    compiled = getattr(module, "_orig_mod", None)  # torch.compile's wrapper
+    return _unwrapped(compiled) if isinstance(compiled, torch.nn.Module) else module
+
+
+def _refuse_options(
+    path: Path, what: str, *, factory: str | None = None, state_key: str | None = None
+) -> None:
+    given = {"--factory": factory, "--state-key": state_key}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{path}: is {what}, for which {option} '{value}' has no meaning.",
+                hint=f"Leave {option} out (or set it to null in the config).",
+            )
 
 
 def build_module(

@@ -1,19 +1,25 @@
 """Load a model directory: its class from code, its weights mapped from disk."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from moh_deploy.errors import CheckpointError
-from moh_deploy.frontend.load import fileform
-from moh_deploy.frontend.load.directory.code import model_class
-from moh_deploy.frontend.load.directory.files import ModelDirectory, read_model_directory
-from moh_deploy.frontend.load.weights import build_module, misfit_of, without_wrapper_prefixes
+from moh_deploy.config.export_config import ModelSection
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load.checkpoint_file import (
+    build_module,
+    misfit_of,
+    without_wrapper_prefixes,
+)
+from moh_deploy.frontend.load.directory_code import model_class
+from moh_deploy.frontend.load.fileform import read_weights
+from moh_deploy.frontend.load.model import LoadedModel
+from moh_deploy.frontend.load.model_directory import ModelDirectory, read_model_directory
 from moh_deploy.frontend.quiet import no_advice
-from moh_deploy.system.user_code import describe_error, user_code
+from moh_deploy.system.user_code import describe_error
 
 
 @contextlib.contextmanager
@@ -39,39 +45,34 @@ def parameters_without_memory() -> Iterator[None]:
 
 
 def load_directory(
-    root: Path,
-    *,
-    factory: str | None,
-    kwargs: Mapping[str, object],
-    code_dirs: Sequence[Path],
-    trust_code: bool,
-    trust_pickle: bool,
-) -> tuple[nn.Module, str, ModelDirectory]:
+    root: Path, config: ModelSection, *, trust_code: bool, trust_pickle: bool
+) -> LoadedModel:
     """Load the model of a directory. Its weights stay the files' pages: they are held once.
 
     Args:
-        factory: `MODULE:CALLABLE` that builds the module, in place of the class that the directory
-            names.
-        kwargs: Keyword arguments of the factory.
-        code_dirs: Directories of the user's code.
+        config: What builds the module, in place of the class that the directory names, and where
+            the user's code is.
         trust_code: Whether code that the directory brings along may be run.
         trust_pickle: Whether code in pickled weights may be run.
 
-    Returns:
-        The module, the digest of its weights, and what else is in the directory.
-
     Raises:
         CheckpointError: Something is missing, is not trusted, or does not fit.
-        ConfigError: Code cannot be imported.
+        ConfigError: Code cannot be imported, or a key of weights is given.
     """
+    if config.state_key is not None:
+        raise ConfigError(
+            f"{root}: is a model directory, for which --state-key '{config.state_key}' has no"
+            " meaning.",
+            hint="Leave it out, or name one of its files.",
+        )
     directory = read_model_directory(root)
-    with user_code(code_dirs), parameters_without_memory(), no_advice():
-        if factory is not None:
-            module = build_module(factory, kwargs, code_dirs=code_dirs)
+    with parameters_without_memory(), no_advice():
+        if config.factory is not None:
+            module = build_module(config.factory, config.kwargs, code_dirs=config.code_dirs)
         else:
-            found, config = model_class(directory, code_dirs, trust_code=trust_code)
+            found, settings = model_class(directory, config.code_dirs, trust_code=trust_code)
             try:
-                module = found(config)
+                module = found(settings)
             except Exception as error:  # the model's own code
                 raise CheckpointError(
                     f"{directory.config_path}: the class {found.__name__} cannot be built with this"
@@ -79,17 +80,12 @@ def load_directory(
                 ) from error
             if directory.config.get("tie_word_embeddings"):
                 _tie_embeddings(module)
-    path, state, digests = directory.weights, dict[str, torch.Tensor](), list[str]()
-    for file in fileform.list_shards(path) if path.suffix == ".json" else (path,):
-        loaded, digest = fileform.read_weights(
-            file, fileform.detect_form(file), trust_pickle=trust_pickle
-        )
-        if not isinstance(loaded, Mapping) or not all(map(torch.is_tensor, loaded.values())):
-            raise CheckpointError(f"{file}: holds no weights; expected names mapped to tensors.")
-        state |= loaded
-        digests.append(digest)
-    _put_in(module, state, directory)
-    return module, digests[0] if len(digests) == 1 else fileform.joined_digest(digests), directory
+    path = directory.weights
+    state, digest = read_weights(path, trust_pickle=trust_pickle)
+    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        raise CheckpointError(f"{path}: holds no weights; expected names mapped to tensors.")
+    _put_in(module, dict(state), directory)
+    return LoadedModel(module, None, "directory", digest, directory=directory)
 
 
 def _tie_embeddings(module: nn.Module) -> None:

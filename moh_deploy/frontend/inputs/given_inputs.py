@@ -1,10 +1,12 @@
-"""The input options of the command line, parsed: `--input` and `--dynamic`.
+"""The inputs that a user gives: from a file or memory, `--input` or the configuration.
 
-`--input` is `NAME:[SHAPE]:DTYPE`, or `NAME=VALUE` for a constant."""
+`--input` is `NAME:[SHAPE]:DTYPE`, or `NAME=VALUE` for a constant; `--dynamic` names dynamic axes.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
@@ -12,9 +14,16 @@ import torch
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ConstantValue, ExportConfig, ModelDtype
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.fx.arrays import made_values
+from moh_deploy.frontend.inputs.npz_inputs import inputs_from_npz
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.bounded_yaml import parse_yaml
 from moh_deploy.system.suggest import did_you_mean
+
+_FRESH_ARRAY = "arr_"
+
+# Values in memory, by name or position: tensors, arrays, constants, and containers of such.
+GivenInputs = Mapping[str, object] | tuple[object, ...]
 
 _INPUT = re.compile(
     r"(?P<name>.+?):\[(?P<shape>[^\]]*)\](?::(?P<dtype>\w+))?"
@@ -22,6 +31,83 @@ _INPUT = re.compile(
 )
 _CONSTANT = re.compile(r"(?P<name>[^:=\[\]]+)=(?P<value>[^:\[\]{}]*)")
 _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
+
+
+def given_values(
+    config: ExportConfig, npz: Path | GivenInputs | None, specs: Sequence[str]
+) -> Mapping[str, object] | tuple[object, ...]:
+    """Return values of inputs and constants by name or position, from the first source given.
+
+    Values come from `--inputs FILE.npz`, else they are made for `--input` options, else for the
+    configuration's inputs.
+
+    Args:
+        npz: File whose members are the inputs, or values in memory, by name or position.
+        specs: `--input` options.
+
+    Raises:
+        ConfigError: There is no source, or sources contradict each other.
+    """
+    described = parse_input_options(specs)
+    chosen = parse_constants(specs)
+    constants = {**config.constants, **chosen}
+    if npz is not None and described:
+        raise ConfigError(
+            "--inputs and --input are both given; they exclude each other.",
+            hint="Beside --inputs, --input gives constants alone: --input use_cache=False.",
+        )
+    if isinstance(npz, tuple):
+        if constants:
+            raise ConfigError(
+                f"constants are given by name ({', '.join(constants)}), inputs by position.",
+                hint="Give all of them by name: inputs={'x': x, ...}.",
+            )
+        return npz
+    named: dict[str, object]
+    if npz is not None:
+        named = {i.name: i for i in inputs_from_npz(npz)} if isinstance(npz, Path) else {**npz}
+        names = [section.name for section in config.inputs]
+        # Values without names of their own have those of the configuration.
+        if len(names) == len(named) and all(name.startswith(_FRESH_ARRAY) for name in named):
+            named = {
+                name: replace(value, name=name) if isinstance(value, ModelInput) else value
+                for name, value in zip(names, named.values(), strict=True)
+            }
+    else:
+        described = described or specs_from_config(config)
+        named = {spec.name: spec.made(index) for index, spec in enumerate(described)}
+    if not named:
+        raise ConfigError(
+            "the model's inputs are not known.",
+            hint="Give --inputs FILE.npz, --input 'NAME:[batch=2,3,224,224]:float32', or a config"
+            " with inputs.",
+        )
+    twice = sorted(chosen.keys() & named.keys())
+    if twice:
+        raise ConfigError(
+            f"--input gives '{twice[0]}' as a constant, and it is an input already.",
+            hint="Leave one of the two out.",
+        )
+    return {**named, **{name: value for name, value in constants.items() if name not in named}}
+
+
+def with_dynamic_axes(
+    config: ExportConfig,
+    inputs: tuple[ModelInput, ...],
+    npz: Path | GivenInputs | None,
+    dynamic: Sequence[str],
+) -> tuple[ModelInput, ...]:
+    """Return inputs with the axes dynamic that the configuration and `--dynamic` options call so.
+
+    Beside an npz file the configuration's inputs still say which axes are dynamic.
+
+    Raises:
+        ConfigError: They contradict the inputs.
+    """
+    if npz is not None and config.inputs:
+        source = str(npz) if isinstance(npz, Path) else "inputs"
+        inputs = described_by(config, inputs, source)
+    return add_dynamic_axes(inputs, dynamic)
 
 
 @dataclass(frozen=True)
@@ -274,39 +360,3 @@ def _resolve(
         shape.append(size)
     dims = {index: axis.expr for index, axis in enumerate(axes) if axis.expr is not None}
     return ExampleSpec(name, tuple(shape), dtype, dims, value_range)
-
-
-def made_values(
-    shape: tuple[int, ...],
-    dtype_name: str,
-    value_range: tuple[float, float] | None = None,
-    *,
-    seed: int,
-) -> torch.Tensor:
-    """Return random but reproducible values.
-
-    Without a range: normal floats, whole numbers 0 and 1 (legal ids of any table), True.
-
-    Args:
-        value_range: First and last value; uniform between them, both included for whole numbers.
-
-    Raises:
-        ConfigError: The dtype does not hold all of the range.
-    """
-    dtype: torch.dtype = getattr(torch, dtype_name)
-    if dtype == torch.bool:
-        return torch.ones(shape, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
-    if not dtype.is_floating_point:
-        low, high = value_range or (0, 1)
-        limits = torch.iinfo(dtype)
-        if not limits.min <= low <= high <= limits.max:
-            raise ConfigError(
-                f"values {low:g} to {high:g} do not fit {dtype_name}, which holds {limits.min} to"
-                f" {limits.max}."
-            )
-        return torch.randint(int(low), int(high) + 1, shape, generator=generator, dtype=dtype)
-    if value_range is None:
-        return torch.randn(shape, generator=generator).to(dtype)
-    low, high = value_range
-    return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)

@@ -14,23 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from moh_deploy.config.export_config import ExportConfig
-from moh_deploy.config.options import ExportOptions
+from moh_deploy.config.export_config import ExportConfig, ModelSection
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.inputs.from_options import example_inputs
-from moh_deploy.frontend.load.from_options import code_dirs, in_eval_mode, load, load_model
+from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.load.checkpoint_file import build_module
+from moh_deploy.frontend.load.load import in_eval_mode, load
 from moh_deploy.frontend.load.model import LoadedModel
-from moh_deploy.frontend.load.weights import build_module
 from tests.frontend.checkpoints import Bomb, Net, write_net
 from tests.frontend.traced import plain_trace
-
-NO_CONFIG = ExportConfig()
-OUT = Path("out")
 
 
 def test_module_in_memory_is_copied_and_stays_as_it_is():
     module = Net().train()
-    loaded = load(ExportOptions(module, OUT), NO_CONFIG)
+    loaded = load(module, ModelSection())
     assert loaded.form == "in_memory"
     assert loaded.module is not module
     assert not any(part.training for part in loaded.module.modules())
@@ -49,55 +45,33 @@ def test_module_that_cannot_be_copied_says_how_it_can_be():
     module = KeepsItsLoss()
     module(torch.ones(2, 3))
     with pytest.raises(CheckpointError, match="the model cannot be copied: RuntimeError") as caught:
-        load(ExportOptions(module, OUT), NO_CONFIG)
+        load(module, ModelSection())
     assert "torch.no_grad()" in caught.value.hint
     with torch.no_grad():
         module(torch.ones(2, 3))
-    assert load(ExportOptions(module, OUT), NO_CONFIG).module is not None
+    assert load(module, ModelSection()).module is not None
 
 
 def test_program_in_memory_is_used_as_it_is():
     program = plain_trace(Net(), torch.zeros(2, 3))
-    loaded = load(ExportOptions(program, OUT), NO_CONFIG)
+    loaded = load(program, ModelSection())
     assert loaded.program is program
     assert loaded.module is None
-    _, (x,) = example_inputs(ExportOptions(program, OUT), NO_CONFIG, loaded)
+    _, (x,) = example_inputs(loaded, ExportConfig())
     assert (x.name, tuple(x.value.shape)) == ("x", (2, 3))
-
-
-def test_options_win_over_the_config_and_its_code_comes_second(tmp_path: Path, code_dir: Path):
-    config = ExportConfig.model_validate(
-        {"model": {"factory": "user_net:build_number", "code_dirs": [str(tmp_path)]}}
-    )
-    torch.save(Net().state_dict(), tmp_path / "weights.pt")
-    options = ExportOptions(
-        tmp_path / "weights.pt",
-        OUT,
-        factory="user_net:build",
-        code_dirs=(code_dir,),
-        trust_code=True,
-    )
-    assert load(options, config).form == "state_dict"
-    assert code_dirs(options, config) == (code_dir, tmp_path)
 
 
 def test_anything_else_is_refused():
     with pytest.raises(ConfigError, match=r"is a function; expected a path, a torch\.nn\.Module"):
-        load(ExportOptions(lambda x: x, OUT), NO_CONFIG)
+        load(lambda x: x, ModelSection())
 
 
 X = torch.arange(6.0).reshape(2, 3)
 
 
-def read(path: Path, **options: Any) -> LoadedModel:
-    defaults: dict[str, Any] = {
-        "factory": None,
-        "kwargs": {},
-        "code_dirs": [],
-        "state_key": None,
-        "trust_pickle": False,
-    }
-    return load_model(path, **{**defaults, **options})
+def read(path: Path, *, trust_pickle: bool = False, **section: Any) -> LoadedModel:
+    config = ModelSection(**section)
+    return load(path, config, trust_pickle=trust_pickle, needs_example=True)
 
 
 def user_net(code_dir: Path) -> nn.Module:
