@@ -19,6 +19,7 @@ from moh_deploy.config.export_config import load_config
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.decoder import Decoder, check_config, text_generation
+from moh_deploy.frontend.load.directory_code import auto_class
 from moh_deploy.frontend.load.model_directory import read_model_directory
 from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
@@ -309,7 +310,7 @@ def model_directory(folder: Path) -> Prepared:
         written = change_bytes(json_text(generation).encode(), damage)
         (folder / "model" / "generation_config.json").write_bytes(written)
         found = read_model_directory(folder / "model")
-        found.auto_class("AutoModelForCausalLM")
+        auto_class(found, "AutoModelForCausalLM")
         assert found.architecture is None or isinstance(found.architecture, str)
         check_config(found, decoder)
         text_generation(decoder, found)

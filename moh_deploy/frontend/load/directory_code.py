@@ -106,7 +106,7 @@ def _find_code(
     Raises:
         CheckpointError: The directory's file is missing, or running it is not allowed.
     """
-    named = _auto_class(directory, _CAUSAL_LM, beside=code_dirs)
+    named = auto_class(directory, _CAUSAL_LM, beside=code_dirs)
     name = named.partition(".")[2] if named else directory.architecture
     defines = re.compile(rf"^class {re.escape(name or '')}\b", re.MULTILINE)
     for folder in code_dirs if name else ():
@@ -114,8 +114,8 @@ def _find_code(
         for file in sorted(path for path in folder.glob("*.py") if path.is_file()):
             text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
             if name and defines.search(text):
-                return file, name, _auto_class(directory, "AutoConfig", beside=code_dirs)
-    named = _auto_class(directory, _CAUSAL_LM)
+                return file, name, auto_class(directory, "AutoConfig", beside=code_dirs)
+    named = auto_class(directory, _CAUSAL_LM)
     if named is None:
         return None
     module, _, name = named.partition(".")
@@ -132,10 +132,10 @@ def _find_code(
             " runs that code.",
             hint="Read it, then pass --trust-code if you trust it.",
         )
-    return file, name, _auto_class(directory, "AutoConfig")
+    return file, name, auto_class(directory, "AutoConfig")
 
 
-def _auto_class(directory: ModelDirectory, kind: str, *, beside: Sequence[Path] = ()) -> str | None:
+def auto_class(directory: ModelDirectory, kind: str, *, beside: Sequence[Path] = ()) -> str | None:
     """Return `FILE.CLASS`, as `auto_map` has it for `AutoModelForCausalLM` and such.
 
     Args:
