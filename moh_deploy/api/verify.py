@@ -1,7 +1,5 @@
 """Prove that a package computes what it should."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

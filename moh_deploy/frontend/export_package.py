@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from moh_deploy import __version__
+from moh_deploy import __version__, package
 from moh_deploy.config.dtypes import ComputeType
 from moh_deploy.config.export_config import ExportConfig, resolve
 from moh_deploy.config.options import ExportOptions, RequiredLayers
@@ -25,18 +25,6 @@ from moh_deploy.frontend.load.load import load
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
 from moh_deploy.ops.spec import MIN_OPSET
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    LayerInfo,
-    Manifest,
-    NearMiss,
-    PackageWriter,
-    Proof,
-    TextGeneration,
-    check_package_output,
-    load_without_weights,
-)
 from moh_deploy.package.facts import with_shown
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
@@ -50,7 +38,9 @@ from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
 
 
 def require_layers(
-    wanted: RequiredLayers | None, layers: Sequence[LayerInfo], near_misses: Sequence[NearMiss]
+    wanted: RequiredLayers | None,
+    layers: Sequence[package.LayerInfo],
+    near_misses: Sequence[package.NearMiss],
 ) -> None:
     """Check that enough layers were replaced.
 
@@ -103,7 +93,7 @@ def export_package(
     """
     progress = progress or SilentProgress()
     # Before the model is loaded and traced, which may take minutes.
-    check_package_output(options.output)
+    package.check_package_output(options.output)
     config = resolve(options)
     # The process that is to compare imports what it needs while the model is traced here.
     with early_prover() as prove:
@@ -133,7 +123,7 @@ def _export(
     if options.cache == "in-place":
         with progress.step("putting the caches in place"):
             manifest, vectors = with_caches_in_place(converted.model, manifest, vectors)
-    with PackageWriter(options.output) as writer:
+    with package.PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
             # Weights are most of a package: better refused now than with a full disk.
             values = converted.model.graph.initializers.values()
@@ -141,12 +131,12 @@ def _export(
                 value.const_value.nbytes for value in values if value.const_value is not None
             )
             writer.require_free(size)
-            path = writer.path(MODEL_NAME)
+            path = writer.path(package.MODEL_NAME)
             if size > EXTERNAL_DATA_BYTES:
-                ir.save(converted.model, path, external_data=MODEL_DATA_NAME)
+                ir.save(converted.model, path, external_data=package.MODEL_DATA_NAME)
             else:
                 save_with_weights(converted.model, path)
-            model = load_without_weights(path)
+            model = package.load_without_weights(path)
             # A router may be told by its operators as another form than by its code.
             forms = [fact for fact in model_facts(manifest, model) if fact.name == "router"]
             manifest = with_shown(manifest, forms)
@@ -161,10 +151,10 @@ def _export(
         with progress.step("comparing the package with the original model"):
             runs = prove(writer.root, _ways(manifest))
         # What any runtime computes, with kernels or without, is the function bodies' result.
-        proof = Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
-        package = writer.publish(replace(manifest, proof=proof))
+        proof = package.Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
+        written = writer.publish(replace(manifest, proof=proof))
     return ExportReport(
-        package=package.root,
+        package=written.root,
         layers=manifest.layers,
         kept=manifest.kept,
         near_misses=manifest.near_misses,
@@ -191,11 +181,11 @@ class _Source(NamedTuple):
     """What a package says of the model that it was made from, and brings along."""
 
     sha256: str | None
-    text_generation: TextGeneration | None
+    text_generation: package.TextGeneration | None
     tokenizer: tuple[Path, ...]
 
 
-def _ways(manifest: Manifest) -> list[Way]:
+def _ways(manifest: package.Manifest) -> list[Way]:
     """Return how to run a package to prove it: function bodies, and kernels where there are any.
 
     Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
@@ -254,8 +244,8 @@ def _manifest(
     converted: Converted,
     source: _Source,
     compute_type: ComputeType,
-) -> Manifest:
-    return Manifest(
+) -> package.Manifest:
+    return package.Manifest(
         inputs=converted.inputs,
         outputs=converted.outputs,
         dims=converted.dims,

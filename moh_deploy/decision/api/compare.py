@@ -1,7 +1,5 @@
 """Compare several ways to serve a model by a plan, and decide which are worth it."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -193,15 +191,6 @@ def _kept(directory: Path) -> Path:
     return directory
 
 
-def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
-    subject = {file.path: file.sha256 for file in samples.files}
-    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
-    threads = file.plan.threads
-    if ray is None or threads is None:
-        return BlockScorer(subject, kept)
-    return BlockScorer(subject, kept, RayBlocks(ray, threads))
-
-
 @dataclass(frozen=True)
 class _Samples:
     """Labelled samples, and how they are scored; nothing of it where quality is not asked for.
@@ -214,6 +203,15 @@ class _Samples:
     metrics: tuple[Metric, ...] = ()
     files: tuple[DataFile, ...] = ()
     mask: str = ""
+
+
+def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
+    subject = {file.path: file.sha256 for file in samples.files}
+    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
+    threads = file.plan.threads
+    if ray is None or threads is None:
+        return BlockScorer(subject, kept)
+    return BlockScorer(subject, kept, RayBlocks(ray, threads))
 
 
 def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:

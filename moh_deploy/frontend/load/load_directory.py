@@ -9,11 +9,7 @@ from torch import nn
 
 from moh_deploy.config.export_config import ModelSection
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.load.checkpoint_file import (
-    build_module,
-    misfit_of,
-    without_wrapper_prefixes,
-)
+from moh_deploy.frontend.load import checkpoint_file
 from moh_deploy.frontend.load.directory_code import model_class
 from moh_deploy.frontend.load.fileform import read_weights
 from moh_deploy.frontend.load.model import LoadedModel
@@ -68,7 +64,9 @@ def load_directory(
     directory = read_model_directory(root)
     with parameters_without_memory(), no_advice():
         if config.factory is not None:
-            module = build_module(config.factory, config.kwargs, code_dirs=config.code_dirs)
+            module = checkpoint_file.build_module(
+                config.factory, config.kwargs, code_dirs=config.code_dirs
+            )
         else:
             found, settings = model_class(directory, config.code_dirs, trust_code=trust_code)
             try:
@@ -103,8 +101,8 @@ def _put_in(module: nn.Module, state: dict[str, torch.Tensor], directory: ModelD
     """Let the tensors of a state dict be those of a module, without a copy."""
     place = f"{directory.weights}: contradicts {directory.config_path.name}"
     before = dict(module.named_parameters(remove_duplicate=False))
-    state = dict(without_wrapper_prefixes(state, module.state_dict().keys()))
-    _, _, shapes = misfit_of(module.state_dict(), state)
+    state = dict(checkpoint_file.without_wrapper_prefixes(state, module.state_dict().keys()))
+    _, _, shapes = checkpoint_file.misfit_of(module.state_dict(), state)
     if shapes:
         raise CheckpointError(f"{place}: {shapes[0]}.", hint="Copy both from the same place again.")
     result = module.load_state_dict(state, strict=False, assign=True)

@@ -1,7 +1,5 @@
 """Queries, keys, values and gates in the layouts that the ops want."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -19,6 +17,19 @@ from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.walk import walk
 
 
+@dataclass(frozen=True)
+class Swap:
+    """A node and the inserted one that takes over from it."""
+
+    old: Node
+    new: Node
+    what: str  # names the new one in messages
+    path: str = ""  # module path of the old one; empty within a layer, which has one itself
+    # Names of the operators that the old one ends, in execution order.
+    replaced: tuple[str, ...] = ()
+    inserted: tuple[str, ...] = ()  # names of the operators that compute the same
+
+
 def readers_up_to(node: Node, end: Node, swaps: Sequence[Swap] = ()) -> set[Node] | None:
     """All that is computed of a node, if `end` alone brings it to the model's outputs; else None.
 
@@ -33,19 +44,6 @@ def readers_up_to(node: Node, end: Node, swaps: Sequence[Swap] = ()) -> set[Node
 
     found = set(walk(node, readers))
     return None if any(reader.op == "output" for reader in found) else found
-
-
-@dataclass(frozen=True)
-class Swap:
-    """A node and the inserted one that takes over from it."""
-
-    old: Node
-    new: Node
-    what: str  # names the new one in messages
-    path: str = ""  # module path of the old one; empty within a layer, which has one itself
-    # Names of the operators that the old one ends, in execution order.
-    replaced: tuple[str, ...] = ()
-    inserted: tuple[str, ...] = ()  # names of the operators that compute the same
 
 
 aten = torch.ops.aten

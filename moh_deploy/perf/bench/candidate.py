@@ -1,7 +1,5 @@
 """Models of any kind that take part in a benchmark, and run on the same inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,32 +18,6 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 from moh_deploy.validate.compare.tolerances import rules_of
 from moh_deploy.validate.reference.input_sets import InputSet
 from moh_deploy.validate.reference.user_vectors import match_inputs
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model that is measured, not loaded."""
-
-    name: str  # what reports and gates call it
-    is_baseline: bool  # it is there to be compared with
-    model: Model  # what runs
-    variant: Variant  # the way in which it is opened
-
-    def load(self, sets: Sequence[InputSet]) -> LoadedCandidate:
-        """Load it, to be run on these inputs.
-
-        Raises:
-            BackendError, PackageError: See `Model.open`.
-        """
-        runner = self.model.open(self.variant)
-        # A model of somebody else has no manifest: it is held to the rule of its outputs' dtype
-        # alone.
-        precisions: tuple[str, ...] = ()
-        if isinstance(self.model, Deployed):
-            # The manifest says what the graph computes in, the open runner what its kernels round
-            # to.
-            precisions = rules_of(self.model.manifest.precision, runner)
-        return LoadedCandidate(self.name, runner, precisions, alone=self.model.alone(self.variant))
 
 
 @dataclass(frozen=True)
@@ -80,6 +52,32 @@ class LoadedCandidate:
         if self.routed:
             return {**input_set.inputs, **self.routed[id(input_set)]}
         return fed_by(input_set, self.runner.inputs, self.name)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is measured, not loaded."""
+
+    name: str  # what reports and gates call it
+    is_baseline: bool  # it is there to be compared with
+    model: Model  # what runs
+    variant: Variant  # the way in which it is opened
+
+    def load(self, sets: Sequence[InputSet]) -> LoadedCandidate:
+        """Load it, to be run on these inputs.
+
+        Raises:
+            BackendError, PackageError: See `Model.open`.
+        """
+        runner = self.model.open(self.variant)
+        # A model of somebody else has no manifest: it is held to the rule of its outputs' dtype
+        # alone.
+        precisions: tuple[str, ...] = ()
+        if isinstance(self.model, Deployed):
+            # The manifest says what the graph computes in, the open runner what its kernels round
+            # to.
+            precisions = rules_of(self.model.manifest.precision, runner)
+        return LoadedCandidate(self.name, runner, precisions, alone=self.model.alone(self.variant))
 
 
 def fed_by(input_set: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:

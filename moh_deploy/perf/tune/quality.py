@@ -23,16 +23,8 @@ from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.compare.checks import Flips
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.policy import AccuracyCondition, Condition, FlipsCondition
+from moh_deploy.validate.reference import samples
 from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
-from moh_deploy.validate.reference.samples import (
-    Sample,
-    named_mask,
-    npz_files,
-    own_view,
-    read_samples,
-    recorded_samples,
-    with_valid_tokens,
-)
 from moh_deploy.validate.reference.subject import Subject
 from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, TokenView, token_view
 
@@ -82,7 +74,7 @@ def check_same_outputs(
             # other heads: runs with flips do not get there.
             margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
         )
-        view = own_view(after.manifest, vectors, input_set.name)
+        view = samples.own_view(after.manifest, vectors, input_set.name)
         tokens = flipped_tokens(expected, runner.run(input_set.inputs), names, view)
         if tokens:
             flipped[input_set.name] = tokens
@@ -114,7 +106,7 @@ _FEW = 64
 """So many samples tell what is clearly bad, before a candidate is tuned."""
 
 
-JudgedRun = tuple[Sample, Batch | None]
+JudgedRun = tuple[samples.Sample, Batch | None]
 """One run of the samples that conditions are judged on, and its labels; None if there are none."""
 
 
@@ -122,7 +114,7 @@ JudgedRun = tuple[Sample, Batch | None]
 class Quality:
     """The figures of a package, each beside the reference's."""
 
-    samples: int  # how many samples were run
+    taken: int  # how many samples were run
     flips: Flips  # tokens that chose other heads
     accuracy: tuple[MetricParity, ...]  # of each condition on a metric, in their order
     failed: tuple[str, ...]  # a sentence for each condition that does not hold
@@ -197,7 +189,7 @@ class QualityCheck:
         return Quality(sum(_count(batch) for _, batch in runs), flips, accuracy, tuple(failed))
 
     def _flips(
-        self, sample: Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
+        self, sample: samples.Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
     ) -> Flips:
         names = self.package.gate_names
         gates = tuple(expected[name] for name in names)
@@ -213,7 +205,7 @@ class QualityCheck:
     def _score(
         self,
         tallies: Sequence[Tally],
-        sample: Sample,
+        sample: samples.Sample,
         batch: Batch,
         expected: Mapping[str, Array],
         got: Mapping[str, Array],
@@ -254,13 +246,15 @@ def read_runs(
     Raises:
         ConfigError: A file or a weight does not fit.
     """
-    mask = named_mask(package.manifest, None)
+    mask = samples.named_mask(package.manifest, None)
     sets = input_sets(package, paths, weights)
-    samples = read_samples(paths, package.manifest, mask)
+    taken = samples.read_samples(paths, package.manifest, mask)
     if not paths:
-        samples = with_valid_tokens(recorded_samples(package.vectors), package.manifest, mask)
+        taken = samples.with_valid_tokens(
+            samples.recorded_samples(package.vectors), package.manifest, mask
+        )
     files = SampleFiles((), ())
-    return SearchSamples(tuple((sample, None) for sample in samples), tuple(sets), files)
+    return SearchSamples(tuple((sample, None) for sample in taken), tuple(sets), files)
 
 
 def read_labelled_runs(
@@ -271,7 +265,7 @@ def read_labelled_runs(
     Raises:
         ConfigError: Something does not fit the model, or each other.
     """
-    files = npz_files(paths)
+    files = samples.npz_files(paths)
     counts = checked_weights(files, weights)
     data = read_labelled(files, task, package.manifest)
     subject = Subject(opened_package(package), package, "auto")

@@ -1,7 +1,5 @@
 """Send requests from several threads, and compare every answer with the package's own runs."""
 
-from __future__ import annotations
-
 import http.client
 import threading
 import time
@@ -21,6 +19,14 @@ from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from moh_deploy.validate.compare.tolerances import Tolerance
 
 _TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class ServerAnswer:
+    """An answer of a server; `rung` is empty where the server does not name the fallback level."""
+
+    outputs: Mapping[str, Array]
+    rung: str
 
 
 class V2Client:
@@ -79,15 +85,6 @@ class V2Client:
 
 # After a request that failed: a server that starts again is not to be flooded.
 _PAUSE_S = 0.02
-
-
-@dataclass(frozen=True)
-class ServerAnswer:
-    """An answer of a server; `rung` is empty where the server does not name the fallback level."""
-
-    outputs: Mapping[str, Array]
-    rung: str
-
 
 # A connection to a server, of one thread. It raises MoHDeployError where a request fails.
 Ask = Callable[[Mapping[str, Array]], ServerAnswer]

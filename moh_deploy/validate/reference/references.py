@@ -1,7 +1,5 @@
 """Find what `--against` names: the package run otherwise, another package, an engine, a model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,6 +97,55 @@ def references(
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class PackageReference:
+    """A package that is run, and shows its gates."""
+
+    name: str
+    other: OnnxPackage
+    variant: Variant
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Run it.
+
+        Raises:
+            ConfigError: Its inputs or outputs cannot be matched with the package's.
+            BackendError: The runtime failed.
+        """
+        ours, theirs = package.manifest, self.other.manifest
+        recorder = Recorder.of(self.other, self.variant)
+        feeds = _feeds(package, [spec.name for spec in theirs.inputs], samples, self.name)
+        with _naming(self.name):
+            made = [recorder.record(inputs) for inputs in feeds]
+        pairs = zip(samples, made, strict=True)
+        found = tuple(self._answer(package, sample.known, vectors) for sample, vectors in pairs)
+        notes = list(_absent(self.name, package, found))
+        # None where a package does not say what it was made from.
+        if len({ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}) > 1:
+            notes.append(f"{self.name} was made from another checkpoint.")
+        has_gates = len(theirs.layers) == len(ours.layers)
+        if not has_gates:
+            layers = f"{count(len(theirs.layers), 'MoH layer')}, this one {len(ours.layers)}"
+            notes.append(f"{self.name} has {layers}: routing is not compared.")
+        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
+        return Answers(found, has_gates, tuple(notes))
+
+    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
+        # Scores that the model that ran does not show are those recorded.
+        scores = tuple(
+            known.scores[layer] if own is None and layer < len(known.scores) else own
+            for layer, own in enumerate(found.scores)
+        )
+        return replace(
+            found,
+            sizes=known.sizes,
+            inputs=known.inputs,
+            outputs=_outputs(package, found.outputs, self.name),
+            margins=_margins(known, found.margins),
+            scores=scores,
+        )
+
+
 def function_bodies(package: OnnxPackage) -> PackageReference:
     """Return the package's own function bodies, run with all optimisations off."""
     name = "function bodies with optimisations off (not the original model)"
@@ -189,55 +236,6 @@ class ModelReference:
         rest = {name: value for name, value in got.items() if name not in names}
         outputs = _outputs(package, rest, self.name)
         return VectorSet(known.sizes, known.inputs, outputs, gates, _margins(known, unknown))
-
-
-@dataclass(frozen=True)
-class PackageReference:
-    """A package that is run, and shows its gates."""
-
-    name: str
-    other: OnnxPackage
-    variant: Variant
-
-    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Run it.
-
-        Raises:
-            ConfigError: Its inputs or outputs cannot be matched with the package's.
-            BackendError: The runtime failed.
-        """
-        ours, theirs = package.manifest, self.other.manifest
-        recorder = Recorder.of(self.other, self.variant)
-        feeds = _feeds(package, [spec.name for spec in theirs.inputs], samples, self.name)
-        with _naming(self.name):
-            made = [recorder.record(inputs) for inputs in feeds]
-        pairs = zip(samples, made, strict=True)
-        found = tuple(self._answer(package, sample.known, vectors) for sample, vectors in pairs)
-        notes = list(_absent(self.name, package, found))
-        # None where a package does not say what it was made from.
-        if len({ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}) > 1:
-            notes.append(f"{self.name} was made from another checkpoint.")
-        has_gates = len(theirs.layers) == len(ours.layers)
-        if not has_gates:
-            layers = f"{count(len(theirs.layers), 'MoH layer')}, this one {len(ours.layers)}"
-            notes.append(f"{self.name} has {layers}: routing is not compared.")
-        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
-        return Answers(found, has_gates, tuple(notes))
-
-    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
-        # Scores that the model that ran does not show are those recorded.
-        scores = tuple(
-            known.scores[layer] if own is None and layer < len(known.scores) else own
-            for layer, own in enumerate(found.scores)
-        )
-        return replace(
-            found,
-            sizes=known.sizes,
-            inputs=known.inputs,
-            outputs=_outputs(package, found.outputs, self.name),
-            margins=_margins(known, found.margins),
-            scores=scores,
-        )
 
 
 @contextmanager

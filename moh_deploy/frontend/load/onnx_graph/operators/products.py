@@ -6,19 +6,13 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import (
-    MICROSOFT,
-    NodeCall,
-    Result,
-    is_symbol,
-    operator,
-)
+from moh_deploy.frontend.load.onnx_graph import node_call
 
-operator("MatMul")(lambda call: torch.matmul(call.tensor(0), call.tensor(1)))
+node_call.operator("MatMul")(lambda call: torch.matmul(call.tensor(0), call.tensor(1)))
 
 
-@operator("Gemm")
-def _gemm(call: NodeCall) -> Result:
+@node_call.operator("Gemm")
+def _gemm(call: node_call.NodeCall) -> node_call.Result:
     x, y = call.tensor(0), call.tensor(1)
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
     x = x.t() if call.attribute("transA", 0) else x
@@ -32,8 +26,8 @@ def _gemm(call: NodeCall) -> Result:
     return product + (bias if beta == 1 else bias * beta)
 
 
-@operator("FusedMatMul", domain=MICROSOFT)
-def _fused_matmul(call: NodeCall) -> Result:
+@node_call.operator("FusedMatMul", domain=node_call.MICROSOFT)
+def _fused_matmul(call: node_call.NodeCall) -> node_call.Result:
     x, y = call.tensor(0), call.tensor(1)
     if call.attribute("transBatchA", 0) or call.attribute("transBatchB", 0):
         raise call.refused("transposes its batch axes, which is not supported")
@@ -43,7 +37,9 @@ def _fused_matmul(call: NodeCall) -> Result:
     return x @ y if alpha == 1 else (x @ y) * alpha
 
 
-operator("Einsum")(lambda call: torch.einsum(call.required("equation", str), *call.tensors()))
+node_call.operator("Einsum")(
+    lambda call: torch.einsum(call.required("equation", str), *call.tensors())
+)
 _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED = (
     functional.conv_transpose1d,
@@ -52,8 +48,8 @@ _TRANSPOSED = (
 )
 
 
-@operator("Conv")
-def _conv(call: NodeCall) -> Result:
+@node_call.operator("Conv")
+def _conv(call: node_call.NodeCall) -> node_call.Result:
     x, weight = call.tensor(0), call.tensor(1)
     axes = x.ndim - 2
     if not 1 <= axes <= 3:
@@ -66,7 +62,7 @@ def _conv(call: NodeCall) -> Result:
 
 
 def _padded(
-    call: NodeCall,
+    call: node_call.NodeCall,
     x: torch.Tensor,
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -81,7 +77,7 @@ def _padded(
         totals = []
         sizes = zip(x.shape[2:], kernel, strides, dilations, strict=True)
         for size, taps, stride, dilation in sizes:
-            if is_symbol(size) and stride != 1:
+            if node_call.is_symbol(size) and stride != 1:
                 raise call.refused("pads a dynamic axis to the same size at a stride")
             reach = (taps - 1) * dilation + 1
             covered = reach - 1 if stride == 1 else (-(-size // stride) - 1) * stride + reach - size
@@ -98,8 +94,8 @@ def _padded(
     return functional.pad(x, flat, value=fill), [0] * axes
 
 
-@operator("ConvTranspose")
-def _conv_transpose(call: NodeCall) -> Result:
+@node_call.operator("ConvTranspose")
+def _conv_transpose(call: node_call.NodeCall) -> node_call.Result:
     x, weight = call.tensor(0), call.tensor(1)
     axes = x.ndim - 2
     pads = call.ints("pads", [0] * 2 * axes)
@@ -117,8 +113,8 @@ def _conv_transpose(call: NodeCall) -> Result:
     )
 
 
-@operator("AveragePool")
-def _average_pool(call: NodeCall) -> Result:
+@node_call.operator("AveragePool")
+def _average_pool(call: node_call.NodeCall) -> node_call.Result:
     x, kernel = call.tensor(0), call.ints("kernel_shape", ())
     axes = len(kernel)
     ones = [1] * axes
@@ -134,8 +130,8 @@ def _average_pool(call: NodeCall) -> Result:
     )
 
 
-@operator("MaxPool")
-def _max_pool(call: NodeCall) -> Result:
+@node_call.operator("MaxPool")
+def _max_pool(call: node_call.NodeCall) -> node_call.Result:
     x, kernel = call.tensor(0), call.ints("kernel_shape", ())
     axes = len(kernel)
     strides, dilations = call.ints("strides", [1] * axes), call.ints("dilations", [1] * axes)
@@ -148,14 +144,14 @@ def _max_pool(call: NodeCall) -> Result:
     )
 
 
-@operator("GlobalAveragePool")
-def _global_average_pool(call: NodeCall) -> Result:
+@node_call.operator("GlobalAveragePool")
+def _global_average_pool(call: node_call.NodeCall) -> node_call.Result:
     x = call.tensor(0)
     return x.mean(list(range(2, x.ndim)), keepdim=True)
 
 
-@operator("GlobalMaxPool")
-def _global_max_pool(call: NodeCall) -> Result:
+@node_call.operator("GlobalMaxPool")
+def _global_max_pool(call: node_call.NodeCall) -> node_call.Result:
     x = call.tensor(0)
     return x.amax(list(range(2, x.ndim)), keepdim=True)
 
@@ -163,8 +159,8 @@ def _global_max_pool(call: NodeCall) -> Result:
 # Operators that change the size of images.
 
 
-@operator("Resize")
-def _resize(call: NodeCall) -> Result:
+@node_call.operator("Resize")
+def _resize(call: node_call.NodeCall) -> node_call.Result:
     x = call.tensor(0)
     mode = call.attribute("mode", "nearest")
     place = call.attribute("coordinate_transformation_mode", "half_pixel")
@@ -202,8 +198,8 @@ def _resize(call: NodeCall) -> Result:
     )
 
 
-@operator("GridSample")
-def _grid_sample(call: NodeCall) -> Result:
+@node_call.operator("GridSample")
+def _grid_sample(call: node_call.NodeCall) -> node_call.Result:
     kinds = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic"}
     return functional.grid_sample(
         call.tensor(0),

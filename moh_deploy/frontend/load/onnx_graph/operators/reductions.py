@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import MICROSOFT, NodeCall, Result, operator
+from moh_deploy.frontend.load.onnx_graph.node_call import MICROSOFT, NodeCall, Result, operator
 
 _Reduction = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
 
