@@ -9,8 +9,8 @@ from moh_deploy.package import OnnxPackage, Runtime
 from moh_deploy.perf.bench import candidates
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.perf.bench.bench_run import BenchRun
+from moh_deploy.perf.bench.candidate import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.bench.gates import parse_gate
-from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.figures import path_key

@@ -17,15 +17,14 @@ from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import MODEL_NAME, LayerInfo, Made, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.perf.cost_model.first_choices import first_choices
 from moh_deploy.report.document import Block, Document, Share, Table, Text
-from moh_deploy.report.numbers import count, si
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, si
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.parity import publish_if_equal, require_equal
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.reference import samples
-from moh_deploy.validate.reference.head_loads import HeadLoads, head_loads, with_fixed_gates
+from moh_deploy.validate.reference.layer_values import HeadLoads, head_loads, with_fixed_gates
 
 KeptBy = Literal["load", "gate"]
 

@@ -12,20 +12,13 @@ from torch.export.graph_signature import OutputKind
 
 from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend import limits
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.containers import output_names
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.sizes import SizeTrials, resize_inputs
-from moh_deploy.frontend.limits import (
-    Ranges,
-    Relations,
-    cut_tables,
-    dim_ranges,
-    dim_sums,
-    joined_dims,
-    with_tables,
-)
+from moh_deploy.frontend.limits import Ranges
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_constants
@@ -34,15 +27,14 @@ from moh_deploy.frontend.normalize.plain_attention import (
     refuse_flex_attention,
 )
 from moh_deploy.frontend.prove import original
+from moh_deploy.frontend.prove.measured_rounding import ValidElements
 from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.size_runs import record_sizes
-from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
 from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
-from moh_deploy.frontend.rewrite.operands import Swap
-from moh_deploy.frontend.rewrite.rewritten import view_attention
-from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
+from moh_deploy.frontend.rewrite.rewritten import Swap, view_attention
+from moh_deploy.frontend.rewrite.tokens_first import insert_token_layout
 from moh_deploy.frontend.trace import trace
 from moh_deploy.graph.export_names import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
@@ -110,9 +102,9 @@ def convert(
         refuse_flex_attention(program)
         program = normalize(program)
         _check_stateless(program)
-        ranges = dim_ranges(program, inputs)
-        relations, sums = Relations.of(program, inputs), dim_sums(program, inputs)
-        joined, tables = joined_dims(program, inputs), cut_tables(program, inputs)
+        ranges = limits.dim_ranges(program, inputs)
+        relations, sums = limits.Relations.of(program, inputs), limits.dim_sums(program, inputs)
+        joined, tables = limits.joined_dims(program, inputs), limits.cut_tables(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
@@ -132,7 +124,7 @@ def convert(
             SizeTrials(
                 inputs,
                 partial(original.run_original, model),
-                ranges={n: limits for n, limits in ranges.items() if n not in relations.forms},
+                ranges={n: span for n, span in ranges.items() if n not in relations.forms},
                 complete=relations.complete,
             ),
             example,
@@ -179,7 +171,7 @@ def convert(
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=relations.complete_ranges(sizes.ranges),
-        dim_sums=with_tables(sums, sizes.ranges, tables),
+        dim_sums=limits.with_tables(sums, sizes.ranges, tables),
         limits=sizes.reasons,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
@@ -198,7 +190,7 @@ def _ranges_at(
         return None
     resized = resize_inputs(inputs, {name: size})
     try:
-        return dim_ranges(trace(model, resized), resized)
+        return limits.dim_ranges(trace(model, resized), resized)
     except ExportError:
         return None
 

@@ -29,12 +29,12 @@ from moh_deploy.package.facts import with_shown
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.perf.cost_model.first_choices import first_choices
-from moh_deploy.report.numbers import count
+from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.layers_text import not_layers, reasons
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
-from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
+from moh_deploy.validate.compare.verify_runs import Prove, Way, early_prover
 
 
 def require_layers(

@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from moh_deploy import package
 from moh_deploy.errors import PackageError
-from moh_deploy.graph.add_function_bodies import import_domains
-from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.load_model import import_domains, load_ir
 from moh_deploy.graph.switch_by_size import switch_rules_of, with_switches, without_switches
 from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base

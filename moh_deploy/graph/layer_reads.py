@@ -15,7 +15,7 @@ from moh_deploy.graph.forced_gates import GATES_INPUT, add_input, gate_views, ro
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
 from moh_deploy.package import graph_nodes
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo
 
 
 @dataclass(frozen=True)

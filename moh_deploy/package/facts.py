@@ -9,8 +9,7 @@ import numpy as np
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package.interface import marks_padding, mask_input
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo, marks_padding, mask_input
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.vectors import VectorSet
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from moh_deploy.config.dtypes import PRECISIONS, ComputeType, Runtime
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.package import interface
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo
 
 # Types of the manifest for measurements: proof, rounding, times.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.frontend.inputs.test_from_options import MASKED
+from tests.frontend.inputs.test_example_inputs import MASKED
 
 import moh_deploy
 from moh_deploy.errors import ConfigError

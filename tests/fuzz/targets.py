@@ -19,12 +19,11 @@ from moh_deploy.config.export_config import load_config
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.decoder import Decoder, check_config, text_generation
-from moh_deploy.frontend.load.directory_code import auto_class
-from moh_deploy.frontend.load.model_directory import read_model_directory
+from moh_deploy.frontend.load.model_directory import auto_class, read_model_directory
 from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
+from moh_deploy.package.vectors import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
 from moh_deploy.report.baseline.ratchet import read_baseline
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.prepared_model import prepare_model

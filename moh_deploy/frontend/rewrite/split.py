@@ -17,7 +17,7 @@ from moh_deploy.frontend.fx.slices import SPLITS, Piece, read_slice
 from moh_deploy.frontend.fx.views import forward, is_view
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
 from moh_deploy.frontend.recognize.walk import walk
-from moh_deploy.frontend.rewrite.operands import Swap
+from moh_deploy.frontend.rewrite.rewritten import Swap
 
 # Follow a packed projection to its readers, and tell which of its columns each takes.
 

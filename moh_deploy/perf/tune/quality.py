@@ -8,7 +8,7 @@ import numpy as np
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.report.json import in_json
+from moh_deploy.report.report import in_json
 from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner, opened_package
 from moh_deploy.system.npz import Array
@@ -16,16 +16,14 @@ from moh_deploy.validate.accuracy.judge import Setting
 from moh_deploy.validate.accuracy.judge import judge as judge_metric
 from moh_deploy.validate.accuracy.labelled_runs import Batch, labelled_runs
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
-from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import read_labelled
-from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
-from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.accuracy.task import Metric, SampleFiles, Scored, Tally, Task
 from moh_deploy.validate.compare.checks import Flips
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.policy import AccuracyCondition, Condition, FlipsCondition
 from moh_deploy.validate.reference import samples
 from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
-from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.reference import Subject
 from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, TokenView, token_view
 
 # Check that a package computes on the user's inputs what it did before it was chosen for.

@@ -15,7 +15,7 @@ from moh_deploy.errors import BackendError, MoHDeployError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import Best, Contests, ended_by, folder_of
-from moh_deploy.perf.tune.search_report import RuntimePrecision, Tried
+from moh_deploy.perf.tune.report import RuntimePrecision, Tried
 from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
 from moh_deploy.system.progress import Progress
 

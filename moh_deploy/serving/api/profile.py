@@ -10,8 +10,12 @@ from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.drift import reference
 from moh_deploy.serving.drift.report import ProfileReport
-from moh_deploy.serving.telemetry.routing import RoutingReader
-from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window
+from moh_deploy.serving.telemetry.routing import (
+    RecordedWindow,
+    RoutingReader,
+    is_window,
+    read_window,
+)
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.validate.reference.samples import read_samples

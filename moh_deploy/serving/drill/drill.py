@@ -12,14 +12,10 @@ import pydantic
 
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.report import document as doc
-from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.numbers import count
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, count, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.serving.drill.load import Asked, Load
-from moh_deploy.serving.drill.targets import Target
-from moh_deploy.serving.guard.faults import UNSEEN, Fault
-from moh_deploy.serving.guard.guard_io import Control, write_control
+from moh_deploy.serving.drill.targets import Asked, Load, Target
+from moh_deploy.serving.guard.guard_io import UNSEEN, Control, Fault, write_control
 
 DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.http import tensors
-from moh_deploy.serving.http.limits import HttpLimits, Refusal
+from moh_deploy.serving.http.queue import HttpLimits, Refusal
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean

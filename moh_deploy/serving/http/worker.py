@@ -23,8 +23,7 @@ from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.connection import TimedConnection, in_pieces
-from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.http.queue import BatchingQueue, HttpLimits
 from moh_deploy.serving.served_model import find_joining, open_served, threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean

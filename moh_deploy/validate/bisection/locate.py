@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.report.json import HIDDEN, in_json
+from moh_deploy.report.report import HIDDEN, in_json
 from moh_deploy.validate.bisection import places
 from moh_deploy.validate.bisection.checkpoint import (
     BlindSpots,
@@ -24,7 +24,7 @@ from moh_deploy.validate.bisection.divergence import (
 )
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.judge import Recorded
-from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
+from moh_deploy.validate.bisection.places import WeightedGraph, node_differences
 from moh_deploy.validate.compare.tolerances import rule_name
 
 # Bound the place of a fault by the recorded values of the original model.

@@ -11,17 +11,15 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.report.numbers import count
+from moh_deploy.report.report import count
 from moh_deploy.runtime.base import FUNCTION_BODIES, Deployed, Model, Variant
 from moh_deploy.runtime.open_runner import find_model
 from moh_deploy.runtime.original import InferenceRunner, PolygraphyModel
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.reference.layer_values import Recorder
-from moh_deploy.validate.reference.reference import Answers, Reference, expected_outputs
-from moh_deploy.validate.reference.samples import Sample
-from moh_deploy.validate.reference.subject import Subject
-from moh_deploy.validate.reference.user_vectors import match_inputs, match_outputs
+from moh_deploy.validate.reference.reference import Answers, Reference, Subject, expected_outputs
+from moh_deploy.validate.reference.samples import Sample, match_inputs, match_outputs
 
 WORDS = ("recorded", "functions", "kernels")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")

@@ -13,7 +13,7 @@ import moh_deploy.frontend.load.onnx_graph.operators  # noqa: F401  fills the ta
 from moh_deploy.errors import CheckpointError, ExportError, MoHDeployError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.load.onnx_graph import node_call
-from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
+from moh_deploy.frontend.load.onnx_graph.node_call import Graph, Node
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE
 
 # Under this key of a traced node's `custom` metadata stands where its ONNX node was exported from.

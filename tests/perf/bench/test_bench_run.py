@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
+from moh_deploy.perf.bench.bench_run import FaultFinder
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates, find_candidates
-from moh_deploy.perf.bench.faults import FaultFinder
 from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
@@ -85,7 +85,7 @@ def test_package_that_differs_from_its_function_bodies_is_wrong(package: OnnxPac
     def broken(source: OnnxPackage, variant: Variant) -> Runner:
         return open_runner(source, variant.edited(double))
 
-    monkeypatch.setattr("moh_deploy.validate.reference.subject.open_runner", broken)
+    monkeypatch.setattr("moh_deploy.validate.reference.reference.open_runner", broken)
     why = fault(candidates(package), "dense")
     assert why.startswith("against function bodies with optimisations off (not the original model)")
     assert fault(candidates(package), "build/last-release") is None

@@ -7,7 +7,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array, write_npz
-from moh_deploy.validate.reference.user_vectors import UserVectors, read_user_vectors, split_members
+from moh_deploy.validate.reference.samples import UserVectors, read_user_vectors, split_members
 from tests.handmade_package import MANIFEST
 
 X = np.zeros((2, 3, 8), np.float32)

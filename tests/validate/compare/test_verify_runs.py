@@ -8,7 +8,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, PackageError, ValidationError
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.validate.compare.fresh_process import Way, early_prover, prove
+from moh_deploy.validate.compare.verify_runs import Way, early_prover, prove
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library
 from tests.nightly import nightly

@@ -7,7 +7,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.open_runner import opened_package
-from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.reference import Subject
 from tests.handmade_package import vectors, write_package
 
 

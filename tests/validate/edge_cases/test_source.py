@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.package import DimSum, OnnxPackage
-from moh_deploy.validate.edge_cases.input_states import InputState, input_states
+from moh_deploy.validate.edge_cases.source import InputState, input_states
 from tests.edge_case_package import write_edge_package
 
 

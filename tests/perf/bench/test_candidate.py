@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import BackendError, PackageError
-from moh_deploy.perf.bench.latency import FreshTask, Latency, Timing, fresh_run, runs_timer
+from moh_deploy.perf.bench.candidate import FreshTask, Latency, Timing, fresh_run, runs_timer
 from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile

@@ -3,9 +3,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from moh_deploy.validate.bisection.bisection import flops_share
 from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, graph_of
-from moh_deploy.validate.bisection.repair import flops_share
 from tests.handmade_package import write_package
 
 GRAPH = """
