@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.frontend.inputs.test_example_inputs import MASKED
 
 import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.open_runner import open_runner
 from tests.exporting import prove_in_this_process
+from tests.frontend.inputs.test_example_inputs import MASKED
 from tests.frontend.load.onnx_graph.gated_layers import write_layer
 from tests.frontend.load.onnx_graph.onnx_models import written
 from tests.nightly import nightly

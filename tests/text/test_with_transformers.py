@@ -9,7 +9,7 @@ import torch
 
 import moh_deploy
 from moh_deploy.config.export_config import ModelSection
-from moh_deploy.frontend.load.load import load_directory
+from moh_deploy.frontend.load.load_directory import load_directory
 from tests.nightly import nightly
 from tests.text.export_small import export_directory
 from tests.text.model_directories import write_old_llama, write_weights

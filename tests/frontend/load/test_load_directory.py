@@ -9,7 +9,7 @@ import torch
 
 from moh_deploy.config.export_config import ModelSection
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.load.load import load_directory
+from moh_deploy.frontend.load.load_directory import load_directory
 from tests.text.model_directories import SMALL, plain_torch_model, write_plain_torch
 
 
