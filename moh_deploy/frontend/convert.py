@@ -1,7 +1,7 @@
 """From a loaded model to an ONNX model with its reference vectors: everything that needs torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -94,25 +94,14 @@ def convert(
         ExportError: If a step fails, or if the traced program is not the original model.
     """
     with progress.step("tracing the model"):
-        try:
-            program = trace(model, inputs)
-        except ExportError:
-            original.run_example(model, inputs)  # the model itself may fail on these inputs
-            raise
-        refuse_flex_attention(program)
-        program = normalize(program)
-        _check_stateless(program)
+        program = _normalized_trace(model, inputs)
         ranges = limits.dim_ranges(program, inputs)
         relations, sums = limits.Relations.of(program, inputs), limits.dim_sums(program, inputs)
         joined, tables = limits.joined_dims(program, inputs), limits.cut_tables(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
-        shown: tuple[str, ...] = ()
-        if any(item.says_valid for item in inputs):
-            _check_padding_input(program, found.layers, inputs)
-        elif find_padding:
-            inputs, shown = _with_padding_input(program, found.layers, inputs)
+        inputs, shown = _with_padding_input(program, found.layers, inputs, find_padding)
         rewrites = insert(program, found.layers)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
@@ -129,11 +118,7 @@ def convert(
             ),
             example,
             lambda run: original.try_to_record(
-                program,
-                rewrites,
-                swaps,
-                run,
-                outputs,
+                *(program, rewrites, swaps, run, outputs),
                 valid=elements.where(run.valid_tokens),
                 measure_rounding=run is example,
             ),
@@ -147,18 +132,16 @@ def convert(
     with progress.step("translating to ONNX"):
         committed = commit(program, rewrites, agreeing)
         fold_constants(committed, by_torch=model.original is None)
-        onnx_model, layer_names = _translate(committed, rewrites, inputs, outputs, opset)
-        if model.original is not None:
-            onnx_model.metadata_props.update(model.original.source.metadata)
-    mask = next((item.mask_name for item in inputs if item.says_valid), None)
+        metadata = {} if model.original is None else model.original.source.metadata
+        onnx_model, names_of = _translate(committed, rewrites, inputs, outputs, opset, metadata)
     return Converted(
         model=onnx_model,
         inputs=tuple(map(_input_info, inputs)),
         outputs=tuple(map(_output_info, onnx_model.graph.outputs)),
         dims=example_sizes(inputs),
         layers=tuple(
-            _layer_info(rewrite, named, [recording.layers[index] for recording in sizes.recordings])
-            for index, (rewrite, named) in enumerate(zip(rewrites, layer_names, strict=True))
+            _layer_info(rewrite, named, [recording.layers[i] for recording in sizes.recordings])
+            for i, (rewrite, named) in enumerate(zip(rewrites, names_of, strict=True))
         ),
         kept=kept,
         near_misses=found.near_misses,
@@ -176,10 +159,38 @@ def convert(
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
-        valid_tokens=mask,
+        valid_tokens=next((item.mask_name for item in inputs if item.says_valid), None),
         padding_inputs=shown,
         from_onnx=model.original is not None,
     )
+
+
+def _normalized_trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
+    """Trace a model and normalise the program.
+
+    Raises:
+        ExportError: The model fails, cannot be traced, or changes its inputs or its own state.
+    """
+    try:
+        program = trace(model, inputs)
+    except ExportError:
+        original.run_example(model, inputs)  # the model itself may fail on these inputs
+        raise
+    refuse_flex_attention(program)
+    program = normalize(program)
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            raise ExportError(
+                f"the model writes into its input '{spec.target}'.",
+                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
+            )
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise ExportError(
+                f"the model changes its own state while it runs ('{spec.target}').",
+                hint="Pass state such as a KV cache as inputs and outputs; change what training"
+                " alone needs under `if self.training`.",
+            )
+    return program
 
 
 def _ranges_at(
@@ -196,18 +207,38 @@ def _ranges_at(
 
 
 def _with_padding_input(
-    program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
-) -> tuple[tuple[ModelInput, ...], tuple[str, ...]]:
+    program: ExportedProgram,
+    layers: Sequence[MoHLayer],
+    inputs: Sequence[ModelInput],
+    find_padding: bool,
+) -> tuple[Sequence[ModelInput], tuple[str, ...]]:
     """Mark the input of which the graph shows that it says which tokens are valid, and how.
 
     Of several, the first is taken where all have the same axes and agree in the example: leaving
     out what is padding by one of them is safe, and the others' padding is compared.
 
     Returns:
-        The inputs, and the names of all of which that is shown.
+        The inputs, and the names of all of which that is shown, if the user named none.
+
+    Raises:
+        ConfigError: The user named a mask of which the graph shows the opposite.
     """
+    is_named = any(item.says_valid for item in inputs)
+    if not is_named and not find_padding:
+        return inputs, ()
     places = padding_inputs(program, layers, [item.value for item in inputs])
     shown = [replace(inputs[at], says_valid=True, marks_padding=places[at]) for at in places]
+    if is_named:
+        for at, right in zip(places, shown, strict=True):
+            item = inputs[at]
+            if item.says_valid and item.marks_padding != right.marks_padding:
+                raise ConfigError(
+                    f"valid_tokens is '{item.mask_name}', but the graph shows that '{item.name}' is"
+                    f" {int(right.marks_padding)} for padding: there no attention of an MoH layer"
+                    " reads a token.",
+                    hint=f"Name it '{right.mask_name}', or leave the option out.",
+                )
+        return inputs, ()
     agree = all(
         item.dims == shown[0].dims
         and torch.equal(item.value != item.marks_padding, shown[0].value != shown[0].marks_padding)
@@ -220,27 +251,13 @@ def _with_padding_input(
     return marked, tuple(item.mask_name for item in shown)
 
 
-def _check_padding_input(
-    program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
-) -> None:
-    """Refuse a mask that was named, of which the graph shows the opposite."""
-    places = padding_inputs(program, layers, [item.value for item in inputs])
-    for item, padding in ((inputs[at], padding) for at, padding in places.items()):
-        if item.says_valid and item.marks_padding != padding:
-            right = replace(item, marks_padding=padding).mask_name
-            raise ConfigError(
-                f"valid_tokens is '{item.mask_name}', but the graph shows that '{item.name}' is"
-                f" {int(padding)} for padding: there no attention of an MoH layer reads a token.",
-                hint=f"Name it '{right}', or leave the option out.",
-            )
-
-
 def _translate(
     program: ExportedProgram,
     rewrites: Sequence[Rewrite],
     inputs: Sequence[ModelInput],
     outputs: Sequence[str],
     opset: int,
+    metadata: Mapping[str, str],
 ) -> tuple[ir.Model, tuple[LayerNames, ...]]:
     """Return the ONNX model of a committed program, and how its layers are named in it."""
     model = emit(program, input_names=[item.name for item in inputs], opset=opset)
@@ -260,22 +277,8 @@ def _translate(
         output_types=list(output_types(program)),
         opset=opset,
     )
+    model.metadata_props.update(metadata)
     return model, names
-
-
-def _check_stateless(program: ExportedProgram) -> None:
-    for spec in program.graph_signature.output_specs:
-        if spec.kind is OutputKind.USER_INPUT_MUTATION:
-            raise ExportError(
-                f"the model writes into its input '{spec.target}'.",
-                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
-            )
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise ExportError(
-                f"the model changes its own state while it runs ('{spec.target}').",
-                hint="Pass state such as a KV cache as inputs and outputs; change what training"
-                " alone needs under `if self.training`.",
-            )
 
 
 def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str:
