@@ -1,4 +1,4 @@
-"""Load the model of a package to change it."""
+"""Load the model of a package to change it, with or without the bodies of its custom ops."""
 
 from collections import Counter
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Reference vectors recorded from the original model, and their file `vectors.npz`.
+"""Reference vectors recorded from the original model in `vectors.npz`, and the corpus of ties.
 
 Members are named `SET/KIND/NAME`: `0/inputs/x`, `0/outputs/logits`, `0/gates/3` (layer 3 of the
 manifest), `0/margins/3`, `0/scores/3`, `0/attention/3`, `0/sizes/batch`.

@@ -1,4 +1,4 @@
-"""What a model directory holds, as Hugging Face lays it out: config, weights, tokenizer, code."""
+"""What a model directory holds, as Hugging Face lays it out, and the class that it names."""
 
 import ast
 import hashlib

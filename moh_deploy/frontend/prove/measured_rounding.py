@@ -1,4 +1,4 @@
-"""Measure how far rounding moves the original: the floor that a package's error is judged by."""
+"""Choose the elements that are compared, and measure how far rounding moves the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of any kind that take part in a benchmark, and run on the same inputs."""
+"""The candidates of a benchmark, which run on the same inputs, and the latency of their runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guard writes and reads: audit log, marks of runs under way, control file, metrics."""
+"""What a guard writes and reads: audit log, marks of runs, control file, faults, metrics."""
 
 import fcntl
 import glob

@@ -1,4 +1,4 @@
-"""The task of a model: labels, and the way its outputs are scored with them."""
+"""The task of a model: labels, metrics, and the scores of its outputs, batch by batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two sides of a probe: the package as it is to be judged, and its function bodies."""
+"""The two sides of a probe, the package and its function bodies, and the inputs at the edges."""
 
 import math
 import os

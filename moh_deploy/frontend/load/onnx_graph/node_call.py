@@ -1,4 +1,4 @@
-"""A node with the values of its inputs: what the function of an operator is given."""
+"""Nodes of an ONNX graph, and the values that the function of an operator is given."""
 
 from __future__ import annotations
 
