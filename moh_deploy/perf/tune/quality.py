@@ -112,7 +112,7 @@ JudgedRun = tuple[samples.Sample, Batch | None]
 class Quality:
     """The figures of a package, each beside the reference's."""
 
-    taken: int  # how many samples were run
+    samples: int  # how many samples were run
     flips: Flips  # tokens that chose other heads
     accuracy: tuple[MetricParity, ...]  # of each condition on a metric, in their order
     failed: tuple[str, ...]  # a sentence for each condition that does not hold
