@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.latency import runs_timer
+from moh_deploy.perf.bench.candidate import runs_timer
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array

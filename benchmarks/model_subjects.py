@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from moh_deploy.api.export import export
-from moh_deploy.config.export_config import ExportConfig, load_config
+from moh_deploy.config.export_config import ExportConfig, resolve
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.emit import write_plain_onnx
-from moh_deploy.frontend.load.from_options import code_dirs, load
+from moh_deploy.frontend.load.checkpoint_file import build_module
+from moh_deploy.frontend.load.load import load
 from moh_deploy.frontend.load.model import LoadedModel
-from moh_deploy.frontend.load.weights import build_module
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import Array
@@ -118,11 +118,11 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
         MoHDeployError: The model cannot be loaded or exported.
     """
     options = _options(subject, request, folder)
-    config = load_config(options.config, options.overrides)
+    config = resolve(options)
     if request.checkpoint is None:
         _say(subject, "writing random weights")
         _write_random_weights(config, options)
-    loaded = load(options, config)
+    loaded = load(options.model, config.model)
     assert loaded.module is not None
     if request.package is None:
         _say(subject, "moh-deploy export")
@@ -136,7 +136,7 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
         )
     package, plain = OnnxPackage.open(options.output), folder / "plain" / "model.onnx"
     if request.plain:
-        with user_code(code_dirs(options, config)):
+        with user_code(config.model.code_dirs):
             _export_plain(subject, loaded, package, options, plain)
     return Prepared(loaded.module, package, plain)
 
@@ -180,7 +180,7 @@ def _write_random_weights(config: ExportConfig, options: ExportOptions) -> None:
     assert config.model.factory is not None
     torch.manual_seed(0)
     module = build_module(
-        config.model.factory, config.model.kwargs, code_dirs=code_dirs(options, config)
+        config.model.factory, config.model.kwargs, code_dirs=config.model.code_dirs
     )
     with torch.no_grad():
         for parameter in module.parameters():

@@ -10,10 +10,10 @@ import click
 import torch
 from moh_deploy.cli.export import command as moh_deploy_export
 
-from moh_deploy.config.export_config import load_config
+from moh_deploy.config.export_config import resolve
 from moh_deploy.config.options import ExportOptions
-from moh_deploy.frontend.inputs.from_options import example_inputs
-from moh_deploy.frontend.load.from_options import code_dirs, load
+from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.load.load import load
 from moh_deploy.frontend.load.model import positional, taking_tensors
 from moh_deploy.frontend.trace import dynamic_shapes
 from moh_deploy.system.user_code import user_code
@@ -24,13 +24,23 @@ def plain_export(as_json: bool, verbose: bool, **options: object) -> None:
     del as_json, verbose  # The answer is one JSON object, whatever they say.
     # The options are named as the fields of ExportOptions.
     job = ExportOptions(**options)  # type: ignore[arg-type]
-    config = load_config(job.config, job.overrides)
-    model, inputs = example_inputs(job, config, load(job, config))
+    config = resolve(job)
+    model = load(
+        job.model,
+        config.model,
+        task=job.task,
+        trust_pickle=job.trust_pickle,
+        trust_code=job.trust_code,
+        needs_example=True,
+    )
+    model, inputs = example_inputs(
+        model, config, npz=job.inputs, specs=job.input_specs, dynamic=job.dynamic
+    )
     if model.module is None:
         raise click.UsageError("the baseline needs a module; a .pt2 file is traced already.")
     job.output.mkdir()
     call = model.call or positional([item.name for item in inputs])
-    with user_code(code_dirs(job, config)), taking_tensors(model.module, call) as names:
+    with user_code(config.model.code_dirs), taking_tensors(model.module, call) as names:
         torch.onnx.export(
             model.module,
             tuple(item.value for item in inputs),

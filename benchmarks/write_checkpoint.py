@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from moh_deploy.frontend.load.weights import build_module
+from moh_deploy.frontend.load.checkpoint_file import build_module
 
 
 def main(factory: str, file: str, *code_dirs: str) -> None:

@@ -17,8 +17,8 @@ from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.validate.compare.fresh_process import proven
 from moh_deploy.validate.compare.tolerances import tolerance_for
+from moh_deploy.validate.compare.verify_runs import proven
 from tests.zoo.model import noise
 
 INPUT = "x:[batch=2,seq=5,8]:float32"

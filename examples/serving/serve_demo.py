@@ -25,7 +25,7 @@ from moh_deploy.serving.served_model import threads_of
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.python_model import PUSH_SECONDS
 from moh_deploy.serving.triton.server import RunningServer, find_server, lay_stub, running_server
-from moh_deploy.validate.reference.user_vectors import read_user_vectors
+from moh_deploy.validate.reference.samples import read_user_vectors
 
 HERE = Path(__file__).parent
 MODEL = "digits"

@@ -1,25 +1,16 @@
 """Measure how fast packages run, beside baselines that take turns with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime
+from moh_deploy.perf.bench import candidates
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.perf.bench.bench_run import BenchRun
-from moh_deploy.perf.bench.candidates import (
-    PLAIN_ENGINE,
-    BenchSetting,
-    find_candidates,
-    is_the_engine,
-    is_the_original,
-    is_the_package,
-)
+from moh_deploy.perf.bench.candidate import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.bench.gates import parse_gate
-from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.figures import path_key
@@ -111,24 +102,24 @@ def bench(
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     # Kernels that are slower than what the engine's runtime has itself should not go unnoticed.
     if not baselines and roots and find_deployed(roots[0]).holds_kernels:
-        baselines = (PLAIN_ENGINE,)
+        baselines = (candidates.PLAIN_ENGINE,)
     with scratch_directory("moh-deploy-bench") as scratch:
         with progress.step("reading the packages"):
-            setting = BenchSetting(kernels, threads, original, scratch, runtime)
-            candidates = find_candidates(setting, roots, baselines, package)
-            names = [entry.name for entry in candidates.entries]
-            against = [entry.name for entry in candidates.entries if entry.is_baseline]
+            setting = candidates.BenchSetting(kernels, threads, original, scratch, runtime)
+            found = candidates.find_candidates(setting, roots, baselines, package)
+            names = [entry.name for entry in found.entries]
+            against = [entry.name for entry in found.entries if entry.is_baseline]
             if ratchet is not None:
-                require_one_package({entry.name: entry.is_baseline for entry in candidates.entries})
+                require_one_package({entry.name: entry.is_baseline for entry in found.entries})
             # Gates are read before anything is timed: a typing error must not cost the minutes
             # until then.
             asked = [parse_gate(gate, candidates=names, baselines=against) for gate in gates]
-            sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
+            sets = _input_sets(found.first, list(map(Path, inputs)), batch, sizes or {})
         # Minutes of work: by now everything that is asked for fits. An engine has its package.
-        if package is not None and any(map(is_the_engine, against)):
+        if package is not None and any(map(candidates.is_the_engine, against)):
             _build_plain_engine(Path(roots[0]), Path(package), setting.plain_engine_dir, progress)
         job = BenchRun(
-            candidates=candidates,
+            candidates=found,
             setting=setting,
             measure=measure or runs_timer(min_time, warmup, threads=threads),
             measure_fresh=measure_fresh or fresh_run,
@@ -140,7 +131,7 @@ def bench(
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
     # Figures of a run that failed are not kept as reached.
     if ratchet is not None and report.failure is None:
-        words = (is_the_package, is_the_original, is_the_engine)
+        words = (candidates.is_the_package, candidates.is_the_original, candidates.is_the_engine)
         packages = [name for name in against if not any(is_word(name) for is_word in words)]
         paths = [*packages, *map(str, npz_files([Path(path) for path in inputs]))]
         keys = {path: path_key(path, ratchet.path) for path in paths}
@@ -159,7 +150,7 @@ def _build_plain_engine(engine: Path, package: Path, output: Path, progress: Pro
         find_deployed(engine).build_plain(package, output, progress)
     except BackendError as error:
         raise BackendError(
-            f"the baseline '{PLAIN_ENGINE}' cannot be built: {error.message}",
+            f"the baseline '{candidates.PLAIN_ENGINE}' cannot be built: {error.message}",
             hint="Build it where that can be done, moh-deploy build --plain, and name it:"
             " --baseline DIR.",
         ) from error

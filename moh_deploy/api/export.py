@@ -1,7 +1,5 @@
 """The public functions that take a model: `export` and `load_original`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -9,8 +7,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import torch
 from typing_extensions import Unpack
 
-from moh_deploy.config.export_config import RequiredLayers
-from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions
+from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions, RequiredLayers
 from moh_deploy.frontend.export_package import export_package as _export
 from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager

@@ -1,7 +1,5 @@
 """Write a package again in lower precision."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Run a package on edge cases, and search inputs for tokens whose routing is least clear."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +12,9 @@ from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
-from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.mining import cut_into_samples, grown, mine, recorded_by
 from moh_deploy.validate.edge_cases.report import ProbeReport
-from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.source import Sides, Source, body_source, input_states
 from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.reference.reference import Reference
 from moh_deploy.validate.reference.samples import named_mask, read_samples

@@ -1,7 +1,5 @@
 """Run a package on the user's inputs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from moh_deploy.system.npz import BFLOAT16, NPZ_FILE, Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import staged_file
-from moh_deploy.validate.reference.user_vectors import read_user_vectors
+from moh_deploy.validate.reference.samples import read_user_vectors
 
 
 def run(

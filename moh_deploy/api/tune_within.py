@@ -1,7 +1,5 @@
 """Find the fastest package that is still good: over runtimes, precisions and ways of layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +12,9 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
+from moh_deploy.perf.tune.contests import WithinTask, find_ways
+from moh_deploy.perf.tune.report import SearchReport
 from moh_deploy.perf.tune.search import ContestsApart, Search, TakesCandidates, write_chosen
-from moh_deploy.perf.tune.search_report import SearchReport
-from moh_deploy.perf.tune.within import WithinTask, find_ways
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.models import kernels_of

@@ -1,7 +1,5 @@
 """Prove that a package computes what it should."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +25,9 @@ from moh_deploy.validate.compare.policy import (
 )
 from moh_deploy.validate.compare.verify_labels import verify_labelled
 from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.reference.reference import read_subject
 from moh_deploy.validate.reference.references import Against
 from moh_deploy.validate.reference.samples import named_mask
-from moh_deploy.validate.reference.subject import read_subject
 
 Metrics = str | ScoreFunction | Sequence[str | ScoreFunction]
 

@@ -23,18 +23,22 @@ def explain(
     source: str,
     *,
     model: type[BaseModel],
+    overridden: Sequence[tuple[Key, ...]] = (),
     expectation: Callable[[Sequence[Key]], str | None] = lambda path: None,
 ) -> str:
     """Return a sentence on one problem, or several lines of those that our own checks found.
 
     Args:
-        source: Where it comes from; it opens the sentence.
+        source: Where the document comes from; it opens the sentence.
+        overridden: Key paths that `--set` gave, which then opens it.
         expectation: From a path to what is expected there; None for pydantic's words.
     """
     if item["type"] == "value_error":
         # One of our own checks: its text names the place already.
         return "\n".join(f"{source}: {line}" for line in str(item["ctx"]["error"]).splitlines())
     path = document_path(item["loc"], document)
+    if any(path[: len(keys)] == keys for keys in overridden):
+        source = "--set"
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         hint = f"{did_you_mean(str(path[-1]), known)} It may hold: {shortened(known)}.".strip()

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo
-from pydantic_core import ErrorDetails
 
 from moh_deploy.config import checked_yaml
-from moh_deploy.config.checked_yaml import Key
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
+from moh_deploy.config.options import ExportOptions, ModelOptions
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -94,7 +93,6 @@ def _dotted(path: tuple[_Key, ...]) -> str:
 ModelDtype = Literal[
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
-RequiredLayers = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
 class _Section(BaseModel):
@@ -141,7 +139,7 @@ class ExportConfig(_Section):
     # What kernels may round the operands of attention's matrix products to.
     compute_type: Literal["float32", "bfloat16"] = "float32"
     # How many MoH layers have to be replaced, or `all`; None and 0 require none.
-    require_layers: RequiredLayers | None = None
+    require_layers: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
     # The input that is 1 for valid tokens and 0 for padding; `not NAME`: 1 for padding; `all`:
     # every token counts.
     valid_tokens: Annotated[str, Field(min_length=1)] | None = None
@@ -192,8 +190,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
             checked_yaml.explain(
                 item,
                 document,
-                _source_of(item, document, source, overridden),
+                source,
                 model=ExportConfig,
+                overridden=overridden,
                 expectation=_expectation,
             )
             for item in problems
@@ -207,7 +206,47 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     return config.model_copy(update={"model": model})
 
 
-def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ...]:
+def resolve(options: ModelOptions) -> ExportConfig:
+    """Read the configuration that options name; what the options say themselves wins over it.
+
+    Raises:
+        ConfigError: As `load_config` does; an option has a wrong value; or the configuration names
+            code, and is not trusted.
+    """
+    config = load_config(options.config, options.overrides)
+    model = config.model
+    checked_yaml.require_trust(
+        str(options.config or "--set"),
+        {
+            "model.factory": None if options.factory else model.factory,
+            "model.code_dirs": list(map(str, model.code_dirs)),
+        },
+        "--trust-code",
+        is_given=options.trust_code,
+    )
+    chosen: dict[str, object] = {
+        "factory": options.factory or model.factory,
+        "code_dirs": (*options.code_dirs, *model.code_dirs),  # those of the options first
+        "state_key": options.state_key or model.state_key,
+    }
+    settings: dict[str, object] = {"model": model.model_copy(update=chosen)}
+    if isinstance(options, ExportOptions):
+        required = options.require_layers
+        is_number = isinstance(required, int) and required >= 0
+        if required is not None and required != "all" and not is_number:
+            raise ConfigError(
+                f"require_layers is '{required}', expected a number from 0 on, or all."
+            )
+        settings |= {
+            "outputs": options.output_names or config.outputs,
+            "compute_type": options.compute_type or config.compute_type,
+            "require_layers": config.require_layers if required is None else required,
+            "valid_tokens": options.valid_tokens or config.valid_tokens,
+        }
+    return config.model_copy(update=settings)
+
+
+def _apply_override(document: dict[str, object], override: str) -> tuple[checked_yaml.Key, ...]:
     """Set one value in the document and return its key path."""
     text, equals, value_text = override.partition("=")
     # `inputs[0].shape` is meant like `inputs.0.shape`.
@@ -241,20 +280,7 @@ def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ..
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
-def _source_of(
-    item: ErrorDetails,
-    document: Mapping[str, object],
-    source: str,
-    overridden: Sequence[tuple[Key, ...]],
-) -> str:
-    """Return where a value comes from that is wrong: the file, or an override."""
-    if item["type"] == "value_error":
-        return source
-    path = checked_yaml.document_path(item["loc"], document)
-    return "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
-
-
-def _expectation(path: Sequence[Key]) -> str | None:
+def _expectation(path: Sequence[checked_yaml.Key]) -> str | None:
     if "shape" in path[-2:-1]:
         return "expected a size or a dimension such as 'batch' or 'past+1'"
     if "require_layers" in path[-1:]:

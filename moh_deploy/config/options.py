@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 # How a decoder keeps keys and values: in buffers with room, or each time joined with new ones.
 CacheForm = Literal["in-place", "concatenated"]
 
+# How many MoH layers have to be replaced, or all.
+RequiredLayers = int | Literal["all"]
+
 if TYPE_CHECKING:
     from moh_deploy.config.dtypes import ComputeType
-    from moh_deploy.config.export_config import RequiredLayers
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Varian
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.drill.load import V2Client, host_and_port
+from moh_deploy.serving.drill.targets import V2Client, host_and_port
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.reference.user_vectors import match_inputs, match_outputs
+from moh_deploy.validate.reference.samples import match_inputs, match_outputs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from moh_deploy.runtime.base import Deployed, Model, Variant
 from moh_deploy.runtime.models import PackageDir, runtime_for, runtime_name_of
 from moh_deploy.runtime.open_runner import find_model, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
-from moh_deploy.serving.drill.load import host_and_port
+from moh_deploy.serving.drill.targets import host_and_port
 from moh_deploy.system.progress import Progress
 
 ELSEWHERE = "it runs in the server's process"

@@ -21,18 +21,17 @@ from moh_deploy.decision.promise import SampleScores
 from moh_deploy.decision.score_arms import BlockScorer
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.bench.latency import FreshTask, MeasureFresh, MeasureRuns
+from moh_deploy.perf.bench.candidate import FreshTask, MeasureFresh, MeasureRuns
 from moh_deploy.perf.bench.measured import layer_work
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
-from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import LabelledData
+from moh_deploy.validate.accuracy.task import Metric
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
-from moh_deploy.validate.edge_cases.input_states import input_states
-from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.source import Sides, Source, body_source, input_states
 from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.reference.input_sets import InputSet, input_sets, num_samples, sized_inputs
 from moh_deploy.validate.reference.samples import named_mask

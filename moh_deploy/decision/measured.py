@@ -9,7 +9,7 @@ import numpy as np
 from moh_deploy.decision.decide import ArmEvidence, ArmVerdict
 from moh_deploy.decision.promise import Promise
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.perf.bench.candidate import Timing
 from moh_deploy.runtime.base import Description, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array, BoolArray

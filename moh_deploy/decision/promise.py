@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from moh_deploy.report.json import HIDDEN
+from moh_deploy.report.report import HIDDEN
 from moh_deploy.validate.accuracy.bootstrap import resampled
 from moh_deploy.validate.accuracy.judge import ONE_LOST_ONE_WON
 from moh_deploy.validate.accuracy.metric_parity import ACCURACY_RULES, CALLABLE, shown, shown_gap
-from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.task import Metric
 from moh_deploy.validate.reference.differences import Float64Array
 
 # Student's t distribution, for intervals and tests of a mean of few numbers.

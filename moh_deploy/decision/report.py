@@ -12,9 +12,7 @@ from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report import document as page
 from moh_deploy.report.document import NOT_TERMINAL, TradeOffChart, TradeOffPoint
-from moh_deploy.report.json import HIDDEN, in_json, json_members, to_json
-from moh_deploy.report.numbers import count, figure
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, count, figure, in_json, json_members, to_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import to_json_text

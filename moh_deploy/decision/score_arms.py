@@ -23,9 +23,7 @@ from moh_deploy.system.npz import read_npz, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
-from moh_deploy.validate.accuracy.metrics import Metric, MetricScores
-from moh_deploy.validate.accuracy.tally import Scored
-from moh_deploy.validate.accuracy.task import UserMetric
+from moh_deploy.validate.accuracy.task import Metric, MetricScores, Scored, UserMetric
 
 
 def run_scores(

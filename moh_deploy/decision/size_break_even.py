@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from moh_deploy.decision.decide import SizedTimes
 from moh_deploy.decision.latency_promise import log_ratio
-from moh_deploy.report.json import in_json
+from moh_deploy.report.report import in_json
 
 
 @dataclass(frozen=True)

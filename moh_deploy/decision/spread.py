@@ -18,7 +18,7 @@ from moh_deploy.decision.score_arms import ArmBlock, BlockScores, ran_by, run_sc
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import Manifest
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
-from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.task import Metric
 
 # A block that kills its worker each time is at fault itself.
 _RETRIES = 3

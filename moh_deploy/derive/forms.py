@@ -29,8 +29,7 @@ from moh_deploy.package.cache_buffers import in_buffers
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.package.onnx_outline import ONNX_FILE, read_outline
 from moh_deploy.report.document import Block, Document, Text
-from moh_deploy.report.numbers import count, si
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, si
 from moh_deploy.runtime.base import Variant
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -38,8 +37,7 @@ from moh_deploy.system.replaceable import FileKind, check_file_output
 from moh_deploy.system.staging import StagedDirectory
 from moh_deploy.validate.compare.parity import compare_recorded, publish_if_equal, require_equal
 from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.reference.head_loads import head_loads
-from moh_deploy.validate.reference.layer_values import Recorder
+from moh_deploy.validate.reference.layer_values import Recorder, head_loads
 from moh_deploy.validate.reference.samples import named_mask, recorded_samples, with_valid_tokens
 
 

@@ -16,8 +16,7 @@ from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
 from moh_deploy.package.writer import model_bytes
 from moh_deploy.report.document import Block, Document, Table, Text
-from moh_deploy.report.numbers import count, si
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, si
 from moh_deploy.runtime import lowered_package
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.session import crash_of_plain_session

@@ -17,20 +17,14 @@ from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import MODEL_NAME, LayerInfo, Made, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.perf.cost_model.first_choices import first_choices
 from moh_deploy.report.document import Block, Document, Share, Table, Text
-from moh_deploy.report.numbers import count, si
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, si
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.parity import publish_if_equal, require_equal
 from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.reference.head_loads import HeadLoads, head_loads, with_fixed_gates
-from moh_deploy.validate.reference.samples import (
-    named_mask,
-    read_samples,
-    recorded_samples,
-    with_valid_tokens,
-)
+from moh_deploy.validate.reference import samples
+from moh_deploy.validate.reference.layer_values import HeadLoads, head_loads, with_fixed_gates
 
 KeptBy = Literal["load", "gate"]
 
@@ -156,16 +150,16 @@ def write_pruned(
     old = package.manifest
     numbers = _numbers(old, keep)
     # Padding is not counted.
-    mask = named_mask(old, None)
-    samples = (
-        read_samples(inputs, old, mask)
+    mask = samples.named_mask(old, None)
+    measured = (
+        samples.read_samples(inputs, old, mask)
         if inputs
-        else with_valid_tokens(recorded_samples(package.vectors), old, mask)
+        else samples.with_valid_tokens(samples.recorded_samples(package.vectors), old, mask)
     )
     with progress.step("comparing the package with its original model"):
         require_equal(package)
     with progress.step("counting heads"):
-        loads = head_loads(package, samples)
+        loads = head_loads(package, measured)
     fixed = [load.most_used(number, by) for load, number in zip(loads, numbers, strict=True)]
     with progress.step("cutting weights"):
         model, before, pruned, fixed = _pruned(package, fixed, allow_whole)

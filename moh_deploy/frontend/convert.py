@@ -12,24 +12,15 @@ from torch.export.graph_signature import OutputKind
 
 from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend import limits
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.fx.containers import output_names
-from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.sizes import SizeTrials, resize_inputs
-from moh_deploy.frontend.limits import (
-    Ranges,
-    Relations,
-    cut_tables,
-    dim_ranges,
-    dim_sums,
-    dynamic_axes,
-    joined_dims,
-    with_tables,
-)
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.limits import Ranges
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.normalize.plain_attention import (
@@ -37,21 +28,19 @@ from moh_deploy.frontend.normalize.plain_attention import (
     refuse_flex_attention,
 )
 from moh_deploy.frontend.prove import original
+from moh_deploy.frontend.prove.measured_rounding import ValidElements
 from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.size_runs import record_sizes
-from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
 from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
-from moh_deploy.frontend.rewrite.operands import Swap
-from moh_deploy.frontend.rewrite.rewritten import view_attention
-from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
+from moh_deploy.frontend.rewrite.rewritten import Swap, view_attention
+from moh_deploy.frontend.rewrite.tokens_first import insert_token_layout
 from moh_deploy.frontend.trace import trace
 from moh_deploy.graph.export_names import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.system.progress import Progress
-from moh_deploy.system.user_code import describe_error
 
 
 @dataclass(frozen=True)
@@ -108,47 +97,32 @@ def convert(
         ExportError: If a step fails, or if the traced program is not the original model.
     """
     with progress.step("tracing the model"):
-        try:
-            program = trace(model, inputs)
-        except ExportError:
-            _run_example(model, inputs)  # the model itself may fail on these inputs
-            raise
-        refuse_flex_attention(program)
-        program = normalize(program)
-        _check_stateless(program)
-        ranges = dim_ranges(program, inputs)
-        relations, sums = Relations.of(program, inputs), dim_sums(program, inputs)
-        joined, tables = joined_dims(program, inputs), cut_tables(program, inputs)
+        program = _normalized_trace(model, inputs)
+        ranges = limits.dim_ranges(program, inputs)
+        relations, sums = limits.Relations.of(program, inputs), limits.dim_sums(program, inputs)
+        joined, tables = limits.joined_dims(program, inputs), limits.cut_tables(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
-        shown: tuple[str, ...] = ()
-        if any(item.says_valid for item in inputs):
-            _check_padding_input(program, found.layers, inputs)
-        elif find_padding:
-            inputs, shown = _with_padding_input(program, found.layers, inputs)
+        inputs, shown = _with_padding_input(program, found.layers, inputs, find_padding)
         rewrites = insert(program, found.layers, mask_trials(program, inputs))
         inputs = _with_new_tokens(program, rewrites, inputs)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
         rewrites = view_attention(program, rewrites)
     with progress.step("recording the original model"), original.one_thread_if_small(model):
-        example, flops = _run_example(model, inputs)
+        example, flops = original.run_example(model, inputs)
         elements = ValidElements.of(program, inputs, outputs)
         sizes = record_sizes(
             SizeTrials(
                 inputs,
                 partial(original.run_original, model),
-                ranges={n: limits for n, limits in ranges.items() if n not in relations.forms},
+                ranges={n: span for n, span in ranges.items() if n not in relations.forms},
                 complete=relations.complete,
             ),
             example,
             lambda run: original.try_to_record(
-                program,
-                rewrites,
-                swaps,
-                run,
-                outputs,
+                *(program, rewrites, swaps, run, outputs),
                 valid=elements.where(run.valid_tokens),
                 measure_rounding=run is example,
             ),
@@ -162,18 +136,16 @@ def convert(
     with progress.step("translating to ONNX"):
         committed = commit(program, rewrites, agreeing)
         fold_constants(committed, by_torch=model.original is None)
-        onnx_model, layer_names = _translate(committed, rewrites, inputs, outputs, opset)
-        if model.original is not None:
-            onnx_model.metadata_props.update(model.original.source.metadata)
-    mask = next((item for item in inputs if item.says_valid), None)
+        metadata = {} if model.original is None else model.original.source.metadata
+        onnx_model, names_of = _translate(committed, rewrites, inputs, outputs, opset, metadata)
     return Converted(
         model=onnx_model,
         inputs=tuple(map(_input_info, inputs)),
         outputs=tuple(map(_output_info, onnx_model.graph.outputs)),
         dims=example_sizes(inputs),
         layers=tuple(
-            _layer_info(rewrite, named, [recording.layers[index] for recording in sizes.recordings])
-            for index, (rewrite, named) in enumerate(zip(rewrites, layer_names, strict=True))
+            _layer_info(rewrite, named, [recording.layers[i] for recording in sizes.recordings])
+            for i, (rewrite, named) in enumerate(zip(rewrites, names_of, strict=True))
         ),
         kept=kept,
         near_misses=found.near_misses,
@@ -186,16 +158,44 @@ def convert(
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=relations.complete_ranges(sizes.ranges),
-        dim_sums=with_tables(sums, sizes.ranges, tables),
+        dim_sums=limits.with_tables(sums, sizes.ranges, tables),
         limits=sizes.reasons,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
-        valid_tokens=None if mask is None else mask.mask_name,
-        new_tokens=None if mask is None else mask.new_tokens,
+        valid_tokens=next((item.mask_name for item in inputs if item.says_valid), None),
+        new_tokens=next((item.new_tokens for item in inputs if item.says_valid), None),
         padding_inputs=shown,
         from_onnx=model.original is not None,
     )
+
+
+def _normalized_trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
+    """Trace a model and normalise the program.
+
+    Raises:
+        ExportError: The model fails, cannot be traced, or changes its inputs or its own state.
+    """
+    try:
+        program = trace(model, inputs)
+    except ExportError:
+        original.run_example(model, inputs)  # the model itself may fail on these inputs
+        raise
+    refuse_flex_attention(program)
+    program = normalize(program)
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            raise ExportError(
+                f"the model writes into its input '{spec.target}'.",
+                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
+            )
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise ExportError(
+                f"the model changes its own state while it runs ('{spec.target}').",
+                hint="Pass state such as a KV cache as inputs and outputs; change what training"
+                " alone needs under `if self.training`.",
+            )
+    return program
 
 
 def _ranges_at(
@@ -206,24 +206,44 @@ def _ranges_at(
         return None
     resized = resize_inputs(inputs, {name: size})
     try:
-        return dim_ranges(trace(model, resized), resized)
+        return limits.dim_ranges(trace(model, resized), resized)
     except ExportError:
         return None
 
 
 def _with_padding_input(
-    program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
-) -> tuple[tuple[ModelInput, ...], tuple[str, ...]]:
+    program: ExportedProgram,
+    layers: Sequence[MoHLayer],
+    inputs: Sequence[ModelInput],
+    find_padding: bool,
+) -> tuple[Sequence[ModelInput], tuple[str, ...]]:
     """Mark the input of which the graph shows that it says which tokens are valid, and how.
 
     Of several, the first is taken where all have the same axes and agree in the example: leaving
     out what is padding by one of them is safe, and the others' padding is compared.
 
     Returns:
-        The inputs, and the names of all of which that is shown.
+        The inputs, and the names of all of which that is shown, if the user named none.
+
+    Raises:
+        ConfigError: The user named a mask of which the graph shows the opposite.
     """
+    is_named = any(item.says_valid for item in inputs)
+    if not is_named and not find_padding:
+        return inputs, ()
     places = padding_inputs(program, layers, [item.value for item in inputs])
     shown = [replace(inputs[at], says_valid=True, marks_padding=places[at]) for at in places]
+    if is_named:
+        for at, right in zip(places, shown, strict=True):
+            item = inputs[at]
+            if item.says_valid and item.marks_padding != right.marks_padding:
+                raise ConfigError(
+                    f"valid_tokens is '{item.mask_name}', but the graph shows that '{item.name}' is"
+                    f" {int(right.marks_padding)} for padding: there no attention of an MoH layer"
+                    " reads a token.",
+                    hint=f"Name it '{right.mask_name}', or leave the option out.",
+                )
+        return inputs, ()
     agree = all(
         item.dims == shown[0].dims
         and torch.equal(item.value != item.marks_padding, shown[0].value != shown[0].marks_padding)
@@ -236,24 +256,9 @@ def _with_padding_input(
     return marked, tuple(item.mask_name for item in shown)
 
 
-def _check_padding_input(
-    program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
-) -> None:
-    """Refuse a mask that was named, of which the graph shows the opposite."""
-    places = padding_inputs(program, layers, [item.value for item in inputs])
-    for item, padding in ((inputs[at], padding) for at, padding in places.items()):
-        if item.says_valid and item.marks_padding != padding:
-            right = replace(item, marks_padding=padding).mask_name
-            raise ConfigError(
-                f"valid_tokens is '{item.mask_name}', but the graph shows that '{item.name}' is"
-                f" {int(padding)} for padding: there no attention of an MoH layer reads a token.",
-                hint=f"Name it '{right}', or leave the option out.",
-            )
-
-
 def mask_trials(program: ExportedProgram, inputs: Sequence[ModelInput]) -> MaskTrials:
     """Return what masks of a program are tried with."""
-    relations = Relations.of(program, inputs)
+    relations = limits.Relations.of(program, inputs)
     at = next((place for place, item in enumerate(inputs) if item.says_valid), None)
 
     def resize(sizes: Mapping[str, int]) -> list[torch.Tensor]:
@@ -263,7 +268,7 @@ def mask_trials(program: ExportedProgram, inputs: Sequence[ModelInput]) -> MaskT
     return MaskTrials(
         [item.value for item in inputs],
         example_sizes(inputs),
-        dim_ranges(program, inputs),
+        limits.dim_ranges(program, inputs),
         resize,
         None if at is None else (at, inputs[at].marks_padding),
     )
@@ -276,7 +281,7 @@ def _with_new_tokens(
 
     They are queries that count their places from the last key, of keys that the mask hides.
     """
-    names = {size: str(expr) for _, _, expr, size in dynamic_axes(program, inputs)}
+    names = {size: str(expr) for _, _, expr, size in limits.dynamic_axes(program, inputs)}
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     marked = list(inputs)
     for place, name in enumerate(program.graph_signature.user_inputs):
@@ -297,6 +302,7 @@ def _translate(
     inputs: Sequence[ModelInput],
     outputs: Sequence[str],
     opset: int,
+    metadata: Mapping[str, str],
 ) -> tuple[ir.Model, tuple[LayerNames, ...]]:
     """Return the ONNX model of a committed program, and how its layers are named in it."""
     model = emit(program, input_names=[item.name for item in inputs], opset=opset)
@@ -311,41 +317,13 @@ def _translate(
     names = finish_export(
         model,
         layers,
-        dims=[parsed_dims(item) for item in inputs],
+        dims=[item.parsed_dims for item in inputs],
         outputs=outputs,
         output_types=list(output_types(program)),
         opset=opset,
     )
+    model.metadata_props.update(metadata)
     return model, names
-
-
-def _run_example(
-    model: LoadedModel, inputs: Sequence[ModelInput]
-) -> tuple[original.OriginalRun, int | None]:
-    """Run the user's own code, which may fail in any way."""
-    try:
-        return original.run_example(model, inputs)
-    except Exception as error:
-        given = ", ".join(map(original.input_text, inputs))
-        raise ExportError(
-            f"the model itself fails on these inputs ({given}): {describe_error(error)}.",
-            hint="Check names, shapes and dtypes; --dtype brings model and inputs to one dtype.",
-        ) from error
-
-
-def _check_stateless(program: ExportedProgram) -> None:
-    for spec in program.graph_signature.output_specs:
-        if spec.kind is OutputKind.USER_INPUT_MUTATION:
-            raise ExportError(
-                f"the model writes into its input '{spec.target}'.",
-                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
-            )
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise ExportError(
-                f"the model changes its own state while it runs ('{spec.target}').",
-                hint="Pass state such as a KV cache as inputs and outputs; change what training"
-                " alone needs under `if self.training`.",
-            )
 
 
 def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str:
@@ -425,7 +403,7 @@ def _layer_info(
 
 
 def _input_info(item: ModelInput) -> package.TensorInfo:
-    dims = parsed_dims(item)
+    dims = item.parsed_dims
     shape = tuple(
         str(dims[axis]) if axis in dims else size for axis, size in enumerate(item.value.shape)
     )

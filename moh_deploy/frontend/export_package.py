@@ -10,58 +10,37 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from moh_deploy import __version__
-from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
-from moh_deploy.config.options import ExportOptions
+from moh_deploy import __version__, package
+from moh_deploy.config.dtypes import ComputeType
+from moh_deploy.config.export_config import ExportConfig, resolve
+from moh_deploy.config.options import ExportOptions, RequiredLayers
 from moh_deploy.derive.forms import with_caches_in_place
-from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.export_report import ExportReport
-from moh_deploy.frontend.inputs.from_options import asked_mask, decoder_outputs, example_inputs
+from moh_deploy.frontend.inputs.example_inputs import decoder_outputs, example_inputs
 from moh_deploy.frontend.load.decoder import text_generation
-from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
+from moh_deploy.frontend.load.load import load
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
 from moh_deploy.ops.spec import MIN_OPSET
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    LayerInfo,
-    Manifest,
-    NearMiss,
-    PackageWriter,
-    Proof,
-    TextGeneration,
-    check_package_output,
-    load_without_weights,
-)
 from moh_deploy.package.facts import with_shown
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.perf.cost_model.first_choices import first_choices
-from moh_deploy.report.numbers import count
+from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.layers_text import not_layers, reasons
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
-from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
-
-
-def required_layers(options: ExportOptions, config: ExportConfig) -> RequiredLayers | None:
-    """Return how many layers are required, by the option or else by the configuration.
-
-    Raises:
-        ConfigError: It is neither a number from 0 on nor `all`.
-    """
-    wanted = config.require_layers if options.require_layers is None else options.require_layers
-    if wanted is None or wanted == "all" or (isinstance(wanted, int) and wanted >= 0):
-        return wanted
-    raise ConfigError(f"require_layers is '{wanted}', expected a number from 0 on, or all.")
+from moh_deploy.validate.compare.verify_runs import Prove, Way, early_prover
 
 
 def require_layers(
-    wanted: RequiredLayers | None, layers: Sequence[LayerInfo], near_misses: Sequence[NearMiss]
+    wanted: RequiredLayers | None,
+    layers: Sequence[package.LayerInfo],
+    near_misses: Sequence[package.NearMiss],
 ) -> None:
     """Check that enough layers were replaced.
 
@@ -114,23 +93,21 @@ def export_package(
     """
     progress = progress or SilentProgress()
     # Before the model is loaded and traced, which may take minutes.
-    check_package_output(options.output)
-    config = load_config(options.config, options.overrides)
-    wanted = required_layers(options, config)
+    package.check_package_output(options.output)
+    config = resolve(options)
     # The process that is to compare imports what it needs while the model is traced here.
     with early_prover() as prove:
-        return _export(options, config, wanted, prove, progress)
+        return _export(options, config, prove, progress)
 
 
 def _export(
     options: ExportOptions,
     config: ExportConfig,
-    wanted: RequiredLayers | None,
     prove: Prove,
     progress: SilentProgress,
 ) -> ExportReport:
     converted, source = _convert(options, config, progress)
-    require_layers(wanted, converted.layers, converted.near_misses)
+    require_layers(config.require_layers, converted.layers, converted.near_misses)
     # Each layer runs as is predicted to be the fastest: here, or where there are kernels. Without
     # a library AVX-512 is assumed, the only one that costs were measured on.
     layers = first_choices(
@@ -141,12 +118,12 @@ def _export(
         dim_ranges=converted.dim_ranges,
     )
     choose_layers(converted.model, layers)
-    manifest = _manifest(replace(converted, layers=layers), source, options, config)
+    manifest = _manifest(replace(converted, layers=layers), source, config.compute_type)
     vectors = converted.vectors
     if options.cache == "in-place":
         with progress.step("putting the caches in place"):
             manifest, vectors = with_caches_in_place(converted.model, manifest, vectors)
-    with PackageWriter(options.output) as writer:
+    with package.PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
             # Weights are most of a package: better refused now than with a full disk.
             values = converted.model.graph.initializers.values()
@@ -154,12 +131,12 @@ def _export(
                 value.const_value.nbytes for value in values if value.const_value is not None
             )
             writer.require_free(size)
-            path = writer.path(MODEL_NAME)
+            path = writer.path(package.MODEL_NAME)
             if size > EXTERNAL_DATA_BYTES:
-                ir.save(converted.model, path, external_data=MODEL_DATA_NAME)
+                ir.save(converted.model, path, external_data=package.MODEL_DATA_NAME)
             else:
                 save_with_weights(converted.model, path)
-            model = load_without_weights(path)
+            model = package.load_without_weights(path)
             # A router may be told by its operators as another form than by its code.
             forms = [fact for fact in model_facts(manifest, model) if fact.name == "router"]
             manifest = with_shown(manifest, forms)
@@ -174,10 +151,10 @@ def _export(
         with progress.step("comparing the package with the original model"):
             runs = prove(writer.root, _ways(manifest))
         # What any runtime computes, with kernels or without, is the function bodies' result.
-        proof = Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
-        package = writer.publish(replace(manifest, proof=proof))
+        proof = package.Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
+        written = writer.publish(replace(manifest, proof=proof))
     return ExportReport(
-        package=package.root,
+        package=written.root,
         layers=manifest.layers,
         kept=manifest.kept,
         near_misses=manifest.near_misses,
@@ -204,11 +181,11 @@ class _Source(NamedTuple):
     """What a package says of the model that it was made from, and brings along."""
 
     sha256: str | None
-    text_generation: TextGeneration | None
+    text_generation: package.TextGeneration | None
     tokenizer: tuple[Path, ...]
 
 
-def _ways(manifest: Manifest) -> list[Way]:
+def _ways(manifest: package.Manifest) -> list[Way]:
     """Return how to run a package to prove it: function bodies, and kernels where there are any.
 
     Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
@@ -222,9 +199,22 @@ def _convert(
 ) -> tuple[Converted, _Source]:
     with progress.step("loading the model"):
         has_inputs = options.inputs is not None or options.input_specs or config.inputs
-        model = load(options, config, needs_example=not has_inputs)
-        model, inputs = example_inputs(options, config, model)
-        model, inputs = in_dtype(options, model, inputs)
+        model = load(
+            options.model,
+            config.model,
+            task=options.task,
+            dtype=options.dtype,
+            trust_pickle=options.trust_pickle,
+            trust_code=options.trust_code,
+            needs_example=not has_inputs,
+        )
+        model, inputs = example_inputs(
+            model,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
     # The names and operator set that an ONNX file, or a task, has.
     original = None if model.original is None else model.original.source
     own_names = () if original is None else original.outputs
@@ -233,13 +223,13 @@ def _convert(
     # Bodies can be written from MIN_OPSET on.
     own_opset = DEFAULT_OPSET if original is None else max(original.opset, MIN_OPSET)
     # Tracing runs the model, which may import more of the user's code.
-    with user_code(code_dirs(options, config)):
+    with user_code(config.model.code_dirs):
         converted = convert(
             model,
             inputs,
-            names=options.output_names or tuple(config.outputs) or own_names,
+            names=config.outputs or own_names,
             opset=options.opset or own_opset,
-            find_padding=asked_mask(options, config) is None,
+            find_padding=config.valid_tokens is None,
             progress=progress,
         )
     # The model itself goes: its weights would stay in memory.
@@ -253,10 +243,9 @@ def _convert(
 def _manifest(
     converted: Converted,
     source: _Source,
-    options: ExportOptions,
-    config: ExportConfig,
-) -> Manifest:
-    return Manifest(
+    compute_type: ComputeType,
+) -> package.Manifest:
+    return package.Manifest(
         inputs=converted.inputs,
         outputs=converted.outputs,
         dims=converted.dims,
@@ -275,7 +264,7 @@ def _manifest(
         new_tokens=converted.new_tokens,
         dim_ranges=converted.dim_ranges,
         dim_sums=converted.dim_sums,
-        compute_type=options.compute_type or config.compute_type,
+        compute_type=compute_type,
         text_generation=source.text_generation,
         checkpoint_sha256=source.sha256,
         made_with={
@@ -286,8 +275,3 @@ def _manifest(
             **({"onnxruntime": version("onnxruntime")} if converted.from_onnx else {}),
         },
     )
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    values = model.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)

@@ -16,12 +16,10 @@ from moh_deploy.package import (
 )
 from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.report.document import Block, Document, Text
-from moh_deploy.report.json import in_json
-from moh_deploy.report.numbers import count
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, in_json
 from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.validate.compare.fresh_process import ProvenRun
+from moh_deploy.validate.compare.verify_runs import ProvenRun
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.graph import argument, op, tensor
 from moh_deploy.frontend.fx.known_values import Constants
-from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
-from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput, example_sizes
 from moh_deploy.package import DimSum
 
 _SMALLEST_TRACED = 2
@@ -41,7 +40,7 @@ def dynamic_axes(
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
         shape = placeholders[name].meta["val"].shape
-        for axis, expr in parsed_dims(item).items():
+        for axis, expr in item.parsed_dims.items():
             size = shape[axis]
             form = sympy.Integer(size) if isinstance(size, int) else size.node.expr
             limits = program.range_constraints.get(form)

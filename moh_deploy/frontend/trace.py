@@ -18,7 +18,6 @@ from torch.fx.traceback import preserve_node_meta
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import drop_bound_inputs
 from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput, positional, taking_tensors
@@ -164,7 +163,7 @@ def _related_sizes(module: torch.nn.Module, inputs: Sequence[ModelInput]) -> Ite
     """
     places: dict[str, list[tuple[int, int, DimExpr]]] = {}
     for index, item in enumerate(inputs):
-        for axis, expr in parsed_dims(item).items():
+        for axis, expr in item.parsed_dims.items():
             places.setdefault(expr.name, []).append((index, axis, expr))
 
     cls = type(module)  # that of `taking_tensors`, which nobody else has
@@ -210,7 +209,7 @@ def dynamic_shapes(
         names: The parameters, as `taking_tensors` calls them.
         bounds: Smallest and largest size of some dimensions.
     """
-    exprs = [parsed_dims(item) for item in inputs]
+    exprs = [item.parsed_dims for item in inputs]
     plain = {expr.name for axes in exprs for expr in axes.values() if expr.is_plain}
 
     def dim(expr: DimExpr) -> object:

@@ -18,7 +18,6 @@ import onnx_ir as ir
 from onnxscript import version_converter
 
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.graph.add_function_bodies import add_function_bodies, drop_bodies
 from moh_deploy.graph.growing_caches import (
     CacheLengths,
     GrowingCache,
@@ -26,7 +25,7 @@ from moh_deploy.graph.growing_caches import (
     growing_caches,
     parsed,
 )
-from moh_deploy.graph.load_model import infer_types, store_array
+from moh_deploy.graph.load_model import add_function_bodies, drop_bodies, infer_types, store_array
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import MOH_ATTENTION, is_moh_op
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN

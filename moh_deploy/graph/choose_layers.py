@@ -10,26 +10,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from moh_deploy import package
 from moh_deploy.errors import PackageError
-from moh_deploy.graph.add_function_bodies import import_domains
-from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.load_model import import_domains, load_ir
 from moh_deploy.graph.switch_by_size import switch_rules_of, with_switches, without_switches
 from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    LayerInfo,
-    OnnxPackage,
-    PackageWriter,
-    Runtime,
-    Tuning,
-    node_rules,
-)
 from moh_deploy.package.onnx_file import save_with_weights
 
 
-def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
+def choose_layers(model: ir.Model, layers: Sequence[package.LayerInfo]) -> bool:
     """Move nodes, and bring along the bodies that they need there.
 
     A node keeps its number: one operator's bodies are told apart in both domains alike.
@@ -43,7 +33,7 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
         PackageError: The model lacks the node of a layer.
     """
     rules, places = (
-        node_rules(layers),
+        package.node_rules(layers),
         {node.name: base_domain(node.domain) or "" for node in _custom_nodes(model)}
         | switch_rules_of(model),
     )
@@ -111,13 +101,13 @@ def _copied(function: ir.Function, domain: str) -> ir.Function:
 
 
 def write_choices(
-    package: OnnxPackage,
-    layers: Sequence[LayerInfo],
+    original: package.OnnxPackage,
+    layers: Sequence[package.LayerInfo],
     output: Path,
     *,
-    tuning: Tuning | None = None,
-    runtime: Runtime | None = None,
-) -> OnnxPackage:
+    tuning: package.Tuning | None = None,
+    runtime: package.Runtime | None = None,
+) -> package.OnnxPackage:
     """Write the package with these layers in place of its own.
 
     Args:
@@ -131,17 +121,19 @@ def write_choices(
         PackageError: It cannot be written, the disk is full, or the model lacks a layer's node.
             What was there is still there.
     """
-    model = load_ir(package)
+    model = load_ir(original)
     choose_layers(model, layers)
-    with PackageWriter(output) as writer:
-        if MODEL_DATA_NAME in package.manifest.files:
+    with package.PackageWriter(output) as writer:
+        if package.MODEL_DATA_NAME in original.manifest.files:
             # Choices change no weight, so a gigabyte of them is linked and not written again.
-            writer.bring_along(package, MODEL_DATA_NAME)
-            ir.save(model, writer.path(MODEL_NAME))
+            writer.bring_along(original, package.MODEL_DATA_NAME)
+            ir.save(model, writer.path(package.MODEL_NAME))
         else:
-            save_with_weights(model, writer.path(MODEL_NAME))
-        writer.bring_tokenizer(package)
+            save_with_weights(model, writer.path(package.MODEL_NAME))
+        writer.bring_tokenizer(original)
         # `ops` lists domains, which the choices have changed.
-        manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
+        manifest = replace(
+            original.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning
+        )
         manifest = replace(manifest, runtime=runtime or manifest.runtime)
-        return writer.finish(manifest, package.vectors, package.corpus)
+        return writer.finish(manifest, original.vectors, original.corpus)

@@ -14,7 +14,7 @@ from onnx import helper
 
 from moh_deploy.ops import OPS
 from moh_deploy.package.graph_nodes import all_nodes, computed_from, dense_twin, makers_of, reads
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo
 from moh_deploy.system.npz import Array
 
 # Drop what an edit has left without a reader.

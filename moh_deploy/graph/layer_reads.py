@@ -3,8 +3,6 @@
 A layer whose router is of plain operators has no such place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +15,27 @@ from moh_deploy.graph.forced_gates import GATES_INPUT, add_input, gate_views, ro
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
 from moh_deploy.package import graph_nodes
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo
 
-# Make inputs of the logits that routers read.
+
+@dataclass(frozen=True)
+class RouterLogits:
+    """The MoHRouter of one layer: its logits, gates and attributes, and who reads its gates."""
+
+    path: str  # the layer
+    node: str  # name of the MoHRouter node
+    # Port to the value that it reads there, for the ports that are present.
+    logits: Mapping[str, str]
+    gates: str  # the value that it makes, [B, S, H]
+    attributes: Mapping[str, int | str]  # those of the node
+    # The value that the layer's attention makes; None where it was not replaced.
+    attention: str | None
+    in_order: bool  # the recorded gates hold the tokens in the order in which the router has them
+    form: RouterForm  # what is known of routers of its kind
+
+    def forced(self, port: str) -> str:
+        """Return the name of the input that holds the logits to be used."""
+        return f"{self.node}.{port}.forced"
 
 
 def force_logits(
@@ -45,26 +61,6 @@ PORTS = tuple(port.name for port in MOH_ROUTER.inputs)
 
 # A Transpose may move tokens; these may not.
 _KEEP_ORDER = WEIGHING | {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
-
-
-@dataclass(frozen=True)
-class RouterLogits:
-    """The MoHRouter of one layer: its logits, gates and attributes, and who reads its gates."""
-
-    path: str  # the layer
-    node: str  # name of the MoHRouter node
-    # Port to the value that it reads there, for the ports that are present.
-    logits: Mapping[str, str]
-    gates: str  # the value that it makes, [B, S, H]
-    attributes: Mapping[str, int | str]  # those of the node
-    # The value that the layer's attention makes; None where it was not replaced.
-    attention: str | None
-    in_order: bool  # the recorded gates hold the tokens in the order in which the router has them
-    form: RouterForm  # what is known of routers of its kind
-
-    def forced(self, port: str) -> str:
-        """Return the name of the input that holds the logits to be used."""
-        return f"{self.node}.{port}.forced"
 
 
 def router_logits(

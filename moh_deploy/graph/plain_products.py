@@ -9,8 +9,7 @@ import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.graph.add_function_bodies import import_domains
-from moh_deploy.graph.load_model import store_array
+from moh_deploy.graph.load_model import import_domains, store_array
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import is_moh_op, op_names
 from moh_deploy.package import LayerInfo

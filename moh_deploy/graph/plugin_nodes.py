@@ -7,8 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from moh_deploy.graph.add_function_bodies import own_attributes, types_of_inputs
-from moh_deploy.graph.load_model import store_array
+from moh_deploy.graph.load_model import own_attributes, store_array, types_of_inputs
 from moh_deploy.ops import OPS, is_moh_op, op_names
 from moh_deploy.ops.attention_function import variant_of
 from moh_deploy.ops.attention_shapes import ATTN_MASK

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from moh_deploy.graph.add_function_bodies import (
+from moh_deploy.graph.load_model import (
     add_function_bodies,
     drop_bodies,
+    infer_types,
     own_attributes,
     types_of_inputs,
 )
-from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.narrowing import FixedHeads, LayerEdit, Narrowing, NotNarrowedError
 from moh_deploy.graph.narrowing.rules import RULES
 from moh_deploy.graph.switch_by_size import without_switches

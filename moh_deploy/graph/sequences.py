@@ -10,9 +10,8 @@ import onnx_ir as ir
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph import export_names
-from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.load_model import infer_types, inline_functions
+from moh_deploy.graph.load_model import add_function_bodies, infer_types, inline_functions
 from moh_deploy.graph.plugin_nodes import close_input_gaps, float_masks, fuse_attention, tell_fields
 from moh_deploy.graph.precision_casts import Raised, lower_precision, raise_precision
 from moh_deploy.graph.precision_policy import LowType, PrecisionPlan, plan_precision

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.graph.add_function_bodies import add_body, import_domains
 from moh_deploy.graph.integer_policy import PROJECTIONS
-from moh_deploy.graph.load_model import store_array
+from moh_deploy.graph.load_model import add_body, import_domains, store_array
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.nbits_product import ACCURACY_LEVEL, BLOCK, CONTRIB_DOMAIN, RANKS
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, numbered_domain

@@ -18,7 +18,7 @@ from moh_deploy.machine.cpu import CpuFacts, OpenVinoFacts, probe_cpu, probe_ope
 from moh_deploy.machine.gpu import ORT_CUDA_NAME, GpuFacts, LibraryFacts, probe_gpu, probe_ort_cuda
 from moh_deploy.machine.packages import Packages, probe_packages
 from moh_deploy.machine.tools import OLDEST_NVCC, Tools, probe_tools
-from moh_deploy.report.json import FLAT, in_json
+from moh_deploy.report.report import FLAT, in_json
 from moh_deploy.system.nvidia_driver import DRIVER_HINT, Gpu, takes_cuda
 from moh_deploy.system.progress import Progress
 

@@ -21,24 +21,19 @@ from moh_deploy.package.choices import (
     with_ranges,
     without_ranges,
 )
-from moh_deploy.package.corpus import (
-    MOST_CORPUS_BYTES,
-    MOST_SAMPLES,
-    ORIGINAL,
-    CorpusSample,
-    MinedToken,
-    bounded,
-)
 from moh_deploy.package.interface import (
     CacheBuffer,
     CachesInPlace,
     Call,
     CallArgument,
+    Choice,
     DimSum,
+    LayerInfo,
+    RouterTypes,
+    SizeRange,
     TensorInfo,
     TextGeneration,
 )
-from moh_deploy.package.layer_info import Choice, LayerInfo, RouterTypes, SizeRange
 from moh_deploy.package.manifest import (
     Float32Node,
     KeptOperators,
@@ -67,7 +62,15 @@ from moh_deploy.package.spread import (
     fingerprint_spread,
     spread,
 )
-from moh_deploy.package.vectors import VectorSet
+from moh_deploy.package.vectors import (
+    MOST_CORPUS_BYTES,
+    MOST_SAMPLES,
+    ORIGINAL,
+    CorpusSample,
+    MinedToken,
+    VectorSet,
+    bounded,
+)
 from moh_deploy.package.writer import (
     TOKENIZER_FILES,
     TOKENIZER_NAME,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN
-from moh_deploy.package.layer_info import Choice, LayerInfo, SizeRange
+from moh_deploy.package.interface import Choice, LayerInfo, SizeRange
 from moh_deploy.system.suggest import did_you_mean
 
 # Choices by size: parse and write ranges, and find the choice that some sizes mean.

@@ -1,7 +1,5 @@
 """Facts that the manifest and another file of a package state alike, or the package is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +9,18 @@ import numpy as np
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package.interface import marks_padding, mask_input
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo, marks_padding, mask_input
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.vectors import VectorSet
 
-# Facts that both the manifest and the recorded runs state.
+
+class StatedFact(NamedTuple):
+    """A statement of the manifest, and the same as another file of the package shows it."""
+
+    name: str  # key path; of a layer, the name of its field
+    said: object  # the value in the manifest
+    shown: object  # the value that the other file shows
+    layer: int | None = None  # number of the layer; None for a fact of the whole model
 
 
 def recorded_facts(manifest: Manifest, vectors: Sequence[VectorSet]) -> Iterator[StatedFact]:
@@ -96,15 +100,6 @@ def _top_k_shown(
             )
         ]
         yield "top_k", layer.top_k if layer.top_k in fitting else next(iter(fitting), None)
-
-
-class StatedFact(NamedTuple):
-    """A statement of the manifest, and the same as another file of the package shows it."""
-
-    name: str  # key path; of a layer, the name of its field
-    said: object  # the value in the manifest
-    shown: object  # the value that the other file shows
-    layer: int | None = None  # number of the layer; None for a fact of the whole model
 
 
 def with_shown(manifest: Manifest, facts: Iterable[StatedFact]) -> Manifest:

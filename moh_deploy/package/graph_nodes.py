@@ -7,7 +7,7 @@ import onnx
 
 from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo
 
 # Find nodes whose domain depends on sizes, in the branches that hold them.
 #

@@ -1,7 +1,5 @@
 """The contents of a package's `manifest.json`, as types."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -11,7 +9,7 @@ from pydantic import AfterValidator, Field
 from moh_deploy.config.dtypes import PRECISIONS, ComputeType, Runtime
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.package import interface
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import LayerInfo
 
 # Types of the manifest for measurements: proof, rounding, times.
 
@@ -51,6 +49,12 @@ class Rounding(Strict):
     layers: tuple[LayerRounding, ...]  # of each layer, in the manifest's order
 
 
+def _in_range(number: float, most: float) -> float:
+    if not (math.isnan(number) or 0 <= number <= most):
+        raise ValueError(f"is {number}, expected 0 to {most}")
+    return number
+
+
 @dataclass(frozen=True)
 class Proof(Strict):
     """The proof that a package equals the original, as the export measured it."""
@@ -65,12 +69,6 @@ class Proof(Strict):
     routing_agreement: Annotated[float, AfterValidator(lambda share: _in_range(share, 1))]
     # The dimension sizes of each vector set, such as `({"batch": 2}, {"batch": 3})`.
     sizes: tuple[dict[str, interface.WholeSize], ...]
-
-
-def _in_range(number: float, most: float) -> float:
-    if not (math.isnan(number) or 0 <= number <= most):
-        raise ValueError(f"is {number}, expected 0 to {most}")
-    return number
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package import graph_nodes
 from moh_deploy.package.choices import node_rules
 from moh_deploy.package.facts import StatedFact
-from moh_deploy.package.interface import CachesInPlace, TensorInfo
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import CachesInPlace, LayerInfo, TensorInfo
 from moh_deploy.package.manifest import Manifest
 
 _ATTENTIONS = get_args(op_names.AttentionOp)

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.facts import check_facts, recorded_facts
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_outline import ExternalTensor, load_without_weights, read_outline
-from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, check_vectors, read_vectors
+from moh_deploy.package.vectors import (
+    CORPUS_NAME,
+    VECTORS_NAME,
+    CorpusSample,
+    VectorSet,
+    check_vectors,
+    read_corpus,
+    read_vectors,
+)
 from moh_deploy.system.sealed_directory import SealedDirectory
 from moh_deploy.system.staging import is_hidden_name
 

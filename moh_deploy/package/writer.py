@@ -9,12 +9,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage, sealed
-from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
+from moh_deploy.package.vectors import (
+    CORPUS_NAME,
+    VECTORS_NAME,
+    CorpusSample,
+    VectorSet,
+    write_corpus,
+    write_vectors,
+)
 from moh_deploy.system import replaceable
 from moh_deploy.system.replaceable import DirectoryKind
 from moh_deploy.system.staging import StagedDirectory, link_or_copy

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from moh_deploy import package as pkg
 from moh_deploy.perf.cost_model.prediction import Prediction
-from moh_deploy.report.document import Cell, Table
-from moh_deploy.report.numbers import count, percent
+from moh_deploy.report.document import Cell, Table, percent
+from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import paths_text
 

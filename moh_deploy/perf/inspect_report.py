@@ -18,10 +18,8 @@ from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import LayerInfo, Manifest, choices_for
 from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table
 from moh_deploy.perf.cost_model.prediction import Prediction, shape_of
-from moh_deploy.report.document import Block, Cell, Document, Table
-from moh_deploy.report.json import FLAT, HIDDEN, in_json
-from moh_deploy.report.numbers import count, percent, si
-from moh_deploy.report.report import Report
+from moh_deploy.report.document import Block, Cell, Document, Table, percent
+from moh_deploy.report.report import FLAT, HIDDEN, Report, count, in_json, si
 from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun

@@ -346,3 +346,21 @@ class About:
     subject: str  # Packages or engine, as the user named them
     command: str = ""  # The command line that makes the file again; empty if Python called
     environment: tuple[tuple[str, str], ...] = ()  # Names and values: versions, machine, kernels
+
+
+def percent(share: float | None) -> str | None:
+    """Return `62.5 %`."""
+    return None if share is None else f"{100 * share:.1f} %"
+
+
+def plain(cell: Cell) -> str:
+    """Return the text of a table's cell where there are letters only; None becomes a dash."""
+    if isinstance(cell, Share):
+        cell = percent(cell.value)
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.3g}"
+    return cell.text if isinstance(cell, Status) else str(cell)

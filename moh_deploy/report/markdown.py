@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from moh_deploy.report import document as doc
-from moh_deploy.report.numbers import plain
+from moh_deploy.report.document import plain
 from moh_deploy.system.replaceable import FileKind
 
 # Every file begins with its heading, one of the third level.

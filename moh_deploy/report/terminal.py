@@ -8,8 +8,7 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.markup import escape
 from rich.text import Text as Words
 
-from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict
-from moh_deploy.report.numbers import plain
+from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict, plain
 
 # Columns share the room that there is; what is long and no word, such as a path, is folded. Where
 # words do not fit beside each other, as in a terminal of 80 columns, each row is shown by itself, a

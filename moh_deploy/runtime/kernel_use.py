@@ -9,7 +9,7 @@ from typing import Any, Literal
 from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import ComputeType
-from moh_deploy.report.json import HIDDEN, in_json
+from moh_deploy.report.report import HIDDEN, in_json
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.system.suggest import did_you_mean
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo, choice_text, projections
-from moh_deploy.report.json import HIDDEN
+from moh_deploy.report.report import HIDDEN
 
 LayerImpl = Literal["kernel", "function", "dense"]
 """A node runs on a kernel, as its function body for want of one, or as that on purpose."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import CachesInPlace, KeptOperators, LayerInfo, NearMiss, OtherRouter
 from moh_deploy.package.cache_buffers import BUFFER
-from moh_deploy.report.document import Cell, Share, Table
-from moh_deploy.report.numbers import count, percent
+from moh_deploy.report.document import Cell, Share, Table, percent
+from moh_deploy.report.report import count
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 
 _WORDS: dict[LayerImpl | None, str] = {

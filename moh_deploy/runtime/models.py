@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias, cast
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.graph.forced_gates import computed_gates
 from moh_deploy.package import ComputeType, Manifest, OnnxPackage, Runtime, TensorInfo
-from moh_deploy.report.numbers import count
+from moh_deploy.report.report import count
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels
 from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name

@@ -26,7 +26,7 @@ from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.otlp import OtlpExport
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
-from moh_deploy.validate.reference.user_vectors import check_ranges
+from moh_deploy.validate.reference.samples import check_ranges
 
 # What a container sees of its limit: microseconds of CPU in a period, and the period.
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")

@@ -15,7 +15,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
-from moh_deploy.perf.bench.latency import FreshRun, FreshTask, Timing
+from moh_deploy.perf.bench.candidate import FreshRun, FreshTask, Timing
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.markdown import markdown_text
 from moh_deploy.runtime import models

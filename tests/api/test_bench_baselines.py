@@ -14,7 +14,7 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage, PackageWriter
-from moh_deploy.perf.bench.latency import FreshRun, FreshTask, fresh_run
+from moh_deploy.perf.bench.candidate import FreshRun, FreshTask, fresh_run
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile

@@ -20,7 +20,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.bisection import repair as job
+from moh_deploy.validate.bisection import bisection as job
 from moh_deploy.validate.bisection.cure import Cure, KeptNode
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.places import ForcedModel, NodePlace

@@ -17,7 +17,7 @@ from moh_deploy.decision.plan import read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.bench.latency import FreshRun, FreshTask, Timing
+from moh_deploy.perf.bench.candidate import FreshRun, FreshTask, Timing
 from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz

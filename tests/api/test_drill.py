@@ -8,7 +8,7 @@ from moh_deploy.serving.api.bundle import bundle
 from moh_deploy.serving.api.drill import drill
 from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
 from moh_deploy.serving.genai.bundle import write_genai_bundle
-from moh_deploy.serving.guard.faults import FAULTS
+from moh_deploy.serving.guard.guard_io import FAULTS
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 from tests.routed_package import write_routed

@@ -14,11 +14,10 @@ from torch import nn
 
 import moh_deploy
 from moh_deploy.api.export import _inputs as positional_inputs
-from moh_deploy.config.export_config import ExportConfig, RequiredLayers
-from moh_deploy.config.options import ExportOptions
+from moh_deploy.config.options import RequiredLayers
 from moh_deploy.derive.forms import with_top_k
 from moh_deploy.errors import ConfigError, ExportError, PackageError
-from moh_deploy.frontend.export_package import require_layers, required_layers
+from moh_deploy.frontend.export_package import require_layers
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.fx.containers import tensors_of
 from moh_deploy.frontend.inputs.arguments import bind
@@ -240,23 +239,6 @@ def test_missing_layers_are_refused_with_what_is_known_of_them(
         require_layers(wanted, layers, near_misses)
     assert refused.value.message == message
     assert refused.value.exit_code == 4
-
-
-def test_option_wins_over_the_configuration():
-    config = ExportConfig(require_layers=3)
-    options = ExportOptions("model.pt", Path("out"))
-    assert required_layers(options, config) == 3
-    assert required_layers(replace(options, require_layers="all"), config) == "all"
-    assert required_layers(options, ExportConfig()) is None
-
-
-@pytest.mark.parametrize("wanted", [-1, "most"])
-def test_what_is_no_number_of_layers_is_refused(wanted: object):
-    options = ExportOptions("model.pt", Path("out"), require_layers=wanted)
-    with pytest.raises(
-        ConfigError, match=rf"require_layers is '{wanted}', expected a number from 0 on"
-    ):
-        required_layers(options, ExportConfig())
 
 
 # What a package is made of is not replaced by what is made of it, by any function that does so.

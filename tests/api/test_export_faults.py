@@ -13,10 +13,10 @@ from moh_deploy.errors import ExportError, ValidationError
 from moh_deploy.frontend import convert
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
-from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
+from moh_deploy.frontend.rewrite.tokens_first import insert_token_layout
 from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package import OnnxPackage
-from moh_deploy.report.json import to_json
+from moh_deploy.report.report import to_json
 from tests import small_moh
 from tests.exporting import (
     SMALL_MOH_OPS,

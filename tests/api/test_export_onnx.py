@@ -11,7 +11,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.open_runner import open_runner
 from tests.exporting import prove_in_this_process
-from tests.frontend.inputs.test_from_options import MASKED
+from tests.frontend.inputs.test_example_inputs import MASKED
 from tests.frontend.load.onnx_graph.gated_layers import write_layer
 from tests.frontend.load.onnx_graph.onnx_models import written
 from tests.nightly import nightly

@@ -14,7 +14,7 @@ from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
-from moh_deploy.validate.compare.fresh_process import Way, prove
+from moh_deploy.validate.compare.verify_runs import Way, prove
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
 from tests.nightly import nightly

@@ -10,7 +10,7 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.corpus import CORPUS_NAME
+from moh_deploy.package.vectors import CORPUS_NAME
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.reference.reference import Answers

@@ -22,7 +22,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.validate.reference.head_loads import HeadLoads
+from moh_deploy.validate.reference.layer_values import HeadLoads
 from tests.cuda.trt.packages import FORMS, export
 from tests.grouped_package import HEADS, PATH, write_grouped
 from tests.nightly import nightly

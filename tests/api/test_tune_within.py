@@ -20,10 +20,10 @@ from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.frontend.export_package import export_package
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.tune import within
+from moh_deploy.perf.tune import contests
 from moh_deploy.perf.tune.contests import CONTEST, Differs
 from moh_deploy.perf.tune.quality import QualityCheck
-from moh_deploy.perf.tune.search_report import SearchReport, Tried
+from moh_deploy.perf.tune.report import SearchReport, Tried
 from moh_deploy.runtime.openvino import extension
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import write_npz
@@ -89,14 +89,14 @@ def samples(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> d
 def _only_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO may be there or not: here it is not."""
     required_library()
-    there = within.runtime_name_of
+    there = contests.runtime_name_of
 
     def name_of(runtime: str) -> str:
         if runtime == "openvino":
             raise BackendError("OpenVINO cannot be loaded.", hint="Install it.")
         return there(runtime)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(within, "runtime_name_of", name_of)
+    monkeypatch.setattr(contests, "runtime_name_of", name_of)
 
 
 @pytest.fixture(scope="module")

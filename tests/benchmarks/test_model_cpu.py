@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from moh_deploy.config.export_config import load_config
-from moh_deploy.frontend.inputs.examples import build_inputs
+from moh_deploy.frontend.inputs.arguments import flattened
+from moh_deploy.frontend.inputs.given_inputs import given_values
 from moh_deploy.runtime.kernel_use import choose_kernels
 from tests.benchmarks.conftest import LoadBenchmark, run_script
 from tests.nightly import nightly, sampled
@@ -88,7 +89,7 @@ def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str):
     module = subjects.build_module(
         config.model.factory, config.model.kwargs, code_dirs=config.model.code_dirs
     )
-    inputs = build_inputs(config)
+    inputs = flattened(given_values(config, None, ()))
     gates: list[torch.Tensor] = []
     for part in module.modules():
         if hasattr(part, "_gates"):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.cost_model.break_even import break_even
+from moh_deploy.perf.cost_model.prediction import break_even
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.bounded_json import to_json_text

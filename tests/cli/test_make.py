@@ -21,7 +21,7 @@ from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.native import kernel_library
 from moh_deploy.system.npz import read_npz, write_npz
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.compare.fresh_process import ProvenRun
+from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests import small_moh
 from tests.cli.run_cli import Cli
 from tests.handmade_package import LAYER, MANIFEST

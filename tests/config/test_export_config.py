@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.config.export_config import ExportConfig, load_config
+from moh_deploy.config.export_config import ExportConfig, load_config, resolve
+from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError
 
 EXAMPLE = """
@@ -238,3 +239,40 @@ def test_override_goes_into_what_is_nested(tmp_path: Path):
 def test_problem_is_told_at_its_place_in_the_file(tmp_path: Path, text: str, message: str):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(write(tmp_path, text))
+
+
+def test_options_win_over_the_configuration_and_its_code_comes_second(tmp_path: Path):
+    file, mine = write(tmp_path, EXAMPLE), Path("mine")
+    plain = resolve(ExportOptions("model.pt", OUT, config=file, trust_code=True))
+    assert plain == load_config(file)
+    options = ExportOptions(
+        "model.pt",
+        OUT,
+        config=file,
+        trust_code=True,
+        factory="other:build",
+        code_dirs=(mine,),
+        state_key="model",
+        output_names=("y",),
+        compute_type="bfloat16",
+        require_layers=0,
+        valid_tokens="mask",
+    )
+    config = resolve(options)
+    assert config.model.factory == "other:build"
+    assert config.model.code_dirs == (mine, *plain.model.code_dirs)
+    assert (config.model.state_key, config.model.kwargs) == ("model", plain.model.kwargs)
+    assert (config.outputs, config.compute_type) == (("y",), "bfloat16")
+    assert (config.require_layers, config.valid_tokens) == (0, "mask")
+    assert config.inputs == plain.inputs
+
+
+OUT = Path("out")
+
+
+@pytest.mark.parametrize("wanted", [-1, "most"])
+def test_what_is_no_number_of_layers_is_refused(wanted: object):
+    with pytest.raises(
+        ConfigError, match=rf"require_layers is '{wanted}', expected a number from 0 on"
+    ):
+        resolve(ExportOptions("model.pt", OUT, require_layers=wanted))

@@ -20,7 +20,7 @@ from moh_deploy.decision.plan import Plan, plan_of
 from moh_deploy.decision.promise import SampleScores
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.summarise import report_of
-from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.perf.bench.candidate import Timing
 from moh_deploy.runtime.base import AS_IT_IS, Description
 from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.validate.accuracy.choose import TopK

@@ -12,7 +12,7 @@ from moh_deploy.decision.measured import of_loads, routing_bias
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.drill.load import host_and_port
+from moh_deploy.serving.drill.targets import host_and_port
 from tests.grouped_package import write_grouped
 from tests.handmade_package import write_package
 from tests.labelled_package import write_classifier

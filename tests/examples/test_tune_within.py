@@ -7,7 +7,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.tune.search_report import SearchReport
+from moh_deploy.perf.tune.report import SearchReport
 from tests.examples.digits_demo import DemoRun
 from tests.kernel_library import required_library
 from tests.nightly import nightly

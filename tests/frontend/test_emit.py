@@ -16,8 +16,8 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
-from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.export_names import name_interface, restore_output_types
+from moh_deploy.graph.load_model import add_function_bodies
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 from tests.frontend.traced import plain_trace
 from tests.nightly import one_in, sampled

@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
-from moh_deploy.frontend.load.from_options import in_eval_mode
+from moh_deploy.frontend.load.load import in_eval_mode
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.record import _flat_inputs

@@ -19,11 +19,11 @@ from moh_deploy.config.export_config import load_config
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.decoder import Decoder, check_config, text_generation
-from moh_deploy.frontend.load.directory.files import read_model_directory
+from moh_deploy.frontend.load.model_directory import auto_class, read_model_directory
 from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
+from moh_deploy.package.vectors import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
 from moh_deploy.report.baseline.ratchet import read_baseline
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.prepared_model import prepare_model
@@ -309,7 +309,7 @@ def model_directory(folder: Path) -> Prepared:
         written = change_bytes(json_text(generation).encode(), damage)
         (folder / "model" / "generation_config.json").write_bytes(written)
         found = read_model_directory(folder / "model")
-        found.auto_class("AutoModelForCausalLM")
+        auto_class(found, "AutoModelForCausalLM")
         assert found.architecture is None or isinstance(found.architecture, str)
         check_config(found, decoder)
         text_generation(decoder, found)
@@ -475,7 +475,7 @@ def shards(folder: Path) -> Prepared:
         path.write_bytes(content)
         detect_form(path)
         list_shards(path)
-        read_weights(path, "safetensors_index", trust_pickle=False)
+        read_weights(path, trust_pickle=False)
 
     valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
     return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
@@ -488,7 +488,8 @@ def program(folder: Path) -> Prepared:
 
     import torch
 
-    from moh_deploy.frontend.load.from_options import load_model
+    from moh_deploy.config.export_config import ModelSection
+    from moh_deploy.frontend.load.load import load
 
     class Net(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -516,7 +517,7 @@ def program(folder: Path) -> Prepared:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        load_model(path, factory=None, kwargs={}, code_dirs=(), state_key=None, trust_pickle=False)
+        load(path, ModelSection(), needs_example=True)
 
     names = st.sampled_from(list(members))
     return Prepared(

@@ -10,9 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper, parser
 
-from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import ops_of
-from moh_deploy.graph.load_model import infer_types
+from moh_deploy.graph.load_model import add_function_bodies, infer_types
 from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER as HANDMADE

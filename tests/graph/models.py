@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.load_model import add_function_bodies
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 
 Shape = Sequence[int | str | None]

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.errors import ExportError
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.load_model import add_function_bodies
 from tests.graph.models import attention, model, node, value
 
 

@@ -9,7 +9,6 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.layer_models import (
     empty_model,
@@ -18,6 +17,7 @@ from moh_deploy.graph.layer_models import (
     layer_model,
     node_model,
 )
+from moh_deploy.graph.load_model import add_function_bodies
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.perf.tune.layers import LayerBench, at_sizes_of
 from moh_deploy.runtime.base import Variant

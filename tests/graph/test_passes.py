@@ -13,7 +13,6 @@ from onnx import parser
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph import sequences
-from moh_deploy.graph.add_function_bodies import add_function_bodies, import_domains
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.emulated_dtype import emulate
 from moh_deploy.graph.export_names import (
@@ -25,7 +24,12 @@ from moh_deploy.graph.export_names import (
 )
 from moh_deploy.graph.forced_gates import drop_unread, fix_routing, force_gates
 from moh_deploy.graph.layer_reads import force_logits, router_logits
-from moh_deploy.graph.load_model import infer_types, inline_functions
+from moh_deploy.graph.load_model import (
+    add_function_bodies,
+    import_domains,
+    infer_types,
+    inline_functions,
+)
 from moh_deploy.graph.plugin_nodes import close_input_gaps, float_masks, fuse_attention, tell_fields
 from moh_deploy.graph.precision_casts import lower_precision, raise_precision
 from moh_deploy.graph.precision_policy import plan_precision

@@ -3,7 +3,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.load_model import add_function_bodies
 from moh_deploy.graph.plugin_nodes import (
     close_input_gaps,
     float_masks,

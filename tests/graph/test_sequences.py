@@ -5,8 +5,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
+from moh_deploy.graph.load_model import add_function_bodies
 from moh_deploy.graph.plugin_nodes import nodes_with_plugins
 from moh_deploy.graph.sequences import lower_to_tensorrt
 from moh_deploy.ops.op_names import DENSE_DOMAIN

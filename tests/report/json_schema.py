@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from moh_deploy.report.json import json_members
+from moh_deploy.report.report import json_members
 from moh_deploy.system.bounded_json import to_json_text
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from moh_deploy.perf.bench.candidate import FreshRun, Latency, Timing
 from moh_deploy.perf.bench.gates import GateResult
-from moh_deploy.perf.bench.latency import FreshRun, Latency, Timing
 from moh_deploy.perf.bench.measured import LayerWork, Measured, PackageWork
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import ratio

@@ -9,8 +9,7 @@ from jsonschema import ValidationError
 from moh_deploy.decision.cost.report import CostReport
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.perf.bench.report import BenchReport
-from moh_deploy.report.json import FLAT, HIDDEN, in_json, to_json
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import FLAT, HIDDEN, Report, in_json, to_json
 from moh_deploy.serving.genai.verify import GenaiVerification
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.compare.parity_report import ParityReport

@@ -10,15 +10,14 @@ from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import KeptOperators, NearMiss, OtherRouter, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
-from moh_deploy.report.json import to_json
-from moh_deploy.report.numbers import si
+from moh_deploy.report.report import si, to_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import not_layers, runs_text
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.validate.compare.fresh_process import ProvenRun
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
+from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests.handmade_package import LAYER, MANIFEST, without_layers
 from tests.kernel_library import NO_KERNELS
 

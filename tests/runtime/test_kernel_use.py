@@ -14,7 +14,7 @@ from onnx import helper
 
 from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.load_model import add_function_bodies
 from moh_deploy.native import kernel_library
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.package import OnnxPackage

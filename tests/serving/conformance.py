@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH
+from moh_deploy.serving.http.queue import HttpLimits
 from moh_deploy.serving.http.tensors import DATATYPES, raw_bytes
 from moh_deploy.system.npz import Array
 

@@ -15,11 +15,10 @@ from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.serving.drill.load import V2Client
+from moh_deploy.serving.drill.targets import V2Client
 from moh_deploy.serving.http.app import Endpoint, make_app
-from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer
-from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.http.queue import BatchingQueue, HttpLimits
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import write_bundle

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import moh_deploy
-from moh_deploy.frontend.load.directory.load import load_directory
+from moh_deploy.config.export_config import ModelSection
+from moh_deploy.frontend.load.load_directory import load_directory
 from tests.nightly import nightly
 from tests.text.export_small import export_directory
 from tests.text.model_directories import write_old_llama, write_weights
@@ -104,9 +105,7 @@ def write_gated(root: Path, family: str) -> None:
 
 def alone(root: Path, prompt: list[int], count: int) -> list[int]:
     """Return the likeliest tokens of the directory's own model: no cache, mask, task or batch."""
-    module, _, _ = load_directory(
-        root, factory=None, kwargs={}, code_dirs=(), trust_code=True, trust_pickle=False
-    )
+    module = load_directory(root, ModelSection(), trust_code=True, trust_pickle=False).module
     module.eval()
     ids = list(prompt)
     with torch.no_grad():
@@ -140,9 +139,7 @@ def test_transformers_itself_keeps_its_names(tmp_path: Path):
 
     before = (transformers.DynamicCache, cache_utils.DynamicCache)
     write_old_llama(tmp_path)
-    load_directory(
-        tmp_path, factory=None, kwargs={}, code_dirs=(), trust_code=True, trust_pickle=False
-    )
+    load_directory(tmp_path, ModelSection(), trust_code=True, trust_pickle=False)
     assert (transformers.DynamicCache, cache_utils.DynamicCache) == before
     assert not hasattr(cache_utils.DynamicCache, "from_legacy_cache")
     with pytest.raises(ImportError):

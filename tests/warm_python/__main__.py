@@ -25,7 +25,7 @@ MODULES = (
     "moh_deploy.api.verify",
     "moh_deploy.cli",
     "moh_deploy.report.html",
-    "moh_deploy.validate.compare.fresh_process",
+    "moh_deploy.validate.compare.verify_runs",
     "tests.cuda.run_cases",
     "onnx_ir.passes.common",
 )

@@ -1,7 +1,5 @@
 """Compare several ways to serve a model by a plan, and decide which are worth it."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ from moh_deploy.decision.spread import RayBlocks, check_ray
 from moh_deploy.decision.summarise import report_of
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
+from moh_deploy.perf.bench.candidate import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.open_runner import opened_package
@@ -31,11 +29,10 @@ from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import StagedDirectory, scratch_directory, staged_file
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs
-from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import SUFFIXES, LabelledData, read_labelled
-from moh_deploy.validate.accuracy.task import Labelling, Task
+from moh_deploy.validate.accuracy.task import Labelling, Metric, Task
+from moh_deploy.validate.reference.reference import Subject
 from moh_deploy.validate.reference.samples import named_mask, npz_files
-from moh_deploy.validate.reference.subject import Subject
 
 _SCRATCH = "moh-deploy-compare"
 
@@ -193,15 +190,6 @@ def _kept(directory: Path) -> Path:
     return directory
 
 
-def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
-    subject = {file.path: file.sha256 for file in samples.files}
-    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
-    threads = file.plan.threads
-    if ray is None or threads is None:
-        return BlockScorer(subject, kept)
-    return BlockScorer(subject, kept, RayBlocks(ray, threads))
-
-
 @dataclass(frozen=True)
 class _Samples:
     """Labelled samples, and how they are scored; nothing of it where quality is not asked for.
@@ -214,6 +202,15 @@ class _Samples:
     metrics: tuple[Metric, ...] = ()
     files: tuple[DataFile, ...] = ()
     mask: str = ""
+
+
+def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
+    subject = {file.path: file.sha256 for file in samples.files}
+    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
+    threads = file.plan.threads
+    if ray is None or threads is None:
+        return BlockScorer(subject, kept)
+    return BlockScorer(subject, kept, RayBlocks(ray, threads))
 
 
 def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:

@@ -1,16 +1,12 @@
 """Price the arms of a decision for the traffic of a team, and say whether one pays."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.decision.cost.decided import read_decided
 from moh_deploy.decision.cost.predicted import predicted_break_even, tuned_break_even
-from moh_deploy.decision.cost.price_arms import places_of, price_arms
-from moh_deploy.decision.cost.prices import read_prices
+from moh_deploy.decision.cost.price_arms import places_of, price_arms, read_decided
+from moh_deploy.decision.cost.prices import read_prices, read_traffic
 from moh_deploy.decision.cost.report import CostReport
-from moh_deploy.decision.cost.traffic import read_traffic
 from moh_deploy.package import OnnxPackage
 
 

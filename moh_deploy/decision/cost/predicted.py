@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from moh_deploy.decision.cost.traffic import SizedRequests
+from moh_deploy.decision.cost.prices import SizedRequests
 from moh_deploy.decision.size_break_even import SizeBreakEven, along_lines
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.cost_model.break_even import LayerBreakEven, break_even
+from moh_deploy.perf.cost_model.prediction import LayerBreakEven, break_even
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.suggest import shortened

@@ -4,15 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moh_deploy.decision.cost.prices import Estimate
-from moh_deploy.decision.cost.traffic import SizedRequests
+from moh_deploy.decision.cost.prices import Estimate, SizedRequests
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.perf.cost_model.break_even import LayerBreakEven
+from moh_deploy.perf.cost_model.prediction import LayerBreakEven
 from moh_deploy.report import document as page
-from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.numbers import amount
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, amount, in_json
 
 Pays = Literal["pays", "does not pay", "cannot tell", "reference"]
 

@@ -6,17 +6,7 @@ import torch
 from sympy import cancel
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import (
-    Axis,
-    Dim,
-    Layout,
-    flat,
-    leaves,
-    product,
-    regroup,
-    resolve,
-    size_of,
-)
+from moh_deploy.frontend.fx import axes
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
 
 _REGROUPS = ("view", "reshape", "unsafe_view", "view_as", "reshape_as", "ravel")
@@ -53,14 +43,14 @@ def through_views(node: Node) -> Node:
     return node
 
 
-def forward(node: Node, layout: Layout) -> Layout | None:
+def forward(node: Node, layout: axes.Layout) -> axes.Layout | None:
     """Layout of a view's output, given its input's."""
     if op(node) in REORDERS:
         return tuple(layout[source] for source in _permutation(node))
-    return regroup(flat(layout), shape(node))
+    return axes.regroup(axes.flat(layout), shape(node))
 
 
-def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
+def backward(node: Node, layout: axes.Layout) -> tuple[Node, axes.Layout] | None:
     """The tensor that a view, expansion or repetition reads and its layout, given the output's.
 
     Axes that only repeat elements are gone from the result: the tensor does not vary along them.
@@ -72,7 +62,7 @@ def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
     if name in _EXPAND:
         # Aligned at the right, as torch expands: [1, D] -> [B, S, D] varies along D alone.
         kept = zip(layout[len(layout) - rank(source) :], shape(source), strict=True)
-        found: Layout | None = tuple(() if extent == 1 else dim for dim, extent in kept)
+        found: axes.Layout | None = tuple(() if extent == 1 else dim for dim, extent in kept)
     elif name == "repeat_interleave":
         found = _undo_repeat_interleave(node, layout)
     elif name in ("repeat", "tile"):
@@ -81,12 +71,12 @@ def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
         return None
     elif name in REORDERS:
         # out[i] = in[p[i]], so in[p[i]] = out[i].
-        inverse: list[Dim] = [()] * len(layout)
+        inverse: list[axes.Dim] = [()] * len(layout)
         for position, original in enumerate(_permutation(node)):
             inverse[original] = layout[position]
         found = tuple(inverse)
     else:
-        found = regroup(flat(layout), shape(source))
+        found = axes.regroup(axes.flat(layout), shape(source))
     return None if found is None else (source, found)
 
 
@@ -98,7 +88,7 @@ def _permutation(node: Node) -> tuple[int, ...]:
     return tuple(_PRIMES.index(extent) for extent in moved.shape)
 
 
-def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:
+def _undo_repeat_interleave(node: Node, layout: axes.Layout) -> axes.Layout | None:
     """`repeat_interleave(x, n, dim)` adds a minor axis of size n to one dimension."""
     repeats, dim = argument(node, "repeats"), argument(node, "dim")
     if not isinstance(repeats, int) or not isinstance(dim, int):
@@ -106,13 +96,13 @@ def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:
     # [kv, ...] -> [kv * n, ...]: entry h of the result is entry h // n of the source.
     source = shape(cast(Node, node.args[0]))
     position = dim % len(layout)
-    split = regroup(layout[position], (source[position], size_of(repeats)))
+    split = axes.regroup(layout[position], (source[position], axes.size_of(repeats)))
     if split is None:
         return None
     return (*layout[:position], split[0], *layout[position + 1 :])
 
 
-def _undo_repeat(node: Node, layout: Layout) -> Layout | None:
+def _undo_repeat(node: Node, layout: axes.Layout) -> axes.Layout | None:
     """`repeat(x, n)` adds a major axis of size n to a dimension, and dimensions in front."""
     repeats, source = node.args[1], shape(cast(Node, node.args[0]))
     if not isinstance(repeats, (list, tuple)) or not all(isinstance(n, int) for n in repeats):
@@ -120,42 +110,42 @@ def _undo_repeat(node: Node, layout: Layout) -> Layout | None:
     if len(layout) < len(source) or len(repeats) > len(layout):
         return None
     # [kv, ...] -> [n * kv, ...]: entry h of the result is entry h % kv of the source.
-    kept: list[Dim] = []
+    kept: list[axes.Dim] = []
     for dim, extent in zip(layout[len(layout) - len(source) :], source, strict=True):
-        split = regroup(dim, (cancel(product(leaves(dim)) / extent), extent))
+        split = axes.regroup(dim, (cancel(axes.product(axes.leaves(dim)) / extent), extent))
         if split is None:
             return None
         kept.append(split[1])
     return tuple(kept)
 
 
-def history(node: Node, layout: Layout) -> list[tuple[Node, Layout]]:
+def history(node: Node, layout: axes.Layout) -> list[tuple[Node, axes.Layout]]:
     """The node and the tensors it is a view of, nearest first, each with its layout."""
-    trail = [(node, resolve(layout))]
+    trail = [(node, axes.resolve(layout))]
     while (step := backward(*trail[-1])) is not None:
-        trail.append((step[0], resolve(step[1])))
+        trail.append((step[0], axes.resolve(step[1])))
     # A reshape further back can split an axis: every entry is stated in the final axes.
-    return [(source, resolve(found)) for source, found in trail]
+    return [(source, axes.resolve(found)) for source, found in trail]
 
 
-def broadcast(node: Node, onto: Layout) -> Layout | None:
+def broadcast(node: Node, onto: axes.Layout) -> axes.Layout | None:
     """Layout of a tensor that is broadcast, right-aligned, against one of layout `onto`."""
     extents = shape(node)
     if len(extents) > len(onto):
         return None
     dims = onto[len(onto) - len(extents) :]
-    aligned: list[Dim] = []
+    aligned: list[axes.Dim] = []
     for extent, dim in zip(extents, dims, strict=True):
         if extent == 1:
             aligned.append(())
-        elif extent == product(leaves(dim)):
-            aligned.append(leaves(dim))
+        elif extent == axes.product(axes.leaves(dim)):
+            aligned.append(axes.leaves(dim))
         else:
             return None
     return tuple(aligned)
 
 
-def operand_layout(node: Node, result: Layout) -> Layout:
+def operand_layout(node: Node, result: axes.Layout) -> axes.Layout:
     """Layout of a tensor that an operator broadcast to its result, of layout `result`.
 
     Torch has checked that each size is 1 or that of the result, however either is written down:
@@ -164,13 +154,13 @@ def operand_layout(node: Node, result: Layout) -> Layout:
     extents = shape(node)
     dims = result[len(result) - len(extents) :]
     aligned = zip(extents, dims, strict=True)
-    return tuple(() if extent == 1 else leaves(dim) for extent, dim in aligned)
+    return tuple(() if extent == 1 else axes.leaves(dim) for extent, dim in aligned)
 
 
-def lacks(layout: Layout, axes: tuple[Axis, ...]) -> bool:
+def lacks(layout: axes.Layout, kept: tuple[axes.Axis, ...]) -> bool:
     """True where the tensor does not vary along any of the axes."""
-    present = set(flat(layout))
-    return not any(axis in present for axis in leaves(axes))
+    present = set(axes.flat(layout))
+    return not any(axis in present for axis in axes.leaves(kept))
 
 
 def casts(node: Node) -> bool:

@@ -5,8 +5,6 @@ in a name leads into a tuple, list, dict or dataclass: `past.0.key`. Where no in
 parameter, all are the positional arguments, in order.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import math
@@ -81,6 +79,66 @@ def flattened(given: Mapping[str, object] | tuple[object, ...]) -> tuple[ModelIn
                 hint="Leave it out; to change it, export the program again.",
             )
     return tuple(collected.inputs)
+
+
+@dataclass
+class _Collected:
+    """The tensors of a call, in its order."""
+
+    inputs: list[ModelInput] = field(default_factory=list)
+
+    def argument(self, value: object, path: str, hint: object = None) -> CallArgument:
+        """Describe a value, and collect the tensors in it.
+
+        Args:
+            path: What a tensor is called: `past.0.key`.
+            hint: Its annotation, which says what a dict or tuple of paths is meant to be.
+        """
+        place = f"input '{path}'"
+        constant: bool | int | None = None
+        if isinstance(value, torch.Tensor):
+            value = ModelInput(path, tensor_of(to_numpy(value), place))
+        else:
+            if isinstance(value, (np.ndarray, np.generic)):
+                value = ModelInput(path, tensor_of(np.asarray(value), place))
+            if isinstance(value, ModelInput) and not value.value.ndim:
+                # A truth value or whole number may stand in a file as an array without axes.
+                kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+                is_truth = value.value.dtype == torch.bool
+                if kinds == [bool if is_truth else int] and not value.value.is_floating_point():
+                    constant = bool(value.value) if is_truth else int(value.value)
+        if isinstance(value, ModelInput):
+            if constant is not None:
+                return CallArgument(value=constant)
+            self.inputs.append(value)
+            return CallArgument(input=value.name)
+        if _is_constant(value):
+            return CallArgument(value=_constant(value, path))
+        parts = open_container(value)
+        if parts is None:
+            name = type(value).__name__
+            raise ConfigError(
+                f"'{path}' is a {name}, whose tensors are not known; expected tensors, None,"
+                " numbers, text, tuples, lists, dicts, dataclasses, or a class that is registered"
+                " with PyTorch.",
+                hint="Register it in the model's code, torch.utils._pytree.register_pytree_node("
+                f"{name}, ...); Hugging Face's caches are registered by"
+                " transformers.integrations.executorch.register_dynamic_cache_export_support().",
+            )
+        wanted, hints = _wanted(parts, hint)
+        items = tuple(
+            self.argument(item, f"{path}.{key}", hints.get(key, hints.get("*")))
+            for key, item in zip(parts.keys, parts.items, strict=True)
+        )
+        try:
+            context = json.loads(json.dumps(wanted.context))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"'{path}' is a {wanted.container}, whose registration keeps what JSON has no form"
+                f" for ({error}); a package says how the original was called.",
+                hint="Register it with a context of text, numbers and lists.",
+            ) from error
+        return CallArgument(container=wanted.container, context=context, items=items)
 
 
 @dataclass(frozen=True)
@@ -232,66 +290,6 @@ class _Forward:
         """The parameters, as they are written: `(x, mask=None, *, past)`."""
         parameters = self.signature.parameters.values()
         return str(inspect.Signature([p.replace(annotation=_Parameter.empty) for p in parameters]))
-
-
-@dataclass
-class _Collected:
-    """The tensors of a call, in its order."""
-
-    inputs: list[ModelInput] = field(default_factory=list)
-
-    def argument(self, value: object, path: str, hint: object = None) -> CallArgument:
-        """Describe a value, and collect the tensors in it.
-
-        Args:
-            path: What a tensor is called: `past.0.key`.
-            hint: Its annotation, which says what a dict or tuple of paths is meant to be.
-        """
-        place = f"input '{path}'"
-        constant: bool | int | None = None
-        if isinstance(value, torch.Tensor):
-            value = ModelInput(path, tensor_of(to_numpy(value), place))
-        else:
-            if isinstance(value, (np.ndarray, np.generic)):
-                value = ModelInput(path, tensor_of(np.asarray(value), place))
-            if isinstance(value, ModelInput) and not value.value.ndim:
-                # A truth value or whole number may stand in a file as an array without axes.
-                kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-                is_truth = value.value.dtype == torch.bool
-                if kinds == [bool if is_truth else int] and not value.value.is_floating_point():
-                    constant = bool(value.value) if is_truth else int(value.value)
-        if isinstance(value, ModelInput):
-            if constant is not None:
-                return CallArgument(value=constant)
-            self.inputs.append(value)
-            return CallArgument(input=value.name)
-        if _is_constant(value):
-            return CallArgument(value=_constant(value, path))
-        parts = open_container(value)
-        if parts is None:
-            name = type(value).__name__
-            raise ConfigError(
-                f"'{path}' is a {name}, whose tensors are not known; expected tensors, None,"
-                " numbers, text, tuples, lists, dicts, dataclasses, or a class that is registered"
-                " with PyTorch.",
-                hint="Register it in the model's code, torch.utils._pytree.register_pytree_node("
-                f"{name}, ...); Hugging Face's caches are registered by"
-                " transformers.integrations.executorch.register_dynamic_cache_export_support().",
-            )
-        wanted, hints = _wanted(parts, hint)
-        items = tuple(
-            self.argument(item, f"{path}.{key}", hints.get(key, hints.get("*")))
-            for key, item in zip(parts.keys, parts.items, strict=True)
-        )
-        try:
-            context = json.loads(json.dumps(wanted.context))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"'{path}' is a {wanted.container}, whose registration keeps what JSON has no form"
-                f" for ({error}); a package says how the original was called.",
-                hint="Register it with a context of text, numbers and lists.",
-            ) from error
-        return CallArgument(container=wanted.container, context=context, items=items)
 
 
 def _nested(given: Mapping[str, object]) -> dict[str, object]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import sympy
 import torch
@@ -13,12 +12,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec,
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
-from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.arrays import dtype_name, made_values
 from moh_deploy.frontend.fx.containers import leaf_keys
-from moh_deploy.frontend.inputs import examples
-from moh_deploy.frontend.inputs.input_specs import add_dynamic_axes, made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.suggest import shortened
 
@@ -95,38 +91,6 @@ def inputs_from_program(
     )
 
 
-def build_program_inputs(
-    program: torch.export.ExportedProgram,
-    config: ExportConfig,
-    *,
-    npz: Path | examples.GivenInputs | None = None,
-    specs: Sequence[str] = (),
-    dynamic: Sequence[str] = (),
-) -> tuple[ModelInput, ...]:
-    """Return the inputs of a program, with values and dimension names from the user where given.
-
-    Args:
-        npz, specs, dynamic: As in `build_inputs`. They cannot make an axis dynamic that is fixed in
-            the program, but give its dynamic ones names.
-
-    Raises:
-        ConfigError: What the user gives does not fit the program.
-        CheckpointError: The program has inputs that are not supported.
-    """
-    described = inputs_from_program(program)
-    if npz is None and not specs and not config.inputs:
-        named = add_dynamic_axes([replace(item, dims={}) for item in described], dynamic)
-        return with_values(described, named)
-    given = examples.build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
-    # Inputs of the program's names go into its order: torch calls `past_0_key` what is `past.0.key`
-    # in the model.
-    called = {item.name.replace(".", "_"): item for item in given}
-    own = [item.name.replace(".", "_") for item in described]
-    if called.keys() == set(own) and len(given) == len(own):
-        given = tuple(called[name] for name in own)
-    return with_values(described, given)
-
-
 def unnamed_dims(
     program: torch.export.ExportedProgram, inputs: Sequence[ModelInput]
 ) -> dict[str, str]:
@@ -140,8 +104,8 @@ def unnamed_dims(
     """
     found: dict[str, str] = {}
     for own, item in zip(inputs_from_program(program), inputs, strict=True):
-        axes = examples.parsed_dims(item)
-        for axis, made in examples.parsed_dims(own).items():
+        axes = item.parsed_dims
+        for axis, made in own.parsed_dims.items():
             if made.is_plain and made.name != "batch" and made.name == axes[axis].name:
                 found.setdefault(made.name, f"{item.name}:{axis}")
     return found
@@ -152,6 +116,10 @@ def with_values(
 ) -> tuple[ModelInput, ...]:
     """Return the inputs of a program with other example values, names and dimension names.
 
+    Args:
+        described: The program's own.
+        given: The user's, in this order, or in any if they have the names of the program's.
+
     Raises:
         ConfigError: The values do not fit the program: their number, dtype, rank, fixed sizes or
             dynamic axes.
@@ -161,6 +129,11 @@ def with_values(
             f"the program has {len(described)} inputs ({', '.join(i.name for i in described)}),"
             f" but {len(given)} are given ({', '.join(i.name for i in given)})."
         )
+    # Torch calls `past_0_key` what is `past.0.key` in the model.
+    called = {item.name.replace(".", "_"): item for item in given}
+    own_names = [item.name.replace(".", "_") for item in described]
+    if called.keys() == set(own_names):
+        given = [called[name] for name in own_names]
     pairs = list(zip(described, given, strict=True))
     names = _given_dim_names(pairs)
     inputs: list[ModelInput] = []
@@ -168,7 +141,7 @@ def with_values(
         value = new.value
         dims = {
             axis: str(replace(expr, name=names.get(expr.name, expr.name)))
-            for axis, expr in examples.parsed_dims(own).items()
+            for axis, expr in own.parsed_dims.items()
         }
         fits = value.ndim == own.value.ndim and all(
             axis in dims or value.shape[axis] == size for axis, size in enumerate(own.value.shape)
@@ -180,7 +153,6 @@ def with_values(
                 f" '{own.name}' is {own.value.dtype} [{expected}]."
             )
         inputs.append(ModelInput(new.name, value, dims))
-    examples.example_sizes(inputs)
     return tuple(inputs)
 
 
@@ -198,8 +170,8 @@ def _given_dim_names(pairs: Sequence[tuple[ModelInput, ModelInput]]) -> dict[str
     """Return what the user calls the dimensions of the program."""
     names: dict[str, str] = {}
     for own, new in pairs:
-        program_dims = examples.parsed_dims(own)
-        for axis, expr in examples.parsed_dims(new).items():
+        program_dims = own.parsed_dims
+        for axis, expr in new.parsed_dims.items():
             known = program_dims.get(axis)
             if known is None:
                 raise ConfigError(

@@ -10,8 +10,7 @@ import torch
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.inputs import padding
-from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
-from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput, example_sizes
 
 # The inputs of a model at other sizes of its dynamic dimensions.
 
@@ -48,7 +47,7 @@ def resize_inputs(
 
 def _resized(item: ModelInput, sizes: Mapping[str, int], new_ids: bool) -> ModelInput:
     value = item.value
-    for axis, expr in parsed_dims(item).items():
+    for axis, expr in item.parsed_dims.items():
         size = expr.evaluate(sizes)
         if size < 0:
             raise ConfigError(

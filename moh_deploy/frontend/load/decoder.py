@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.errors import CheckpointError, ConfigError, ExportError
-from moh_deploy.frontend.load.directory.files import ModelDirectory
+from moh_deploy.frontend.load.model_directory import ModelDirectory
 from moh_deploy.frontend.quiet import no_advice
 from moh_deploy.package import TextGeneration
 from moh_deploy.system.bounded_json import read_json

@@ -8,7 +8,6 @@ import collections
 import contextlib
 import datetime
 import hashlib
-import io
 import pathlib
 import pickletools
 import re
@@ -16,7 +15,7 @@ import types
 import uuid
 import zipfile
 from _codecs import encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -125,7 +124,7 @@ def _zip_form(path: Path) -> FileForm:
     return "torch_zip"
 
 
-def read_weights(path: Path, form: FileForm, *, trust_pickle: bool) -> tuple[object, str]:
+def read_weights(path: Path, *, trust_pickle: bool) -> tuple[object, str]:
     """Return what a file of weights holds, and its digest: of shards, that of their digests.
 
     Trusted pickles import code of the user: call this inside `user_code`.
@@ -133,19 +132,29 @@ def read_weights(path: Path, form: FileForm, *, trust_pickle: bool) -> tuple[obj
     Raises:
         CheckpointError: It is damaged, or holds objects that run code and is not trusted.
     """
-    is_index = form == "safetensors_index"
+    is_index = detect_form(path) == "safetensors_index"
     files = list_shards(path) if is_index else (path,)
-    content: object
-    if form.startswith("safetensors"):
-        content = {name: t for file in files for name, t in read_safetensors(file).items()}
-    else:
-        content = _read_pickled(path, is_zip=form == "torch_zip", trust=trust_pickle)
-    digests = [sha256_of(file) for file in files]
-    return content, joined_digest(digests) if is_index else digests[0]
+    state: dict[object, object] = {}
+    digests: list[str] = []
+    content: object = state
+    for file in files:
+        form = detect_form(file)
+        content = (
+            read_safetensors(file)
+            if form.startswith("safetensors")
+            else _read_pickled(file, is_zip=form == "torch_zip", trust=trust_pickle)
+        )
+        digests.append(sha256_of(file))
+        if is_index and not isinstance(content, Mapping):
+            raise CheckpointError(f"{file}: holds no weights; expected names mapped to tensors.")
+        state |= content if isinstance(content, Mapping) else {}
+    return state if is_index else content, joined_digest(digests)
 
 
-def joined_digest(digests: Iterable[str]) -> str:
-    """Return the digest of the digests of several files."""
+def joined_digest(digests: Sequence[str]) -> str:
+    """Return the digest of the digests of several files; that of a single one is its own."""
+    if len(digests) == 1:
+        return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -297,34 +306,3 @@ def _untrusted(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
         " Otherwise save the weights alone, torch.save(model.state_dict(), ...), and pass --factory"
         " MODULE:CALLABLE.",
     )
-
-
-def reads_as_plain_data(data: bytes) -> bool:
-    """Return whether torch reads a pickle as tensors and plain Python values, unaided."""
-    try:
-        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # any failure means: not plainly readable
-        return False
-    return True
-
-
-class _Unread:
-    """Stands for an object of any class, and keeps its attributes."""
-
-    def __init__(self, *_: object) -> None:
-        """Take what its class would, and do nothing with it."""
-
-
-def read_without_classes(data: bytes) -> object:
-    """Return what torch.save stored, with objects that have attributes only for those of classes:
-    nothing that the file names is imported or called.
-
-    Raises:
-        ValueError: It cannot be read so.
-    """
-    try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        with torch.serialization.safe_globals([(_Unread, name) for name in named]):
-            return cast(object, torch.load(io.BytesIO(data), "cpu", weights_only=True))
-    except Exception as error:  # the reader for untrusted files answers with many kinds
-        raise ValueError("not readable without its classes") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from keyword import iskeyword
 from typing import Literal
@@ -14,9 +14,10 @@ import torch
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
 
+from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.frontend.fx.containers import built, without_classes
 from moh_deploy.frontend.load.decoder import Decoder, make_decoder
-from moh_deploy.frontend.load.directory.files import ModelDirectory
+from moh_deploy.frontend.load.model_directory import ModelDirectory
 from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal
 from moh_deploy.package import Call, CallArgument, Manifest
 from moh_deploy.package.interface import mask_name
@@ -46,6 +47,27 @@ class ModelInput:
         """Its name as a mask of valid tokens, see `token_mask`."""
         return mask_name(self.name, marks_padding=self.marks_padding)
 
+    @property
+    def parsed_dims(self) -> dict[int, DimExpr]:
+        """Dynamic axis to its dimension."""
+        return {
+            axis: DimExpr.parse(text, place=f"axis {axis} of input '{self.name}'")
+            for axis, text in self.dims.items()
+        }
+
+
+def example_sizes(inputs: Sequence[ModelInput]) -> dict[str, int]:
+    """Return the example size of every dimension name.
+
+    Raises:
+        ConfigError: Two axes disagree, or a dynamic axis has an example size below 2.
+    """
+    return solve_sizes(
+        DynamicAxis(f"axis {axis} of input '{item.name}'", expr, item.value.shape[axis])
+        for item in inputs
+        for axis, expr in item.parsed_dims.items()
+    )
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -66,6 +88,9 @@ class LoadedModel:
     decoder: Decoder | None = None
     directory: ModelDirectory | None = None  # the directory that it was loaded from, if it was one
     original: OnnxOriginal | None = None  # of an ONNX file: what it computes, by ONNX Runtime
+    # Of a model that was brought to another dtype: what its inputs of its former dtypes are brought
+    # to.
+    input_dtypes: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
 
     def callable(self) -> Callable[..., object]:
         """Return what runs the model on its inputs, one by one."""

@@ -15,14 +15,13 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import CheckpointError
 from moh_deploy.frontend.fx.containers import keys_in_spec, names_in_context
-from moh_deploy.frontend.load.fileform import read_without_classes, reads_as_plain_data
 from moh_deploy.frontend.quiet import muted
 from moh_deploy.system.bounded_file import open_archive, open_regular
 from moh_deploy.system.bounded_json import parse_json
@@ -136,7 +135,7 @@ def _require_plain(path: Path) -> bytes | None:
             f"{path}: brings along parts that run code when loaded: {shortened(found)}.",
             hint="If you trust the file, pass --trust-pickle.",
         )
-    return next((item for item in examples if item and not reads_as_plain_data(item)), None)
+    return next((item for item in examples if item and not _reads_as_plain_data(item)), None)
 
 
 def _executable_json(value: object) -> Iterator[str]:
@@ -278,7 +277,7 @@ def _leaves_without_classes(pickled: bytes, spec: pytree.TreeSpec) -> list[objec
     are not made of the parts that the structure names.
     """
     try:
-        leaves = _leaves(read_without_classes(pickled), spec)
+        leaves = _leaves(_read_without_classes(pickled), spec)
     except (KeyError, ValueError, AttributeError):
         return None
     plain = (torch.Tensor, bool, int, float, str, type(None))
@@ -296,3 +295,34 @@ def _leaves(value: object, spec: pytree.TreeSpec) -> list[object]:
         parts = [by_name[key] for key in keys_in_spec(spec) or ()]
     pairs = zip(parts, spec.children(), strict=True)
     return [leaf for part, child in pairs for leaf in _leaves(part, child)]
+
+
+def _reads_as_plain_data(data: bytes) -> bool:
+    """Return whether torch reads a pickle as tensors and plain Python values, unaided."""
+    try:
+        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # any failure means: not plainly readable
+        return False
+    return True
+
+
+class _Unread:
+    """Stands for an object of any class, and keeps its attributes."""
+
+    def __init__(self, *_: object) -> None:
+        """Take what its class would, and do nothing with it."""
+
+
+def _read_without_classes(data: bytes) -> object:
+    """Return what torch.save stored, with objects that have attributes only for those of classes:
+    nothing that the file names is imported or called.
+
+    Raises:
+        ValueError: It cannot be read so.
+    """
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+        with torch.serialization.safe_globals([(_Unread, name) for name in named]):
+            return cast(object, torch.load(io.BytesIO(data), "cpu", weights_only=True))
+    except Exception as error:  # the reader for untrusted files answers with many kinds
+        raise ValueError("not readable without its classes") from error

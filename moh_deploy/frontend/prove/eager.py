@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moh_deploy.config.export_config import load_config
+from moh_deploy.config.export_config import resolve
 from moh_deploy.config.options import ModelOptions
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.frontend.emit import write_plain_onnx
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
-from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
+from moh_deploy.frontend.load.load import load
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.prove.original import on_threads, run_original
 from moh_deploy.package import Manifest, OnnxPackage
@@ -151,6 +151,13 @@ def open_eager(options: ModelOptions) -> EagerModel:
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
         ConfigError: An option or the configuration is wrong.
     """
-    config = load_config(options.config, options.overrides)
-    model, _ = in_dtype(options, load(options, config), ())
-    return EagerModel(options, model, code_dirs(options, config))
+    config = resolve(options).model
+    model = load(
+        options.model,
+        config,
+        task=options.task,
+        dtype=options.dtype,
+        trust_pickle=options.trust_pickle,
+        trust_code=options.trust_code,
+    )
+    return EagerModel(options, model, config.code_dirs)

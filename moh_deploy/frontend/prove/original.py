@@ -12,15 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.fx.containers import tensors_of
-from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.inputs.padding import tokens_of
 from moh_deploy.frontend.limits import unmet_assertions
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.prove.measured_rounding import EVERYTHING, ValidElements
 from moh_deploy.frontend.prove.record import Recording, distance, record
-from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.rewrite import Rewrite
-from moh_deploy.frontend.rewrite.operands import Swap
+from moh_deploy.frontend.rewrite.rewritten import Swap
 from moh_deploy.package import VectorSet
+from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.compare.tolerances import tolerance_for
 from moh_deploy.validate.reference.samples import only_padding, padding_place
 from moh_deploy.validate.reference.valid_tokens import ValidTokens
@@ -40,7 +40,7 @@ class OriginalRun:
         """Size of each dynamic dimension in this run."""
         sizes: dict[str, int] = {}
         for item in self.inputs:
-            for axis, expr in parsed_dims(item).items():
+            for axis, expr in item.parsed_dims.items():
                 base = expr.solve(item.value.shape[axis])
                 assert base is not None
                 sizes[expr.name] = base
@@ -73,21 +73,29 @@ def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[Origi
     Returns:
         The run, and twice the multiply-adds of its products, convolutions and attention; None where
         the model runs, but not while torch counts (flex_attention does not).
+
+    Raises:
+        ExportError: The user's own code fails, which it may in any way.
     """
     arguments = [item.value for item in inputs]
-    if model.original is not None:
-        # Torch counts what it computes itself.
-        assert model.module is not None
-        counted = LoadedModel(model.module, None, model.form, None)
-        _, flops = run_example(counted, inputs)
-        return OriginalRun(tuple(inputs), run_original(model, arguments)), flops
+    counted = replace(model, original=None)  # torch counts what it computes itself
     try:
-        with FlopCounterMode(display=False) as counter:
+        try:
+            with FlopCounterMode(display=False) as counter:
+                outputs = run_original(counted, arguments)
+            flops: int | None = int(counter.get_total_flops())
+        except Exception:  # whose fault it is, a run without the counter says
+            torch.compiler.reset()  # what was being compiled when it failed would fail again
+            outputs, flops = run_original(counted, arguments), None
+        if model.original is not None:
             outputs = run_original(model, arguments)
-    except Exception:  # whose fault it is, a run without the counter says
-        torch.compiler.reset()  # what was being compiled when it failed would fail again
-        return OriginalRun(tuple(inputs), run_original(model, arguments)), None
-    return OriginalRun(tuple(inputs), outputs), int(counter.get_total_flops())
+    except Exception as error:
+        given = ", ".join(map(input_text, inputs))
+        raise ExportError(
+            f"the model itself fails on these inputs ({given}): {describe_error(error)}.",
+            hint="Check names, shapes and dtypes; --dtype brings model and inputs to one dtype.",
+        ) from error
+    return OriginalRun(tuple(inputs), outputs), flops
 
 
 @contextlib.contextmanager

@@ -11,15 +11,10 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
-from moh_deploy.frontend.prove.measured_rounding import (
-    attention_fingerprint,
-    measure_rounding,
-    ranked_scores,
-)
-from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
+from moh_deploy.frontend.prove import measured_rounding
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
-from moh_deploy.frontend.rewrite.operands import Swap
+from moh_deploy.frontend.rewrite.rewritten import Swap
 from moh_deploy.ops import op_names
 from moh_deploy.package import MASKS_BEYOND, Rounding, beside_masks
 from moh_deploy.system.npz import Array
@@ -71,7 +66,7 @@ def record(
     swaps: Sequence[Swap] = (),
     *,
     rounding_of: Sequence[str] | None = None,
-    valid: ValidElements = EVERYTHING,
+    valid: measured_rounding.ValidElements = measured_rounding.EVERYTHING,
 ) -> Recording:
     """Run a program in which new operators stand beside the original ones.
 
@@ -92,7 +87,9 @@ def record(
     rounding = None
     if rounding_of is not None:
         named = dict(zip(rounding_of, tensors, strict=False))
-        rounding = measure_rounding(program, inputs, rewrites, values, named, valid)
+        rounding = measured_rounding.measure_rounding(
+            program, inputs, rewrites, values, named, valid
+        )
     layers: list[LayerRecord] = []
     for rewrite in rewrites:
         gates, selection = values[rewrite.gates], rewrite.router.selection
@@ -106,8 +103,8 @@ def record(
             LayerRecord(
                 gates,
                 margins,
-                scores=ranked_scores(rewrite, values, counted),
-                attention=attention_fingerprint(rewrite, values),
+                scores=measured_rounding.ranked_scores(rewrite, values, counted),
+                attention=measured_rounding.attention_fingerprint(rewrite, values),
                 disagreement=None if found is None else found.words,
                 counted=counted,
             )
@@ -162,7 +159,7 @@ def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) ->
 
 
 def _disagreement(
-    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
+    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: measured_rounding.ValidElements
 ) -> LayerDifference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
     # In the order in which they run: what comes first explains what follows.
@@ -206,7 +203,7 @@ def _disagreement(
 
 
 def _swapped(
-    swap: Swap, values: dict[Node, torch.Tensor], valid: ValidElements
+    swap: Swap, values: dict[Node, torch.Tensor], valid: measured_rounding.ValidElements
 ) -> LayerDifference | None:
     got, expected = values[swap.new], values[swap.old]
     return _difference(swap.what, got, expected, valid.of_node(swap.old, expected))

@@ -30,13 +30,15 @@ from moh_deploy.frontend.recognize.mask_structure import CAUSAL, MaskReader, Mas
 from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.frontend.rewrite.aggregated import insert_aggregated
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter, InsertedMasks
-from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
-from moh_deploy.frontend.rewrite.operands import Swap, gates_of
-from moh_deploy.frontend.rewrite.projections import project_output, project_query
-from moh_deploy.frontend.rewrite.rewritten import Rewrite, drop_views
-from moh_deploy.frontend.rewrite.router import insert_fixed_gates, insert_router, merge_logits
+from moh_deploy.frontend.rewrite.projections import apply_gates_first, project_output, project_query
+from moh_deploy.frontend.rewrite.rewritten import Rewrite, Swap, drop_views, gates_of
+from moh_deploy.frontend.rewrite.router import (
+    insert_aggregated,
+    insert_fixed_gates,
+    insert_router,
+    merge_logits,
+)
 from moh_deploy.frontend.rewrite.split import Splitter
 
 __all__ = ["Rewrite", "commit", "insert"]

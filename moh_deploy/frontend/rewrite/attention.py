@@ -17,8 +17,7 @@ from moh_deploy.frontend.fx.slices import trail_of
 from moh_deploy.frontend.fx.views import casts, forward, is_view
 from moh_deploy.frontend.recognize.layer import MaskTerm, MoHLayer, Scores
 from moh_deploy.frontend.recognize.mask_structure import CAUSAL, MaskStructure
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, readers_up_to, unscaled
-from moh_deploy.frontend.rewrite.rewritten import AttentionForm, Rewrite
+from moh_deploy.frontend.rewrite import rewritten
 from moh_deploy.frontend.rewrite.tokens_first import Moves, Reader, Reorderer
 from moh_deploy.frontend.rewrite.visible_keys import insert_padding, insert_ranges
 from moh_deploy.ops import op_names
@@ -43,9 +42,9 @@ class AttentionInputs:
         self,
         layer: MoHLayer,
         scores: Scores,
-        form: AttentionForm,
+        form: rewritten.AttentionForm,
         builder: GraphBuilder,
-        operands: OperandBuilder,
+        operands: rewritten.OperandBuilder,
         reader: Reader,
     ) -> None:
         self._layer, self._scores, self._form = layer, scores, form
@@ -84,7 +83,7 @@ class AttentionInputs:
         return scaled, whole(key, layouts[1]), whole(value, layouts[2])
 
     def _is_packed(self, operand: Operand, layout: Layout) -> bool:
-        return entry(self._reader.trail(operand), layout) is not None
+        return rewritten.entry(self._reader.trail(operand), layout) is not None
 
     def _num_moves(self, *, packed: bool) -> int:
         """The number of tensors that every run transposes, the attention's result included."""
@@ -147,7 +146,7 @@ class AttentionRewriter:
 
     def __init__(
         self,
-        rewrite: Rewrite,
+        rewrite: rewritten.Rewrite,
         builder: GraphBuilder,
         known: KnownValues,
         structure: MaskStructure | None = None,
@@ -158,19 +157,19 @@ class AttentionRewriter:
         self._rewrite, self._layer, self._builder, self._known = rewrite, layer, builder, known
         self._structure = structure
         self._inserted = {} if inserted is None else inserted
-        query, first = unscaled(layer.core.scores.query, known)
-        key, second = unscaled(layer.core.scores.key, known)
+        query, first = rewritten.unscaled(layer.core.scores.query, known)
+        key, second = rewritten.unscaled(layer.core.scores.key, known)
         scale = layer.core.scores.scale * first * second
         self._scores = replace(layer.core.scores, query=query, key=key, scale=scale)
         self._twins = {swap.old: swap.new for swap in rewrite.swaps}
         operands = (self._scores.query, self._scores.key, layer.core.value)
         self._trails = [trail_of(operand, self._twins) for operand in operands]
-        self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
+        self._operands = rewritten.OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
         # Only then do torch's causal rule (first token, first key) and ONNX's (last, last) agree.
         self._is_square = bool(product(self.form.tokens) == product(self.form.keys))
 
-    def build(self, gates: Node) -> Rewrite:
+    def build(self, gates: Node) -> rewritten.Rewrite:
         """Insert the MoHAttention.
 
         Args:
@@ -220,12 +219,12 @@ class AttentionRewriter:
 
         @cache
         def is_private(node: Node) -> bool:
-            readers = readers_up_to(node, end, self._rewrite.swaps)
+            readers = rewritten.readers_up_to(node, end, self._rewrite.swaps)
             return readers is not None and (node in others or readers.isdisjoint(others))
 
         return Reader(self._twins, self._known.__contains__, is_private)
 
-    def _form(self) -> AttentionForm:
+    def _form(self) -> rewritten.AttentionForm:
         # query [B, Hq, S, D], key [B, Hkv, T, D] in any order: D is what the key has beyond batch,
         # heads and keys, and the query has to have it, too, since the product sums over it.
         key_layout, keys = flat(self._scores.key.layout), leaves(self._scores.key_axes)
@@ -250,7 +249,7 @@ class AttentionRewriter:
             layouts = ([flat(piece.layout) for piece in trail] for trail in self._trails[1:])
             if all(any(set(heads[count:]).isdisjoint(axes) for axes in own) for own in layouts):
                 kv_heads = heads[:count]
-        return AttentionForm(
+        return rewritten.AttentionForm(
             batch=batch,
             heads=heads,
             kv_heads=kv_heads,

@@ -5,19 +5,31 @@ depend on it. A linear map that alone reads the gated heads need not read those 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::query_projection
 from moh_deploy.frontend.fx.axes import Layout, flat, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
+from moh_deploy.frontend.fx.builder import (
+    GraphBuilder,
+    LayoutBuilder,
+    NotCoveredError,
+    Operand,
+    UnknownSizeError,
+)
 from moh_deploy.frontend.fx.graph import op, rank, tensor
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
-from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
-from moh_deploy.frontend.rewrite import operands
-from moh_deploy.frontend.rewrite.rewritten import HeadAxes
+from moh_deploy.frontend.rewrite import rewritten
+from moh_deploy.frontend.rewrite.rewritten import (
+    HeadAxes,
+    Swap,
+    arranged_like_views,
+    arranged_operand,
+)
 from moh_deploy.ops import op_names
 
 aten = torch.ops.aten
@@ -30,7 +42,7 @@ def project_query(
     axes: HeadAxes,
     *,
     read: ReadProjection,
-    swaps: Sequence[operands.Swap],
+    swaps: Sequence[rewritten.Swap],
 ) -> Node | None:
     """Let an attention read a MoHQueryProjection, if its query is a projection that only it reads.
 
@@ -50,7 +62,7 @@ def project_query(
     if projection is None:
         return None
     # Neither keys, values, gates nor masks may be computed of the query.
-    readers = operands.readers_up_to(node, layer.end, swaps)
+    readers = rewritten.readers_up_to(node, layer.end, swaps)
     if readers is None or not readers.isdisjoint(others):
         return None
     layouts = LayoutBuilder(GraphBuilder(attention.graph, attention))
@@ -73,7 +85,7 @@ def _query_projection(
     bias = projection.bias_of(query.layout)
     return layouts.builder.call(
         torch.ops.moh.query_projection.default,
-        operands.arranged_operand(layouts, x, (axes.batch, axes.tokens, inner)),
+        rewritten.arranged_operand(layouts, x, (axes.batch, axes.tokens, inner)),
         layouts.arrange(weight, (inner, columns)),
         gates,
         None if bias is None else layouts.arrange(bias, (columns,)),
@@ -83,7 +95,7 @@ def _query_projection(
 
 def project_output(
     layer: MoHLayer, attention: Operand, gates: Node, axes: HeadAxes, *, read: ReadProjection
-) -> operands.Swap | None:
+) -> rewritten.Swap | None:
     """Insert a MoHOutputProjection beside the linear map of a layer's gated heads, if nothing else
     reads them.
     """
@@ -110,12 +122,12 @@ def project_output(
             None if bias is None else layouts.arrange(bias, (columns,)),
             axes.num_heads,
         )
-        result = operands.arranged_like_views(
+        result = rewritten.arranged_like_views(
             layouts, Operand(result, (axes.batch, axes.tokens, columns)), out
         )
     except UnknownSizeError:
         return None
-    return operands.Swap(projection.node, result, op_names.OUTPUT_PROJECTION)
+    return rewritten.Swap(projection.node, result, op_names.OUTPUT_PROJECTION)
 
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:
@@ -136,3 +148,51 @@ def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, L
             return None
         node, layout = user, moved
     return None
+
+
+# Apply the gates of projected heads before their projection, where it is a gated attention.
+#
+# Where each head's output is projected on its own, its gate may come behind that: `gate *
+# (attention @ weight)` is `(gate * attention) @ weight`, summed over the heads or not.
+
+
+def apply_gates_first(
+    layer: MoHLayer, projection: HeadProjection, gates: Node, builder: GraphBuilder
+) -> tuple[MoHLayer, Swap]:
+    """Insert the product of gates and attention, and its projection.
+
+    Args:
+        gates: [B, S, H].
+
+    Returns:
+        The layer whose node is the product of gates and attention, and the projection that takes
+        over from the original one.
+
+    Raises:
+        NotCoveredError: If the projection differs between tokens.
+    """
+    groups = (layer.batch, layer.tokens, layer.heads, layer.core.value_axes)
+    weight_axes = set(flat(projection.weight.layout))
+    if weight_axes & {*layer.batch, *layer.tokens}:
+        raise NotCoveredError("heads are projected by weights that differ between tokens")
+    # [B, S, H, D] * [B, S, H, 1], and only then the projection of each head.
+    attention = arranged_operand(LayoutBuilder(builder), projection.attention, groups)
+    own_dtype = builder.cast(gates, tensor(attention).dtype)
+    spread = builder.call(aten.unsqueeze.default, own_dtype, -1)  # [B, S, H, 1]
+    gated = builder.call(aten.mul.Tensor, attention, spread)
+    moved = replace(layer, node=gated, layout=resolve(groups), projection=None)
+    # The projection of gated heads, in the layout of the original one.
+    layouts = LayoutBuilder(GraphBuilder(layer.node.graph, layer.node.next))
+    heads, inner, columns = layer.heads, layer.core.value_axes, projection.columns
+    out_axes = set(flat(layer.layout))
+    of_head = bool(weight_axes & set(heads))
+    wanted: Layout = (heads, inner, columns) if of_head else (inner, columns)
+    weight = layouts.arrange(projection.weight, wanted)
+    summed = not set(heads) <= out_axes
+    # d: what a head has; c: what it is projected to.
+    equation = f"bshd,{'hdc' if of_head else 'dc'}->{'bsc' if summed else 'bshc'}"
+    product = layouts.builder.call(aten.einsum.default, equation, [gated, weight])
+    out: Layout = (layer.batch, layer.tokens, *([] if summed else [heads]), columns)
+    result = arranged_like_views(layouts, Operand(product, out), layer.layout)
+    result = layouts.builder.cast(result, tensor(layer.node).dtype)
+    return moved, Swap(layer.node, result, "gates applied first")

@@ -1,22 +1,32 @@
 """Put a MoHRouter beside the router it computes, and the logits that it reads into one product."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, resolve, size_of
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
+from moh_deploy.frontend.fx import axes
+from moh_deploy.frontend.fx.builder import (
+    GraphBuilder,
+    LayoutBuilder,
+    NotCoveredError,
+    Operand,
+    UnknownSizeError,
+)
 from moh_deploy.frontend.fx.graph import add_constant, rank, shape, tensor
 from moh_deploy.frontend.fx.known_values import Constants, fixed_value
+from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.fx.views import history
+from moh_deploy.frontend.recognize.aggregated import Aggregated, WindowSource
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
-from moh_deploy.frontend.rewrite.operands import arranged_operand, readers_up_to
+from moh_deploy.frontend.rewrite import rewritten
+from moh_deploy.ops import op_names
 
 aten = torch.ops.aten
 
@@ -111,7 +121,7 @@ def _per_token(builder: GraphBuilder, logits: Logits, gates: Node) -> Node:
     # Gates [tokens, H] or [B, 1, S, H] are routed as one sequence, and viewed back afterwards.
     rows = shape(gates)[:-1]
     if rank(gates) != 3:
-        rows = (size_of(1), math.prod(rows, start=size_of(1)))
+        rows = (axes.size_of(1), math.prod(rows, start=axes.size_of(1)))
     if rank(node) == 3 and shape(node)[:2] == rows:
         return node
     return builder.call(aten.reshape.default, node, builder.sizes((*rows, shape(node)[-1])))
@@ -130,17 +140,17 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     logits = [node for node in router.args if isinstance(node, Node)]
     known: list[_Logits] = []
     for node in logits:
-        layout = fresh_layout(shape(node))
+        layout = axes.fresh_layout(shape(node))
         root, root_layout = history(node, layout)[-1]
         projection = read(root)
-        if projection is None or readers_up_to(root, gates) is None:
+        if projection is None or rewritten.readers_up_to(root, gates) is None:
             return
         x, weight = projection.operands(root_layout)
-        found = _Logits(resolve(layout), x, weight, projection.bias_of(root_layout))
-        tokens, columns = flat(found.layout[:2]), found.layout[2]
-        if flat(x.layout) != (*tokens, *found.inner):
+        found = _Logits(axes.resolve(layout), x, weight, projection.bias_of(root_layout))
+        tokens, columns = axes.flat(found.layout[:2]), found.layout[2]
+        if axes.flat(x.layout) != (*tokens, *found.inner):
             return
-        if set(flat(weight.layout)) != {*columns, *found.inner}:
+        if set(axes.flat(weight.layout)) != {*columns, *found.inner}:
             return
         known.append(found)
     if len(known) < 2 or len({(found.x.node, found.bias is None) for found in known}) != 1:
@@ -161,14 +171,16 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
 class _Logits:
     """Logits [B, S, n] as a projection: its operands, in the axes of the logits."""
 
-    layout: Layout
+    layout: axes.Layout
     x: Operand
     weight: Operand
     bias: Operand | None
 
     @property
-    def inner(self) -> Dim:
-        return tuple(axis for axis in flat(self.x.layout) if axis not in set(flat(self.layout)))
+    def inner(self) -> axes.Dim:
+        return tuple(
+            axis for axis in axes.flat(self.x.layout) if axis not in set(axes.flat(self.layout))
+        )
 
 
 def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:
@@ -182,7 +194,98 @@ def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:
     ]
     return call(
         aten.linear.default,
-        arranged_operand(layouts, first.x, (*first.layout[:2], first.inner)),
+        rewritten.arranged_operand(layouts, first.x, (*first.layout[:2], first.inner)),
         call(aten.cat.default, weights),
         call(aten.cat.default, biases) if biases else None,
+    )
+
+
+# Put a MoHAggregatedAttention beside the windowed-and-pooled attention that it computes.
+
+_DEFAULT_EPSILON = 1e-12
+# A bias for each pixel and pooled token grows with the square of the image.
+_LARGEST_CONSTANT_BYTES = 1 << 28
+# In the order of the op's inputs.
+_CONSTANTS = (
+    *("query_embedding", "query_scale", "window_bias"),
+    *("pooled_bias", "window_tokens", "window_offset"),
+)
+
+
+def insert_aggregated(
+    rewrite: rewritten.Rewrite,
+    program: ExportedProgram,
+    form: Aggregated,
+    gates: Node,
+    builder: GraphBuilder,
+    alone: Callable[[Piece], Piece],
+) -> rewritten.Rewrite:
+    """Insert the MoHAggregatedAttention of one layer.
+
+    Args:
+        form: The layer as the op computes it.
+        gates: [B, N, H].
+        builder: Inserts in front of the node after the layer's product with the gates.
+        alone: Gives a cut of a packed projection as a projection of its own, where there is one.
+
+    Returns:
+        The rewrite, with the op and the node whose value replaces the layer's product with its
+        gates.
+    """
+    layer, window = rewrite.layer, form.window
+    dtype = tensor(layer.core.output.node).dtype
+    operands = rewritten.OperandBuilder(builder, dtype)
+    head_axes = rewritten.HeadAxes(
+        batch=axes.leaves(layer.batch),
+        tokens=axes.leaves(form.query.rows),
+        heads=axes.leaves(layer.heads),
+        head_dim=axes.leaves(form.query.head_dim),
+        value_dim=axes.leaves(form.value.head_dim),
+    )
+
+    def rows(source: WindowSource) -> Node:
+        """[B, rows, H*D]: rows are pixels, or pooled tokens."""
+        piece = source.piece
+        # A cut of a packed projection may have been split off as a projection of its own by now.
+        trail = [piece] if piece.cuts else trail_of(Operand(piece.node, piece.layout))
+        layout = (layer.batch, source.rows, (*layer.heads, *source.head_dim))
+        return operands.operand([*map(alone, trail)], layout)
+
+    def constant(name: str) -> Node | None:
+        """A constant of the form; None where it changes nothing."""
+        value: Tensor | None = getattr(form, name)
+        if value is None:
+            return None
+        if value.numel() * dtype.itemsize > _LARGEST_CONSTANT_BYTES:
+            raise NotCoveredError(
+                f"its {name.replace('_', ' ')} has {value.numel()} elements, more than are stored"
+            )
+        path = "_".join(layer.path.split(".")) or "model"
+        return add_constant(program, f"{path}_{name}", value.to(dtype))
+
+    sources = (form.query, form.key, form.value, form.pooled_key, form.pooled_value)
+    output = builder.call(
+        torch.ops.moh.aggregated_attention.default,
+        *map(rows, sources),
+        operands.cast(gates),
+        *map(constant, _CONSTANTS),
+        head_axes.num_heads,
+        window.height,
+        window.width,
+        window.kernel_height,
+        window.kernel_width,
+        form.epsilon is not None,
+        _DEFAULT_EPSILON if form.epsilon is None else form.epsilon,
+    )
+    # A token sees the keys of its window and the pooled ones.
+    pooled = int(axes.product(axes.leaves(form.pooled_key.rows)))
+    return replace(
+        rewrite,
+        op=op_names.AGGREGATED_ATTENTION,
+        attention=output,
+        replacement=operands.replacement(output, head_axes.output(packed=True), layer),
+        axes=head_axes,
+        num_kv_heads=head_axes.num_heads,
+        head_dim=int(axes.product(head_axes.value_dim)),
+        kv_len=window.kernel_height * window.kernel_width + pooled,
     )

@@ -10,24 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.fx.axes import (
-    Axis,
-    Dim,
-    Layout,
-    flat,
-    fresh_dim,
-    fresh_layout,
-    leaves,
-    product,
-    resolve,
-)
+from moh_deploy.frontend.fx import axes
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.graph import op, reads_shape_only, shape
 from moh_deploy.frontend.fx.slices import SPLITS, Piece, read_slice
 from moh_deploy.frontend.fx.views import forward, is_view
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
 from moh_deploy.frontend.recognize.walk import walk
-from moh_deploy.frontend.rewrite.operands import Swap
+from moh_deploy.frontend.rewrite.rewritten import Swap
 
 # Follow a packed projection to its readers, and tell which of its columns each takes.
 
@@ -36,10 +26,10 @@ from moh_deploy.frontend.rewrite.operands import Swap
 class ColumnWindow:
     """Entries `start` to `stop` of neighbouring axes, which make up an axis of their own."""
 
-    whole: Dim  # the axes that are cut
+    whole: axes.Dim  # the axes that are cut
     start: int
     stop: int
-    part: Dim  # what is left of them: one axis, or none for a single entry
+    part: axes.Dim  # what is left of them: one axis, or none for a single entry
 
 
 @dataclass(frozen=True)
@@ -47,12 +37,12 @@ class ProjectionPart:
     """A tensor that holds some columns of a projection."""
 
     node: Node
-    layout: Layout
+    layout: axes.Layout
     windows: tuple[ColumnWindow, ...]  # what was cut on the way from the projection, in that order
 
 
 def _parts(
-    whole: ProjectionPart, columns: Dim, packed: Callable[[Node], bool]
+    whole: ProjectionPart, columns: axes.Dim, packed: Callable[[Node], bool]
 ) -> list[ProjectionPart] | None:
     """Return the parts that a tensor is cut into; None where somebody reads it uncut.
 
@@ -86,16 +76,16 @@ def _parts(
     return found
 
 
-def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | None:
+def _cut(whole: ProjectionPart, node: Node, columns: axes.Dim) -> ProjectionPart | None:
     """The tensor as a part of another one, along axes that may be cut."""
     found = read_slice(node)
     if found is None or found.source is not whole.node:
         return None
-    axes = leaves(whole.layout[found.dim])
-    if not axes or not set(axes) <= set(leaves(columns)):
+    chosen = axes.leaves(whole.layout[found.dim])
+    if not chosen or not set(chosen) <= set(axes.leaves(columns)):
         return None
     # A slice leaves an axis of its own, `select` leaves none.
-    window = ColumnWindow(axes, found.start, found.stop, fresh_dim(found.stop - found.start))
+    window = ColumnWindow(chosen, found.start, found.stop, axes.fresh_dim(found.stop - found.start))
     layout = list(whole.layout)
     if found.keeps_dim:
         layout[found.dim] = window.part
@@ -104,10 +94,10 @@ def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | No
     return ProjectionPart(node, tuple(layout), (*whole.windows, window))
 
 
-def column_order(part: ProjectionPart, columns: Dim) -> tuple[Axis, ...]:
+def column_order(part: ProjectionPart, columns: axes.Dim) -> tuple[axes.Axis, ...]:
     """The axes of a part that come from columns, in the order of its dimensions."""
-    known = {*leaves(columns), *(leaf for w in part.windows for leaf in leaves(w.part))}
-    return tuple(axis for axis in flat(part.layout) if axis in known)
+    known = {*axes.leaves(columns), *(leaf for w in part.windows for leaf in axes.leaves(w.part))}
+    return tuple(axis for axis in axes.flat(part.layout) if axis in known)
 
 
 # Rearrange and cut weights inside the graph; what is made of constants is folded afterwards.
@@ -118,8 +108,8 @@ aten = torch.ops.aten
 def project(
     layouts: LayoutBuilder,
     projection: Projection,
-    out: Layout,
-    columns: Dim,
+    out: axes.Layout,
+    columns: axes.Dim,
     *,
     windows: Sequence[ColumnWindow] = (),
 ) -> Operand:
@@ -137,7 +127,7 @@ def project(
     whole = projection.columns(out)
     rows = tuple(dim for dim in out if not set(dim) & set(whole))
     x, weight = projection.operands(out)
-    inner = tuple(axis for axis in flat(x.layout) if axis not in set(flat(out)))
+    inner = tuple(axis for axis in axes.flat(x.layout) if axis not in set(axes.flat(out)))
     bias = projection.bias_of(out)
     if bias is not None:
         spread = Operand(layouts.arrange(bias, (whole,)), (whole,))
@@ -152,7 +142,7 @@ def project(
 
 
 def cut_weight(
-    layouts: LayoutBuilder, weight: Operand, windows: Sequence[ColumnWindow], wanted: Layout
+    layouts: LayoutBuilder, weight: Operand, windows: Sequence[ColumnWindow], wanted: axes.Layout
 ) -> Node:
     """Return the part of a weight that windows leave, in the wanted layout.
 
@@ -161,25 +151,25 @@ def cut_weight(
     """
     # The cuts that the model makes of the activation, made of the weight's columns instead.
     for window in windows:
-        whole = leaves(window.whole)
-        layout = _apart(resolve(weight.layout), whole)
+        whole = axes.leaves(window.whole)
+        layout = _apart(axes.resolve(weight.layout), whole)
         node, position = layouts.arrange(weight, layout), layout.index(whole)
         node = layouts.builder.call(aten.slice.Tensor, node, position, window.start, window.stop)
         weight = Operand(node, tuple(window.part if dim == whole else dim for dim in layout))
     return layouts.arrange(weight, wanted)
 
 
-def _apart(layout: Layout, axes: Dim) -> Layout:
+def _apart(layout: axes.Layout, chosen: axes.Dim) -> axes.Layout:
     """The layout with these axes as one dimension, where the first of them was."""
     # [3 * H * D, C] cut along its first axis: [3, H * D, C], of which one entry is taken.
-    dims: list[Dim] = []
+    dims: list[axes.Dim] = []
     for dim in layout:
-        run: Dim = ()
+        run: axes.Dim = ()
         for axis in dim:
-            if axis not in axes:
+            if axis not in chosen:
                 run = (*run, axis)
-            elif axis == axes[0]:
-                dims += [run, axes] if run else [axes]
+            elif axis == chosen[0]:
+                dims += [run, chosen] if run else [chosen]
                 run = ()
         if run or not dim:
             dims.append(run)
@@ -215,13 +205,13 @@ class Splitter:
     def _parts(self, projection: Projection, packed: Callable[[Node], bool]) -> Iterator[Swap]:
         """Insert the parts of a projection: none where it is one tensor of tokens already, or where
         somebody reads a packed one uncut, so that it would be computed twice."""
-        out = fresh_layout(shape(projection.node))
+        out = axes.fresh_layout(shape(projection.node))
         columns = projection.columns(out)
         parts: list[ProjectionPart] | None = []
         if packed(projection.node):
             parts = _parts(ProjectionPart(projection.node, out, ()), columns, packed)
         # Of one operand, but not [..., columns]: made by einsum as [B, H, S, D], say.
-        elif flat(out)[-len(columns) :] != columns:
+        elif axes.flat(out)[-len(columns) :] != columns:
             parts = [ProjectionPart(projection.node, out, ())]
         layouts = LayoutBuilder(GraphBuilder(self._graph, projection.node.next))
         # x @ W[:, start:stop], in the order of columns that the part has in the end: permuting the
@@ -231,16 +221,16 @@ class Splitter:
                 alone = project(
                     layouts, projection, out, column_order(part, columns), windows=part.windows
                 )
-                node = layouts.arrange(alone, resolve(part.layout))
+                node = layouts.arrange(alone, axes.resolve(part.layout))
             except UnknownSizeError:
                 return
             # Of a part that holds its columns in order: the first one, and the one behind its last.
-            order = leaves(columns)
+            order = axes.leaves(columns)
             for window in part.windows if len(part.windows) == 1 else ():
                 rest = order[len(window.whole) :]
-                in_order = column_order(part, columns) == (*leaves(window.part), *rest)
+                in_order = column_order(part, columns) == (*axes.leaves(window.part), *rest)
                 if in_order and order == (*window.whole, *rest):
-                    width = int(product(rest))
+                    width = int(axes.product(rest))
                     cut = (projection.node, window.start * width, window.stop * width)
                     self._alone[cut] = alone.node
             yield Swap(part.node, node, "a part of a packed projection")

@@ -1,25 +1,139 @@
 """Load the candidates of a benchmark, let them take turns, and collect what was measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench import latency
-from moh_deploy.perf.bench.candidate import FixedRouters, LoadedCandidate, RoutingOverhead
-from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
-from moh_deploy.perf.bench.faults import FaultFinder
+from moh_deploy.perf.bench.candidate import (
+    FixedRouters,
+    FreshRun,
+    FreshTask,
+    Latency,
+    LoadedCandidate,
+    MeasureFresh,
+    MeasureRuns,
+    RoutingOverhead,
+    Timing,
+)
+from moh_deploy.perf.bench.candidates import (
+    BenchSetting,
+    Candidates,
+    is_the_original,
+    is_the_package,
+)
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
-from moh_deploy.perf.bench.measured import Measured, PackageWork, agreement, layer_work
+from moh_deploy.perf.bench.measured import Agreement, Measured, PackageWork, agreement, layer_work
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import difference, ratio
+from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.compare.parity import compare_answered
+from moh_deploy.validate.compare.parity_report import combined
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.reference import samples
 from moh_deploy.validate.reference.input_sets import InputSet, batch_dim, num_samples
-from moh_deploy.validate.reference.samples import own_view
+from moh_deploy.validate.reference.reference import RecordedReference, Reference, Subject, by_gates
+from moh_deploy.validate.reference.references import function_bodies
+
+# Look for candidates that compute something wrong: these pass no gate (ADR 26).
+#
+# Every package is compared with its recorded runs, as `verify` does. On the inputs that are timed
+# its outputs must not be NaN; and where they differ from those of a baseline that is the same
+# model, it is compared with that model again, with its gates: a token whose heads are nearly tied
+# may have chosen others, and nothing else may.
+
+
+@dataclass(frozen=True)
+class FaultFinder:
+    """Looks for packages and engines that compute something else than they should."""
+
+    candidates: Candidates  # what is measured
+    original: Original | None  # what baselines of the original are; None if there is none
+
+    def in_recorded_runs(self) -> dict[str, str]:
+        """Compare packages and engines with their recorded runs; return faults by name, in words.
+
+        Raises:
+            BackendError: The runtime failed.
+        """
+        found = {}
+        for name, subject in self.candidates.subjects.items():
+            sets, words = subject.recorded()
+            why = _difference(subject, RecordedReference(words), samples.recorded_samples(sets))
+            if why is not None:
+                found[name] = why
+        return found
+
+    def in_timed_run(
+        self,
+        input_set: InputSet,
+        outputs: Mapping[str, Sequence[Array]],
+        agreements: Mapping[str, Agreement],
+    ) -> dict[str, str]:
+        """Look for faults on inputs that are timed; return them by name, in words.
+
+        Args:
+            one: The inputs.
+            outputs: Of all candidates, by name.
+            agreements: Of all but the first of them with it.
+
+        Returns:
+            What is wrong, by name. A baseline can be no more than NaN.
+
+        Raises:
+            MoHDeployError: A reference cannot be run.
+        """
+        found = {
+            name: f"its outputs on {samples.label(input_set.name, input_set.sizes)} hold NaN"
+            for name, arrays in outputs.items()
+            # Only NaN differs from itself; unlike `isnan` this takes text, too.
+            if any((array != array).any() for array in arrays)
+        }
+        first, subject = next(iter(self.candidates.subjects.items()))
+        # A baseline of other weights differs by right. Only where one of the same model differs,
+        # the costly comparison with gates tells a flip of nearly tied heads from a fault.
+        differing = [name for name, how in agreements.items() if how.reason is not None]
+        # NaN is wrong whatever the reference says.
+        # Nothing was recorded on these inputs: the reference answers them when it is asked.
+        vectors = VectorSet(input_set.sizes, input_set.inputs, {}, (), ())
+        sample = samples.Sample(vectors, samples.label(input_set.name, input_set.sizes))
+        for reference in () if first in found else self._same_model(differing):
+            why = _difference(subject, reference, [sample])
+            if why is not None:
+                found.setdefault(first, why)
+        return found
+
+    def _same_model(self, differing: Sequence[str]) -> Iterator[Reference]:
+        """Yield references that tell whether the first package is wrong where baselines differ."""
+        if any(map(is_the_package, differing)):
+            yield function_bodies(self.candidates.first)
+        # Not every original can say its gates: only one that is a `Reference` can be compared with.
+        original: object = self.original
+        if not any(map(is_the_original, differing)) or not isinstance(original, Reference):
+            return
+        # One of other weights is no reference.
+        if self.original and not self.candidates.is_of_another_checkpoint(self.original):
+            yield original
+
+
+def _difference(
+    subject: Subject, reference: Reference, runs: Sequence[samples.Sample]
+) -> str | None:
+    manifest = subject.package.manifest
+    known = samples.with_valid_tokens(runs, manifest, manifest.valid_tokens)
+    answers = reference.answers(subject.package, known)
+    with subject.load() as runner:
+        reports = [
+            compare_answered(subject, runner, part, known, BUILT_IN_POLICY)
+            for part in by_gates(reference.name, answers)
+        ]
+    failure = combined(reports).failure
+    return None if failure is None else f"against {reference.name} it is {failure.message}"
 
 
 @dataclass(frozen=True)
@@ -28,8 +142,8 @@ class BenchRun:
 
     candidates: Candidates  # what is measured
     setting: BenchSetting  # how they are run
-    measure: latency.MeasureRuns  # what times candidates
-    measure_fresh: latency.MeasureFresh  # what runs one in a process of its own
+    measure: MeasureRuns  # what times candidates
+    measure_fresh: MeasureFresh  # what runs one in a process of its own
     progress: Progress  # what to report steps to
     judged: bool  # something may fail, a gate or a baseline file: what is measured has to be right
 
@@ -133,7 +247,7 @@ class BenchRun:
                 inputs=input_set.name,
                 sizes=input_set.sizes,
                 samples=num_samples(self.candidates.first.manifest, input_set.sizes),
-                latency=latency.Latency.of(times[entry.name]),
+                latency=Latency.of(times[entry.name]),
                 fresh=fresh[entry.name],
                 ratios={
                     other: ratio(times[entry.name].wall_ms, times[other].wall_ms)
@@ -185,7 +299,7 @@ class BenchRun:
             )
         reference = dict(zip([spec.name for spec in manifest.outputs], first, strict=True))
         run = VectorSet(input_set.sizes, input_set.inputs, reference, (), ())
-        view = own_view(manifest, run, input_set.name)
+        view = samples.own_view(manifest, run, input_set.name)
 
         def compared(arrays: Sequence[Array]) -> Sequence[Array]:
             # By order: a baseline calls its outputs something else, and may have others.
@@ -198,20 +312,20 @@ class BenchRun:
 
     def _fresh_runs(
         self, input_set: InputSet, loaded: Mapping[str, LoadedCandidate]
-    ) -> dict[str, latency.FreshRun]:
+    ) -> dict[str, FreshRun]:
         inputs = self.setting.scratch / "inputs.npz"
         write_npz(inputs, input_set.inputs)
         return {
             # What exists in this process only, such as a model with routing fed, has no run of its
             # own.
-            name: latency.FreshRun()
+            name: FreshRun()
             if candidate.alone is None
-            else self.measure_fresh(latency.FreshTask(*candidate.alone, inputs))
+            else self.measure_fresh(FreshTask(*candidate.alone, inputs))
             for name, candidate in loaded.items()
         }
 
     def _routing(
-        self, fixed_routers: FixedRouters, first: Measured, times: Mapping[str, latency.Timing]
+        self, fixed_routers: FixedRouters, first: Measured, times: Mapping[str, Timing]
     ) -> RoutingOverhead:
         where = (first.contestant, fixed_routers.layer, first.inputs, first.sizes)
         if fixed_routers.why_not is not None:

@@ -16,7 +16,7 @@ from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.reference.subject import Subject, read_subject
+from moh_deploy.validate.reference.reference import Subject, read_subject
 
 DENSE, FUNCTIONS = "dense", "functions"
 EAGER, PLAIN = "eager", "plain-onnx"

@@ -7,7 +7,7 @@ from moh_deploy.perf.bench.candidate import RoutingOverhead
 from moh_deploy.perf.bench.measured import LayerWork, Measured, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeDifference
-from moh_deploy.report.numbers import percent
+from moh_deploy.report.document import percent
 
 DENSE = "dense"
 

@@ -4,8 +4,6 @@ gate    = metric comparison limit
 limit   = [factor "*"] contestant | number unit
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +27,30 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
 _GATE = re.compile(r"\s*([\w-]+)\s*(<=|>=|<|>)\s*(?!=)(.+?)\s*")
 _FACTOR = re.compile(rf"({NUMBER})\s*\*\s*(.+)")
 _EXAMPLES = "Examples: p50 <= 1.05 * baseline, p99 < 20 ms, throughput >= 100."
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The verdict of a gate on one candidate and one set of inputs."""
+
+    gate: str  # the gate
+    contestant: str  # the candidate
+    inputs: str  # what it ran on
+    sizes: dict[str, int]  # at these sizes
+    # What was measured, in ms, bytes, samples a second or cores; None if it was not.
+    measured: float | None
+    limit: float | None  # what it was compared with; None if that was not measured
+    passed: bool  # both were measured, it holds, and neither candidate computes anything wrong
+    reason: str  # the numbers in words, or why there are none
+
+    @property
+    def sentence(self) -> str:
+        """What was asked, of whom, and what was measured."""
+        verb = "passed" if self.passed else "not measured" if self.measured is None else "failed"
+        if self.limit is None:
+            verb = "not measured"
+        where = f"{self.contestant} on {self.inputs} inputs at {sizes_text(self.sizes)}"
+        return f"gate '{self.gate}' {verb} for {where}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -76,30 +98,6 @@ class BenchGate:
             passed=holds and wrong is None,
             reason=reason if wrong is None else f"{reason}, but {wrong}",
         )
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """The verdict of a gate on one candidate and one set of inputs."""
-
-    gate: str  # the gate
-    contestant: str  # the candidate
-    inputs: str  # what it ran on
-    sizes: dict[str, int]  # at these sizes
-    # What was measured, in ms, bytes, samples a second or cores; None if it was not.
-    measured: float | None
-    limit: float | None  # what it was compared with; None if that was not measured
-    passed: bool  # both were measured, it holds, and neither candidate computes anything wrong
-    reason: str  # the numbers in words, or why there are none
-
-    @property
-    def sentence(self) -> str:
-        """What was asked, of whom, and what was measured."""
-        verb = "passed" if self.passed else "not measured" if self.measured is None else "failed"
-        if self.limit is None:
-            verb = "not measured"
-        where = f"{self.contestant} on {self.inputs} inputs at {sizes_text(self.sizes)}"
-        return f"gate '{self.gate}' {verb} for {where}: {self.reason}"
 
 
 def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]) -> BenchGate:

@@ -12,13 +12,12 @@ from moh_deploy.graph.layer_models import attention_inputs
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import Choice, LayerInfo, OnnxPackage, current_choice, without_ranges
-from moh_deploy.perf.bench.candidate import fed_by
-from moh_deploy.perf.bench.latency import LEAST_RUNS, FreshRun, Latency
+from moh_deploy.perf.bench.candidate import LEAST_RUNS, FreshRun, Latency, fed_by
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.layers import at_sizes_of
 from moh_deploy.report.document import Cell, Share
-from moh_deploy.report.json import FLAT, in_json
+from moh_deploy.report.report import FLAT, in_json
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.layer_runs import LayerRun

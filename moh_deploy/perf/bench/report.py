@@ -6,18 +6,16 @@ from itertools import groupby
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.perf.bench.candidate import RoutingOverhead
+from moh_deploy.perf.bench.candidate import LEAST_RUNS, RoutingOverhead
 from moh_deploy.perf.bench.findings import findings
 from moh_deploy.perf.bench.gates import GateResult
-from moh_deploy.perf.bench.latency import LEAST_RUNS
 from moh_deploy.perf.bench.measured import METRICS, LayerWork, Measured, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.report import document as doc
 from moh_deploy.report.baseline.result import RatchetResult, baseline_section, baseline_suites
-from moh_deploy.report.json import in_json
-from moh_deploy.report.numbers import count, number, percent
-from moh_deploy.report.report import Report
+from moh_deploy.report.document import percent
+from moh_deploy.report.report import Report, count, in_json, number
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.validate.reference.input_sets import RANDOM
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.report.json import in_json
+from moh_deploy.report.report import in_json
 from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner, opened_package
 from moh_deploy.system.npz import Array
@@ -16,24 +16,14 @@ from moh_deploy.validate.accuracy.judge import Setting
 from moh_deploy.validate.accuracy.judge import judge as judge_metric
 from moh_deploy.validate.accuracy.labelled_runs import Batch, labelled_runs
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
-from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import read_labelled
-from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
-from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.accuracy.task import Metric, SampleFiles, Scored, Tally, Task
 from moh_deploy.validate.compare.checks import Flips
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.policy import AccuracyCondition, Condition, FlipsCondition
+from moh_deploy.validate.reference import samples
 from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
-from moh_deploy.validate.reference.samples import (
-    Sample,
-    named_mask,
-    npz_files,
-    own_view,
-    read_samples,
-    recorded_samples,
-    with_valid_tokens,
-)
-from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.reference import Subject
 from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, TokenView, token_view
 
 # Check that a package computes on the user's inputs what it did before it was chosen for.
@@ -82,7 +72,7 @@ def check_same_outputs(
             # other heads: runs with flips do not get there.
             margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
         )
-        view = own_view(after.manifest, vectors, input_set.name)
+        view = samples.own_view(after.manifest, vectors, input_set.name)
         tokens = flipped_tokens(expected, runner.run(input_set.inputs), names, view)
         if tokens:
             flipped[input_set.name] = tokens
@@ -114,7 +104,7 @@ _FEW = 64
 """So many samples tell what is clearly bad, before a candidate is tuned."""
 
 
-JudgedRun = tuple[Sample, Batch | None]
+JudgedRun = tuple[samples.Sample, Batch | None]
 """One run of the samples that conditions are judged on, and its labels; None if there are none."""
 
 
@@ -197,7 +187,7 @@ class QualityCheck:
         return Quality(sum(_count(batch) for _, batch in runs), flips, accuracy, tuple(failed))
 
     def _flips(
-        self, sample: Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
+        self, sample: samples.Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
     ) -> Flips:
         names = self.package.gate_names
         gates = tuple(expected[name] for name in names)
@@ -213,7 +203,7 @@ class QualityCheck:
     def _score(
         self,
         tallies: Sequence[Tally],
-        sample: Sample,
+        sample: samples.Sample,
         batch: Batch,
         expected: Mapping[str, Array],
         got: Mapping[str, Array],
@@ -254,13 +244,15 @@ def read_runs(
     Raises:
         ConfigError: A file or a weight does not fit.
     """
-    mask = named_mask(package.manifest, None)
+    mask = samples.named_mask(package.manifest, None)
     sets = input_sets(package, paths, weights)
-    samples = read_samples(paths, package.manifest, mask)
+    taken = samples.read_samples(paths, package.manifest, mask)
     if not paths:
-        samples = with_valid_tokens(recorded_samples(package.vectors), package.manifest, mask)
+        taken = samples.with_valid_tokens(
+            samples.recorded_samples(package.vectors), package.manifest, mask
+        )
     files = SampleFiles((), ())
-    return SearchSamples(tuple((sample, None) for sample in samples), tuple(sets), files)
+    return SearchSamples(tuple((sample, None) for sample in taken), tuple(sets), files)
 
 
 def read_labelled_runs(
@@ -271,7 +263,7 @@ def read_labelled_runs(
     Raises:
         ConfigError: Something does not fit the model, or each other.
     """
-    files = npz_files(paths)
+    files = samples.npz_files(paths)
     counts = checked_weights(files, weights)
     data = read_labelled(files, task, package.manifest)
     subject = Subject(opened_package(package), package, "auto")

@@ -3,8 +3,6 @@
 Candidates are taken one after the other, each against the fastest so far.
 """
 
-from __future__ import annotations
-
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -17,9 +15,11 @@ from moh_deploy.errors import BackendError, MoHDeployError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import Best, Contests, ended_by, folder_of
-from moh_deploy.perf.tune.search_report import RuntimePrecision, Tried
+from moh_deploy.perf.tune.report import RuntimePrecision, Tried
 from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
 from moh_deploy.system.progress import Progress
+
+TakesCandidates: TypeAlias = "Contests | ContestsApart"
 
 
 @dataclass
@@ -159,7 +159,6 @@ class ContestsApart:
         return found.required("the process of a candidate")
 
 
-TakesCandidates: TypeAlias = "Contests | ContestsApart"
 """Lets a search ask of each candidate: here, or in processes of their own."""
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report import document as doc
-from moh_deploy.report.json import HIDDEN, in_json
+from moh_deploy.report.report import HIDDEN, in_json
 
 DigestState = Literal["right", "wrong", "missing"]
 FigureOutcome = Literal["held", "better", "worse", "gone", "new", "not compared"]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.report.document import Block, Document, Table, Text
-from moh_deploy.report.numbers import si
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, si
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
 from moh_deploy.runtime.tensorrt.preflight import Rejection, refusal, rejection_reasons
 from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text

@@ -13,7 +13,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package.cache_buffers import BUFFER
-from moh_deploy.package.manifest_sense import cache_problems
+from moh_deploy.package.manifest_json import cache_problems
 from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
 from moh_deploy.system.bounded_file import is_plain_name, sha256_of

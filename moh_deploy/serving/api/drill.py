@@ -12,11 +12,9 @@ from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Description, Variant
 from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.drill import targets
 from moh_deploy.serving.drill.drill import KILL, Drill, DrillReport
-from moh_deploy.serving.drill.load import Load, LoadCase
-from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
-from moh_deploy.serving.guard.faults import FAULTS
-from moh_deploy.serving.guard.guard_io import CONTROL_FILE
+from moh_deploy.serving.guard.guard_io import CONTROL_FILE, FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle
@@ -130,16 +128,18 @@ def drill(
         with progress.step("starting the server"):
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
-                target: Target = ServerAt(url, files[0], package.manifest, *files[1:])
+                target: targets.Target = targets.ServerAt(
+                    url, files[0], package.manifest, *files[1:]
+                )
             elif server is not None:
-                target = Triton(model, source, server, folder)
+                target = targets.Triton(model, source, server, folder)
             elif in_process:
                 settings = ServingSettings("drilled", policy=str(source), sample_every=0)
-                target = InProcess(model, settings, folder)
+                target = targets.InProcess(model, settings, folder)
             else:
-                target = HttpServer(model, source, folder)
+                target = targets.HttpServer(model, source, folder)
         with target:
-            load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
+            load = targets.Load([target.connect() for _ in range(clients)], cases, alone.rule)
             first = rules.names[0]
             breaking = Drill(target, load, seconds, trip_timeout, return_timeout, first)
             try:
@@ -229,7 +229,9 @@ def _policy(given: Path | str | None, alone: _Alone, folder: Path) -> tuple[Guar
     return read_guard_policy(path), path
 
 
-def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[LoadCase, ...]:
+def _cases(
+    package: OnnxPackage, alone: _Alone, policy: GuardPolicy
+) -> tuple[targets.LoadCase, ...]:
     """Return the recorded inputs, with the right answers of each level of the policy."""
     found = [
         (vectors.inputs, {level.called: own for level in policy.rungs})
@@ -240,4 +242,4 @@ def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[Lo
             with find_deployed(level.path).open() as runner:
                 for inputs, right in found:
                     right[level.called] = (runner.run(inputs),)
-    return tuple(LoadCase(inputs, right) for inputs, right in found)
+    return tuple(targets.LoadCase(inputs, right) for inputs, right in found)

@@ -1,7 +1,5 @@
 """Record the routing of traffic that is known to be good, as the reference of `watch`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +8,14 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.serving.drift.reference import (
-    REFERENCE_FILE,
-    profile_of,
-    record_requests,
-    requests_of,
-    write_reference,
-)
+from moh_deploy.serving.drift import reference
 from moh_deploy.serving.drift.report import ProfileReport
-from moh_deploy.serving.telemetry.routing import RoutingReader
-from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window
+from moh_deploy.serving.telemetry.routing import (
+    RecordedWindow,
+    RoutingReader,
+    is_window,
+    read_window,
+)
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.validate.reference.samples import read_samples
@@ -56,7 +52,7 @@ def profile(
         BackendError: The runtime cannot load the model.
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
-    check_file_output(Path(output), REFERENCE_FILE, reads=map(Path, inputs))
+    check_file_output(Path(output), reference.REFERENCE_FILE, reads=map(Path, inputs))
     if find_deployed(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine: it was compiled without its gates, so nothing of its routing can"
@@ -80,15 +76,15 @@ def profile(
             reader = RoutingReader.of(package)
             variant = Variant(kernels=kernels, extra_outputs=reader.names)
             with open_runner(package, variant) as runner:
-                requests = requests_of(package.manifest, files, request_size)
-                recorded = record_requests(package, reader, runner, requests)
+                requests = reference.requests_of(package.manifest, files, request_size)
+                recorded = reference.record_requests(package, reader, runner, requests)
                 use = runner.describe().kernels
     else:
         recorded = _dump(paths, package)
     with progress.step("calibrating"):
-        reference = profile_of(recorded, window=window, rate=false_alarms)
-    write_reference(Path(output), reference)
-    return ProfileReport(root, Path(output), reference, use)
+        profiled = reference.profile_of(recorded, window=window, rate=false_alarms)
+    reference.write_reference(Path(output), profiled)
+    return ProfileReport(root, Path(output), profiled, use)
 
 
 def _dump(paths: Sequence[Path], package: OnnxPackage) -> RecordedWindow:

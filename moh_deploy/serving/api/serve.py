@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving.api.bundle import DEFAULT_GUARD
-from moh_deploy.serving.http.limits import MIB, HttpLimits
+from moh_deploy.serving.http.queue import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.source import require_own_code

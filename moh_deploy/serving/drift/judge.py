@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from moh_deploy.report.json import in_json
-from moh_deploy.report.numbers import share
+from moh_deploy.report.report import in_json, share
 from moh_deploy.serving.drift.distances import OF_LAYERS, Statistic, by_layer, distances, loads
 from moh_deploy.serving.drift.reference import RoutingReference
 from moh_deploy.serving.telemetry.routing import Counts

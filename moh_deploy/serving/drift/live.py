@@ -18,8 +18,7 @@ from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_wind
 from moh_deploy.serving.drift.reference import RoutingReference, read_reference
 from moh_deploy.serving.metrics import Family, Series, parse_text, single
 from moh_deploy.serving.telemetry import Telemetry
-from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, LayerColumns
-from moh_deploy.serving.telemetry.window import read_window
+from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, LayerColumns, read_window
 from moh_deploy.system.bounded_file import sha256_of
 
 _MOST_BYTES = 64 * 2**20

@@ -15,7 +15,7 @@ from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.base import Runner
 from moh_deploy.serving.drift.distances import KEPT_IN, by_layer, limits, statistics_of
 from moh_deploy.serving.telemetry import routing
-from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
+from moh_deploy.serving.telemetry.routing import RecordedWindow, WindowAbout
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import FileKind

@@ -8,9 +8,7 @@ from typing import get_args
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report import document as doc
-from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.numbers import count, figure, share
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, count, figure, in_json, share
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.serving.drift.distances import Statistic
 from moh_deploy.serving.drift.judge import LayerVerdict, WindowVerdict

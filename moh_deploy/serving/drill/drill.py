@@ -1,7 +1,5 @@
 """Plant each fault in a server under load, wait until it tripped and came back, and report."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +12,10 @@ import pydantic
 
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.report import document as doc
-from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.numbers import count
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, count, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.serving.drill.load import Asked, Load
-from moh_deploy.serving.drill.targets import Target
-from moh_deploy.serving.guard.faults import UNSEEN, Fault
-from moh_deploy.serving.guard.guard_io import Control, write_control
+from moh_deploy.serving.drill.targets import Asked, Load, Target
+from moh_deploy.serving.guard.guard_io import UNSEEN, Control, Fault, write_control
 
 DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
 
@@ -196,6 +190,65 @@ _LOOK_S = 0.02
 _MOST_FAILURES = 3
 
 
+class _Change(pydantic.BaseModel):
+    """A line of an audit log, as far as a drill needs it."""
+
+    time: datetime
+    mode_from: str = pydantic.Field(alias="from")
+    mode_to: str = pydantic.Field(alias="to")
+    reason: str
+    state: str
+
+
+class _Log:
+    """Reads the lines that are appended to an audit log."""
+
+    def __init__(self, path: Path) -> None:
+        self.changes: list[_Change] = []  # since the drill of a fault began
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._mode: str | None = None
+        self._is_drifting = False
+
+    @property
+    def trip(self) -> _Change | None:
+        """The first change for the worse, so far."""
+        self._read()
+        return next((change for change in self.changes if change.state in ("open", "on")), None)
+
+    def is_calm(self, first_level: str) -> bool:
+        """Tell whether the first level serves, as far as is known, and no drift alarm holds."""
+        self._read()
+        return self._mode in (None, first_level) and not self._is_drifting
+
+    def start_anew(self) -> None:
+        """Forget the changes so far."""
+        self._read()
+        self.changes.clear()
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        # A line that is being written is read the next time.
+        whole, newline, _ = content.rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        for line in whole.splitlines():
+            try:
+                change = _Change.model_validate_json(line)
+            except pydantic.ValidationError:
+                raise ConfigError(
+                    f"the audit log has a line that no guard wrote: {line[:60]!r}.",
+                    hint="Name the log of the server that is drilled: --audit-log.",
+                ) from None
+            self.changes.append(change)
+            self._mode = change.mode_to
+            if change.reason in ("drift", "drift is over"):
+                self._is_drifting = change.reason == "drift"
+
+
 @dataclass(frozen=True)
 class Drill:
     """Breaks a server, one fault after the other."""
@@ -290,65 +343,6 @@ def _counted(fault: str, asked: Sequence[Asked]) -> FaultDrill:
         failures=tuple(dict.fromkeys(failures))[:_MOST_FAILURES],
         served=dict(Counter(each.rung or "not said" for each in answered)),
     )
-
-
-class _Change(pydantic.BaseModel):
-    """A line of an audit log, as far as a drill needs it."""
-
-    time: datetime
-    mode_from: str = pydantic.Field(alias="from")
-    mode_to: str = pydantic.Field(alias="to")
-    reason: str
-    state: str
-
-
-class _Log:
-    """Reads the lines that are appended to an audit log."""
-
-    def __init__(self, path: Path) -> None:
-        self.changes: list[_Change] = []  # since the drill of a fault began
-        self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
-        self._mode: str | None = None
-        self._is_drifting = False
-
-    @property
-    def trip(self) -> _Change | None:
-        """The first change for the worse, so far."""
-        self._read()
-        return next((change for change in self.changes if change.state in ("open", "on")), None)
-
-    def is_calm(self, first_level: str) -> bool:
-        """Tell whether the first level serves, as far as is known, and no drift alarm holds."""
-        self._read()
-        return self._mode in (None, first_level) and not self._is_drifting
-
-    def start_anew(self) -> None:
-        """Forget the changes so far."""
-        self._read()
-        self.changes.clear()
-
-    def _read(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        # A line that is being written is read the next time.
-        whole, newline, _ = content.rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        for line in whole.splitlines():
-            try:
-                change = _Change.model_validate_json(line)
-            except pydantic.ValidationError:
-                raise ConfigError(
-                    f"the audit log has a line that no guard wrote: {line[:60]!r}.",
-                    hint="Name the log of the server that is drilled: --audit-log.",
-                ) from None
-            self.changes.append(change)
-            self._mode = change.mode_to
-            if change.reason in ("drift", "drift is over"):
-                self._is_drifting = change.reason == "drift"
 
 
 def _wait(is_so: Callable[[], bool], most_s: float) -> bool:

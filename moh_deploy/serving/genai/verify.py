@@ -10,8 +10,7 @@ import numpy as np
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.document import Document, Table, Text
-from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, in_json
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompts

@@ -13,7 +13,7 @@ from moh_deploy.package import choices_for, with_choices
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, opened_package
-from moh_deploy.serving.guard.faults import Faults, FaultyRunner
+from moh_deploy.serving.guard.guard_io import Faults, FaultyRunner
 from moh_deploy.serving.guard.policy import LevelSection
 from moh_deploy.serving.guard.same_answers import require_same_interface
 from moh_deploy.serving.source import require_known_answer

@@ -7,9 +7,8 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError, MoHDeployError, ValidationError
 from moh_deploy.runtime.base import Deployed, Variant
 from moh_deploy.serving.guard.fallback_level import FallbackLevel, find_level
-from moh_deploy.serving.guard.faults import Faults
 from moh_deploy.serving.guard.guard import Guard, GuardIO, cannot_serve
-from moh_deploy.serving.guard.guard_io import AuditLog, ControlFile, RunningMarks, died_in
+from moh_deploy.serving.guard.guard_io import AuditLog, ControlFile, Faults, RunningMarks, died_in
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.guard.state_machine import LevelFailed
 from moh_deploy.serving.settings import ServingSettings

@@ -28,9 +28,8 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.http.connection import HeldBytes, InTurn, address_of, received_body
-from moh_deploy.serving.http.limits import HttpLimits, Refusal
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, InferRequest, read_request, write_answer
-from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.http.queue import BatchingQueue, HttpLimits, Refusal
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.metrics import Family, Trace, exposition, single
 from moh_deploy.serving.process_health import LimitedLog, StatusCounts

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from moh_deploy.serving.http.limits import HttpLimits, Refusal
+from moh_deploy.serving.http.queue import HttpLimits, Refusal
 
 # Processes may often have 1024 files; a server that has none left accepts no connection.
 _MOST_CONNECTIONS = 800

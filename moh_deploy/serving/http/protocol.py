@@ -19,18 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.http.limits import HttpLimits, Refusal
-from moh_deploy.serving.http.tensors import (
-    DATATYPES,
-    WITHOUT_JSON,
-    flag_in,
-    object_of,
-    objects_in,
-    parameters_in,
-    raw_bytes,
-    read_tensors,
-    text_in,
-)
+from moh_deploy.serving.http import tensors
+from moh_deploy.serving.http.queue import HttpLimits, Refusal
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
@@ -98,8 +88,8 @@ def read_request(
         raise Refusal(
             f"the request has {len(head)} bytes of JSON, expected at most {most_json}.", status=413
         )
-    request = object_of(parse_json(head, "the request", error=Refusal), "the request")
-    parameters = parameters_in(request, "the request")
+    request = tensors.object_of(parse_json(head, "the request", error=Refusal), "the request")
+    parameters = tensors.parameters_in(request, "the request")
     for name, value in parameters.items():
         if not isinstance(value, (int, float, str)):
             raise Refusal(f"the parameter {name[:100]} is neither a number nor a text.")
@@ -107,9 +97,9 @@ def read_request(
     if timeout is not None and (type(timeout) is not int or not 0 < timeout < 2**63):
         raise Refusal("the parameter timeout is no number of microseconds.")
     return InferRequest(
-        read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars),
+        tensors.read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars),
         _requested(request, parameters, outputs),
-        (text_in(request, "id", "the request") or None) if "id" in request else None,
+        (tensors.text_in(request, "id", "the request") or None) if "id" in request else None,
         None if timeout is None else timeout / 1e6,
     )
 
@@ -132,8 +122,8 @@ def write_answer(
         head["id"] = request.id
     if parameters:
         head["parameters"] = dict(parameters)
-    tensors = [(asked.name, outputs[asked.name], asked.is_binary) for asked in request.outputs]
-    return _body(head, "outputs", tensors)
+    values = [(asked.name, outputs[asked.name], asked.is_binary) for asked in request.outputs]
+    return _body(head, "outputs", values)
 
 
 def write_request(
@@ -157,8 +147,8 @@ def write_request(
             {"name": asked.name, "parameters": {"binary_data": asked.is_binary}}
             for asked in outputs
         ]
-    tensors = [(name, array, is_binary) for name, array in inputs.items()]
-    return _body(head, "inputs", tensors)
+    values = [(name, array, is_binary) for name, array in inputs.items()]
+    return _body(head, "inputs", values)
 
 
 def read_answer(content: bytes, json_bytes: str | None) -> dict[str, Array]:
@@ -175,22 +165,22 @@ def read_reply(
         Refusal: It is no answer.
     """
     head, raw = _split(content, json_bytes)
-    answer = object_of(parse_json(head, "the answer", error=Refusal), "the answer")
-    outputs = read_tensors(answer, raw, None, key="outputs", scalars=scalars)
-    return outputs, parameters_in(answer, "the answer")
+    answer = tensors.object_of(parse_json(head, "the answer", error=Refusal), "the answer")
+    outputs = tensors.read_tensors(answer, raw, None, key="outputs", scalars=scalars)
+    return outputs, tensors.parameters_in(answer, "the answer")
 
 
-def _body(head: dict[str, object], key: str, tensors: Iterable[tuple[str, Array, bool]]) -> Body:
+def _body(head: dict[str, object], key: str, values: Iterable[tuple[str, Array, bool]]) -> Body:
     described: list[str] = []
     raw: list[bytes] = []
-    for name, array, is_binary in tensors:
+    for name, array, is_binary in values:
         tensor: dict[str, object] = {
             "name": name,
-            "datatype": DATATYPES[array.dtype.name],
+            "datatype": tensors.DATATYPES[array.dtype.name],
             "shape": list(array.shape),
         }
         if is_binary:
-            raw.append(raw_bytes(array))
+            raw.append(tensors.raw_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(raw[-1])}
             described.append(_text(tensor))
         else:
@@ -238,25 +228,25 @@ def _split(
 def _requested(
     request: Mapping[str, object], parameters: Mapping[str, object], outputs: Sequence[TensorInfo]
 ) -> tuple[RequestedOutput, ...]:
-    datatypes = {info.name: DATATYPES.get(info.dtype, info.dtype) for info in outputs}
-    by_default = flag_in(parameters, "binary_data_output", "the request")
+    datatypes = {info.name: tensors.DATATYPES.get(info.dtype, info.dtype) for info in outputs}
+    by_default = tensors.flag_in(parameters, "binary_data_output", "the request")
     wanted: dict[str, bool] = {}
-    for output in objects_in(request, "outputs") if request.get("outputs") else ():
-        name = text_in(output, "name", "one of outputs")
+    for output in tensors.objects_in(request, "outputs") if request.get("outputs") else ():
+        name = tensors.text_in(output, "name", "one of outputs")
         if name not in datatypes:
             raise Refusal(
                 f"there is no output '{name[:100]}': the model has {', '.join(datatypes)}.",
                 hint=did_you_mean(name[:100], datatypes) or None,
             )
-        own = parameters_in(output, f"output '{name}'")
+        own = tensors.parameters_in(output, f"output '{name}'")
         for parameter in own:
             if parameter == "classification" or parameter.startswith("shared_memory"):
                 raise Refusal(f"output '{name}': the parameter {parameter} is not supported.")
-        wanted[name] = flag_in(own, "binary_data", f"output '{name}'", by_default)
+        wanted[name] = tensors.flag_in(own, "binary_data", f"output '{name}'", by_default)
     if not wanted:
         wanted = dict.fromkeys(datatypes, by_default)
     for name, is_binary in wanted.items():
-        if not is_binary and datatypes[name] in WITHOUT_JSON:
+        if not is_binary and datatypes[name] in tensors.WITHOUT_JSON:
             raise Refusal(
                 f"output '{name}' is {datatypes[name]}, which has no form in JSON.",
                 hint="Ask for it with the parameter binary_data.",

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.serving.http.app import OUT_OF_MEMORY
-from moh_deploy.serving.http.limits import Refusal
+from moh_deploy.serving.http.queue import Refusal
 from moh_deploy.serving.http.worker import (
     HUNG,
     TASK_JSON,

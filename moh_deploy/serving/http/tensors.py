@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.http.limits import Refusal
+from moh_deploy.serving.http.queue import Refusal
 from moh_deploy.system.npz import BFLOAT16, Array
 from moh_deploy.system.suggest import did_you_mean
 

@@ -1,7 +1,5 @@
 """The process that answers requests: it opens the model, and serves on a socket from its parent."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os
@@ -25,8 +23,7 @@ from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.connection import TimedConnection, in_pieces
-from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.http.queue import BatchingQueue, HttpLimits
 from moh_deploy.serving.served_model import find_joining, open_served, threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
@@ -111,36 +108,14 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     return code
 
 
-def _code_at_end(server: _Server, queue: BatchingQueue, timeout_s: float) -> int:
-    """Wait for what is still answered, and return the exit code."""
-    if server.has_hung:
-        return HUNG
-    # The time to wait is over where requests were cut off: the parent ends who takes more.
-    is_answered = not server.has_cut_off and queue.close(timeout_s=timeout_s)
-    return 0 if is_answered else UNANSWERED
+@dataclass(frozen=True)
+class FirstWord(Strict):
+    """The first message of a worker to its parent: it is ready, or why it will not be."""
 
-
-def session_threads(settings: ServingSettings) -> int:
-    """Return the threads of the one session that all instances run.
-
-    ONNX Runtime counts the thread that calls among them: of N instances N threads call, and share
-    the others.
-    """
-    return settings.instances * (threads_of(settings) - 1) + 1
-
-
-def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
-    if not longest:
-        return
-    shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
-    dims = list(dict.fromkeys(DimExpr.of_input(shape).name for shape in shapes))
-    for name in longest:
-        if name not in dims:
-            known = ", ".join(f"'{dim}'" for dim in dims) or "none"
-            raise ConfigError(
-                f"longest is of '{name}', but the dynamic dimensions are {known}.",
-                hint=did_you_mean(name, dims) or None,
-            )
+    error: str | None = None  # the reason why it does not start; None if it is ready
+    hint: str | None = None  # the next step for the user
+    exit_code: int = 0
+    alone_because: str | None = None  # why requests are not joined; None if they are
 
 
 class _Server(uvicorn.Server):
@@ -207,14 +182,36 @@ class _Server(uvicorn.Server):
         self._queue.hurry()
 
 
-@dataclass(frozen=True)
-class FirstWord(Strict):
-    """The first message of a worker to its parent: it is ready, or why it will not be."""
+def _code_at_end(server: _Server, queue: BatchingQueue, timeout_s: float) -> int:
+    """Wait for what is still answered, and return the exit code."""
+    if server.has_hung:
+        return HUNG
+    # The time to wait is over where requests were cut off: the parent ends who takes more.
+    is_answered = not server.has_cut_off and queue.close(timeout_s=timeout_s)
+    return 0 if is_answered else UNANSWERED
 
-    error: str | None = None  # the reason why it does not start; None if it is ready
-    hint: str | None = None  # the next step for the user
-    exit_code: int = 0
-    alone_because: str | None = None  # why requests are not joined; None if they are
+
+def session_threads(settings: ServingSettings) -> int:
+    """Return the threads of the one session that all instances run.
+
+    ONNX Runtime counts the thread that calls among them: of N instances N threads call, and share
+    the others.
+    """
+    return settings.instances * (threads_of(settings) - 1) + 1
+
+
+def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
+    if not longest:
+        return
+    shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
+    dims = list(dict.fromkeys(DimExpr.of_input(shape).name for shape in shapes))
+    for name in longest:
+        if name not in dims:
+            known = ", ".join(f"'{dim}'" for dim in dims) or "none"
+            raise ConfigError(
+                f"longest is of '{name}', but the dynamic dimensions are {known}.",
+                hint=did_you_mean(name, dims) or None,
+            )
 
 
 # Writes a first word, which is one line, and reads it.

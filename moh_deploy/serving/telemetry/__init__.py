@@ -1,7 +1,11 @@
 """What the routers of a served model do: counted request by request, and shown to exporters."""
 
 from moh_deploy.serving.telemetry.counters import Telemetry
-from moh_deploy.serving.telemetry.routing import CountLayout, LayerColumns
-from moh_deploy.serving.telemetry.window import RecordedWindow, read_window
+from moh_deploy.serving.telemetry.routing import (
+    CountLayout,
+    LayerColumns,
+    RecordedWindow,
+    read_window,
+)
 
 __all__ = ["CountLayout", "LayerColumns", "RecordedWindow", "Telemetry", "read_window"]

@@ -15,8 +15,7 @@ from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.serving.metrics import Family, FamilyKind, Series
 from moh_deploy.serving.source import ServedRun
-from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, Counts, LayerColumns, RoutingReader
-from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
+from moh_deploy.serving.telemetry import routing
 from moh_deploy.system.npz import Array
 
 # The size of each dynamic dimension of a run, always in the same order.
@@ -147,7 +146,7 @@ class Totals:
 
     tokens: tuple[int, ...]  # tokens of each layer in the runs that were answered, padding left out
     requests: int  # requests whose routing was read
-    counts: Counts  # of these: the sum of their rows
+    counts: routing.Counts  # of these: the sum of their rows
 
 
 class Telemetry:
@@ -169,7 +168,7 @@ class Telemetry:
         per_head: bool = False,
         seed: int | None = None,
     ) -> None:
-        self.reader = RoutingReader.of(package)
+        self.reader = routing.RoutingReader.of(package)
         self.inner = self.reader.names
         self.digest = package.manifest.files["model.onnx"]
         self._labels = {"model": model, "version": version}
@@ -191,7 +190,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._requests = 0
         self._counts = np.zeros(self.reader.layout.width)
-        self._window: WindowRecorder | None = None
+        self._window: routing.WindowRecorder | None = None
 
     # What stands in these two is done in every run: a model of 0.2 ms feels each microsecond.
 
@@ -229,7 +228,7 @@ class Telemetry:
             sample_every: Another rate than that of the counters until `stop_window`; None for this.
         """
         with self._lock:
-            self._window = WindowRecorder(self.reader.layout, self.digest)
+            self._window = routing.WindowRecorder(self.reader.layout, self.digest)
             every = self._sample_every if sample_every is None else sample_every
             self._is_turn = _turns(every, self._seed)
 
@@ -240,7 +239,7 @@ class Telemetry:
                 self._window.stop()
             self._is_turn = _turns(self._sample_every, self._seed)
 
-    def dump_window(self) -> RecordedWindow | None:
+    def dump_window(self) -> routing.RecordedWindow | None:
         """Return what was kept so far; None if nothing was ever started."""
         # Without the lock, which every answer takes: to join a full window takes a while.
         window = self._window
@@ -264,7 +263,7 @@ class Telemetry:
         """Hold nothing but memory."""
 
     def _of_layer(
-        self, columns: LayerColumns, tokens: int, counts: Counts
+        self, columns: routing.LayerColumns, tokens: int, counts: routing.Counts
     ) -> Iterator[tuple[str, Series]]:
         """Yield the series of a layer, each with the name of its family."""
         labels = {**self._labels, "layer": columns.layer.path}
@@ -281,12 +280,12 @@ class Telemetry:
             yield "moh_gate_mass_total", series
         if columns.layer.has_margins:
             below = [round(count) for count in np.cumsum(counts[columns.margins])]
-            buckets = dict(zip(MARGIN_EDGES, below, strict=True))
+            buckets = dict(zip(routing.MARGIN_EDGES, below, strict=True))
             margin_sum = float(counts[columns.margin_sum])
             yield "moh_router_margin", Series(labels, margin_sum, buckets)
 
     def _by_head(
-        self, labels: Mapping[str, str], values: Counts, *, first: int = 0
+        self, labels: Mapping[str, str], values: routing.Counts, *, first: int = 0
     ) -> Iterator[Series]:
         if not self._per_head:
             yield Series(labels, float(values.sum()))

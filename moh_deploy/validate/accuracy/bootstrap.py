@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moh_deploy.validate.accuracy.metrics import IntArray
+from moh_deploy.validate.accuracy.task import IntArray
 from moh_deploy.validate.reference.differences import Float64Array
 
 CONFIDENCE = 0.95

@@ -13,7 +13,7 @@ from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.system.user_code import find_callable, user_code
 from moh_deploy.validate.accuracy import task as tasks
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores, has_nan
+from moh_deploy.validate.accuracy.task import IntArray, Metric, MetricScores, has_nan
 from moh_deploy.validate.reference.differences import Float64Array
 
 # Metrics of class labels: top-k accuracy, and perplexity.

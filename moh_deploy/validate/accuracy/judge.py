@@ -6,17 +6,16 @@ passed; above, it failed; on both sides of it, these samples cannot tell, and th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from moh_deploy.report import document as doc
+from moh_deploy.report.report import count, figure
 from moh_deploy.validate.accuracy import bootstrap
 from moh_deploy.validate.accuracy import metric_parity as parity
-from moh_deploy.validate.accuracy.metric_parity import AccuracyRule, ChangedSample, MetricParity
-from moh_deploy.validate.accuracy.metrics import IntArray, Metric
-from moh_deploy.validate.accuracy.tally import PairedScores
-from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
+from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, IntArray, Metric, PairedScores
 from moh_deploy.validate.reference.differences import Float64Array
 
 _MOST_SHOWN = 10
@@ -34,11 +33,11 @@ class Setting:
     """The rule, reference and sample places that a metric is judged with."""
 
     against: str
-    rule: AccuracyRule
+    rule: parity.AccuracyRule
     place: Callable[[int], str]  # Number of a sample to where it is
 
 
-def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParity:
+def judge(metric: Metric, paired: PairedScores, setting: Setting) -> parity.MetricParity:
     """Compare the metric of both sides."""
     # Sums of these columns are all that the metric needs, so resampling adds up rows.
     rows = np.stack([paired.weights, paired.reference, paired.package], axis=1)  # [N, 3]
@@ -54,7 +53,7 @@ def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParit
     allowed = setting.rule.allowed(reference)
     values = (reference, package)
     verdict, reason = _verdict(metric, paired, setting.rule, values, interval, allowed)
-    return MetricParity(
+    return parity.MetricParity(
         metric=metric.name,
         output=metric.output,
         better=metric.better,
@@ -100,7 +99,7 @@ def _interval(metric: Metric, rows: Float64Array, smoothed: bool) -> tuple[float
 def _verdict(
     metric: Metric,
     paired: PairedScores,
-    rule: AccuracyRule,
+    rule: parity.AccuracyRule,
     values: tuple[float, float],
     interval: tuple[float, float] | None,
     allowed: float,
@@ -170,7 +169,7 @@ def _enough(paired: PairedScores, loss: float, high: float, allowed: float) -> i
 
 def _changed(
     paired: PairedScores, gain: Float64Array, place: Callable[[int], str]
-) -> list[ChangedSample]:
+) -> list[parity.ChangedSample]:
     """Return the samples that lost most, then those that gained least; of equals, the first."""
     with np.errstate(invalid="ignore"):
         scores = np.abs(paired.reference / paired.weights)
@@ -182,7 +181,7 @@ def _changed(
         return None if values is None else int(values[index])
 
     return [
-        ChangedSample(
+        parity.ChangedSample(
             sample=int(paired.numbers[index]),
             file=place(int(paired.numbers[index])),
             reference_score=float(paired.reference[index] / paired.weights[index]),
@@ -193,3 +192,122 @@ def _changed(
         )
         for index in map(int, order)
     ]
+
+
+# What a report says of metrics of a task.
+
+# A page has the drawing, and less room beside it.
+_CELLS: tuple[tuple[str | doc.Column, Callable[[parity.MetricParity], doc.Cell]], ...] = (
+    ("metric", lambda metric: metric.metric),
+    (doc.Column("loss as a share of what may be lost", doc.PAGE), lambda metric: _drawn(metric)),
+    ("#reference", lambda metric: parity.shown(metric.metric, metric.reference)),
+    ("#this", lambda metric: parity.shown(metric.metric, metric.package)),
+    (doc.Column("#difference, 95 % interval", doc.PAGE), lambda metric: _change(metric)),
+    (
+        doc.Column("#difference", doc.TEXT),
+        lambda metric: parity.shown_gap(metric.metric, metric.difference),
+    ),
+    (doc.Column("#95 % interval", doc.TEXT), lambda metric: _bounds(metric)),
+    ("#may be lost", lambda metric: parity.shown_gap(metric.metric, metric.allowed_drop)),
+    ("#samples", lambda metric: metric.samples),
+    (doc.Column("#worse, better", doc.PAGE), lambda metric: f"{metric.worse}, {metric.improved}"),
+    (doc.Column("#worse", doc.TEXT), lambda metric: metric.worse),
+    (doc.Column("#better", doc.TEXT), lambda metric: metric.improved),
+    ("#p", lambda metric: figure(metric.p_value)),
+    ("verdict", lambda metric: doc.Status(metric.verdict, metric.verdict == "passed")),
+)
+"""The head of each column, and what stands in it."""
+_ABOUT = (
+    "The dot is what the metric lost, the line through it its 95 % interval, in shares of what may"
+    " be lost: all of it has to be left of the upright line at 1. Left of 0 the metric is better"
+    " than the reference's."
+)
+
+
+def accuracy_section(metrics: Sequence[parity.MetricParity], id_: str) -> doc.Section:
+    """Return all metrics, how each came about, and the samples that changed."""
+    # The axis shows at least what may be lost twice over, and half as much gained.
+    rows, least = [[cell(metric) for _, cell in _CELLS] for metric in metrics], (-1.0, 2.0)
+    columns = tuple(head for head, _ in _CELLS)
+    table = doc.Table("accuracy", columns, rows, id_, axis="numbers", axis_holds=least)
+    blocks: list[doc.Block] = [doc.Text(_ABOUT, shown=doc.PAGE), table]
+    for metric in metrics:
+        blocks += (doc.Text(_how(metric)), *_document_changed(metric))
+    return doc.Section("Accuracy", tuple(blocks))
+
+
+def accuracy_fact(metric: parity.MetricParity) -> doc.Fact:
+    """Return what the metric is here, beside the reference's."""
+    note = f"{parity.shown(metric.metric, metric.reference)} in the reference: {metric.verdict}"
+    return doc.Fact(metric.metric, parity.shown(metric.metric, metric.package), note)
+
+
+def accuracy_case(metric: parity.MetricParity) -> doc.CiCase:
+    """Return the metric as a test case; not knowing is no pass."""
+    name = f"{metric.metric} [{metric.against}]"
+    if metric.reason is not None:
+        return doc.CiCase("accuracy", name, "failure", f"{metric.verdict}: {metric.reason}")
+    before, now = (
+        parity.shown(metric.metric, value) for value in (metric.reference, metric.package)
+    )
+    values = f"{before}, now {now}"
+    return doc.CiCase("accuracy", name, "passed", f"{values}, {metric.samples} samples")
+
+
+def _bounds(metric: parity.MetricParity) -> str | None:
+    return None if metric.interval is None else parity.shown_gap(metric.metric, *metric.interval)
+
+
+def _change(metric: parity.MetricParity) -> str:
+    return f"{parity.shown_gap(metric.metric, metric.difference)}, {_bounds(metric) or 'none'}"
+
+
+def _drawn(metric: parity.MetricParity) -> doc.Drawn:
+    """Draw the loss and its interval in shares of what may be lost; there is none without."""
+    words = f"{metric.metric}: {_change(metric)}"
+    if metric.interval is None or not metric.allowed_drop:
+        return doc.Drawn(words, math.nan, 1.0)
+    # To the right is worse, whichever way the metric goes.
+    sign = -1.0 if metric.better == "higher" else 1.0
+    ends = (*metric.interval, metric.difference)
+    low, high, loss = (sign * end / metric.allowed_drop for end in ends)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return doc.Drawn(words, math.nan, 1.0)
+    interval = (min(low, high), max(low, high))
+    return doc.Drawn(words, loss, 1.0, interval, is_bad=metric.verdict != "passed")
+
+
+def _how(metric: parity.MetricParity) -> str:
+    """Return a sentence on what was scored, with what, and how the interval came about."""
+    output = f"output '{metric.output}'" if metric.output else "all outputs"
+    parts = [
+        f"{metric.metric} of {output}, {metric.better} is better: {count(metric.samples, 'sample')}"
+    ]
+    parts += [f"{metric.labels} labels"] if metric.labels != metric.samples else []
+    parts += [f"{metric.ignored} more ignored"] if metric.ignored else []
+    parts += ["each scored with the output one position before"] if metric.shifted else []
+    interval = ""
+    if metric.interval is not None:
+        added = ", to which one lost and one won are added" if metric.smoothed else ""
+        drawn = f"{metric.resamples} resamples{added}, seed {metric.seed}"
+        test = "" if metric.p_value is None else " p is of McNemar's exact test."
+        interval = f"Interval: paired bootstrap, {drawn}.{test} "
+    limit = f"What may be lost: {metric.rule.reason}."
+    return f"{', '.join(parts)}. Reference: {metric.against}. {interval}{limit}"
+
+
+def _document_changed(metric: parity.MetricParity) -> Iterator[doc.Folded]:
+    """Yield the samples that changed: classes where there are any, else scores."""
+    if not metric.changed:
+        return
+    has_classes = any(sample.label is not None for sample in metric.changed)
+    columns = ("sample", "where", *(("#label",) if has_classes else ()), "#reference", "#this")
+    changed = count(metric.worse + metric.improved, "changed sample")
+    title = f"{metric.metric}: {len(metric.changed)} of {changed}, the worst first"
+    rows: list[tuple[doc.Cell, ...]] = []
+    for sample in metric.changed:
+        scores = f"{sample.reference_score:.5g}", f"{sample.package_score:.5g}"
+        classes = sample.label, sample.reference_class, sample.package_class
+        values = scores if sample.label is None else classes
+        rows.append((sample.sample, sample.file, *values))
+    yield doc.Folded(title, (doc.Table(title, columns, rows),))

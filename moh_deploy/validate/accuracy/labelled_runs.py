@@ -15,9 +15,8 @@ from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.reference.input_sets import known_size
-from moh_deploy.validate.reference.samples import Sample, label, valid_tokens_of
-from moh_deploy.validate.reference.subject import Subject
-from moh_deploy.validate.reference.user_vectors import check_ranges
+from moh_deploy.validate.reference.reference import Subject
+from moh_deploy.validate.reference.samples import Sample, check_ranges, label, valid_tokens_of
 
 _Arrays = dict[str, Array]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from moh_deploy.report.json import in_json
+from moh_deploy.report.report import in_json
 
 # The table of how much accuracy may be lost, each rule with its reason.
 

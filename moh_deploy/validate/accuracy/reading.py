@@ -15,10 +15,8 @@ from moh_deploy.system.bounded_file import read_text
 from moh_deploy.system.npz import Array, map_npz, read_npy, read_npz
 from moh_deploy.validate.accuracy import labelled_runs
 from moh_deploy.validate.accuracy.choose import choose_metrics
-from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.task import Task, same_tokens
-from moh_deploy.validate.reference.samples import short_names
-from moh_deploy.validate.reference.user_vectors import split_members
+from moh_deploy.validate.accuracy.task import Metric, Task, same_tokens
+from moh_deploy.validate.reference.samples import short_names, split_members
 
 # Read labels from a user's file: npy, npz or csv.
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from moh_deploy.graph.weight_noise import add_weight_noise, weight_noise
 from moh_deploy.package.graph_nodes import reads
-from moh_deploy.report.json import HIDDEN
+from moh_deploy.report.report import HIDDEN
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.judge import Recorded, RecordedValue, VariantJudge

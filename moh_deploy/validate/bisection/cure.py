@@ -14,7 +14,7 @@ from moh_deploy.graph.float32_form import store
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.precision_policy import LowType, largest_number
 from moh_deploy.package import OnnxPackage
-from moh_deploy.report.json import FLAT, HIDDEN, in_json
+from moh_deploy.report.report import FLAT, HIDDEN, in_json
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, NodePlace
 from moh_deploy.validate.compare.noise_floor import STEPS

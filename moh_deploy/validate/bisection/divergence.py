@@ -8,7 +8,7 @@ import numpy as np
 
 from moh_deploy.package import MASKS_BEYOND, VectorSet
 from moh_deploy.package.graph_nodes import reads
-from moh_deploy.report.json import FLAT, HIDDEN
+from moh_deploy.report.report import FLAT, HIDDEN
 from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
 from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, NodePlace
 from moh_deploy.validate.reference.differences import abs_error, largest, largest_finite

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moh_deploy.graph.forced_gates import computed_gates
 from moh_deploy.package import LayerInfo, LayerRounding, Spread, VectorSet
-from moh_deploy.report.json import HIDDEN
+from moh_deploy.report.report import HIDDEN
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.report.json import HIDDEN, in_json
+from moh_deploy.report.report import HIDDEN, in_json
+from moh_deploy.validate.bisection import places
 from moh_deploy.validate.bisection.checkpoint import (
     BlindSpots,
     Checkpoint,
@@ -23,14 +24,7 @@ from moh_deploy.validate.bisection.divergence import (
 )
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.judge import Recorded
-from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
-from moh_deploy.validate.bisection.places import (
-    ForcedModel,
-    ModelGraph,
-    NodePlace,
-    Reached,
-    graph_of,
-)
+from moh_deploy.validate.bisection.places import WeightedGraph, node_differences
 from moh_deploy.validate.compare.tolerances import rule_name
 
 # Bound the place of a fault by the recorded values of the original model.
@@ -42,13 +36,13 @@ class Interval:
 
     before: Checkpoint  # the recorded value that is wrong: one of the nodes that lead to it is
     after: tuple[Checkpoint, ...]  # the values that prove nodes before it right, as few as do
-    nodes: Reached  # those that lead to `before`, and to nothing that proves them right
+    nodes: places.Reached  # those that lead to `before`, and to nothing that proves them right
     # Those of them that lead to every value that is wrong: if a single node is wrong, it is one of
     # these.
-    alone: Reached
+    alone: places.Reached
 
 
-def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Interval | None:
+def find_interval(graph: places.ModelGraph, checkpoints: Sequence[Checkpoint]) -> Interval | None:
     """Return the interval of the first value that is wrong; None if none is.
 
     Each value that is wrong has a wrong node before it, whatever the others are: with several
@@ -98,11 +92,11 @@ class Between:
     after: tuple[str, ...]  # the recorded values that prove what leads to them right
     before: str  # the recorded value that is wrong, or nearest to it
     # Those that lead to it, and to nothing that proves them right, in execution order.
-    nodes: tuple[NodePlace, ...]
+    nodes: tuple[places.NodePlace, ...]
     # Those of them of which a single one can make all that is wrong.
-    alone: tuple[NodePlace, ...] = field(metadata=HIDDEN)
+    alone: tuple[places.NodePlace, ...] = field(metadata=HIDDEN)
     # Nodes that lead to `after`, and may be wrong nonetheless: it would not show there.
-    unseen: tuple[NodePlace, ...]
+    unseen: tuple[places.NodePlace, ...]
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class Divergence:
 
     @property
     @in_json()
-    def node(self) -> NodePlace | None:
+    def node(self) -> places.NodePlace | None:
         """The node to look at; None where it is not known."""
         found = self.first or self.step
         return None if found is None else found.place
@@ -139,8 +133,8 @@ class Divergence:
     @property
     def modules(self) -> tuple[str, ...]:
         """The modules of that node, or else of the suspects."""
-        places = self.suspects if self.node is None else (self.node,)
-        return tuple(dict.fromkeys(place.module for place in places))
+        named = self.suspects if self.node is None else (self.node,)
+        return tuple(dict.fromkeys(place.module for place in named))
 
     @property
     @in_json()
@@ -156,7 +150,7 @@ class Divergence:
 
     @property
     @in_json()
-    def suspects(self) -> tuple[NodePlace, ...]:
+    def suspects(self) -> tuple[places.NodePlace, ...]:
         """The nodes of which one is wrong if no more than one is."""
         if self.between is None:
             return ()
@@ -209,7 +203,7 @@ def _in_graph(runs: Experiments) -> Located:
     cause: Cause = "float32" if within else "graph"
     if runs.reference is None:
         return _suspected(runs, runs.unrounded, recorded, cause)
-    believed = ForcedModel.of(runs.reference, runs.vectors)
+    believed = places.ForcedModel.of(runs.reference, runs.vectors)
     against = str(runs.reference.root)
     # Compared with a reference that is itself wrong, innocent nodes would be named.
     if not runs.right(believed):
@@ -228,15 +222,15 @@ def _in_graph(runs: Experiments) -> Located:
 
 
 def _suspected(
-    runs: Experiments, model: ForcedModel, recorded: Sequence[Recorded], cause: Cause
+    runs: Experiments, model: places.ForcedModel, recorded: Sequence[Recorded], cause: Cause
 ) -> Located:
     """Say between which recorded values it is, with nothing to compare inner values with."""
     found = Divergence(cause, None, None, None, (), wrong_values(recorded))
-    return Located(_bounded(runs, graph_of(model), recorded, found), (), {})
+    return Located(_bounded(runs, places.graph_of(model), recorded, found), (), {})
 
 
 def _bounded(
-    runs: Experiments, graph: ModelGraph, recorded: Sequence[Recorded], found: Divergence
+    runs: Experiments, graph: places.ModelGraph, recorded: Sequence[Recorded], found: Divergence
 ) -> Divergence:
     """Add what the recorded values prove."""
     checkpoints = collect_checkpoints(runs, recorded)
@@ -258,15 +252,15 @@ def _bounded(
 
 def _compared(
     runs: Experiments,
-    tested: ForcedModel,
-    believed: ForcedModel,
+    tested: places.ForcedModel,
+    believed: places.ForcedModel,
     recorded: Sequence[Recorded],
     cause: Cause,
     against: str,
     bound: float,
 ) -> Located:
     """Compare all inner values that two graphs share, and take the first that matters."""
-    graph, theirs = graph_of(tested), graph_of(believed)
+    graph, theirs = places.graph_of(tested), places.graph_of(believed)
     # A product in integers is several nodes, whose values stand between: the graph that it was made
     # from has the product itself.
     if runs.form is not None and tested is runs.plain:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.document import Block, Document, Table, Text
-from moh_deploy.report.json import FLAT, in_json
-from moh_deploy.report.numbers import count, percent, si
-from moh_deploy.report.report import Report
+from moh_deploy.report.document import Block, Document, Table, Text, percent
+from moh_deploy.report.report import FLAT, Report, count, in_json, si
 from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence

@@ -10,9 +10,7 @@ import numpy as np
 from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.report.document import Cell, Document, Share, Table, Text
-from moh_deploy.report.json import in_json
-from moh_deploy.report.numbers import count
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text

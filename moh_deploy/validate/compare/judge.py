@@ -32,7 +32,7 @@ from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.compare.tolerances import Tolerance
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
-from moh_deploy.validate.reference.subject import Variants
+from moh_deploy.validate.reference.reference import Variants
 from moh_deploy.validate.reference.valid_tokens import TokenView
 
 Named = Callable[[str], str]

@@ -36,8 +36,8 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.layer_parity import LayerValuesFound
 from moh_deploy.validate.compare.tolerances import BFLOAT16_PRODUCTS
 from moh_deploy.validate.reference.differences import Float64Array, abs_error
+from moh_deploy.validate.reference.reference import Variants
 from moh_deploy.validate.reference.samples import own_view
-from moh_deploy.validate.reference.subject import Variants
 
 NOISE = {name: known.step for name, known in PRECISIONS.items() if known.step}
 NOISE[BFLOAT16_PRODUCTS] = 1.0

@@ -11,13 +11,11 @@ from typing import Literal, TypeVar
 
 from moh_deploy.report import document as doc
 from moh_deploy.report.baseline.result import baseline_section, baseline_suites
-from moh_deploy.report.numbers import count, number, share
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import Report, count, number, share
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
-from moh_deploy.validate.accuracy.document import accuracy_case, accuracy_fact, accuracy_section
+from moh_deploy.validate.accuracy.judge import accuracy_case, accuracy_fact, accuracy_section
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity, ParityResult
-from moh_deploy.validate.compare.routing_drawings import routing_sections
-from moh_deploy.validate.compare.routing_statistics import joined
+from moh_deploy.validate.compare.routing_statistics import joined, routing_sections
 from moh_deploy.validate.compare.tolerances import Tolerance
 
 _MOST_REASONS = 10

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.baseline.result import RatchetResult
-from moh_deploy.report.json import FLAT, HIDDEN, in_json
+from moh_deploy.report.report import FLAT, HIDDEN, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity

@@ -13,8 +13,7 @@ from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.labelled_runs import Dataset, LabelledRun, labelled_runs, turns
 from moh_deploy.validate.accuracy.reading import read_labelled
-from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
-from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.accuracy.task import SampleFiles, Scored, Tally, Task
 from moh_deploy.validate.compare.checks import Top1Agreement
 from moh_deploy.validate.compare.parity import compare_answered
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
@@ -22,10 +21,9 @@ from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.compare.routing_statistics import ClassLoads, joined, main_classes
 from moh_deploy.validate.compare.verify_runs import with_checks
-from moh_deploy.validate.reference.reference import Reference, by_gates
+from moh_deploy.validate.reference.reference import Reference, Subject, by_gates
 from moh_deploy.validate.reference.references import Against, rounds_of_files
 from moh_deploy.validate.reference.samples import npz_files
-from moh_deploy.validate.reference.subject import Subject
 from moh_deploy.validate.reference.valid_tokens import added_tokens
 
 Entry = TypeVar("Entry", OutputParity, LayerParity)

@@ -21,11 +21,11 @@ from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.edge_cases import routing_judge, source
-from moh_deploy.validate.edge_cases.input_states import InputState
+from moh_deploy.validate.edge_cases.source import InputState
 from moh_deploy.validate.reference.input_sets import known_size
 from moh_deploy.validate.reference.layer_values import Recorder
+from moh_deploy.validate.reference.reference import Variants
 from moh_deploy.validate.reference.samples import Sample, label
-from moh_deploy.validate.reference.subject import Variants
 
 _Values = Mapping[str, Array]
 

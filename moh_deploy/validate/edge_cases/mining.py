@@ -12,8 +12,7 @@ from moh_deploy.system.npz import BoolArray
 from moh_deploy.validate.reference.input_sets import batch_dim, picked
 from moh_deploy.validate.reference.layer_values import Recorder
 from moh_deploy.validate.reference.reference import Reference
-from moh_deploy.validate.reference.samples import Sample, valid_tokens_of
-from moh_deploy.validate.reference.user_vectors import check_ranges
+from moh_deploy.validate.reference.samples import Sample, check_ranges, valid_tokens_of
 from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 TOKENS_PER_LAYER = 3

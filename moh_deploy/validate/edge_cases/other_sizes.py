@@ -24,8 +24,8 @@ from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.source import CaseResult, input_result
 from moh_deploy.validate.reference.input_sets import batch_dim, picked, sized_inputs
-from moh_deploy.validate.reference.subject import Variants
-from moh_deploy.validate.reference.user_vectors import check_ranges
+from moh_deploy.validate.reference.reference import Variants
+from moh_deploy.validate.reference.samples import check_ranges
 
 SAMPLES, TOKENS = "samples by themselves", "tokens without later ones"
 

@@ -8,15 +8,12 @@ from typing import Literal
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import MOST_CORPUS_BYTES, CorpusSample
 from moh_deploy.report import document as doc
-from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.numbers import count
-from moh_deploy.report.report import Report
+from moh_deploy.report.report import HIDDEN, Report, count, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
-from moh_deploy.validate.edge_cases.input_states import ZERO
 from moh_deploy.validate.edge_cases.mining import Mined
-from moh_deploy.validate.edge_cases.source import CaseResult, CaseStatus
+from moh_deploy.validate.edge_cases.source import ZERO, CaseResult, CaseStatus
 
 STATUSES: tuple[CaseStatus, ...] = ("passed", "failed", "not applicable", "not run")
 

@@ -16,11 +16,11 @@ from moh_deploy.validate.compare.parity import compare_samples
 from moh_deploy.validate.compare.tolerances import coarsest, rule_name
 from moh_deploy.validate.edge_cases import source
 from moh_deploy.validate.edge_cases.input_run import InputJudge, first_difference
-from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, run_samples, run_tokens
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
+from moh_deploy.validate.edge_cases.source import InputState
 from moh_deploy.validate.reference.input_sets import sized_inputs
 from moh_deploy.validate.reference.reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.reference.samples import with_valid_tokens

@@ -13,8 +13,7 @@ from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.reference.samples import npz_files
-from moh_deploy.validate.reference.user_vectors import check_ranges, read_user_vectors
+from moh_deploy.validate.reference.samples import check_ranges, npz_files, read_user_vectors
 from moh_deploy.validate.reference.valid_tokens import is_additive, mask_like, valid_keys
 
 RECORDED_INPUTS = "recorded"

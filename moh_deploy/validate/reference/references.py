@@ -1,7 +1,5 @@
 """Find what `--against` names: the package run otherwise, another package, an engine, a model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,17 +11,15 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.report.numbers import count
+from moh_deploy.report.report import count
 from moh_deploy.runtime.base import FUNCTION_BODIES, Deployed, Model, Variant
 from moh_deploy.runtime.open_runner import find_model
 from moh_deploy.runtime.original import InferenceRunner, PolygraphyModel
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.reference.layer_values import Recorder
-from moh_deploy.validate.reference.reference import Answers, Reference, expected_outputs
-from moh_deploy.validate.reference.samples import Sample
-from moh_deploy.validate.reference.subject import Subject
-from moh_deploy.validate.reference.user_vectors import match_inputs, match_outputs
+from moh_deploy.validate.reference.reference import Answers, Reference, Subject, expected_outputs
+from moh_deploy.validate.reference.samples import Sample, match_inputs, match_outputs
 
 WORDS = ("recorded", "functions", "kernels")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
@@ -97,6 +93,55 @@ def references(
             raise ConfigError(f"against names {reference.name} twice.")
         found.append(reference)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class PackageReference:
+    """A package that is run, and shows its gates."""
+
+    name: str
+    other: OnnxPackage
+    variant: Variant
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Run it.
+
+        Raises:
+            ConfigError: Its inputs or outputs cannot be matched with the package's.
+            BackendError: The runtime failed.
+        """
+        ours, theirs = package.manifest, self.other.manifest
+        recorder = Recorder.of(self.other, self.variant)
+        feeds = _feeds(package, [spec.name for spec in theirs.inputs], samples, self.name)
+        with _naming(self.name):
+            made = [recorder.record(inputs) for inputs in feeds]
+        pairs = zip(samples, made, strict=True)
+        found = tuple(self._answer(package, sample.known, vectors) for sample, vectors in pairs)
+        notes = list(_absent(self.name, package, found))
+        # None where a package does not say what it was made from.
+        if len({ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}) > 1:
+            notes.append(f"{self.name} was made from another checkpoint.")
+        has_gates = len(theirs.layers) == len(ours.layers)
+        if not has_gates:
+            layers = f"{count(len(theirs.layers), 'MoH layer')}, this one {len(ours.layers)}"
+            notes.append(f"{self.name} has {layers}: routing is not compared.")
+        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
+        return Answers(found, has_gates, tuple(notes))
+
+    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
+        # Scores that the model that ran does not show are those recorded.
+        scores = tuple(
+            known.scores[layer] if own is None and layer < len(known.scores) else own
+            for layer, own in enumerate(found.scores)
+        )
+        return replace(
+            found,
+            sizes=known.sizes,
+            inputs=known.inputs,
+            outputs=_outputs(package, found.outputs, self.name),
+            margins=_margins(known, found.margins),
+            scores=scores,
+        )
 
 
 def function_bodies(package: OnnxPackage) -> PackageReference:
@@ -189,55 +234,6 @@ class ModelReference:
         rest = {name: value for name, value in got.items() if name not in names}
         outputs = _outputs(package, rest, self.name)
         return VectorSet(known.sizes, known.inputs, outputs, gates, _margins(known, unknown))
-
-
-@dataclass(frozen=True)
-class PackageReference:
-    """A package that is run, and shows its gates."""
-
-    name: str
-    other: OnnxPackage
-    variant: Variant
-
-    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Run it.
-
-        Raises:
-            ConfigError: Its inputs or outputs cannot be matched with the package's.
-            BackendError: The runtime failed.
-        """
-        ours, theirs = package.manifest, self.other.manifest
-        recorder = Recorder.of(self.other, self.variant)
-        feeds = _feeds(package, [spec.name for spec in theirs.inputs], samples, self.name)
-        with _naming(self.name):
-            made = [recorder.record(inputs) for inputs in feeds]
-        pairs = zip(samples, made, strict=True)
-        found = tuple(self._answer(package, sample.known, vectors) for sample, vectors in pairs)
-        notes = list(_absent(self.name, package, found))
-        # None where a package does not say what it was made from.
-        if len({ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}) > 1:
-            notes.append(f"{self.name} was made from another checkpoint.")
-        has_gates = len(theirs.layers) == len(ours.layers)
-        if not has_gates:
-            layers = f"{count(len(theirs.layers), 'MoH layer')}, this one {len(ours.layers)}"
-            notes.append(f"{self.name} has {layers}: routing is not compared.")
-        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
-        return Answers(found, has_gates, tuple(notes))
-
-    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
-        # Scores that the model that ran does not show are those recorded.
-        scores = tuple(
-            known.scores[layer] if own is None and layer < len(known.scores) else own
-            for layer, own in enumerate(found.scores)
-        )
-        return replace(
-            found,
-            sizes=known.sizes,
-            inputs=known.inputs,
-            outputs=_outputs(package, found.outputs, self.name),
-            margins=_margins(known, found.margins),
-            scores=scores,
-        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 
 import moh_deploy
 from moh_deploy.config.export_config import load_config
-from moh_deploy.frontend.load.weights import build_module
+from moh_deploy.frontend.load.checkpoint_file import build_module
 from tests.cuda.trt.builds import ROOT
 from tests.cuda.trt.rtx import Range
 

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from moh_deploy.decision.cost.decided import Decided
-from moh_deploy.decision.cost.price_arms import places_of, price_arms
-from moh_deploy.decision.cost.prices import Prices
+from moh_deploy.decision.cost.price_arms import Decided, places_of, price_arms
+from moh_deploy.decision.cost.prices import Prices, SizedRequests, Traffic
 from moh_deploy.decision.cost.report import CostReport
-from moh_deploy.decision.cost.traffic import SizedRequests, Traffic
 from moh_deploy.validate.reference.differences import Float64Array
 
 PRICES = """\

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import moh_deploy
-from moh_deploy.decision.cost.decided import read_decided
-from moh_deploy.decision.cost.prices import read_prices
-from moh_deploy.decision.cost.traffic import DAYS_OF_A_MONTH, read_traffic
+from moh_deploy.decision.cost.price_arms import read_decided
+from moh_deploy.decision.cost.prices import DAYS_OF_A_MONTH, read_prices, read_traffic
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import to_json_text
 from tests.decision.cost.files import PRICES, decision, write

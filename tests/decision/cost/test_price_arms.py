@@ -15,11 +15,9 @@ import pytest
 
 from moh_deploy.decision import latency_promise
 from moh_deploy.decision.api.cost import cost
-from moh_deploy.decision.cost.decided import Decided
-from moh_deploy.decision.cost.price_arms import request_times
-from moh_deploy.decision.cost.prices import Bill, Estimate, Prices
+from moh_deploy.decision.cost.price_arms import Decided, request_times
+from moh_deploy.decision.cost.prices import Bill, Estimate, Prices, SizedRequests
 from moh_deploy.decision.cost.report import ArmCost, CostReport
-from moh_deploy.decision.cost.traffic import SizedRequests
 from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.reference.differences import Float64Array

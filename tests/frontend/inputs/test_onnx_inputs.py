@@ -6,8 +6,9 @@ import pytest
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
-from moh_deploy.frontend.load.onnx_graph.file import OnnxSource, read_onnx
+from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal, OnnxSource, read_onnx
 from tests.frontend.load.onnx_graph.onnx_models import written
 
 TOKENS = """g (int64[batch, seq] ids, float[batch, seq, 2] x) => (float[batch, seq, 2] y)
@@ -21,8 +22,13 @@ def source(text: str, folder: Path) -> OnnxSource:
     return read_onnx(written(text, folder / "model.onnx"))
 
 
+def inputs_of(source: OnnxSource, config: ExportConfig, **given: object) -> tuple[ModelInput, ...]:
+    model = LoadedModel(None, None, "onnx", None, original=OnnxOriginal(source, None))
+    return example_inputs(model, config, **given)[1]
+
+
 def test_examples_are_made_of_types_and_dimensions(tmp_path: Path) -> None:
-    ids, x = build_onnx_inputs(source(TOKENS, tmp_path), ExportConfig())
+    ids, x = inputs_of(source(TOKENS, tmp_path), ExportConfig())
     assert (ids.name, ids.dims) == ("ids", {0: "batch", 1: "seq"})
     assert (x.name, x.dims) == ("x", {0: "batch", 1: "seq"})
     # Sizes of their own, so that no two dimensions are equal by chance.
@@ -32,7 +38,7 @@ def test_examples_are_made_of_types_and_dimensions(tmp_path: Path) -> None:
 
 def test_ids_are_rows_of_the_table_that_they_look_up(tmp_path: Path) -> None:
     text = TOKENS.replace("[batch, seq]", "[40, 40]").replace("[batch, seq, 2]", "[40, 40, 2]")
-    ids, _ = build_onnx_inputs(source(text, tmp_path), ExportConfig())
+    ids, _ = inputs_of(source(text, tmp_path), ExportConfig())
     assert (int(ids.value.min()), int(ids.value.max())) == (0, 4)
 
 
@@ -42,7 +48,7 @@ def test_made_ids_are_those_rows_that_their_type_can_name(tmp_path: Path) -> Non
         wide = Cast <to = 7> (ids)
         y = Gather (table, wide)
     }}"""
-    (ids,) = build_onnx_inputs(source(text, tmp_path), ExportConfig())
+    (ids,) = inputs_of(source(text, tmp_path), ExportConfig())
     assert 200 < int(ids.value.max()) < 256
 
 
@@ -53,7 +59,7 @@ def test_dimension_that_follows_from_another_has_a_size(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "2*t - 9"
     onnx.save(model, path)
-    x, z = build_onnx_inputs(read_onnx(path), ExportConfig())
+    x, z = inputs_of(read_onnx(path), ExportConfig())
     assert (z.dims[1], z.value.shape[1]) == ("2*t-9", 2 * x.value.shape[1] - 9)
     assert z.value.shape[1] > 1
 
@@ -66,20 +72,20 @@ MASKED = """g (float[n, 2] x, int64[n, 2] mask) => (float[n, 2] y) {
 
 def test_integers_that_nothing_tells_the_range_of_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"input 'mask' is int64\[n,2\]") as caught:
-        build_onnx_inputs(source(MASKED, tmp_path), ExportConfig())
+        inputs_of(source(MASKED, tmp_path), ExportConfig())
     assert "--input 'mask:[...]:int64=0..1'" in str(caught.value.hint)
 
 
 def test_described_input_has_the_range_and_the_sizes_that_are_said(tmp_path: Path) -> None:
     specs = ["x:[4,2]:float32", "mask:[4,2]:int64=3..3"]
-    x, mask = build_onnx_inputs(source(MASKED, tmp_path), ExportConfig(), specs=specs)
+    x, mask = inputs_of(source(MASKED, tmp_path), ExportConfig(), specs=specs)
     assert (x.dims, mask.dims) == ({}, {})  # a size in place of a name fixes an axis
     assert mask.value.unique().tolist() == [3]
 
 
 def test_arrays_keep_the_dimensions_of_the_file_and_may_come_in_any_order(tmp_path: Path) -> None:
     arrays = {"mask": np.ones((3, 2), np.int64), "x": np.zeros((3, 2), np.float32)}
-    x, mask = build_onnx_inputs(source(MASKED, tmp_path), ExportConfig(), npz=arrays)
+    x, mask = inputs_of(source(MASKED, tmp_path), ExportConfig(), npz=arrays)
     assert (x.name, x.dims, mask.dims) == ("x", {0: "n"}, {0: "n"})
 
 
@@ -109,15 +115,13 @@ def test_arrays_that_do_not_fit_are_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray], why: str
 ) -> None:
     with pytest.raises(ConfigError, match=why):
-        build_onnx_inputs(source(MASKED, tmp_path), ExportConfig(), npz=arrays)
+        inputs_of(source(MASKED, tmp_path), ExportConfig(), npz=arrays)
 
 
 def test_fixed_axis_cannot_be_made_dynamic(tmp_path: Path) -> None:
     arrays = {"x": np.zeros((3, 2), np.float32), "mask": np.ones((3, 2), np.int64)}
     with pytest.raises(ConfigError, match="axis 1 of input 'x' is fixed in the file, at 2"):
-        build_onnx_inputs(
-            source(MASKED, tmp_path), ExportConfig(), npz=arrays, dynamic=["x:1=channels"]
-        )
+        inputs_of(source(MASKED, tmp_path), ExportConfig(), npz=arrays, dynamic=["x:1=channels"])
 
 
 @pytest.mark.parametrize(
@@ -130,5 +134,5 @@ def test_dimensions_of_any_text_get_a_name(tmp_path: Path, written_dim: str, nam
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = written_dim
     onnx.save(model, path)
     arrays = {"x": np.zeros((3, 2), np.float32), "mask": np.ones((3, 2), np.int64)}
-    x, _ = build_onnx_inputs(read_onnx(path), ExportConfig(), npz=arrays)
+    x, _ = inputs_of(read_onnx(path), ExportConfig(), npz=arrays)
     assert x.dims == {0: name}

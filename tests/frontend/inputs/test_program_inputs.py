@@ -9,14 +9,13 @@ from torch import nn
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.inputs.examples import example_sizes
+from moh_deploy.frontend.inputs.example_inputs import example_inputs
 from moh_deploy.frontend.inputs.program_inputs import (
-    build_program_inputs,
     inputs_from_program,
     unnamed_dims,
     with_values,
 )
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.frontend.load.pt2 import load_program
 from moh_deploy.frontend.prove.original import run_original
 from moh_deploy.frontend.trace import trace
@@ -45,6 +44,12 @@ def decode_program() -> torch.export.ExportedProgram:
     kept = {0: batch, 1: past}
     shapes = ({0: batch}, {0: batch, 1: past + 1}, (kept, kept))
     return torch.export.export(Decode(), EXAMPLE, dynamic_shapes=shapes)
+
+
+def inputs_of(
+    program: torch.export.ExportedProgram, config: ExportConfig, **given: object
+) -> tuple[ModelInput, ...]:
+    return example_inputs(LoadedModel(None, program, "in_memory", None), config, **given)[1]
 
 
 def reloaded(tmp_path: Path, program: torch.export.ExportedProgram) -> Any:
@@ -165,7 +170,7 @@ def test_other_number_of_values_and_other_dynamic_axes_are_refused() -> None:
 
 def test_user_names_the_dimensions_of_a_program() -> None:
     options = ["past_0:1=past", "ids:0=b"]
-    inputs = build_program_inputs(decode_program(), ExportConfig(), dynamic=options)
+    inputs = inputs_of(decode_program(), ExportConfig(), dynamic=options)
     assert [item.dims for item in inputs] == [
         {0: "b"},
         {0: "b", 1: "past+1"},
@@ -177,7 +182,7 @@ def test_user_names_the_dimensions_of_a_program() -> None:
 def test_dimensions_that_nobody_named_are_told() -> None:
     program = decode_program()
     assert unnamed_dims(program, inputs_from_program(program)) == {"past_0_dim_1": "past_0:1"}
-    named = build_program_inputs(program, ExportConfig(), dynamic=["past_0:1=past"])
+    named = inputs_of(program, ExportConfig(), dynamic=["past_0:1=past"])
     assert unnamed_dims(program, named) == {}
 
 
@@ -187,7 +192,7 @@ def test_inputs_that_are_called_as_the_programs_are_in_any_order() -> None:
         "mask": torch.ones(3, 8, dtype=torch.bool),
         "ids": torch.ones(3, 1, dtype=torch.int64),
     }
-    inputs = build_program_inputs(decode_program(), ExportConfig(), npz=given)
+    inputs = inputs_of(decode_program(), ExportConfig(), npz=given)
     assert [item.name for item in inputs] == ["ids", "mask", "past.0", "past.1"]
     assert [int(item.value.max()) for item in inputs] == [1, 1, 1, 0]
 
@@ -224,7 +229,7 @@ def test_nested_inputs_are_called_by_their_path(tmp_path: Path) -> None:
     for names in ("x", "past.1.key.of", "Extra.it"), ("x", "past_1_key_of", "Extra_it"):
         given = dict(zip(names, (item.value for item in inputs), strict=True))
         backwards = dict(reversed(given.items()))
-        found = build_program_inputs(loaded, ExportConfig(), npz=backwards)
+        found = inputs_of(loaded, ExportConfig(), npz=backwards)
         assert tuple(item.name for item in found) == names
 
 
@@ -241,7 +246,7 @@ def test_inputs_that_would_be_called_the_same_keep_the_names_of_torch() -> None:
 
 def test_user_gives_values_to_a_program() -> None:
     specs = ["i:[b=3,1]:int64", "m:[b=3,p+1=8]:bool", "k:[b=3,p=7,4]", "v:[b=3,p=7,4]"]
-    inputs = build_program_inputs(decode_program(), ExportConfig(), specs=specs)
+    inputs = inputs_of(decode_program(), ExportConfig(), specs=specs)
     assert [item.name for item in inputs] == ["i", "m", "k", "v"]
     assert example_sizes(inputs) == {"b": 3, "p": 7}
 
@@ -263,4 +268,4 @@ def test_dimensions_that_contradict_the_program_are_refused(
     options: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_program_inputs(decode_program(), ExportConfig(), dynamic=options)
+        inputs_of(decode_program(), ExportConfig(), dynamic=options)

@@ -14,7 +14,7 @@ import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.latency import FreshTask, fresh_run
+from moh_deploy.perf.bench.candidate import FreshTask, fresh_run
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.original import OriginalModel

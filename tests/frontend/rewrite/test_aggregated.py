@@ -8,7 +8,7 @@ from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.rewrite import Rewrite, aggregated, commit, insert
+from moh_deploy.frontend.rewrite import Rewrite, commit, insert, router
 from tests.frontend.traced import nodes, traced
 from tests.nightly import nightly, one_in
 from tests.zoo.model import seeded
@@ -74,7 +74,7 @@ def test_half_precision_is_rewritten_within_its_rounding(dtype: torch.dtype):
 
 @nightly
 def test_bias_that_is_too_large_to_be_stored_stays(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(aggregated, "_LARGEST_CONSTANT_BYTES", 1000)
+    monkeypatch.setattr(router, "_LARGEST_CONSTANT_BYTES", 1000)
     _, rewrite = inserted()
     assert rewrite.replacement is None
     assert rewrite.reason == "its query scale has 256 elements, more than are stored"

@@ -12,8 +12,8 @@ from moh_deploy.frontend.fx.graph import argument, op, rank, tensor_inputs
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.rewrite import commit
-from moh_deploy.frontend.rewrite.operands import Swap
-from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
+from moh_deploy.frontend.rewrite.rewritten import Swap
+from moh_deploy.frontend.rewrite.tokens_first import insert_token_layout
 from tests.frontend.traced import nodes
 from tests.nightly import sampled
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.perf.bench.candidate import FreshRun, Latency
 from moh_deploy.perf.bench.gates import BenchGate, GateResult, parse_gate
-from moh_deploy.perf.bench.latency import FreshRun, Latency
 from moh_deploy.perf.bench.measured import METRICS, Measured
 
 MODEL = Measured(

@@ -3,9 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.perf.bench.candidate import RoutingOverhead
+from moh_deploy.perf.bench.candidate import FreshRun, RoutingOverhead
 from moh_deploy.perf.bench.gates import GateResult
-from moh_deploy.perf.bench.latency import FreshRun
 from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import TimeDifference

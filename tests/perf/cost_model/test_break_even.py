@@ -4,8 +4,7 @@ import pytest
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo
-from moh_deploy.perf.cost_model.break_even import BreakEven, LayerBreakEven, break_even
-from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.cost_model.prediction import BreakEven, LayerBreakEven, break_even, predict
 from tests.handmade_package import LAYER
 
 NODES = LayerNodes("MoHAttention", query_features=64, output_features=64)

@@ -12,7 +12,7 @@ from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import Best, Contests
 from moh_deploy.perf.tune.quality import Flips, Quality
-from moh_deploy.perf.tune.search_report import RuntimePrecision, Tried
+from moh_deploy.perf.tune.report import RuntimePrecision, Tried
 from moh_deploy.system.progress import Progress
 from tests.handmade_package import write_package
 

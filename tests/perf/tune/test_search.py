@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import BackendError, ValidationError
+from moh_deploy.perf.tune.report import RuntimePrecision, Tried
 from moh_deploy.perf.tune.search import ContestsApart, Search
-from moh_deploy.perf.tune.search_report import RuntimePrecision, Tried
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 from tests.perf.tune.search_tasks import Ending

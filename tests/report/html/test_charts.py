@@ -16,11 +16,15 @@ from moh_deploy.report.document import (
     TradeOffChart,
     TradeOffPoint,
 )
-from moh_deploy.report.html.page import Track, page_table
-from moh_deploy.report.html.routing_charts import page_map, page_margins, shade
-from moh_deploy.report.html.scales import decades, round_numbers
-from moh_deploy.report.html.time_charts import PageChart, page_chart, page_trade_off
-from moh_deploy.report.numbers import number, share
+from moh_deploy.report.html.charts import (
+    PageChart,
+    decades,
+    page_chart,
+    page_trade_off,
+    round_numbers,
+)
+from moh_deploy.report.html.page import Track, page_map, page_margins, page_table, shade
+from moh_deploy.report.report import number, share
 from tests.report.samples import parity_report
 
 INF, NAN = math.inf, math.nan

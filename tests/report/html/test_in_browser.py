@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_answer
 from moh_deploy.report.html.page import page as page_of
-from moh_deploy.report.html.routing_charts import shade
+from moh_deploy.report.html.page import shade
 from moh_deploy.validate.compare.parity_report import combined
 from tests.decision.cost.files import cost_report
 from tests.decision.simulated import decision_report

@@ -18,7 +18,7 @@ from moh_deploy.runtime.onnxruntime.session import OrtRunner, crash_of_plain_ses
 from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import BFLOAT16, Array
-from moh_deploy.validate.reference.subject import read_subject
+from moh_deploy.validate.reference.reference import read_subject
 from tests.handmade_package import model, vectors, write_package
 from tests.nightly import nightly, sampled
 

@@ -22,7 +22,7 @@ from moh_deploy.serving.drift.reference import RoutingReference, profile_of, wri
 from moh_deploy.serving.metrics import Family, exposition
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
+from moh_deploy.serving.telemetry.routing import RecordedWindow, WindowAbout
 from moh_deploy.system.bounded_file import sha256_of
 from tests.edge_case_package import HEADS, inputs, write_edge_package
 from tests.nightly import nightly

@@ -13,8 +13,13 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.metrics import exposition
 from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry import Telemetry
-from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Counts
-from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
+from moh_deploy.serving.telemetry.routing import (
+    CountedLayer,
+    CountLayout,
+    Counts,
+    RecordedWindow,
+    WindowAbout,
+)
 from tests.edge_case_package import HEADS, inputs
 
 SHARED, ROUTED, TOP_K, TOKENS = 2, 4, 2, 16

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import BackendError
-from moh_deploy.serving.drill.load import Load, LoadCase, ServerAnswer
+from moh_deploy.serving.drill.targets import Load, LoadCase, ServerAnswer
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.tolerances import TOLERANCES
 

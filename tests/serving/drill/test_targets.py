@@ -10,8 +10,7 @@ import pytest
 from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving.drill.load import Ask
-from moh_deploy.serving.drill.targets import HttpServer, Target
+from moh_deploy.serving.drill.targets import Ask, HttpServer, Target
 from moh_deploy.serving.guard.guard_io import Control, write_control
 from tests.nightly import nightly
 

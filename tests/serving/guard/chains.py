@@ -8,9 +8,8 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.faults import Fault, Faults
 from moh_deploy.serving.guard.guard import Guard, GuardIO
-from moh_deploy.serving.guard.guard_io import AuditLog, ControlFile, RunningMarks
+from moh_deploy.serving.guard.guard_io import AuditLog, ControlFile, Fault, Faults, RunningMarks
 from moh_deploy.serving.guard.policy import (
     CoolDownSection,
     DriftSection,

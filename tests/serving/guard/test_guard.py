@@ -14,9 +14,8 @@ from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.guard import fallback_level
 from moh_deploy.serving.guard import guard_io as guard_files
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.faults import Fault
 from moh_deploy.serving.guard.guard import Guard, GuardIO
-from moh_deploy.serving.guard.guard_io import AuditLog, Control, RunningMarks, write_control
+from moh_deploy.serving.guard.guard_io import AuditLog, Control, Fault, RunningMarks, write_control
 from moh_deploy.serving.guard.policy import CoolDownSection
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array

@@ -18,9 +18,8 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.http.app import OUT_OF_MEMORY, Endpoint, make_app
-from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
-from moh_deploy.serving.http.queue import BatchingQueue, Tensors
+from moh_deploy.serving.http.queue import BatchingQueue, HttpLimits, Tensors
 from moh_deploy.serving.metrics import parse_text
 from moh_deploy.serving.served_model import Reply, ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings

@@ -14,7 +14,7 @@ import uvicorn
 
 from moh_deploy.serving.http import connection as connection_module
 from moh_deploy.serving.http.connection import HeldBytes, InTurn, TimedConnection, in_pieces
-from moh_deploy.serving.http.limits import Refusal
+from moh_deploy.serving.http.queue import Refusal
 from tests.nightly import nightly
 
 ANSWER = 8 * 2**20

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.serving.http.protocol import (
     HEADER_LENGTH,
     Body,
@@ -20,6 +19,7 @@ from moh_deploy.serving.http.protocol import (
     write_answer,
     write_request,
 )
+from moh_deploy.serving.http.queue import Refusal
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.system.npz import BFLOAT16, Array
 

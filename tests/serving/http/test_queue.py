@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.http.limits import Refusal
-from moh_deploy.serving.http.queue import BatchingQueue, Tensors
+from moh_deploy.serving.http.queue import BatchingQueue, Refusal, Tensors
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply
 

@@ -15,8 +15,7 @@ import uvicorn
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.http import server
-from moh_deploy.serving.http.limits import HttpLimits, Refusal
-from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.http.queue import BatchingQueue, HttpLimits, Refusal
 from moh_deploy.serving.http.server import serve_forever
 from moh_deploy.serving.http.worker import (
     HUNG,

@@ -27,9 +27,8 @@ import numpy as np
 import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.serving.drill.load import V2Client
-from moh_deploy.serving.guard.faults import Fault
-from moh_deploy.serving.guard.guard_io import Control, write_control
+from moh_deploy.serving.drill.targets import V2Client
+from moh_deploy.serving.guard.guard_io import Control, Fault, write_control
 from moh_deploy.serving.triton.bundle import CONTROL_NAME, GUARD
 from moh_deploy.serving.triton.config_pbtxt import filled
 from moh_deploy.serving.triton.server import TritonServer, running_server

@@ -21,9 +21,9 @@ from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import ServedRun
-from moh_deploy.serving.telemetry import Telemetry, window
+from moh_deploy.serving.telemetry import Telemetry, routing
 from moh_deploy.serving.telemetry.counters import TokenCounter
-from moh_deploy.serving.telemetry.window import WindowAbout
+from moh_deploy.serving.telemetry.routing import WindowAbout
 from tests.edge_case_package import HEADS, inputs, write_edge_package
 
 
@@ -197,7 +197,7 @@ def test_window_is_joined_while_others_count(served: ServedModel, monkeypatch: p
 
     observer.start_window(sample_every=1)
     served.answer(inputs(batch=3), (1, 2))
-    monkeypatch.setattr(window, "WindowAbout", beside_a_run)
+    monkeypatch.setattr(routing, "WindowAbout", beside_a_run)
     found = observer.dump_window()
     assert len(found.rows) == len(found.requests) == len(found.seconds) == 2
 

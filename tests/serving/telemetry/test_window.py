@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.telemetry import window
-from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout
-from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder, read_window
+from moh_deploy.serving.telemetry import routing
+from moh_deploy.serving.telemetry.routing import (
+    CountedLayer,
+    CountLayout,
+    RecordedWindow,
+    WindowRecorder,
+    read_window,
+)
 from moh_deploy.system.npz import Array, write_npz
 
 LAYOUT = CountLayout((CountedLayer("a", 4, 1, True), CountedLayer("b", 2, None, False)))
@@ -49,7 +54,7 @@ def test_nothing_is_kept_after_the_stop():
 
 
 def test_full_window_stops_and_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(window, "MOST_BYTES", 4 * 3 * LAYOUT.width)
+    monkeypatch.setattr(routing, "MOST_BYTES", 4 * 3 * LAYOUT.width)
     kept = recorder(2, 1, 1).recorded()
     assert len(kept.rows) == 3
     assert kept.about.is_cut
@@ -105,7 +110,7 @@ def test_file_that_is_no_dump_is_refused(
 
 def test_layer_without_heads_is_refused(tmp_path: Path):
     kept = RecordedWindow(
-        window.WindowAbout("d", (CountedLayer("a", 0, None, False),)),
+        routing.WindowAbout("d", (CountedLayer("a", 0, None, False),)),
         np.zeros((0, 16)),
         np.zeros(0, np.int64),
         np.zeros(0),

@@ -26,7 +26,7 @@ from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
-from moh_deploy.serving.drill.load import V2Client
+from moh_deploy.serving.drill.targets import V2Client
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import ServedRun
 from moh_deploy.serving.telemetry import Telemetry

@@ -6,7 +6,7 @@ import pytest
 
 from moh_deploy.report.document import Table
 from moh_deploy.report.html.page import Track, page_table
-from moh_deploy.validate.accuracy.document import accuracy_section
+from moh_deploy.validate.accuracy.judge import accuracy_section
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from tests.report.samples import parity_report, with_accuracy
 

@@ -4,8 +4,7 @@ import pytest
 from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.metric_parity import ACCURACY_RULES, AccuracyRule, MetricParity
-from moh_deploy.validate.accuracy.tally import PairedScores
-from moh_deploy.validate.accuracy.task import UserMetric
+from moh_deploy.validate.accuracy.task import PairedScores, UserMetric
 
 TOP_1 = TopK(1, "y")
 RULE = ACCURACY_RULES["top-1"]

@@ -13,7 +13,7 @@ from moh_deploy.validate.accuracy.labelled_runs import (
     sample_axis,
     samples_of,
 )
-from moh_deploy.validate.accuracy.tally import SampleFiles
+from moh_deploy.validate.accuracy.task import SampleFiles
 
 X = TensorInfo("x", "float32", ("batch", 2))
 CACHE = TensorInfo("cache", "float32", (3, "batch", 2))

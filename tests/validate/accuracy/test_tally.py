@@ -3,7 +3,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.choose import TopK
-from moh_deploy.validate.accuracy.tally import Scored, Tally
+from moh_deploy.validate.accuracy.task import Scored, Tally
 from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 LOGITS = np.eye(4, dtype=np.float32)

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 
 import moh_deploy
-from moh_deploy.report.document import MarginBin, MarginHistogram
+from moh_deploy.report.document import MarginBin, MarginHistogram, Text
+from moh_deploy.report.html.page import page_map
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.task import Labelling
 from moh_deploy.validate.compare.routing_statistics import (
+    MOST_CLASSES,
+    ClassLoad,
     ClassLoads,
     HeadLoad,
     RoutingStatistics,
     class_load,
+    class_map,
     joined,
     layer_statistics,
     main_classes,
+    routing_sections,
 )
 from tests.handmade_package import LAYER
 from tests.routed_package import DEPTH, SEQ, write_routed
@@ -141,3 +146,23 @@ def test_without_gates_or_classes_there_are_none():
 def test_of_many_classes_those_with_most_samples_are_kept():
     labels = np.repeat(np.arange(150), np.where(np.arange(150) < 50, 1, 2))
     assert sorted(main_classes([labels], Labelling())) == list(range(50, 150))
+
+
+def test_number_of_cells_that_differ_is_told():
+    load = HeadLoad("a", None, 1000, (500, 501), (500, 500))
+    sections = routing_sections(RoutingStatistics((load,)), 0, has_routing=True)
+    (section,) = sections
+    (about, _) = section.blocks
+    assert isinstance(about, Text)
+    assert "1 cells are framed" in about.text
+
+
+def test_of_many_classes_those_with_most_samples_are_shown():
+    count = MOST_CLASSES + 5
+    numbers = tuple(range(count - 1, -1, -1))
+    load = ClassLoad("a", 0, tuple(map(str, numbers)), numbers, numbers, ((1,),) * count)
+    shown = page_map(class_map(load))
+    assert shown.content.left_out == 5
+    assert [row.name for row in shown.blocks[0].rows] == [str(i) for i in range(5, count)]
+    assert shown.blocks[0].rows[-1].cells[0].package.text == f"{100 / (count - 1):.0f}"
+    assert class_map(ClassLoad("a", None, (), (), (), ())).rows == ()

@@ -31,8 +31,7 @@ from moh_deploy.validate.edge_cases.input_run import (
     nan_in,
     rounding_may_explain,
 )
-from moh_deploy.validate.edge_cases.input_states import InputState
-from moh_deploy.validate.edge_cases.source import CaseResult, Sides, body_source
+from moh_deploy.validate.edge_cases.source import CaseResult, InputState, Sides, body_source
 from moh_deploy.validate.reference.layer_values import Recorder
 from tests.edge_case_package import write_edge_package
 from tests.handmade_package import WIDTH, vectors, write_package

@@ -14,10 +14,16 @@ from moh_deploy.package import MODEL_NAME, CorpusSample, MinedToken, OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.progress import SilentProgress
-from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.routing_judge import nan_output_problem
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
-from moh_deploy.validate.edge_cases.source import MODEL, CaseResult, Sides, Source, body_source
+from moh_deploy.validate.edge_cases.source import (
+    MODEL,
+    CaseResult,
+    Sides,
+    Source,
+    body_source,
+    input_states,
+)
 from moh_deploy.validate.edge_cases.suite import Suite, run_kept, run_single_sizes
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library

@@ -21,8 +21,8 @@ from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
 from moh_deploy.runtime import lowered_package
 from moh_deploy.runtime.lowered_package import largest_values, lowered
 from moh_deploy.system.bounded_file import sha256_of
-from moh_deploy.validate.compare.fresh_process import proven
 from moh_deploy.validate.compare.tolerances import BFLOAT16_PRODUCTS
+from moh_deploy.validate.compare.verify_runs import proven
 from tests import zoo
 from tests.true_manifest import finish_true
 from tests.validate.mutations import rotary, stacks

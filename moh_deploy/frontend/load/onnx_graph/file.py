@@ -11,8 +11,7 @@ import torch
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.fileform import joined_digest
-from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
-from moh_deploy.frontend.load.onnx_graph.node import Graph, plain_graph
+from moh_deploy.frontend.load.onnx_graph.node_call import TORCH_DTYPES, Graph, plain_graph
 from moh_deploy.graph.load_model import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops.op_names import base_domain
@@ -110,7 +109,7 @@ def read_onnx(path: Path) -> OnnxSource:
             " numbers is equal to no other one.",
         )
     digests = [sha256_of(file) for file in files]
-    digest = digests[0] if len(digests) == 1 else joined_digest(digests)
+    digest = joined_digest(digests)
     opsets = dict(model.opset_imports)
     return OnnxSource(path, graph, opsets, inputs, outputs, metadata, digest)
 

@@ -12,19 +12,8 @@ from torch.fx import traceback
 import moh_deploy.frontend.load.onnx_graph.operators  # noqa: F401  fills the tables
 from moh_deploy.errors import CheckpointError, ExportError, MoHDeployError
 from moh_deploy.frontend.fx.arrays import to_torch
-from moh_deploy.frontend.load.onnx_graph.call import (
-    MOST_NUMBERS,
-    ON_NUMBERS,
-    ONNX_OPERATORS,
-    Known,
-    NodeCall,
-    NodeValue,
-    Result,
-    as_tensor,
-    known_domain,
-    objects,
-)
-from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
+from moh_deploy.frontend.load.onnx_graph import node_call
+from moh_deploy.frontend.load.onnx_graph.node_call import Graph, Node
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE
 
 # Under this key of a traced node's `custom` metadata stands where its ONNX node was exported from.
@@ -53,12 +42,14 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the graph's outputs, in order."""
-        values: dict[str, NodeValue] = dict(zip(self._graph.inputs, inputs, strict=True))
+        values: dict[str, node_call.NodeValue] = dict(zip(self._graph.inputs, inputs, strict=True))
         found = self._compute(self._graph, values)
         # An output may be an input, or a size.
-        return tuple(as_tensor(value) for value in found)
+        return tuple(node_call.as_tensor(value) for value in found)
 
-    def _compute(self, graph: Graph, values: dict[str, NodeValue]) -> list[NodeValue]:
+    def _compute(
+        self, graph: Graph, values: dict[str, node_call.NodeValue]
+    ) -> list[node_call.NodeValue]:
         for node in graph.nodes:
             self.at = node
             with traceback.annotate({SCOPE: node.scope}):
@@ -68,11 +59,13 @@ class OnnxModule(nn.Module):
         self.at = None
         return [self._read(name, values) for name in graph.outputs]
 
-    def _run(self, node: Node, values: dict[str, NodeValue]) -> list[NodeValue | None]:
+    def _run(
+        self, node: Node, values: dict[str, node_call.NodeValue]
+    ) -> list[node_call.NodeValue | None]:
         given = tuple(self._read(name, values) if name else None for name in node.inputs)
         if node.bodies:
             condition = given[0]
-            number = condition.flat()[0] if isinstance(condition, Known) else None
+            number = condition.flat()[0] if isinstance(condition, node_call.Known) else None
             if not isinstance(number, bool):
                 raise ExportError(
                     f"{node.place} chooses between two graphs by a value that is known only when"
@@ -82,24 +75,26 @@ class OnnxModule(nn.Module):
             # A body sees the values around it.
             body = node.bodies["then_branch" if number else "else_branch"]
             return list(self._compute(body, dict(values)))
-        domain = known_domain(node.domain)
-        call = NodeCall(node, given, self._opsets.get(node.domain, 1))
-        result: Result | None = None
-        if given and all(isinstance(value, Known) for value in given if value is not None):
-            on_numbers = ON_NUMBERS.get((domain, node.op_type))
+        domain = node_call.known_domain(node.domain)
+        call = node_call.NodeCall(node, given, self._opsets.get(node.domain, 1))
+        result: node_call.Result | None = None
+        if given and all(
+            isinstance(value, node_call.Known) for value in given if value is not None
+        ):
+            on_numbers = node_call.ON_NUMBERS.get((domain, node.op_type))
             result = None if on_numbers is None else on_numbers(call)
         if result is None:
-            result = ONNX_OPERATORS.get((domain, node.op_type), computed_by_runtime)(call)
-        return [result] if isinstance(result, (torch.Tensor, Known)) else list(result)
+            result = node_call.ONNX_OPERATORS.get((domain, node.op_type), computed_by_runtime)(call)
+        return [result] if isinstance(result, (torch.Tensor, node_call.Known)) else list(result)
 
-    def _read(self, name: str, values: Mapping[str, NodeValue]) -> NodeValue:
+    def _read(self, name: str, values: Mapping[str, node_call.NodeValue]) -> node_call.NodeValue:
         if name in values:
             return values[name]
         owner, attribute = self._places[name]
         # Asked for each time: torch.export puts fakes in the place of weights.
         tensor: torch.Tensor = getattr(owner, attribute)
         numbers = self._numbers.get(name)
-        return tensor if numbers is None else Known(numbers, tensor.dtype, tensor)
+        return tensor if numbers is None else node_call.Known(numbers, tensor.dtype, tensor)
 
     def _store(self, graph: Graph) -> None:
         for name, weight in graph.weights.items():
@@ -111,8 +106,10 @@ class OnnxModule(nn.Module):
                     f"weight '{name}' is {weight.dtype.name}, which torch has no tensors of."
                 ) from error
             self._places[name] = _register(self, name, tensor)
-            if array.size <= MOST_NUMBERS:
-                self._numbers[name] = objects(tensor.flatten().tolist()).reshape(array.shape)
+            if array.size <= node_call.MOST_NUMBERS:
+                self._numbers[name] = node_call.objects(tensor.flatten().tolist()).reshape(
+                    array.shape
+                )
         for node in graph.nodes:
             for body in node.bodies.values():
                 self._store(body)
@@ -161,13 +158,13 @@ def name_scopes(program: ExportedProgram) -> None:
 # Nodes of operators that nothing here knows: ONNX Runtime computes them, and they stay.
 
 
-def computed_by_runtime(call: NodeCall) -> Result:
+def computed_by_runtime(call: node_call.NodeCall) -> node_call.Result:
     """Compute a node of an operator that the table does not have.
 
     Raises:
         ExportError: What it returns has a shape that cannot be told.
     """
-    given = [as_tensor(value) for value in call.values if value is not None]
+    given = [node_call.as_tensor(value) for value in call.values if value is not None]
     # The same input twice is one input of the node alone.
     names = [name for name in call.node.inputs if name]
     if not given or len(set(names)) < len(names):

@@ -9,8 +9,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from moh_deploy.errors import BackendError, CheckpointError, ExportError
+from moh_deploy.frontend.load.checkpoint_file import load_onnx
 from moh_deploy.frontend.load.fileform import detect_form
-from moh_deploy.frontend.load.from_options import load_onnx
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, read_onnx
 from tests.frontend.load.onnx_graph.onnx_models import finished, written
 

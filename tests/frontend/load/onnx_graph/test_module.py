@@ -10,8 +10,8 @@ import torch
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit
-from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
-from moh_deploy.frontend.load.from_options import load_onnx
+from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.load.checkpoint_file import load_onnx
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.record import record
@@ -26,7 +26,7 @@ from tests.nightly import nightly, sampled
 
 def traced(text: str, folder: Path) -> tuple[LoadedModel, torch.export.ExportedProgram]:
     loaded = load_onnx(written(text, folder / "model.onnx"))
-    inputs = build_onnx_inputs(loaded.original.source, ExportConfig())
+    _, inputs = example_inputs(loaded, ExportConfig())
     return loaded, trace(loaded, inputs)
 
 
@@ -75,7 +75,7 @@ def test_layers_are_named_after_the_modules_that_the_file_was_exported_from(tmp_
     )
     onnx.save(model, tmp_path / "named.onnx")
     loaded = load_onnx(tmp_path / "named.onnx")
-    program = trace(loaded, build_onnx_inputs(loaded.original.source, ExportConfig()))
+    program = trace(loaded, example_inputs(loaded, ExportConfig())[1])
     relu = next(node for node in program.graph.nodes if "relu" in node.name)
     assert [path for path, _ in relu.meta["nn_module_stack"].values()] == ["", "layers.0.act"]
 
@@ -126,7 +126,7 @@ def test_unknown_node_of_several_outputs_is_one_node_again(tmp_path: Path) -> No
     assert helper is not None
     onnx.save(model, tmp_path / "model.onnx")
     loaded = load_onnx(tmp_path / "model.onnx")
-    program = trace(loaded, build_onnx_inputs(loaded.original.source, ExportConfig()))
+    program = trace(loaded, example_inputs(loaded, ExportConfig())[1])
     x = torch.randn(5, 4, 2)
     for got, expected in zip(program.module()(x), loaded.callable()(x), strict=True):
         torch.testing.assert_close(got, expected)
@@ -148,7 +148,7 @@ def test_gated_attention_is_recognised_however_a_file_writes_it(
     loaded = load_onnx(write_layer(tmp_path / "model.onnx", attention))
     # The lengths of GroupQueryAttention are constants of two samples.
     specs = ["x:[2,6,64]:float32"] if attention == "GroupQueryAttention" else []
-    inputs = build_onnx_inputs(loaded.original.source, ExportConfig(), specs=specs)
+    _, inputs = example_inputs(loaded, ExportConfig(), specs=specs)
     program = normalize(trace(loaded, inputs))
     rewrites = insert(program, recognize(program))
     assert [(one.router.top_k, one.replacement is not None) for one in rewrites] == [(2, True)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
-from moh_deploy.frontend.load.from_options import load_onnx
+from moh_deploy.frontend.load.checkpoint_file import load_onnx
 from moh_deploy.ops.cases import Case, find_mismatch
 from tests.nightly import sampled
 from tests.ops.case_models import case_model

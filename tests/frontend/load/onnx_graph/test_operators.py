@@ -10,8 +10,8 @@ import torch
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
-from moh_deploy.frontend.load.from_options import load_onnx
-from moh_deploy.frontend.load.onnx_graph.call import ON_NUMBERS, ONNX_OPERATORS
+from moh_deploy.frontend.load.checkpoint_file import load_onnx
+from moh_deploy.frontend.load.onnx_graph.node_call import ON_NUMBERS, ONNX_OPERATORS
 from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from tests.frontend.load.onnx_graph.onnx_models import Case
 from tests.nightly import sampled

@@ -13,8 +13,8 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import quiet
 from moh_deploy.frontend.fx.arrays import to_numpy
-from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
-from moh_deploy.frontend.load.from_options import load_onnx
+from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.load.checkpoint_file import load_onnx
 from moh_deploy.frontend.load.model import positional, taking_tensors
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.trace import dynamic_shapes, trace
@@ -149,7 +149,7 @@ def test_what_onnx_runtime_has_fused_is_read(tmp_path: Path) -> None:
 def layers_of_file(path: Path, animal: ZooModel) -> tuple[ExpectedLayer, ...]:
     loaded = load_onnx(path)
     arrays = {item.name: to_numpy(item.value) for item in animal.inputs()}
-    inputs = build_onnx_inputs(loaded.original.source, ExportConfig(), npz=arrays)
+    _, inputs = example_inputs(loaded, ExportConfig(), npz=arrays)
     program = normalize(trace(loaded, inputs))
     # Two runtimes, each with its own order of summation.
     return checked_layers(program, loaded.callable(), animal, within=1e-4)

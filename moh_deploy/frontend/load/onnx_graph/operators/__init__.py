@@ -3,8 +3,7 @@
 elementwise  each element of its own, and broadcasts
 layout       elements are moved
 creation     tensors of a shape or range
-reductions   sums, extremes, ranks, softmax
-products     matrices, convolutions, pooling
+products     matrices, convolutions, pooling; sums, extremes, ranks, softmax
 norms        normalisations
 attention    attention and rotary embeddings as one operator
 images       images of another size
@@ -13,12 +12,12 @@ moh          the operators of our own packages
 opaque       operators that are not in the table: ONNX Runtime computes them, and they stay
 """
 
-from moh_deploy.frontend.load.onnx_graph.operators import (  # noqa: F401  each fills the table
+# Each fills the table.
+from moh_deploy.frontend.load.onnx_graph.operators import (  # noqa: F401  # noqa: F401
     attention,
     elementwise,
     layout,
     moh,
     products,
-    reductions,
     sizes,
 )

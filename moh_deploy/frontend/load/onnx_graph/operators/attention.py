@@ -9,18 +9,12 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import (
-    MICROSOFT,
-    NodeCall,
-    Result,
-    is_symbol,
-    operator,
-)
+from moh_deploy.frontend.load.onnx_graph import node_call
 from moh_deploy.frontend.torch_ops.bodies import seen_by_position
 
 
-@operator("Attention")
-def _attention(call: NodeCall) -> Result:
+@node_call.operator("Attention")
+def _attention(call: node_call.NodeCall) -> node_call.Result:
     """Attention of operator sets 23 and 24: packed [B, S, H*D] or [B, H, S, D], with a cache that
     grows, or one that is filled to some length."""
     if any(call.node.outputs[3:]):
@@ -96,7 +90,7 @@ def attend(
         past: ExactNumber of keys that all queries see under a causal mask.
         softcap: Bounds the scores by a tanh; 0 does not.
     """
-    if causal and (mask is not None or is_symbol(past) or past or softcap):
+    if causal and (mask is not None or node_call.is_symbol(past) or past or softcap):
         queries = torch.arange(query.shape[2]).unsqueeze(-1) + past
         visible: torch.Tensor = torch.arange(key.shape[2]) <= queries  # [S, T]
         mask, causal = hidden_by_either(mask, visible), False
@@ -120,8 +114,8 @@ def attend(
     return torch.softmax(scores, -1) @ value
 
 
-@operator("MultiHeadAttention", domain=MICROSOFT)
-def _multi_head_attention(call: NodeCall) -> Result:
+@node_call.operator("MultiHeadAttention", domain=node_call.MICROSOFT)
+def _multi_head_attention(call: node_call.NodeCall) -> node_call.Result:
     """Query [B, S, H*D], key and value [B, T, H*D], or all as [B, H, T, D] for key and value."""
     num_heads = call.required("num_heads", int)
     query = call.tensor(0)
@@ -143,7 +137,13 @@ def _multi_head_attention(call: NodeCall) -> Result:
 
 
 def _attended(
-    call: NodeCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, padding: int, past: int
+    call: node_call.NodeCall,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    padding: int,
+    past: int,
 ) -> torch.Tensor:
     """Attend with the attributes and the bias that ONNX Runtime's operators share, [B, S, H*D].
 
@@ -162,7 +162,7 @@ def _attended(
 _MASKED = -10000.0
 
 
-def _key_padding(call: NodeCall, index: int, dtype: torch.dtype) -> torch.Tensor | None:
+def _key_padding(call: node_call.NodeCall, index: int, dtype: torch.dtype) -> torch.Tensor | None:
     """Return what a mask of 0 and 1 adds to the scores: [B, 1, 1, T] or [B, 1, S, T]."""
     mask = call.optional(index)
     if mask is None:
@@ -174,8 +174,8 @@ def _key_padding(call: NodeCall, index: int, dtype: torch.dtype) -> torch.Tensor
     return (1.0 - wide.to(dtype)) * hidden
 
 
-@operator("Attention", domain=MICROSOFT)
-def _packed_attention(call: NodeCall) -> Result:
+@node_call.operator("Attention", domain=node_call.MICROSOFT)
+def _packed_attention(call: node_call.NodeCall) -> node_call.Result:
     """Attention with its projection: input [B, S, C], weight [C, Hq*D + Hk*D + Hv*D]."""
     num_heads = call.required("num_heads", int)
     x, weight, bias = call.tensor(0), call.tensor(1), call.optional(2)
@@ -193,8 +193,8 @@ def _packed_attention(call: NodeCall) -> Result:
     return (attended, torch.stack([k, v])) if any(call.node.outputs[1:]) else attended
 
 
-@operator("GroupQueryAttention", domain=MICROSOFT)
-def _group_query_attention(call: NodeCall) -> Result:
+@node_call.operator("GroupQueryAttention", domain=node_call.MICROSOFT)
+def _group_query_attention(call: node_call.NodeCall) -> node_call.Result:
     """Causal attention of decoders: query [B, S, Hq*D], a cache of T tokens, and for each sample
     how many tokens of cache and query there are, less one: the rest is padding, on the right."""
     for name in ("softcap", "smooth_softmax", "k_quant_type", "v_quant_type"):
@@ -243,8 +243,8 @@ def _without_gap(joined: torch.Tensor, cached: torch.Tensor, past: int) -> torch
     return joined.gather(2, source[:, None, :, None].expand_as(joined))
 
 
-@operator("RotaryEmbedding")
-def _rotary_embedding(call: NodeCall) -> Result:
+@node_call.operator("RotaryEmbedding")
+def _rotary_embedding(call: node_call.NodeCall) -> node_call.Result:
     """Operator set 23: x [B, H, S, D] or [B, S, H*D]; caches [B, S, D/2], or tables to look up."""
     x, cosine, sine = (call.tensor(index) for index in range(3))
     positions = call.optional(3)
@@ -253,8 +253,8 @@ def _rotary_embedding(call: NodeCall) -> Result:
     return _rotated(call, x, cosine, sine, call.attribute("rotary_embedding_dim", 0))
 
 
-@operator("RotaryEmbedding", domain=MICROSOFT)
-def _ort_rotary_embedding(call: NodeCall) -> Result:
+@node_call.operator("RotaryEmbedding", domain=node_call.MICROSOFT)
+def _ort_rotary_embedding(call: node_call.NodeCall) -> node_call.Result:
     """x as above; positions [B, S], or [1] for where the sequence starts; tables [M, D/2]."""
     x, positions = call.tensor(0), call.tensor(1)
     if positions.ndim == 1 and positions.shape[0] == 1:
@@ -267,7 +267,7 @@ def _ort_rotary_embedding(call: NodeCall) -> Result:
 
 
 def _rotated(
-    call: NodeCall, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, width: int
+    call: node_call.NodeCall, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, width: int
 ) -> torch.Tensor:
     """Rotate the first channels of each head; cosine and sine are [S, D/2] or [B, S, D/2]."""
     packed = x.ndim == 3

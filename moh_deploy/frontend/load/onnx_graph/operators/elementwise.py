@@ -7,18 +7,9 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import (
-    MICROSOFT,
-    ExactNumber,
-    Known,
-    NodeCall,
-    NodeValue,
-    Result,
-    as_tensor,
-    operator,
-)
+from moh_deploy.frontend.load.onnx_graph import node_call
 
-BroadcastOperand: TypeAlias = "torch.Tensor | ExactNumber"
+BroadcastOperand: TypeAlias = "torch.Tensor | node_call.ExactNumber"
 
 _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Abs": torch.abs,
@@ -56,16 +47,20 @@ _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@operator(*_UNARY)
-def _unary(call: NodeCall) -> Result:
+@node_call.operator(*_UNARY)
+def _unary(call: node_call.NodeCall) -> node_call.Result:
     return _UNARY[call.node.op_type](call.tensor(0))
 
 
-def _number_or_tensor(value: NodeValue, other: torch.Tensor) -> BroadcastOperand:
+def _number_or_tensor(value: node_call.NodeValue, other: torch.Tensor) -> BroadcastOperand:
     # Of the same dtype in ONNX, so that a number does not change what the result is.
-    if isinstance(value, Known) and value.numbers.size == 1 and len(value.shape) <= other.ndim:
+    if (
+        isinstance(value, node_call.Known)
+        and value.numbers.size == 1
+        and len(value.shape) <= other.ndim
+    ):
         return value.flat()[0]
-    return as_tensor(value)
+    return node_call.as_tensor(value)
 
 
 def _divide(x: BroadcastOperand, y: BroadcastOperand) -> torch.Tensor:
@@ -99,15 +94,15 @@ _ARITHMETIC: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-@operator(*_ARITHMETIC, *_COMPARISONS)
-def _binary(call: NodeCall) -> Result:
+@node_call.operator(*_ARITHMETIC, *_COMPARISONS)
+def _binary(call: node_call.NodeCall) -> node_call.Result:
     """Two inputs that are broadcast; a constant scalar beside a tensor is a number.
 
     Recognition and runtimes know `x * 0.125` better than a product with a stored tensor.
     """
     first, second, name = call.value(0), call.value(1), call.node.op_type
-    x: BroadcastOperand = as_tensor(first)
-    y: BroadcastOperand = as_tensor(second)
+    x: BroadcastOperand = node_call.as_tensor(first)
+    y: BroadcastOperand = node_call.as_tensor(second)
     if isinstance(first, torch.Tensor):
         y = _number_or_tensor(second, first)
     elif isinstance(second, torch.Tensor):
@@ -119,16 +114,16 @@ def _binary(call: NodeCall) -> Result:
     return _COMPARISONS[name](x, y)
 
 
-@operator("Pow")
-def _pow(call: NodeCall) -> Result:
+@node_call.operator("Pow")
+def _pow(call: node_call.NodeCall) -> node_call.Result:
     base = call.tensor(0)
     exponent = _number_or_tensor(call.value(1), base)
     # The result has the dtype of the base, whatever that of the exponent.
     return torch.pow(base, exponent).to(base.dtype)
 
 
-@operator("Clip")
-def _clip(call: NodeCall) -> Result:
+@node_call.operator("Clip")
+def _clip(call: node_call.NodeCall) -> node_call.Result:
     x = call.tensor(0)
     bounds: list[Any] = [
         _number_or_tensor(call.value(i), x) if call.has(i) else None for i in (1, 2)
@@ -140,15 +135,15 @@ def _clip(call: NodeCall) -> Result:
     return torch.clamp(x, *bounds)
 
 
-@operator("Where")
-def _where(call: NodeCall) -> Result:
+@node_call.operator("Where")
+def _where(call: node_call.NodeCall) -> node_call.Result:
     condition = call.tensor(0)
 
-    def branch(value: NodeValue) -> BroadcastOperand:
+    def branch(value: node_call.NodeValue) -> BroadcastOperand:
         # A constant scalar as a number: `masked_fill` is written so in most exports.
-        if isinstance(value, Known) and value.shape == ():
+        if isinstance(value, node_call.Known) and value.shape == ():
             return value.flat()[0]
-        return as_tensor(value)
+        return node_call.as_tensor(value)
 
     chosen, other = branch(call.value(1)), branch(call.value(2))
     if not isinstance(chosen, torch.Tensor) and not isinstance(other, torch.Tensor):
@@ -158,18 +153,18 @@ def _where(call: NodeCall) -> Result:
     return torch.where(condition, chosen, other)
 
 
-@operator("Identity", "Dropout")
-def _identity(call: NodeCall) -> Result:
+@node_call.operator("Identity", "Dropout")
+def _identity(call: node_call.NodeCall) -> node_call.Result:
     if call.has(2) and any(call.numbers(2, "training_mode")):
         raise call.refused("drops values at random, as in training")
     value = call.value(0)
     if call.node.op_type == "Identity" or len(call.node.outputs) < 2:
         return value
-    return value, torch.ones_like(as_tensor(value), dtype=torch.bool)
+    return value, torch.ones_like(node_call.as_tensor(value), dtype=torch.bool)
 
 
-@operator("IsInf")
-def _is_inf(call: NodeCall) -> Result:
+@node_call.operator("IsInf")
+def _is_inf(call: node_call.NodeCall) -> node_call.Result:
     x = call.tensor(0)
     positive, negative = call.attribute("detect_positive", 1), call.attribute("detect_negative", 1)
     if positive and negative:
@@ -177,40 +172,40 @@ def _is_inf(call: NodeCall) -> Result:
     return torch.eq(x, torch.inf if positive else -torch.inf) & bool(positive or negative)
 
 
-@operator("BitShift")
-def _bit_shift(call: NodeCall) -> Result:
+@node_call.operator("BitShift")
+def _bit_shift(call: node_call.NodeCall) -> node_call.Result:
     x, y = call.tensor(0), call.tensor(1)
     left = call.required("direction", str) == "LEFT"
     return torch.bitwise_left_shift(x, y) if left else torch.bitwise_right_shift(x, y)
 
 
-@operator("Swish")
-def _swish(call: NodeCall) -> Result:
+@node_call.operator("Swish")
+def _swish(call: node_call.NodeCall) -> node_call.Result:
     x, alpha = call.tensor(0), call.attribute("alpha", 1.0)
     return functional.silu(x) if alpha == 1 else x * torch.sigmoid(x * alpha)
 
 
-@operator("Selu")
-def _selu(call: NodeCall) -> Result:
+@node_call.operator("Selu")
+def _selu(call: node_call.NodeCall) -> node_call.Result:
     x = call.tensor(0)
     alpha = call.attribute("alpha", 1.67326319217681884765625)
     gamma = call.attribute("gamma", 1.05070102214813232421875)
     return gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
 
 
-@operator("FastGelu", domain=MICROSOFT)
-def _fast_gelu(call: NodeCall) -> Result:
+@node_call.operator("FastGelu", domain=node_call.MICROSOFT)
+def _fast_gelu(call: node_call.NodeCall) -> node_call.Result:
     bias = call.optional(1)
     x = call.tensor(0) if bias is None else call.tensor(0) + bias
     return functional.gelu(x, approximate="tanh")
 
 
-def _alpha(call: NodeCall, default: float) -> tuple[torch.Tensor, float]:
+def _alpha(call: node_call.NodeCall, default: float) -> tuple[torch.Tensor, float]:
     return call.tensor(0), call.attribute("alpha", default)
 
 
 # Formulas of one line, with the defaults of their attributes.
-_FORMULAS: dict[str, Callable[[NodeCall], torch.Tensor]] = {
+_FORMULAS: dict[str, Callable[[node_call.NodeCall], torch.Tensor]] = {
     "Max": lambda call: reduce(torch.maximum, call.tensors()),
     "Min": lambda call: reduce(torch.minimum, call.tensors()),
     "Sum": lambda call: reduce(torch.add, call.tensors()),
@@ -236,7 +231,7 @@ _FORMULAS: dict[str, Callable[[NodeCall], torch.Tensor]] = {
         call.tensor(0) * call.attribute("alpha", 0.2) + call.attribute("beta", 0.5), 0, 1
     ),
 }
-_MICROSOFTS: dict[str, Callable[[NodeCall], torch.Tensor]] = {
+_MICROSOFTS: dict[str, Callable[[node_call.NodeCall], torch.Tensor]] = {
     "Gelu": lambda call: functional.gelu(call.tensor(0)),
     "BiasGelu": lambda call: functional.gelu(call.tensor(0) + call.tensor(1)),
     "QuickGelu": lambda call: (
@@ -244,6 +239,6 @@ _MICROSOFTS: dict[str, Callable[[NodeCall], torch.Tensor]] = {
     ),
 }
 for _name, _formula in _FORMULAS.items():
-    operator(_name)(_formula)
+    node_call.operator(_name)(_formula)
 for _name, _formula in _MICROSOFTS.items():
-    operator(_name, domain=MICROSOFT)(_formula)
+    node_call.operator(_name, domain=node_call.MICROSOFT)(_formula)

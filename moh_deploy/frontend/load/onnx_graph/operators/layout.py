@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import (
+from moh_deploy.frontend.load.onnx_graph.node_call import (
     MICROSOFT,
     ExactNumber,
     Known,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moh_deploy import ops
-from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result, operator
+from moh_deploy.frontend.load.onnx_graph.node_call import NodeCall, Result, operator
 from moh_deploy.frontend.load.onnx_graph.operators import attention
 from moh_deploy.frontend.torch_ops.bodies import aggregated_heads, seen_by_position, token_conv
 from moh_deploy.ops.op_names import KERNEL_DOMAIN

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from moh_deploy.frontend.load.onnx_graph.call import (
+from moh_deploy.frontend.load.onnx_graph.node_call import (
     MOST_NUMBERS,
     ExactNumber,
     Known,
