@@ -55,7 +55,7 @@ class ModelOutput(OrderedDict[str, Any]):
         return tuple(self.values())
 
 
-class DynamicCache(transformers.DynamicCache):  # type: ignore[misc, unused-ignore]
+class DynamicCache(transformers.DynamicCache):
     """A cache that is made of tuples, and becomes them again: ((key, value) of each layer)."""
 
     @classmethod
