@@ -27,6 +27,7 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner, Runtime, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.reference.calibration import calibration_runs
 
 CLEAR = 1e-2
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
@@ -101,7 +102,10 @@ def _peers(
 ) -> Iterable[Peer]:
     if options.plain is None:
         return ()
-    calibration = [one.inputs for one in package.vectors]
+    # On what is not measured, as static scales of ours are.
+    calibration = [run.inputs for run in package.vectors if run is not recorded]
+    if options.calibration:
+        calibration = calibration_runs(package, options.calibration, ())
     return plain_peers(options.plain, recorded.inputs, calibration, options.threads, scratch)
 
 
@@ -140,6 +144,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("packages", nargs="+", type=Path, metavar="DIR", help="packages of one model")
     add("--plain", type=Path, metavar="FILE.onnx", help="its plain export, the peer")
+    add(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE.npz",
+        help="what NNCF calibrates on; default: the other recorded runs",
+    )
     add("--run", type=int, default=0, metavar="N", help="which recorded run; default: the first")
     add("--threads", type=positive, default=1, metavar="N")
     add("--repeats", type=positive, default=9, metavar="N", help="rounds; default: 9")
