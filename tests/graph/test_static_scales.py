@@ -28,7 +28,7 @@ def model() -> onnx.ModelProto:
     found = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20]> two (float[rows, 5] x) =>'
         " (float[rows, 3] y, float[rows, 3] z, float[rows, 3] kept) {"
-        " h = Relu (x) [first] y = MatMul (h, W) [second] z = Gemm <transB = 1> (h, G, bias)"
+        " h = Sin (x) [first] y = MatMul (h, W) [second] z = Gemm <transB = 1> (h, G, bias)"
         " [third] kept = MatMul (h, W) }"
     )
     weights = {"W": W, "G": G, "bias": BIAS}
@@ -36,10 +36,10 @@ def model() -> onnx.ModelProto:
     return found
 
 
-def quantized(model: onnx.ModelProto, limit: float) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, limits: tuple[float, float]) -> onnx.ModelProto:
     graph = ir.serde.deserialize_model(model)
     assert read_by(graph, ["first", "second"]) == ("h",)
-    quantize_static(graph, ["first", "second"], {"h": (0.0, limit)})
+    quantize_static(graph, ["first", "second"], {"h": limits})
     assert {n.name: is_quantized(n) for n in graph.graph if n.op_type == "MatMul"} == {
         "first": True,
         "second": True,
@@ -56,11 +56,24 @@ def rounded(exact: Array, largest: Array | float) -> Array:
     return np.clip(np.rint(exact / step), -128, 127) * step
 
 
-@pytest.mark.parametrize("limit", [6.5, 2.0])  # 2: larger numbers saturate
-def test_products_are_those_of_rounded_operands(model: onnx.ModelProto, limit: float):
-    y, z, kept = ReferenceEvaluator(quantized(model, limit)).run(None, {"x": X})
-    h = np.maximum(X, 0).astype(np.float64)
-    read = rounded(h, limit)
+def rounded_from(exact: Array, least: float, largest: float) -> Array:
+    """Round to 255 steps between two numbers, of which 0 is one, in float64."""
+    step = (largest - least) / 255
+    zero = np.rint(-least / step)
+    return (np.clip(np.rint(exact / step) + zero, 0, 255) - zero) * step
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [(-1.0, 1.0), (-0.6, 0.4), (-0.9, 0.2), (-0.25, 1.0), (0.0, 1.0)],  # larger numbers saturate
+)
+def test_products_are_those_of_rounded_operands(
+    model: onnx.ModelProto, limits: tuple[float, float]
+):
+    y, z, kept = ReferenceEvaluator(quantized(model, limits)).run(None, {"x": X})
+    h, (short, long) = np.sin(X.astype(np.float64)), sorted(map(abs, limits))
+    # Of a range that lies on one side of 0 mostly, steps are finer where 0 is in its place.
+    read = rounded_from(h, *limits) if 3 * short < long else rounded(h, long)
     np.testing.assert_allclose(y, read @ rounded(W, np.abs(W).max(axis=0)), atol=1e-4)
     expected = read @ rounded(G.T, np.abs(G.T).max(axis=0)) + BIAS
     np.testing.assert_allclose(z, expected, atol=1e-4)
@@ -68,7 +81,7 @@ def test_products_are_those_of_rounded_operands(model: onnx.ModelProto, limit: f
 
 
 def test_a_value_that_several_products_read_is_rounded_once(model: onnx.ModelProto):
-    found = quantized(model, 6.5)
+    found = quantized(model, (-1.0, 1.0))
     assert [node.op_type for node in found.graph.node].count("QuantizeLinear") == 1
     # The weight of the product in float32 stays, the others are stored in int8 alone.
     stored = {tensor.name: tensor.data_type for tensor in found.graph.initializer}
@@ -84,7 +97,7 @@ def test_ranges_hold_zero(model: onnx.ModelProto):
     results = dict(zip(evaluator.output_names, evaluator.run(None, {"x": X}), strict=True))
     assert ranges_of(results, names) == {
         "x": (float(X.min()), float(X.max())),
-        "h": (0.0, float(X.max())),
+        "h": (float(np.sin(X).min()), float(np.sin(X).max())),
     }
     positive = dict(
         zip(evaluator.output_names, evaluator.run(None, {"x": np.abs(X) + 1}), strict=True)
