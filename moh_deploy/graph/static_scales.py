@@ -101,13 +101,13 @@ def _rounded(graph: ir.Graph, x: ir.Value, limits: Range) -> ir.Value:
     if _LOPSIDED * min(-least, largest) < max(-least, largest):
         step = _scale(np.asarray(largest - least), steps=255)
         zero_point = np.rint(-least / float(step)).astype(np.uint8)
-    scale = store_array(graph, f"{x.name}.scale", step)
-    zero = store_array(graph, f"{x.name}.zero", zero_point)
-    to = ir.node("QuantizeLinear", [x, scale, zero], name=f"{x.name}.QuantizeLinear")
+    scale = store_array(graph, f"{x.name}.int8.scale", step)
+    zero = store_array(graph, f"{x.name}.int8.zero", zero_point)
+    to = ir.node("QuantizeLinear", [x, scale, zero], name=f"{x.name}.int8.QuantizeLinear")
     back = ir.node(
-        "DequantizeLinear", [to.outputs[0], scale, zero], name=f"{x.name}.DequantizeLinear"
+        "DequantizeLinear", [to.outputs[0], scale, zero], name=f"{x.name}.int8.DequantizeLinear"
     )
-    to.outputs[0].name, back.outputs[0].name = f"{x.name}.quantized", f"{x.name}.rounded"
+    to.outputs[0].name, back.outputs[0].name = f"{x.name}.int8", f"{x.name}.int8.rounded"
     maker = x.producer()
     if maker is None:
         graph.insert_before(graph[0], [to, back])
@@ -123,13 +123,13 @@ def _stored(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     scales = _scale(np.abs(exact).max(axis=0, initial=0))  # [out]
     steps = np.rint(exact / scales).astype(np.int8)
     operands = [
-        store_array(graph, f"{weight.name}.quantized", steps),
-        store_array(graph, f"{weight.name}.scale", scales),
+        store_array(graph, f"{weight.name}.int8", steps),
+        store_array(graph, f"{weight.name}.int8.scales", scales),
     ]
     node = ir.node(
-        "DequantizeLinear", operands, {"axis": 1}, name=f"{weight.name}.DequantizeLinear"
+        "DequantizeLinear", operands, {"axis": 1}, name=f"{weight.name}.int8.DequantizeLinear"
     )
-    node.outputs[0].name = f"{weight.name}.rounded"
+    node.outputs[0].name = f"{weight.name}.int8.rounded"
     graph.insert_before(graph[0], node)
     return node.outputs[0]
 

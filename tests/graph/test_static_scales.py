@@ -86,7 +86,7 @@ def test_a_value_that_several_products_read_is_rounded_once(model: onnx.ModelPro
     # The weight of the product in float32 stays, the others are stored in int8 alone.
     stored = {tensor.name: tensor.data_type for tensor in found.graph.initializer}
     assert stored["W"] == onnx.TensorProto.FLOAT
-    assert stored["W.quantized"] == onnx.TensorProto.INT8
+    assert stored["W.int8"] == onnx.TensorProto.INT8
     assert "G" not in stored
 
 

@@ -68,7 +68,7 @@ def test_rows_with_the_same_first_class_are_counted():
 
 SCALES = {
     "int8": "q_weight_0_scale",
-    "static int8": "q_weight_0.scale",
+    "static int8": "q_weight_0.int8.scales",
     "int4": "q_weight_0.int4.scales",
 }
 
@@ -132,11 +132,14 @@ def test_static_scale_of_what_a_product_reads_that_is_wrong_is_refused(
     ranges = static.manifest.activation_ranges
     for number, name in enumerate(ranges):
         wrong = planted(
-            static, tmp_path / f"{number}", f"{name}.scale", tensor(static, f"{name}.scale") * 1.1
+            static,
+            tmp_path / f"{number}",
+            f"{name}.int8.scale",
+            tensor(static, f"{name}.int8.scale") * 1.1,
         )
         check = check_stored_weights(wrong, float32)
         assert check.verdict == "failed"
-        assert f"numbers of '{name}.scale' differ" in check.measured
+        assert f"numbers of '{name}.int8.scale' differ" in check.measured
     # The range that it was made of is no less a part of the package.
     first = next(iter(ranges))
     wider = replace(static.manifest, activation_ranges={**ranges, first: (-99.0, 99.0)})
