@@ -10,12 +10,12 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.reference.input_sets import batch_dim, input_sets, num_samples, picked
 from moh_deploy.validate.reference.samples import recorded_samples
 
-Inputs = Mapping[str, Array]
+_Inputs = Mapping[str, Array]
 
 
 def calibration_runs(
     package: OnnxPackage, paths: Sequence[Path], judged: Sequence[Path]
-) -> list[Inputs]:
+) -> list[_Inputs]:
     """Return the samples in files, in batches of the example's size.
 
     Args:
@@ -57,7 +57,7 @@ def calibration_runs(
     return [run for found in sets for run in _batches(manifest, found.inputs, found.sizes)]
 
 
-def _batches(manifest: Manifest, inputs: Inputs, sizes: Mapping[str, int]) -> Iterator[Inputs]:
+def _batches(manifest: Manifest, inputs: _Inputs, sizes: Mapping[str, int]) -> Iterator[_Inputs]:
     dim = batch_dim(manifest)
     if dim is None:
         yield inputs
@@ -67,7 +67,7 @@ def _batches(manifest: Manifest, inputs: Inputs, sizes: Mapping[str, int]) -> It
         yield picked(manifest.inputs, inputs, dim, pick)
 
 
-def _digests(manifest: Manifest, inputs: Inputs, sizes: Mapping[str, int]) -> Iterator[bytes]:
+def _digests(manifest: Manifest, inputs: _Inputs, sizes: Mapping[str, int]) -> Iterator[bytes]:
     """Yield a digest of each sample."""
     dim = batch_dim(manifest)
     for index in range(num_samples(manifest, sizes)):
