@@ -34,7 +34,7 @@ class Samples:
 def main() -> None:
     arguments = _arguments()
     package = OnnxPackage.open(arguments.package)
-    runner = open_runner(package, Variant(threads=arguments.threads))
+    runner = open_runner(package, Variant(kernels="require", threads=arguments.threads))
     sizes = dict(text.split("=") for text in arguments.size)
     (inputs,) = sized_inputs(package, {name: [int(size)] for name, size in sizes.items()})
     seconds = arguments.seconds

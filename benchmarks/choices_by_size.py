@@ -88,7 +88,7 @@ def measured(
             packages,
             [one.inputs for one in sets],
             measure=Stopwatch.for_threads(threads, min_time),
-            variant=Variant(threads=threads),
+            variant=Variant(kernels="require", threads=threads),
         )
     return [
         Row(sizes_text(one.sizes), name, median(ms), _over(ms, samples[AS_IT_IS]))

@@ -1,10 +1,10 @@
 """One model in each of its precisions and runtimes: time, error and routing beside each other.
 
 Packages of the same model (float32, and what `moh-deploy precision` made of it) run in ONNX Runtime
-and in OpenVINO, on one recorded run of the first. A plain export of it is the peer, as OpenVINO and
-ONNX Runtime round it by themselves (low_precision_peers.py). All take turns in one process. A flip
-is a token that chose other heads than in the recorded run of the original; it is clear where the
-scores were further apart than 0.01.
+and in OpenVINO, on our kernels, on one recorded run of the first. A plain export of it is the peer,
+as OpenVINO and ONNX Runtime round it by themselves (low_precision_peers.py). All take turns in one
+process. A flip is a token that chose other heads than in the recorded run of the original; it is
+clear where the scores were further apart than 0.01.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner, Runtime, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.reference.calibration import calibration_runs
 
 CLEAR = 1e-2
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
@@ -34,9 +35,10 @@ RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class Row:
-    """What one contestant took and gave.
+    """What one candidate took and gave.
 
     Attributes:
+        kernels: The instruction set of our kernels, which all ran on; None for a peer.
         ms: Of CPU time on one thread, by the clock on the wall on several.
         max_error: Largest error of the first output, as a share of its largest value.
         flips: Tokens with other heads, of `tokens`; None where gates are not returned.
@@ -44,6 +46,7 @@ class Row:
 
     model: str
     runtime: str
+    kernels: str | None
     ms: float
     max_error: float
     flips: int | None
@@ -80,13 +83,15 @@ def _measured(options: argparse.Namespace, scratch: Path) -> list[Row]:
             # ONNX Runtime on the CPU emulates bfloat16: that has no time of its own.
             if runtime == "onnxruntime" and package.manifest.precision == "bfloat16":
                 continue
-            variant = Variant(runtime=runtime, threads=options.threads, spins=False)
+            variant = Variant(
+                runtime=runtime, kernels="require", threads=options.threads, spins=False
+            )
             with open_runner(package, variant.returning(package.gate_names)) as runner:
                 rows.append(_row(str(root), runtime, package, recorded, runner))
             calls.append(open_runner(package, variant).bound(recorded.inputs))
     for peer in _peers(options, packages[0], recorded, scratch):
         error = _error(recorded, packages[0], peer.output())
-        rows.append(Row(peer.name, peer.runtime, 0.0, error, None, None, 0))
+        rows.append(Row(peer.name, peer.runtime, None, 0.0, error, None, None, 0))
         calls.append(peer.run)
     figures = interleaved_figures(calls, threads=options.threads, rounds=options.repeats)
     return [Row(**{**asdict(row), "ms": ms}) for row, ms in zip(rows, figures, strict=True)]
@@ -97,7 +102,10 @@ def _peers(
 ) -> Iterable[Peer]:
     if options.plain is None:
         return ()
-    calibration = [one.inputs for one in package.vectors]
+    # On what is not measured, as static scales of ours are.
+    calibration = [run.inputs for run in package.vectors if run is not recorded]
+    if options.calibration:
+        calibration = calibration_runs(package, options.calibration, ())
     return plain_peers(options.plain, recorded.inputs, calibration, options.threads, scratch)
 
 
@@ -113,7 +121,8 @@ def _row(name: str, runtime: str, package: OnnxPackage, recorded: VectorSet, run
         flips += int(changed.sum())
         clear += int((changed & (margins.reshape(changed.shape) > CLEAR)).sum())
     error = _error(recorded, package, results[package.manifest.outputs[0].name])
-    return Row(name, runtime, 0.0, error, flips, clear, tokens)
+    kernels = runner.describe().kernels.instruction_set
+    return Row(name, runtime, kernels, 0.0, error, flips, clear, tokens)
 
 
 def _error(recorded: VectorSet, package: OnnxPackage, got: Array) -> float:
@@ -122,11 +131,11 @@ def _error(recorded: VectorSet, package: OnnxPackage, got: Array) -> float:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table("model", "runtime", "ms", "max error", "flips", "clear", "tokens")
+    table = Table("model", "runtime", "kernels", "ms", "max error", "flips", "clear", "tokens")
     for row in rows:
         flips = ("-", "-", "-") if row.flips is None else (row.flips, row.clear_flips, row.tokens)
         figures = (f"{row.ms:.4g}", f"{row.max_error:.2g}", *map(str, flips))
-        table.add_row(row.model, row.runtime, *figures)
+        table.add_row(row.model, row.runtime, row.kernels or "-", *figures)
     return table
 
 
@@ -135,6 +144,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("packages", nargs="+", type=Path, metavar="DIR", help="packages of one model")
     add("--plain", type=Path, metavar="FILE.onnx", help="its plain export, the peer")
+    add(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE.npz",
+        help="what NNCF calibrates on; default: the other recorded runs",
+    )
     add("--run", type=int, default=0, metavar="N", help="which recorded run; default: the first")
     add("--threads", type=positive, default=1, metavar="N")
     add("--repeats", type=positive, default=9, metavar="N", help="rounds; default: 9")

@@ -4,7 +4,7 @@ model, as OpenVINO and ONNX Runtime make it faster by themselves.
 | peer | rounded by |
 |---|---|
 | OpenVINO, f32 and bf16 | OpenVINO's own hint |
-| OpenVINO, int8 (the rest f32, bf16) | NNCF, calibrated on recorded runs, if it is installed |
+| OpenVINO, int8 (the rest f32, bf16) | NNCF if installed, calibrated on other runs |
 | ONNX Runtime, float32 | nobody |
 | ONNX Runtime, int8 | its dynamic quantiser: products with stored weights, as in ours |
 """
@@ -81,13 +81,13 @@ class InOnnxRuntime:
 
 
 def plain_peers(
-    plain: Path, inputs: Inputs, recorded: Sequence[Inputs], threads: int, scratch: Path
+    plain: Path, inputs: Inputs, calibration: Sequence[Inputs], threads: int, scratch: Path
 ) -> Iterator[Peer]:
     """Open a plain export in every runtime and precision that is compared with.
 
     Args:
         inputs: What each is run on; matched with the export's inputs by their order.
-        recorded: Runs that static quantisation is calibrated on, of any sizes.
+        calibration: Runs that static quantisation is calibrated on, of any sizes.
         scratch: Where quantised models are written.
     """
     import openvino
@@ -98,7 +98,7 @@ def plain_peers(
     for hint in ("f32", "bf16"):
         yield InOpenvino(f"{plain}, {hint}", core.read_model(plain), feeds, hint, threads)
     if importlib.util.find_spec("nncf") is not None:
-        samples = [dict(zip(names, one.values(), strict=True)) for one in recorded]
+        samples = [dict(zip(names, one.values(), strict=True)) for one in calibration]
         quantised = _calibrated(core.read_model(plain), samples)
         for hint in ("f32", "bf16"):
             yield InOpenvino(f"{plain}, int8 by NNCF and {hint}", quantised, feeds, hint, threads)

@@ -153,7 +153,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     if len(options.models) > 1 and (options.checkpoint or options.package or options.set):
         parser.error("--checkpoint, --package and --set are of one model; name it with --models.")
-    options.kernels = kernels_or_exit(parser, "auto", options.library)
+    options.kernels = kernels_or_exit(parser, "require", options.library)
     return options
 
 

@@ -4,15 +4,20 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from process_cost import load_average, machine
 from rich.console import Console
 from rich.table import Table
 
+import moh_deploy
+
 
 def environment(start_load: str) -> dict[str, str]:
-    """Return what the machine is, and how busy it was at the start and is now."""
-    return {**machine(), "load at start": start_load, "load at end": load_average()}
+    """Return what the machine is, how busy it was, and which installation was measured."""
+    # A program in another folder than the sources may import another installation of moh_deploy.
+    found = {"moh_deploy from": str(Path(moh_deploy.__file__).parent)}
+    return {**machine(), "load at start": start_load, "load at end": load_average(), **found}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

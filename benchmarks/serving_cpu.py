@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_load = load_average()
     package = OnnxPackage.open(options.package)
     inputs = _inputs(package, options.samples)
-    with open_runner(package, Variant(threads=options.threads, spins=False)) as runner:
+    variant = Variant(kernels="require", threads=options.threads, spins=False)
+    with open_runner(package, variant) as runner:
         expected = runner.run(inputs)
         rows = [_of_calls("the package in a loop", _loop(runner, inputs), expected, options, 1)]
     with _server(options) as (port, pid):

@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> None:
         source.MOST_BYTES_TWICE = 0
     # As `open_served` opens it with telemetry, and without.
     plain, counted = (
-        source.open_model(model, inner, Variant(threads=1))
+        source.open_model(model, inner, Variant(kernels="require", threads=1))
         for inner in ((), telemetry["read"].inner)
     )
     served: dict[str, ServedModel] = {}

@@ -50,7 +50,11 @@ def install_extension(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     Args:
         folder: Where what tells other processes is written.
     """
-    built = built_extension()
+    return install_native(monkeypatch, folder, built_extension())
+
+
+def install_native(monkeypatch: pytest.MonkeyPatch, folder: Path, built: Path) -> Path:
+    """Let this process, and those that it starts, find native libraries in a folder: return it."""
     monkeypatch.setattr(native, "FOLDER", built)
     (folder / "sitecustomize.py").write_text(
         "import pathlib\n"

@@ -98,7 +98,7 @@ def tune(
         layers=outcome.layers,
         tuning=outcome.tuning,
         asked=choose or {},
-        predicted_gains=job.predicted_gains(outcome, proof.nodes),
+        predicted_gains=job.predicted_gains(outcome, proof.described.layer_nodes),
         undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
         model_ratios=outcome.model_ratios,
@@ -106,6 +106,6 @@ def tune(
         ranges_did_not_pay=outcome.ranges_did_not_pay,
         max_abs_error=proof.max_abs_error,
         flipped_tokens=proof.flipped_tokens,
-        kernels=use,
+        kernels=proof.described.kernels,
         written=not dry_run,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,17 @@ from moh_deploy.perf.tune.search import ContestsApart, Search, TakesCandidates, 
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.models import kernels_of
+from moh_deploy.runtime.quantized_package import INT8
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.task import Labelling, Task
 from moh_deploy.validate.compare.policy import better_of, metrics_of, parse_conditions
+from moh_deploy.validate.reference.calibration import calibration_runs
 from moh_deploy.validate.reference.samples import named_mask
+
+STATIC_INT8 = "static int8"
+"""What a search calls int8 with static scales."""
 
 
 def tune_within(
@@ -32,6 +38,7 @@ def tune_within(
     within: str | Sequence[str],
     output: Path | str | None = None,
     inputs: Sequence[Path | str] = (),
+    calibration: Sequence[Path | str] = (),
     weights: Sequence[float] = (),
     labels: Path | str | Array | None = None,
     label_output: str | None = None,
@@ -60,6 +67,8 @@ def tune_within(
         inputs: npz files, or directories of them: what conditions are judged on, and times are
             measured on. With labels they hold samples, which run in batches, and times are of the
             first batch of each file. Without any the recorded runs.
+        calibration: npz files, or directories of them, that static scales of int8 are made of:
+            these are tried, too. `inputs` must not hold their samples, nor may recorded runs.
         weights: How often each file counts for times; 1 each without.
         labels: Of all samples in `inputs`, as `verify` takes them; conditions on metrics need them.
         label_output: The output that is scored, where shapes do not tell.
@@ -106,6 +115,9 @@ def tune_within(
     with progress.step("reading the package"):
         base = OnnxPackage.open(package_dir)
         check_float32(base)
+        calibrated = tuple(map(Path, calibration))
+        if calibrated:  # refused here, and not as a candidate's row
+            calibration_runs(base, calibrated, [*map(Path, inputs)])
     task = None
     if labels is not None:
         task = Task(
@@ -119,7 +131,7 @@ def tune_within(
             named_mask(base.manifest, None),
         )
     asked = WithinTask(
-        _lowered,
+        partial(_lowered, calibrated),
         base.root,
         tuple(conditions),
         tuple(map(Path, inputs)),
@@ -130,7 +142,8 @@ def tune_within(
         measure or stopwatch,
         stopwatch.name,
     )
-    ways, absent = find_ways(base, runtime, LOWER_PRECISIONS)
+    precisions = (STATIC_INT8, *LOWER_PRECISIONS) if calibrated else LOWER_PRECISIONS
+    ways, absent = find_ways(base, runtime, precisions)
     texts = tuple(condition.text.strip() for condition in conditions)
     # Beside the output, on whose disk there has to be room anyway.
     place = written or temporary_place("moh-deploy-tune")
@@ -162,6 +175,11 @@ def tune_within(
     )
 
 
-def _lowered(package_dir: Path, to: str, folder: Path, progress: Progress) -> OnnxPackage:
-    report = write_precision(OnnxPackage.open(package_dir), to, folder, progress)
+def _lowered(
+    calibrated: Sequence[Path], package_dir: Path, to: str, folder: Path, progress: Progress
+) -> OnnxPackage:
+    package, runs = OnnxPackage.open(package_dir), []
+    if to == STATIC_INT8:
+        to, runs = INT8, calibration_runs(package, calibrated, ())
+    report = write_precision(package, to, folder, progress, calibration=runs)
     return OnnxPackage.open(report.package)

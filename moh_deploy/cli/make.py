@@ -8,7 +8,7 @@ import click
 from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Argument, Before, Default, command
 from moh_deploy.cli.output import print_answer
-from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, either
+from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, Scales, either
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.export_report import ExportReport
@@ -108,12 +108,25 @@ class ToLower(TypedDict):
         f"With --to {either(FEW_BITS)}: a product of model.onnx that stays in float32, by its"
         " name.",
     ]
+    scales: Annotated[
+        Scales,
+        "With --to int8: static scales are made of --inputs once, for OpenVINO; dynamic ones are"
+        " measured in each run.",
+        Default("dynamic"),
+    ]
     output: Annotated[Path, "--output -o DIR", "The package directory to write."]
     within: options.Within
     inputs: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
-        "Judge --within on these inputs instead of the recorded ones.",
+        "Judge --within on these inputs instead of the recorded ones; with --scales static,"
+        " calibrate on them.",
+    ]
+    judge: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "With --scales static: judge --within on these inputs, whose samples --inputs must not"
+        " hold.",
     ]
     labels: options.LabelFile
     code_dirs: options.MetricCode

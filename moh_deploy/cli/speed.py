@@ -67,6 +67,13 @@ def tune_command(
     output: Annotated[
         Path | None, "--output -o DIR", "With --within: the package to write.", Before("dry_run")
     ],
+    calibration: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "With --within: inputs that static scales of int8 are made of, which tries these, too."
+        " --inputs must not hold their samples.",
+        Before("dry_run"),
+    ],
     labels: Annotated[options.LabelFile, Before("dry_run")],
     scoring: Annotated[options.Scoring, Before("dry_run")],
     code_dirs: Annotated[options.MetricCode, Before("dry_run")],
@@ -86,6 +93,7 @@ def tune_command(
             lambda progress: tune_within(
                 within=within,
                 output=output,
+                calibration=calibration,
                 labels=labels,
                 code_dirs=code_dirs,
                 progress=progress,
@@ -95,7 +103,14 @@ def tune_command(
             as_json=as_json,
         )
     else:
-        _refuse("output", "labels", *scoring, "code_dirs", why="is of --within, which is not given")
+        _refuse(
+            "output",
+            "calibration",
+            "labels",
+            *scoring,
+            "code_dirs",
+            why="is of --within, which is not given",
+        )
         print_answer(
             lambda progress: tune(choose=choose, progress=progress, **given), as_json=as_json
         )

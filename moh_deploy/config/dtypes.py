@@ -21,6 +21,9 @@ ComputeType = Literal["float32", "bfloat16"]
 # What `precision --to` makes of a float32 package.
 LowerPrecision = Literal["float16", "bfloat16", "int8", "int4"]
 
+# When the scales of what products in int8 read are measured: in each run, or once.
+Scales = Literal["dynamic", "static"]
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -20,7 +20,8 @@ from moh_deploy.report.report import Report, count, si
 from moh_deploy.runtime import lowered_package
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.session import crash_of_plain_session
-from moh_deploy.runtime.quantized_package import quantized
+from moh_deploy.runtime.quantized_package import activation_ranges, quantized
+from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.checks import Check, check_stored_weights
 from moh_deploy.validate.compare.parity import compare_recorded, proof_of, require_equal
@@ -54,6 +55,7 @@ class PrecisionReport(Report):
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
             computes runs of float16 operators in float32. In few bits it is `parity`.
+        calibration_runs: How many runs static scales are made of; 0 where scales are dynamic.
         weights: What comparing the stored weights found, in few bits.
         plain_session: How a session of ONNX Runtime without this library ends on a float16 model;
             None if it loads.
@@ -69,6 +71,7 @@ class PrecisionReport(Report):
     bytes_after: int
     parity: ParityReport
     rounded: ParityReport
+    calibration_runs: int = 0
     weights: Check | None = None
     plain_session: str | None = None
     beside: ParityReport | None = None
@@ -80,6 +83,8 @@ class PrecisionReport(Report):
         longer = PRECISIONS[self.precision].longer
         stays = "has 8 bits, or stays" if longer != "float32" else "stays"
         lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in {longer}"
+        if self.calibration_runs:
+            lowered += f"; static scales, of {count(self.calibration_runs, 'run')}"
         reasons = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
         blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
         if reasons:
@@ -121,11 +126,13 @@ def write_precision(
     progress: Progress,
     *,
     float32: Sequence[str] = (),
+    calibration: Sequence[Mapping[str, Array]] = (),
     beside: Callable[[Path], ParityReport] | None = None,
 ) -> PrecisionReport:
     """Write a float32 package in lower precision; see `moh_deploy.precision`.
 
     Args:
+        calibration: Inputs of runs that static scales of int8 are made of; none: dynamic scales.
         beside: Compares what was written, which is not published yet, with the float32 package.
 
     Raises:
@@ -139,8 +146,12 @@ def write_precision(
         require_equal(package)
     dtypes: Mapping[str, str] = {}
     if in_few_bits:
+        ranges = None
+        if calibration:
+            with progress.step("measuring how large values get"):
+                ranges = activation_ranges(package, calibration, float32=float32)
         with progress.step(f"rounding weights to {low}"):
-            found = quantized(package, to=low, float32=float32)
+            found = quantized(package, to=low, float32=float32, ranges=ranges)
         model, manifest, lowered = found.model, found.manifest(package), found.lowered
         reasons = Counter(found.more_bits.values())
     else:
@@ -186,6 +197,7 @@ def write_precision(
         parity=parity,
         rounded=rounded,
         plain_session=crash,
+        calibration_runs=len(calibration),
         weights=weights,
         # By the name that it has now.
         beside=comparison and replace(comparison, subject=str(written.root)),
@@ -222,8 +234,10 @@ def _compared(package: OnnxPackage, *, round_results: bool) -> ParityReport:
     report = compare_recorded(package, Variant(round_results=round_results))
     if report.failure is not None:
         how = " That is with every result rounded, as hardware does." if round_results else ""
+        is_static = bool(package.manifest.activation_ranges)
         raise ValidationError(
             f"{report.failure.message}{how}",
-            hint=_HINTS[package.manifest.precision in FEW_BITS],
+            hint=("Calibrate on more samples: what is larger is cut off. " if is_static else "")
+            + _HINTS[package.manifest.precision in FEW_BITS],
         )
     return report

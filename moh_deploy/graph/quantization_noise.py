@@ -85,7 +85,8 @@ def _product(node: onnx.NodeProto, weight: str, bias: str) -> Iterator[onnx.Node
 
 def has_integer_products(graph: onnx.GraphProto) -> bool:
     """Tell whether weights or operands of the graph are in few bits."""
-    return any(_spec_of(node) or node.op_type == "MatMulInteger" for node in all_nodes(graph))
+    integer = ("MatMulInteger", "QuantizeLinear")
+    return any(_spec_of(node) or node.op_type in integer for node in all_nodes(graph))
 
 
 def add_quantization_noise(graph: onnx.GraphProto) -> bool:
@@ -100,9 +101,8 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
     # The noisy operand takes the name, so that its readers need no change.
     digits = unpack_weights(graph)
     weights = {initializer.name: initializer for initializer in graph.initializer}
-    read = {
-        name for node in graph.node if node.op_type == "MatMulInteger" for name in node.input[:2]
-    }
+    operands = {"MatMulInteger": 2, "DequantizeLinear": 1}
+    read = {name for node in graph.node for name in node.input[: operands.get(node.op_type, 0)]}
     nodes: list[onnx.NodeProto] = []
     for name in sorted(read & set(weights)):
         nodes += _noise(name, weights[name].data_type, len(nodes))
@@ -110,10 +110,13 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
     # Copies, since clearing the field takes the originals along.
     for node in [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]:
         nodes.append(node)
-        # DynamicQuantizeLinear: what it rounds, its scale, its zero point.
-        if node.op_type == "DynamicQuantizeLinear":
+        # DynamicQuantizeLinear: what it rounds, its scale, its zero point. QuantizeLinear: the
+        # first alone, of the dtype of its zero point.
+        if node.op_type in ("DynamicQuantizeLinear", "QuantizeLinear"):
+            is_dynamic = node.op_type == "DynamicQuantizeLinear"
+            dtype = TensorProto.UINT8 if is_dynamic else weights[node.input[2]].data_type
             name, node.output[0] = node.output[0], _exact(node.output[0])
-            nodes += _noise(name, TensorProto.UINT8, len(nodes))
+            nodes += _noise(name, dtype, len(nodes))
         elif node.output and node.output[0] in digits:
             name, node.output[0] = node.output[0], _exact(node.output[0])
             nodes += _noise(name, TensorProto.UINT8, len(nodes), largest=digits[name])

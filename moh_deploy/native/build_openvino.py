@@ -1,9 +1,10 @@
 """Build the extension by which OpenVINO runs MoH nodes on our CPU kernels: libmoh_openvino.so.
 
-`python -m moh_deploy.native.build_openvino`, by the Python whose OpenVINO is to run models. The
-library is compiled against the headers of that wheel and is good for that release alone, so it is
-built where it is used, and again after OpenVINO was upgraded. It takes a C++ compiler (`CXX`, or
-`c++`). Its sources come with moh-deploy; the kernels are those that ONNX Runtime runs.
+The first model that opens in OpenVINO builds it. `python -m moh_deploy.native.build_openvino`, by
+the Python whose OpenVINO is to run models, builds it anew after OpenVINO was upgraded: the library
+is compiled against the headers of that wheel and is good for that release alone. It takes a C++
+compiler (`CXX`, or `c++`). Its sources come with moh-deploy; the kernels are those that ONNX
+Runtime runs.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from moh_deploy import __version__
-from moh_deploy.native import FOLDER, OPENVINO_NAME
+from moh_deploy.native import BUILD_OPENVINO, FOLDER, OPENVINO_NAME
 
 _NODES = ("node", "aggregated_attention", "attention", "router", "token_conv")
 EXTENSION_SOURCES = (
@@ -51,15 +52,18 @@ def build_openvino(folder: Path) -> Path:
     Raises:
         NotBuilt: There is no OpenVINO or no compiler, or it failed.
     """
-    wheel, sources = _wheel(), _sources()
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
-        raise NotBuilt("no C++ compiler was found: apt install g++")
+        raise NotBuilt("there is no C++ compiler: apt install g++, then run this again")
+    wheel, sources = _wheel(), _sources()
+    if not os.access(folder, os.W_OK):
+        raise NotBuilt(f"{folder} is not writable: run {BUILD_OPENVINO} as its owner")
     target = folder / OPENVINO_NAME
-    # In place in one step: a process may have the old one in use.
-    partial = target.with_name(f"{OPENVINO_NAME}.partial")
+    # In place in one step: a process may have the old one in use, and another one may build, too.
+    partial = target.with_name(f"{OPENVINO_NAME}.{os.getpid()}.partial")
     try:
         command = _command(compiler, wheel, sources, partial)
+        print(f"building {target.name}: once, some seconds ...", file=sys.stderr, flush=True)
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

@@ -201,6 +201,9 @@ class Manifest(Strict):
     other_routers: tuple[OtherRouter, ...] = ()  # routers that weigh no attention
     ungated: int = 0  # how many attentions have no gates
     float32_nodes: tuple[Float32Node, ...] = ()  # operators that `bisect` put into float32
+    # The least and the largest number that each product in int8 was given at calibration, by the
+    # value that it reads: its static scale is made of them. Empty where scales are dynamic.
+    activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     # How far rounding moves the original; None where nobody measured it.
     rounding: Rounding | None = None
     # How the original takes the inputs; None where they are its positional arguments.

@@ -324,6 +324,7 @@ class Document:
     findings: tuple[str, ...] = ()  # Sentences on what it shows
     remarks: tuple[str, ...] = ()  # Sentences on how it came about
     baseline: Section | None = None  # The comparison with a baseline file
+    warning: str = ""  # The first line, whatever the format
     suites: tuple[CiSuite, ...] = ()  # The same as test cases, for a CI
 
     @property

@@ -31,6 +31,8 @@ def _lines(document: doc.Document, about: doc.About | None) -> Iterator[str]:
     if about is not None:
         word = document.kind if document.verdict is None else _word(document.verdict)
         yield f"### {markdown_text(about.subject)}: {word}"
+    if document.warning:
+        yield from ("", f"**{markdown_text(document.warning)}**")
     if document.verdict is not None:
         yield from _verdict(document.verdict, with_reasons=not document.parts)
     # Before all tables: whether anything is worse is what a review asks first.

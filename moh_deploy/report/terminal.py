@@ -94,6 +94,8 @@ def terminal(document: Document) -> RenderableType:
 
 
 def _parts(document: Document) -> Iterator[RenderableType]:
+    if document.warning:
+        yield _coloured(False, document.warning)
     for block in document.blocks:
         yield from _block(block)
     # Words, not strings: rich would read `[batch, 3]` in a string as markup.

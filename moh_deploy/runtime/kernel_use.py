@@ -18,6 +18,8 @@ Kernels = Literal["auto", "off", "require"]
 BFLOAT16_SETS = ("amx_bf16", "avx512_bf16")
 """The instruction sets with a matrix product of bfloat16 operands."""
 
+_OFF = "switched off"
+
 
 @dataclass(frozen=True)
 class KernelUse:
@@ -40,6 +42,8 @@ class KernelUse:
     # Operators of the model that the library has no kernel for, such as `moh::MoHTokenConv`: their
     # nodes run as function bodies. Those that run so by choice are not among them.
     no_kernel_for: tuple[str, ...] = field(default=(), metadata=HIDDEN)
+    # How many MoH nodes of the model run as function bodies.
+    num_bodies: int = field(default=0, metadata=HIDDEN)
 
     @property
     @in_json("library")
@@ -59,6 +63,13 @@ class KernelUse:
         # The package allows bfloat16, it does not ask for it: without such a product in hardware,
         # emulating one would be slower and less precise than float32.
         return self.asked_compute_type if self.instruction_set in BFLOAT16_SETS else "float32"
+
+    @property
+    def warning(self) -> str:
+        """The first line of reports where function bodies ran unasked; else empty."""
+        if self.library is not None or self.reason == _OFF or not self.num_bodies:
+            return ""
+        return f"Function bodies ran, which compute every head and take longer: {self.reason}."
 
     def describe(self) -> str:
         """Return the line that reports show."""
@@ -116,7 +127,7 @@ def choose_kernels(
     if kernels not in ("auto", "off", "require"):
         raise ConfigError(f"kernels is '{kernels}', expected auto, off or require.")
     if kernels == "off":
-        return KernelUse(None, "switched off", None, compute_type)
+        return KernelUse(None, _OFF, None, compute_type)
     # A library that was named and cannot be loaded fails below: falling back would hide it.
     path = library or native.kernel_library()
     if path is None and kernels == "auto":

@@ -1,6 +1,7 @@
 """Prepare a model for a runtime: edits and extra outputs, and what to know of its nodes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,7 @@ class PreparedModel(NamedTuple):
         """
         if kernels == "require":
             require_kernels(use, layer_impl)
+        use = replace(use, num_bodies=list(layer_impl.values()).count("function"))
         runs = layer_runs(self.layers, layer_impl, routers=self.routers)
         return Description(runtime, use, layer_impl, runs, self.layer_nodes)
 

@@ -1,7 +1,8 @@
 """A package whose products have few bits: its model, and what has more bits than that."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,22 @@ from moh_deploy.graph.plain_products import (
     products_of_gemms,
     store_rearranged,
 )
+from moh_deploy.graph.static_scales import (
+    Range,
+    quantize_static,
+    ranges_of,
+    read_by,
+    return_ranges,
+)
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.graph.weights_in_blocks import store_in_blocks
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage
 from moh_deploy.package.writer import save_model
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.quantizer import quantize_products, quantize_weight
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.system.npz import Array
+from moh_deploy.system.staging import scratch_directory
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Quantized:
     lowered: int  # how many products have that precision
     more_bits: Mapping[str, str]  # name of each other product to the reason why it has more
     ops: Mapping[str, int]
+    # Of each value that products in int8 read, where scales are static; else empty.
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def manifest(self, package: OnnxPackage) -> Manifest:
         """Return the manifest: what was measured in float32 says nothing of it."""
@@ -47,6 +61,7 @@ class Quantized:
             compute_type="bfloat16" if in_int8 else package.manifest.compute_type,
             layers=self.layers,
             ops=dict(self.ops),
+            activation_ranges=dict(self.ranges),
             proof=None,
             rounding=None,
             tuning=None,
@@ -55,27 +70,70 @@ class Quantized:
 
 
 def quantized(
-    package: OnnxPackage, *, to: str = "int8", float32: Collection[str] = ()
+    package: OnnxPackage,
+    *,
+    to: str = "int8",
+    float32: Collection[str] = (),
+    ranges: Mapping[str, Range] | None = None,
 ) -> Quantized:
     """Bring the products of a float32 package to few bits; nothing is compared with the original.
 
     Args:
         to: A name of `FEW_BITS`.
         float32: Names of products that stay in float32.
+        ranges: In int8, of what products read, as `activation_ranges` measures them: scales are
+            made of these, and stored. Without, a scale is measured whenever a product runs.
 
     Raises:
-        ConfigError: There is no product with stored weights, or none of a name.
+        ConfigError: There is no product with stored weights, or none of a name, or no range of
+            what a product reads.
     """
-    return {"int8": _int8, "int4": _int4}[to](package, float32)
-
-
-def _int8(package: OnnxPackage, float32: Collection[str]) -> Quantized:
+    if to == "int4":
+        return _int4(package, float32)
     model, layers, plan = _planned_int8(package)
     plan = plan.without(float32)
     _require_any(package, "int8", plan)
-    model = quantize_products(model, plan.few)
+    if ranges:
+        read = read_by(model, plan.few)
+        unknown = [name for name in read if name not in ranges]
+        if unknown:
+            raise ConfigError(f"nothing says how large '{unknown[0]}' gets, which a product reads.")
+        ranges = {name: ranges[name] for name in read}
+        quantize_static(model, plan.few, ranges)
+    else:
+        model = quantize_products(model, plan.few)
     choose_layers(model, layers)
-    return Quantized(model, layers, "int8", len(plan.few), plan.float32, ops_of(model))
+    ops = ops_of(model)
+    return Quantized(model, layers, "int8", len(plan.few), plan.float32, ops, ranges or {})
+
+
+def activation_ranges(
+    package: OnnxPackage, runs: Iterable[Mapping[str, Array]], *, float32: Collection[str] = ()
+) -> dict[str, Range]:
+    """Run a float32 package, and return the range of each value that products in int8 would read.
+
+    Args:
+        runs: Inputs of each run.
+        float32: Names of products that stay in float32.
+
+    Raises:
+        ConfigError: There is no product that could be in int8, or none of a name.
+    """
+    model, layers, plan = _planned_int8(package)
+    plan = plan.without(float32)
+    _require_any(package, "int8", plan)
+    names = read_by(model, plan.few)
+    package = replace(package, manifest=replace(package.manifest, layers=layers))
+    found: dict[str, Range] = dict.fromkeys(names, (0.0, 0.0))
+    with scratch_directory("calibrating") as scratch:
+        # The products as they are quantised: projections of layers are not among the package's.
+        form = store(model, package, scratch)
+        edited = Variant(spins=False).edited(partial(return_ranges, names=names))
+        with open_runner(form, edited) as runner:
+            for inputs in runs:
+                for name, (least, largest) in ranges_of(runner.run(inputs), names).items():
+                    found[name] = min(found[name][0], least), max(found[name][1], largest)
+    return found
 
 
 def float32_products(package: OnnxPackage) -> tuple[ir.Model, Mapping[str, str]]:

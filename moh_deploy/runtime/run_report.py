@@ -62,5 +62,8 @@ class RunReport(Report):
                 " finds where that begins, if the inputs are not NaN themselves"
             )
         return Document(
-            "run", (Table(title, ("name", "dtype", "shape"), rows),), remarks=tuple(remarks)
+            "run",
+            (Table(title, ("name", "dtype", "shape"), rows),),
+            remarks=tuple(remarks),
+            warning=self.kernels.warning,
         )

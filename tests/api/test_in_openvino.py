@@ -97,6 +97,19 @@ def test_int8_runs_and_is_equal_within_its_rule(tmp_path: Path):
     assert report.max_abs_error > 1e-4  # or nothing was rounded
 
 
+def test_static_int8_is_within_its_rule_in_openvino_too(tmp_path: Path):
+    package = write_routed(tmp_path / "package")
+    rng = np.random.default_rng(8)
+    recorded = package.vectors[0].inputs
+    mine = {k: rng.permuted(np.tile(v, (9, 1, 1)), axis=-1) for k, v in recorded.items()}
+    write_npz(tmp_path / "mine.npz", mine)
+    given = {"scales": "static", "inputs": [tmp_path / "mine.npz"]}
+    moh_deploy.precision(package.root, to="int8", output=tmp_path / "int8", **given)
+    report = moh_deploy.verify(tmp_path / "int8", runtime="openvino", kernels="require")
+    assert report.equal, report.failure
+    assert report.max_abs_error > 1e-3  # or nothing was rounded
+
+
 def test_search_tries_every_precision_and_the_package_runs_in_what_won(tmp_path: Path):
     package = write_routed(tmp_path / "package")
     bfloat16 = "bfloat16 in OpenVINO"

@@ -3,9 +3,11 @@
 import logging
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -74,6 +76,60 @@ def test_weights_are_a_quarter_of_the_bytes(package: OnnxPackage, int8: OnnxPack
         return sum(len(array.raw_data) for array in onnx.load(one.model_path).graph.initializer)
 
     assert weights(int8) < 0.6 * weights(package)  # of 8 x 8 numbers: scales count too
+
+
+@pytest.fixture(scope="module")
+def mine(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples that are no recorded ones: few would let larger values be cut off."""
+    folder = tmp_path_factory.mktemp("mine")
+    for seed in range(16):
+        x = np.random.default_rng(seed + 70).standard_normal((2, 7, 8)).astype(np.float32)
+        np.savez(folder / f"{seed}.npz", x=x)
+    return folder
+
+
+def test_static_scales_are_made_of_inputs_and_judged_on_others(
+    package: OnnxPackage, mine: Path, tmp_path: Path
+):
+    judge = tmp_path / "judge.npz"
+    np.savez(judge, x=np.random.default_rng(9).standard_normal((2, 7, 8)).astype(np.float32))
+    static = partial(moh_deploy.precision, package.root, to="int8", scales="static", inputs=[mine])
+    report = static(output=tmp_path / "static", judge=[judge], within="flips <= 100 %")
+    assert (report.calibration_runs, report.lowered) == (16, 4)
+    assert "static scales, of 16 runs;" in report.to_markdown()
+    assert report.beside is not None
+    assert report.beside.vector_sets == 1
+    made = OnnxPackage.open(tmp_path / "static")
+    counts = Counter(node.op_type for node in onnx.load(made.model_path).graph.node)
+    assert (counts["QuantizeLinear"], counts["MatMulInteger"], counts["MatMul"]) == (2, 0, 5)
+    assert len(made.manifest.activation_ranges) == 2  # tokens, and the heads
+    assert moh_deploy.verify(made.root).equal
+    with pytest.raises(ConfigError, match=r"holds a sample of .*judge\.npz"):
+        moh_deploy.precision(
+            package.root,
+            to="int8",
+            scales="static",
+            inputs=[judge],
+            judge=[judge],
+            output=tmp_path / "again",
+        )
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"to": "int8", "scales": "static"}, "static scales are made of inputs, and there are"),
+        ({"to": "int4", "scales": "static"}, "static scales are of int8, and to is int4"),
+        ({"to": "int8", "scales": "fixed"}, "scales is 'fixed', expected dynamic or static"),
+        ({"to": "int8", "judge": ["x.npz"]}, "judge is for static scales"),
+    ],
+)
+def test_static_scales_that_cannot_be_are_refused(
+    package: OnnxPackage, tmp_path: Path, given: dict[str, object], problem: str
+):
+    with pytest.raises(ConfigError, match=problem):
+        moh_deploy.precision(package.root, output=tmp_path / "out", **given)
 
 
 @nightly

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,14 +108,23 @@ def made(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {to: folder / to for to in command.LOWER_PRECISIONS}
 
 
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "mine.npz"
+    write_npz(path, {"x": np.random.default_rng(5).standard_normal((64, 7, 8)).astype(np.float32)})
+    return path
+
+
 @pytest.fixture(autouse=True)
 def asked(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What precisions a search asks for; an entry of `made` may be an error in their place."""
     names: list[str] = []
 
-    def precision(package: OnnxPackage, to: str, *where: object) -> SimpleNamespace:
-        names.append(to)
-        return SimpleNamespace(package=made[to])
+    def precision(
+        package: OnnxPackage, to: str, *where: object, calibration: Sequence[object]
+    ) -> SimpleNamespace:
+        names.append(f"static {to}" if calibration else to)
+        return SimpleNamespace(package=made[names[-1]])
 
     monkeypatch.setattr(command, "write_precision", precision)
     return names
@@ -159,6 +168,34 @@ def test_fastest_that_is_good_is_written_with_what_it_runs_in(
     beaten = of(report, FLOAT32)
     assert (beaten.ending, beaten.timed and beaten.timed.rival) == ("too slow", INT8)
     assert "2.500x the time of int8 in ONNX Runtime (95 %: 2.500x to 2.500x)" in str(beaten.reason)
+
+
+def test_static_scales_are_tried_where_inputs_are_given_for_them(
+    package: OnnxPackage,
+    made: dict[str, Path],
+    asked: list[str],
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    static = moh_deploy.precision(
+        package.root, to="int8", scales="static", inputs=[calibration], output=tmp_path / "static"
+    )
+    monkeypatch.setitem(made, "static int8", static.package)
+    given = {"within": "flips <= 100 %", "runtime": "onnxruntime"}
+    meter = Meter({FLOAT32: 10.0, INT8: 6.0, "static int8 in ONNX Runtime": 4.0})
+    report = searched(package, tmp_path / "fast", meter, calibration=[calibration], **given)
+    assert asked == ["static int8", *command.LOWER_PRECISIONS]
+    assert report.precision == "static int8"
+    written = OnnxPackage.open(tmp_path / "fast").manifest
+    assert (written.precision, written.runtime) == ("int8", "onnxruntime")
+    assert len(written.activation_ranges) == 2
+    assert moh_deploy.verify(tmp_path / "fast", against=[package.root]).equal
+    # Without the inputs nothing is made of them, and they may not judge as well.
+    assert searched(package, None, Meter({}), **given).tried[-1].way.precision != "static int8"
+    assert asked.count("static int8") == 1
+    with pytest.raises(ConfigError, match="holds a sample of"):
+        searched(package, None, Meter({}), calibration=[calibration], inputs=[calibration], **given)
 
 
 def test_what_is_slower_here_is_not_chosen_and_nothing_is_left_out_of_the_table(

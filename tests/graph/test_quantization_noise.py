@@ -57,6 +57,34 @@ def test_operands_move_by_one_step_and_the_product_with_them(model: onnx.ModelPr
         assert got.dtype == expected.dtype
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_operands_with_static_scales_move_too(dtype: type):
+    static = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> static (float[rows, 7] x) =>'
+        f" ({np.dtype(dtype).name}[rows, 7] x8, int8[7, 3] read, float[rows, 3] y) {{"
+        " x8 = QuantizeLinear (x, scale, zero) xr = DequantizeLinear (x8, scale, zero)"
+        " read = Identity (w8) wr = DequantizeLinear <axis = 1> (w8, scales) y = MatMul (xr, wr) }"
+    )
+    rng = np.random.default_rng(0)
+    stored = {
+        "w8": rng.integers(-127, 128, (INNER, COLUMNS), dtype=np.int8),
+        "scales": rng.uniform(0.5, 1.5, COLUMNS).astype(np.float32),
+        "scale": np.float32(0.05),
+        "zero": np.zeros((), dtype),
+    }
+    static.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in stored.items())
+    assert has_integer_products(static.graph)
+    exact = run(static)
+    add_quantization_noise(static.graph)
+    onnx.checker.check_model(static, full_check=True)
+    for got, expected in zip(run(static, **weight_noise(0.0, 1)), exact, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    moved = run(static, **weight_noise(1.0, 1))
+    for got, expected in zip(moved[:2], exact[:2], strict=True):
+        assert set(np.unique(got.astype(int) - expected.astype(int))) == {-1, 0, 1}
+    assert np.abs(moved[2] - exact[2]).min() > 0
+
+
 DEPTH, WIDTH, HEADS = 40, 6, 3
 RNG = np.random.default_rng(3)
 SCALES = RNG.uniform(0.5, 1.5, (WIDTH, 2)).astype(np.float32)

@@ -10,6 +10,7 @@ from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import KeptOperators, NearMiss, OtherRouter, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
+from moh_deploy.report.document import About
 from moh_deploy.report.report import si, to_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
@@ -20,6 +21,7 @@ from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests.handmade_package import LAYER, MANIFEST, without_layers
 from tests.kernel_library import NO_KERNELS
+from tests.report.shown import as_markdown, as_page
 
 KERNELS = KernelUse(Path("/there/lib.so"), None, "avx2", "bfloat16")
 
@@ -104,6 +106,18 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
             "emulated_dtype": None,
             "no_kernel_for": None,
         }
+
+
+def test_bodies_that_ran_for_want_of_kernels_are_the_first_line():
+    missing = KernelUse(None, "there is no library: apt install g++", None, num_bodies=2)
+    line = "Function bodies ran, which compute every head and take longer: there is no library"
+    report = replace(run_report(), kernels=missing)
+    assert text_of(report).startswith(line)
+    assert as_markdown(report, "p").splitlines()[2].startswith(f"**{line}")
+    assert f"<strong>{line}" in as_page(report, About("p"))
+    # Nothing to warn of: no MoH node, or the user asked for bodies.
+    for quiet in (replace(missing, num_bodies=0), replace(NO_KERNELS, num_bodies=2), KERNELS):
+        assert "Function bodies ran" not in text_of(replace(report, kernels=quiet))
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ class BenchReport(Report):
             remarks=tuple(_remarks(self)),
             baseline=baseline_section(self.ratchet),
             suites=(_suite(self), *baseline_suites(self.ratchet)),
+            warning=self.kernels.warning,
         )
 
 

@@ -17,7 +17,7 @@ from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.perf.tune import layers as timed
 from moh_deploy.perf.tune.quality import check_same_outputs
-from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.base import Description, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.models import runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
@@ -110,11 +110,11 @@ class TuneOutcome:
 
 
 class TuneProof(NamedTuple):
-    """The result of comparing outputs, see `TuneReport`, and the operators of each layer."""
+    """The result of comparing outputs, see `TuneReport`, and the description of the package."""
 
     max_abs_error: float
     flipped_tokens: Mapping[str, int]
-    nodes: tuple[LayerNodes, ...]
+    described: Description
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class TuneJob:
             report = compare_recorded(package, variant, runner)
             report.raise_if_unequal()
             flipped = check_same_outputs(self.package, package, runner, files, self.variant)
-        return TuneProof(report.max_abs_error, flipped, runner.describe().layer_nodes)
+        return TuneProof(report.max_abs_error, flipped, runner.describe())
 
     def _checked_as_a_whole(
         self, outcome: TuneOutcome, feeds: Sequence[Mapping[str, Array]], measure: Measure

@@ -247,7 +247,9 @@ class TuneReport(Report):
             title += f", {tuning.clock} time of a run{several}, {threads}, at {sizes}"
         rows = list(map(self._row, range(len(self.layers))))
         table = Table(title, (*columns, "#predicted gain"), rows)
-        return Document("tune", (table,), findings=tuple(self._lines()))
+        return Document(
+            "tune", (table,), findings=tuple(self._lines()), warning=self.kernels.warning
+        )
 
     def _layer(self, index: int) -> TunedLayer:
         layer = self.layers[index]

@@ -47,7 +47,14 @@ def quantize_products(model: ir.Model, names: Sequence[str]) -> ir.Model:
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
         )
         _tell(after, add=False)
+        gemms = {node.name for node in model.graph if node.op_type == "Gemm"}
         model = ir.load(after)
+        # It writes every Gemm as a MatMul and an Add. Those that stay in float32 keep their names:
+        # they say which were kept.
+        for node in model.graph:
+            name = (node.name or "").removesuffix("_MatMul")
+            if node.op_type == "MatMul" and name in gemms:
+                node.name = name
         # Into memory: the files are about to go.
         ir.external_data.load_to_model(model)
         return model

@@ -1,7 +1,7 @@
 """The extension by which OpenVINO runs MoH nodes on our kernels: find it, check it, add it.
 
-The kernels themselves are those of ONNX Runtime's library. Only where there is no extension do
-function bodies run instead, and the reason for that goes into every report.
+The kernels themselves are those of ONNX Runtime's library. An extension that is missing is built.
+Where that fails function bodies run instead, and the reason is the first line of every report.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import ctypes
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError
+from moh_deploy.native.build_openvino import NotBuilt, build_openvino
 from moh_deploy.package import ComputeType
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels, library_function
@@ -28,6 +30,7 @@ _INSTALL = "Install it: pip install 'moh-deploy[openvino]'."
 
 # What an extension runs on is said before it is added, in the process: one at a time.
 _CHOOSING = threading.Lock()
+_BUILDING = threading.Lock()
 
 
 def import_openvino() -> None:
@@ -117,16 +120,29 @@ def choose_extension(
     if use.library is None:
         return None, use
     path = native.openvino_extension()
-    if path is None and variant.kernels == "require":
-        raise BackendError(
-            f"kernels are required, but there is no {native.OPENVINO_NAME}, by which"
-            f" {openvino_name()} runs them.",
-            hint=_BUILD,
-        )
     if path is None:
-        reason = f"there is no {native.OPENVINO_NAME}; {native.BUILD_OPENVINO} builds it"
-        return None, replace(use, library=None, reason=reason, instruction_set=None)
+        with _BUILDING:
+            reason = _why_not_built(native.FOLDER)
+        path = native.openvino_extension()
+        if path is None and variant.kernels == "require":
+            raise BackendError(f"kernels are required, but {reason}.", hint=_BUILD)
+        if path is None:
+            return None, replace(use, library=None, reason=reason, instruction_set=None)
     return Extension(path, use, _load(path)), use
+
+
+@cache  # a compiler that fails takes seconds, and a command opens many models
+def _why_not_built(folder: Path) -> str:
+    """Build the extension into a folder; return why there is none if that fails."""
+    name = f"{native.OPENVINO_NAME}, by which {openvino_name()} runs kernels"
+    try:
+        build_openvino(folder)
+    except NotBuilt as failure:
+        # The first line: behind it stands the compiler's output, which the command shows.
+        first, *more = str(failure).splitlines()
+        shown = f"{first.rstrip(':')}; {native.BUILD_OPENVINO} shows its output" if more else first
+        return f"there is no {name}, and it cannot be built: {shown}"
+    return f"{name}, was built and is gone again"
 
 
 def _load(path: Path) -> ctypes.CDLL:

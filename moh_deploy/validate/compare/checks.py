@@ -12,6 +12,7 @@ from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.integer_policy import PRODUCTS, PROJECTIONS
 from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.static_scales import is_quantized
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.quantized_package import quantized
@@ -102,9 +103,14 @@ def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> Check | 
     model = load_ir(package)
     stored = _stored(model)
     # What was kept in float32 by name has its product still.
-    kept = [str(node.name) for node in model.graph if node.op_type in (*PRODUCTS, *PROJECTIONS)]
+    kept = [
+        str(node.name)
+        for node in model.graph
+        if node.op_type in (*PRODUCTS, *PROJECTIONS) and not is_quantized(node)
+    ]
     try:
-        made = quantized(float32, to=to, float32=kept).model
+        ranges = package.manifest.activation_ranges
+        made = quantized(float32, to=to, float32=kept, ranges=ranges).model
     except ConfigError as error:
         return Check(_NAME, f"{float32.root} is another model: {error.message}", "failed")
     expected = _stored(made)

@@ -47,6 +47,7 @@ class ParityReport(ParityResult, Report):
             facts=tuple(_facts(self)),
             baseline=baseline_section(self.ratchet),
             suites=(*_suites(self), *baseline_suites(self.ratchet)),
+            warning=self.kernels.warning,
         )
 
 

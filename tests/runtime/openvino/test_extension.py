@@ -2,19 +2,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import moh_deploy
 from moh_deploy import native
 from moh_deploy.errors import BackendError
 from moh_deploy.native import build_openvino
 from moh_deploy.native.build_openvino import NotBuilt
+from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.openvino import extension
 from moh_deploy.runtime.openvino.extension import choose_extension, import_openvino
+from tests.edge_case_package import write_edge_package
 from tests.kept_builds import COMPILER
-from tests.openvino_extension import built_extension, require_openvino
+from tests.openvino_extension import built_extension, install_native, require_openvino
 
 
 def test_a_missing_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
@@ -27,18 +32,77 @@ def test_a_missing_openvino_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let the installation be a copy of the built one, whose extension is returned."""
     shutil.copytree(built_extension(), folder)
-    monkeypatch.setattr(native, "FOLDER", folder)
-    return folder / native.OPENVINO_NAME
+    return install_native(monkeypatch, folder.parent, folder) / native.OPENVINO_NAME
+
+
+def without_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no program be found."""
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
 
 
 @pytest.mark.nightly
-def test_without_the_extension_bodies_run_and_the_reason_is_told(tmp_path: Path, monkeypatch):
+def test_a_missing_extension_is_built_on_first_use(tmp_path: Path, monkeypatch, capfd):
+    path = installed(tmp_path / "native", monkeypatch)
+    path.unlink()
+    capfd.readouterr()  # the copied one may have been built just now
+    for kernels in ("require", "auto"):
+        found, use = choose_extension(Variant(runtime="openvino", kernels=kernels), "float32")
+        assert found is not None
+        assert found.path == path
+        assert use.library is not None
+    assert capfd.readouterr().err.count("building libmoh_openvino.so") == 1
+    assert [file.name for file in path.parent.glob("*.partial")] == []
+
+
+@pytest.mark.nightly
+def test_without_a_compiler_bodies_run_and_the_reason_is_told(tmp_path: Path, monkeypatch):
     installed(tmp_path / "native", monkeypatch).unlink()
+    without_compiler(tmp_path / "bin", monkeypatch)
     found, use = choose_extension(Variant(runtime="openvino"), "float32")
     assert found is None
-    assert "python -m moh_deploy.native.build_openvino builds it" in str(use.reason)
-    with pytest.raises(BackendError, match=r"there is no libmoh_openvino\.so"):
+    assert "there is no C++ compiler: apt install g++, then run this again" in str(use.reason)
+    with pytest.raises(
+        BackendError, match=r"there is no libmoh_openvino\.so, .* no C\+\+ compiler"
+    ):
         choose_extension(Variant(runtime="openvino", kernels="require"), "float32")
+
+
+@pytest.mark.nightly
+def test_reports_begin_with_the_bodies_that_ran_and_what_to_do(tmp_path: Path, monkeypatch):
+    write_edge_package(tmp_path / "package")
+    installed(tmp_path / "native", monkeypatch).unlink()
+    without_compiler(tmp_path / "bin", monkeypatch)
+    package, inputs = OnnxPackage.open(tmp_path / "package"), tmp_path / "inputs.npz"
+    np.savez(inputs, **package.vectors[0].inputs)
+    run = partial(moh_deploy.run, package.root, inputs=inputs, outputs=tmp_path / "outputs.npz")
+    reports = [
+        run(runtime="openvino"),
+        moh_deploy.verify(package.root, runtime="openvino"),
+        moh_deploy.bench(package.root, runtime="openvino", min_time=0.01, warmup=0),
+        moh_deploy.tune(package.root, runtime="openvino", choose={"all": "sparse"}, dry_run=True),
+    ]
+    for report in reports:
+        first = report.to_markdown().lstrip().splitlines()[0]
+        assert first.startswith("**Function bodies ran, which compute every head"), first
+        assert "apt install g++" in first
+    assert "Function bodies ran" not in run(runtime="openvino", kernels="off").to_markdown()
+
+
+@pytest.mark.nightly
+def test_a_compiler_that_fails_runs_once_a_process(tmp_path: Path, monkeypatch):
+    installed(tmp_path / "native", monkeypatch).unlink()
+    compiler, calls = tmp_path / "failing", tmp_path / "calls"
+    compiler.write_text(f"#!/bin/sh\necho >> {calls}\necho no header\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    for _ in range(2):
+        _, use = choose_extension(Variant(runtime="openvino"), "float32")
+        assert "the compiler failed; python -m moh_deploy.native.build_openvino shows" in str(
+            use.reason
+        )
+    assert calls.read_text().count("\n") == 1
 
 
 @pytest.mark.nightly

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,11 @@ def test_rows_with_the_same_first_class_are_counted():
     assert top_1_agreement(got[:0], reference[:0]) == Top1Agreement(0, 0)
 
 
-SCALES = {"int8": "q_weight_0_scale", "int4": "q_weight_0.int4.scales"}
+SCALES = {
+    "int8": "q_weight_0_scale",
+    "static int8": "q_weight_0.int8.scales",
+    "int4": "q_weight_0.int4.scales",
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +81,13 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 @pytest.fixture(scope="module")
 def packages(float32: OnnxPackage, tmp_path_factory) -> dict[str, OnnxPackage]:
     root = tmp_path_factory.mktemp("stored")
+    recorded = float32.vectors[0].inputs
+    rng = np.random.default_rng(8)
+    mine = {k: rng.permuted(np.tile(v, (9, 1, 1)), axis=-1) for k, v in recorded.items()}
+    np.savez(root / "mine.npz", **mine)
     for to in SCALES:
-        moh_deploy.precision(float32.root, to=to, output=root / to)
+        static = {"scales": "static", "inputs": [root / "mine.npz"]} if "static" in to else {}
+        moh_deploy.precision(float32.root, to=to.split()[-1], output=root / to, **static)
     return {to: OnnxPackage.open(root / to) for to in SCALES}
 
 
@@ -113,6 +123,27 @@ def test_scale_of_one_channel_that_is_wrong_is_refused_beside_the_float32_packag
     (check,) = report.checks
     assert check.verdict == "failed"
     assert report.reasons[0].startswith(f"stored weights: 1 of 24 numbers of '{SCALES[to]}' differ")
+
+
+def test_static_scale_of_what_a_product_reads_that_is_wrong_is_refused(
+    packages: dict[str, OnnxPackage], float32: OnnxPackage, tmp_path: Path
+):
+    static = packages["static int8"]
+    ranges = static.manifest.activation_ranges
+    for number, name in enumerate(ranges):
+        wrong = planted(
+            static,
+            tmp_path / f"{number}",
+            f"{name}.int8.scale",
+            tensor(static, f"{name}.int8.scale") * 1.1,
+        )
+        check = check_stored_weights(wrong, float32)
+        assert check.verdict == "failed"
+        assert f"numbers of '{name}.int8.scale' differ" in check.measured
+    # The range that it was made of is no less a part of the package.
+    first = next(iter(ranges))
+    wider = replace(static.manifest, activation_ranges={**ranges, first: (-99.0, 99.0)})
+    assert check_stored_weights(replace(static, manifest=wider), float32).verdict == "failed"
 
 
 @sampled(2)
