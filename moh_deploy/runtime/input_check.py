@@ -80,11 +80,13 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
 
 
 def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    missing = [name for name in expected if name not in inputs]
+    unexpected = [name for name in inputs if name not in expected]
+    if not missing and not unexpected:
+        return
     given, known = (
         ", ".join(f"'{name}'" for name in names) or "none" for names in (inputs, expected)
     )
-    missing = [name for name in expected if name not in inputs]
-    unexpected = [name for name in inputs if name not in expected]
     if missing:
         raise ConfigError(f"input '{missing[0]}' is missing: got {given}, expected {known}.")
     if unexpected:
@@ -95,10 +97,16 @@ def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
 
 
 def _check_tensor(spec: TensorInfo, array: Array) -> None:
+    # Runtimes read bytes as this machine has them.
+    is_of_dtype = array.dtype.name == spec.dtype and array.dtype.isnative
+    axes = enumerate(zip(array.shape, spec.shape, strict=False))
+    other = [axis for axis, (size, fixed) in axes if size != fixed and isinstance(fixed, int)]
+    if is_of_dtype and array.ndim == len(spec.shape) and not other:
+        return
+    # Words only for an error: they take longer than the comparisons.
     got = f"input '{spec.name}' is {array.dtype}{list(array.shape)}"
     wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-    # Runtimes read bytes as this machine has them.
-    if array.dtype.name != spec.dtype or not array.dtype.isnative:
+    if not is_of_dtype:
         raise ConfigError(
             f"{got}, expected dtype {spec.dtype}.",
             hint=f"Convert it: array.astype('{spec.dtype}').",
@@ -107,11 +115,11 @@ def _check_tensor(spec: TensorInfo, array: Array) -> None:
         raise ConfigError(
             f"{got} with {array.ndim} axes, expected {wanted} with {len(spec.shape)}."
         )
-    for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
-        if isinstance(expected, int) and size != expected:
-            raise ConfigError(
-                f"{got}, expected {wanted}: axis {axis} is fixed at {expected}, got {size}."
-            )
+    axis = other[0]
+    raise ConfigError(
+        f"{got}, expected {wanted}: axis {axis} is fixed at {spec.shape[axis]}, got"
+        f" {array.shape[axis]}."
+    )
 
 
 def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict[str, int]:
