@@ -1,6 +1,6 @@
 """Check inputs before a runtime sees them: its own messages would not name what the user wrote."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -81,9 +81,9 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
 
 def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
     missing = [name for name in expected if name not in inputs]
-    unexpected = [name for name in inputs if name not in expected]
-    if not missing and not unexpected:
+    if not missing and len(inputs) == len(expected):
         return
+    unexpected = [name for name in inputs if name not in expected]
     given, known = (
         ", ".join(f"'{name}'" for name in names) or "none" for names in (inputs, expected)
     )
@@ -173,7 +173,10 @@ class IndexCheck:
     """
 
     def __init__(self, model: onnx.ModelProto, *, from_the_end: bool) -> None:
-        lookups = table_lookups(model.graph, from_the_end=from_the_end)
+        found = table_lookups(model.graph, from_the_end=from_the_end)
+        # Of tables with as many rows that are read at the same indices, the first stands for all.
+        alike = {(lookup.indices, lookup.least, lookup.rows): lookup for lookup in reversed(found)}
+        lookups = [*reversed(alike.values())]
         self._direct = [lookup for lookup in lookups if lookup.indices == lookup.origin]
         computed = [lookup for lookup in lookups if lookup.indices != lookup.origin]
         of_values = [lookup for lookup in computed if lookup.inputs]
@@ -182,6 +185,12 @@ class IndexCheck:
         self._of_sizes = _Computed(model, of_sizes) if of_sizes else None
         # Sizes for which nothing was wrong: a request of the same sizes costs nothing.
         self._known: set[tuple[tuple[int, ...], ...]] = set()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the inputs that indices are computed from, by their elements or sizes."""
+        computed = [made.reads for made in (self._of_values, self._of_sizes) if made is not None]
+        return frozenset(lookup.indices for lookup in self._direct).union(*computed)
 
     def check(self, inputs: Mapping[str, Array]) -> None:
         """Check inputs whose names, dtypes and ranks are right.
@@ -215,29 +224,43 @@ class _Computed:
         self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
         self._lookups = lookups
         readers = size_readers(model.graph)
-        self._reads = {info.name: readers.get(info.name) for info in self._session.get_inputs()}
-        sized = (node.input[0] for node in self._reads.values() if node is not None)
+        # Where each input of the session comes from: an input of the model, and what Shape or Size
+        # makes of it, if one of them reads it.
+        self._reads: dict[str, tuple[str, Callable[[Array], Array] | None]] = {}
+        for info in self._session.get_inputs():
+            node = readers.get(info.name)
+            self._reads[info.name] = (
+                (info.name, None) if node is None else (node.input[0], _size_reader(node))
+            )
+        sized = (origin for origin, reader in self._reads.values() if reader is not None)
         self.measured = tuple(dict.fromkeys(sized))
+        self._names = [*dict.fromkeys(lookup.indices for lookup in lookups)]
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the inputs that indices are computed from."""
+        return {*self.measured}.union(*(lookup.inputs for lookup in self._lookups))
 
     def check(self, inputs: Mapping[str, Array]) -> None:
-        feeds = {}
-        for name, node in self._reads.items():
-            # What Shape or Size makes of an input, or the input itself.
-            array = inputs[name if node is None else node.input[0]]
-            if node is not None and node.op_type == "Size":
-                array = np.array(array.size)
-            elif node is not None:
-                given = {attribute.name: attribute.i for attribute in node.attribute}
-                ends = slice(given.get("start", 0), given.get("end"))
-                array = np.array(array.shape[ends], np.int64)
-            feeds[name] = array
-        names = dict.fromkeys(lookup.indices for lookup in self._lookups)
+        feeds = {
+            name: inputs[origin] if reader is None else reader(inputs[origin])
+            for name, (origin, reader) in self._reads.items()
+        }
         try:
-            found = dict(zip(names, self._session.run(list(names), feeds), strict=True))
+            found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         except Exception:  # of sizes that do not fit each other: the model itself says it better
             return
         for lookup in self._lookups:
             _require_rows(lookup, found[lookup.indices], inputs, self.measured)
+
+
+def _size_reader(node: onnx.NodeProto) -> Callable[[Array], Array]:
+    """Return a function from an array to what a node, Shape or Size, makes of it."""
+    if node.op_type == "Size":
+        return lambda array: np.array(array.size)
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    ends = slice(given.get("start", 0), given.get("end"))
+    return lambda array: np.array(array.shape[ends], np.int64)
 
 
 def _require_rows(

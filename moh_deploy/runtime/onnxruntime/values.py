@@ -62,6 +62,15 @@ def from_ort(value: ort.OrtValue) -> Array:
     return values
 
 
+def view_of(value: ort.OrtValue) -> Array:
+    """Return the memory of a value as an array, as long as the value lives; of bfloat16 a copy."""
+    try:
+        array: Array = np.from_dlpack(value)
+    except (RuntimeError, AttributeError):  # bfloat16; an ONNX Runtime that knows no DLPack
+        array = from_ort(value)
+    return array
+
+
 # Exchange arrays with other libraries by DLPack, bfloat16 included.
 
 
