@@ -12,8 +12,14 @@ import numpy as np
 from moh_deploy.errors import BackendError
 from moh_deploy.package import CachesInPlace, TensorInfo
 from moh_deploy.runtime.base import Description, Runner
-from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room, empty_axis
-from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort, view_of
+from moh_deploy.runtime.input_check import (
+    IndexCheck,
+    InputCheck,
+    check_inputs,
+    check_room,
+    empty_axis,
+)
+from moh_deploy.runtime.onnxruntime.values import bind_input, from_ort, to_ort, view_of
 from moh_deploy.system.npz import Array
 
 if TYPE_CHECKING:
@@ -29,6 +35,7 @@ class OrtRunner(Runner):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
+    input_check: InputCheck
     index_check: IndexCheck
     # Outputs that are written into an input, and these inputs: one memory is both.
     buffers: Mapping[str, str]
@@ -46,7 +53,7 @@ class OrtRunner(Runner):
     def run_returning(
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        self.check(self.inputs, inputs)
+        self.check(self.input_check, inputs)
         if not self.buffers:
             values = {name: to_ort(array) for name, array in inputs.items()}
             names = list(outputs)
@@ -85,7 +92,7 @@ class OrtRunner(Runner):
                 " no kernels for: it can be run and compared here by emulation, not timed.",
                 hint="Time it in float32 or float16.",
             )
-        self.check(self.inputs, inputs)
+        self.check(self.input_check, inputs)
         # ONNX Runtime reads these very arrays: they live as long as the call.
         feeds = self.with_own_buffers(inputs)
         binding = self._bound(feeds, self.outputs)
@@ -101,13 +108,13 @@ class OrtRunner(Runner):
     ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
         return OrtSteps(self, state, following)
 
-    def check(self, specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> None:
+    def check(self, input_check: InputCheck, inputs: Mapping[str, Array]) -> None:
         """Check inputs, all of them or those without which the others are right.
 
         Raises:
             ConfigError: As `run` does.
         """
-        sizes = check_inputs(specs, inputs)
+        sizes = input_check.check(inputs)
         if self.caches is not None:
             check_room(self.caches, sizes, inputs)
         self.index_check.check(inputs)
@@ -201,31 +208,31 @@ class OrtSteps:
             if not known.issuperset(spec.shape) and spec.name not in self._read:
                 self._read.append(spec.name)
             known.update(spec.shape)
-        self._specs = [
-            spec for spec in runner.inputs if spec.name not in state or spec.name in self._read
-        ]
+        self._input_check = InputCheck(
+            [spec for spec in runner.inputs if spec.name not in state or spec.name in self._read]
+        )
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the next step: see `Runner.steps`."""
         import onnxruntime as ort
 
         checked = {**inputs, **{name: self._arrays[name] for name in self._read}}
-        self._runner.check(self._specs, checked)
-        values = {name: to_ort(array) for name, array in inputs.items()}
-        for name, value in values.items():
-            self._binding.bind_ortvalue_input(name, value)
+        self._runner.check(self._input_check, checked)
+        # Held until the run is over: a binding does not keep them.
+        arrays = {name: np.require(array, None, "C") for name, array in inputs.items()}
+        for name, array in arrays.items():
+            bind_input(self._binding, name, array)
         # Anew: else ONNX Runtime writes into the memory of the last step, whose sizes were others.
         self._bind_outputs()
-        self._runner.run_bound(self._binding, self._specs, checked)
+        self._runner.run_bound(self._binding, self._input_check.specs, checked)
         # Not `get_outputs`, which makes a value of each cache that is written in place, too.
         results = self._binding.get_outputs_as_ortvaluevector()
-        names = (*self._returned, *self._grows)
-        found = {name: ort.OrtValue(results[place]) for place, name in enumerate(names)}
-        for output, name in self._grows.items():
-            self._binding.bind_ortvalue_input(name, found[output])
+        for place, name in enumerate(self._grows.values(), start=len(self._returned)):
+            value = ort.OrtValue(results[place])
+            self._binding.bind_ortvalue_input(name, value)
             if name in self._read:
-                self._arrays[name] = view_of(found[output])
-        return {name: from_ort(found[name]) for name in self._returned}
+                self._arrays[name] = view_of(value)
+        return {name: from_ort(results[place]) for place, name in enumerate(self._returned)}
 
     def _bind_outputs(self) -> None:
         for name in (*self._returned, *self._grows):

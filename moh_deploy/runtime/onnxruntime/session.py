@@ -17,6 +17,7 @@ from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Variant
+from moh_deploy.runtime.input_check import InputCheck
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement, register
 from moh_deploy.runtime.onnxruntime.runner import OrtRunner, calling_ort
@@ -91,10 +92,12 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     if not variant.spins:  # else the arena keeps as much as the largest run took
         run_options = ort.RunOptions()
         run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    inputs = tuple(map(tensor_info, session.get_inputs()))
     return OrtRunner(
-        tuple(map(tensor_info, session.get_inputs())),
+        inputs,
         tuple(value.name for value in session.get_outputs()),
         model.description(runtime_name(), use, layer_impl, variant.kernels),
+        InputCheck(inputs),
         model.index_check,
         model.buffers,
         model.caches,
