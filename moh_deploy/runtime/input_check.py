@@ -266,6 +266,7 @@ class _Computed:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = 1
+        options.enable_mem_pattern = False  # a plan for each size takes longer than these few nodes
         content = index_model(model, lookups).SerializeToString()
         self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
         self._lookups = lookups

@@ -141,11 +141,11 @@ class Decoding:
         else:
             self.figures.step_seconds += seconds
             self.figures.steps += 1
-        has_padding = not valid.all()
+        is_whole = bool(valid.all())  # no token is padding
         for name in self.gates:
             gates = results[name]
             # Some layers attend from other rows than tokens, such as learned queries.
-            if has_padding and gates.shape[:-1] == valid.shape:
+            if not is_whole and gates.shape[:-1] == valid.shape:
                 gates = gates[valid != 0]  # [tokens, heads]
             self.figures.open_heads += int(np.count_nonzero(gates))
             self.figures.all_heads += gates.size
