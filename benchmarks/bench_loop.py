@@ -44,7 +44,7 @@ def main() -> None:
         found = timer({"one": runner.bound(inputs.inputs)})["one"]
         bench.wall_ms += found.wall_ms
         bench.cpu_ms += found.cpu_ms
-        _plain_loop(runner._session, inputs.inputs, seconds, loop)
+        _plain_loop(runner.session, inputs.inputs, seconds, loop)
     Console().print(
         _table(bench, loop, f"{package.root}, {inputs.sizes}, {arguments.threads} threads")
     )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ort_session import Unusable, kernel_session, plain_session
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.frontend.fx.containers import tensors_of
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
+from moh_deploy.package import Runtime
 from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -71,7 +73,6 @@ def all_candidates(
     Raises:
         Unusable: Our own package cannot run.
     """
-    torch.set_num_threads(threads)
     candidates = [moh(prepared, inputs, kernel, threads)]
     absent = {}
     for name in (MOH_OPENVINO, *PEERS):
@@ -79,7 +80,7 @@ def all_candidates(
             absent[name] = "not asked for"
             continue
         try:
-            candidates.append(_BUILDERS[name](prepared, inputs, threads))
+            candidates.append(candidate(name, prepared, inputs, threads))
         except Unusable as reason:
             absent[name] = str(reason)
     return Field(candidates, absent)
@@ -94,16 +95,30 @@ def moh(
     return on_ort(MOH, session, inputs)
 
 
-def _moh_in_openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
-    """Return our package in OpenVINO, on the same kernels."""
-    variant = Variant(runtime="openvino", kernels="require", threads=threads, spins=False)
+def candidate(
+    name: str, prepared: Prepared, inputs: Mapping[str, Array], threads: int
+) -> Candidate:
+    """Load a model into one of those that can run it; ours requires its kernels.
+
+    Raises:
+        Unusable: It cannot run here.
+    """
+    torch.set_num_threads(threads)
+    return _BUILDERS[name](prepared, inputs, threads)
+
+
+def _ours(
+    name: str, runtime: Runtime, prepared: Prepared, inputs: Mapping[str, Array], threads: int
+) -> Candidate:
+    """Return our package in a runtime, on the kernels."""
+    variant = Variant(runtime=runtime, kernels="require", threads=threads, spins=False)
     try:
         runner = open_runner(prepared.package, variant)
         call = runner.bound(inputs)
     except MoHDeployError as error:
         raise Unusable(_first_lines(error)) from error
     # What it computed is read by another run of the same model.
-    return Candidate(MOH_OPENVINO, call, lambda _: [*runner.run(inputs).values()])
+    return Candidate(name, call, lambda _: [*runner.run(inputs).values()])
 
 
 def moh_nodes(path: Path) -> list[str]:
@@ -201,7 +216,8 @@ def _first_lines(error: Exception) -> str:
 
 
 _BUILDERS: dict[str, Callable[[Prepared, Mapping[str, Array], int], Candidate]] = {
-    MOH_OPENVINO: _moh_in_openvino,
+    MOH: partial(_ours, MOH, "onnxruntime"),
+    MOH_OPENVINO: partial(_ours, MOH_OPENVINO, "openvino"),
     EAGER: _eager,
     PLAIN_ONNX: _plain,
     COMPILE: _compiled,

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner
+from moh_deploy.runtime.onnxruntime.session import open_session
 from moh_deploy.system.npz import Array
 
 TOKEN = 7
@@ -115,7 +116,7 @@ class Ours(_Bound):
         variant = Variant(threads=threads, kernels="require", spins=False)
         runner = open_session(OnnxPackage.open(package), variant)
         assert isinstance(runner, OrtRunner)
-        super().__init__(runner._session, sizes)
+        super().__init__(runner.session, sizes)
         self.name, self.open_heads = f"ours, {open_heads} of {sizes.heads} open", open_heads
 
 

@@ -112,8 +112,9 @@ def generate(
         check_prompts(asked, called, max_tokens)
     with ExitStack() as opened:
         with progress.step("loading the model"):
-            variant = Variant(runtime=runs_in, kernels=kernels).returning(package.gate_names)
-            runner = opened.enter_context(opened_package(package).open(variant))
+            variant = Variant(runtime=runs_in, kernels=kernels, sizes_change=True)
+            with_gates = variant.returning(package.gate_names)
+            runner = opened.enter_context(opened_package(package).open(with_gates))
         decoding = Decoding(
             runner, interface, asked, max_tokens, sampling, gates=package.gate_names
         )

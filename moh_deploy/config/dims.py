@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from moh_deploy.errors import ConfigError
 
@@ -51,6 +52,7 @@ class DimExpr:
         return cls(match["name"], multiplier, int(match["offset"] or 0))
 
     @classmethod
+    @lru_cache  # read anew for each run of a model
     def of_input(cls, text: str) -> DimExpr:
         """Read an axis of a model's input: what `parse` refuses is a dimension of its own.
 

@@ -45,6 +45,9 @@ class Variant:
     # Threads wait for work in a loop, which starts an operator microseconds earlier and takes a
     # core meanwhile: for what is timed. Without, memory is given back after each run.
     spins: bool = True
+    # Each run has other sizes than the last, as steps of a decoder do: ONNX Runtime plans no memory
+    # for those of one run.
+    sizes_change: bool = False
     extra_outputs: tuple[str, ...] = ()  # names of inner values to return besides the outputs
     # Changes of the graph, in their order: gates fed, routing fixed, noisy weights.
     edits: tuple[GraphEdit, ...] = ()
@@ -141,6 +144,31 @@ class Runner(ABC):
         # What a runtime need not hand over, an override leaves where it is.
         results = self.run(inputs)
         return {name: results[name] for name in outputs}
+
+    def steps(
+        self, state: Mapping[str, Array], following: Mapping[str, str]
+    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """Return a call that runs the model once more, behind what its last run left.
+
+        A decoder's caches are such a state: each run takes those that the last run returned.
+
+        Args:
+            state: Inputs of the first run that later runs take from results, one or more.
+            following: Name of each of them to the output that takes its place in the next run.
+
+        Returns:
+            A call that takes all other inputs, and returns all other outputs; it raises as `run`
+            does.
+        """
+        # What a runtime need not copy from run to run, an override leaves where it is.
+        held = dict(state)
+
+        def step(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            results = self.run({**inputs, **held})
+            held.update({name: results.pop(output) for name, output in following.items()})
+            return results
+
+        return step
 
     @abstractmethod
     def describe(self) -> Description:

@@ -1,6 +1,6 @@
 """Check inputs before a runtime sees them: its own messages would not name what the user wrote."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +30,52 @@ def check_inputs(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> di
     for spec in specs:
         _check_tensor(spec, inputs[spec.name])
     return _bind_dims(specs, inputs)
+
+
+class InputCheck:
+    """Checks inputs for one model again and again: as `check_inputs`, whose words only errors need.
+
+    Attributes:
+        specs: What the model takes.
+    """
+
+    def __init__(self, specs: Sequence[TensorInfo]) -> None:
+        self.specs = tuple(specs)
+        self._dims = {
+            spec.name: [
+                dim if isinstance(dim, int) else DimExpr.of_input(dim) for dim in spec.shape
+            ]
+            for spec in specs
+        }
+        # Of inputs that were right; none before the first.
+        self._dtypes: dict[str, np.dtype] = {}
+
+    def check(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        """Check inputs. Returns and raises as `check_inputs`."""
+        sizes = self._sizes(inputs)
+        if sizes is None:
+            sizes = check_inputs(self.specs, inputs)
+            self._dtypes = {name: array.dtype for name, array in inputs.items()}
+        return sizes
+
+    def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int] | None:
+        """Return the sizes of dimensions; None where something may be wrong."""
+        if inputs.keys() != self._dtypes.keys():
+            return None
+        sizes: dict[str, int] = {}
+        for name, array in inputs.items():
+            dims = self._dims[name]
+            if array.dtype != self._dtypes[name] or array.ndim != len(dims):
+                return None
+            for size, dim in zip(array.shape, dims, strict=True):
+                if isinstance(dim, int):
+                    if size != dim:
+                        return None
+                    continue
+                solved = size if dim.is_plain else dim.solve(size)
+                if solved is None or sizes.setdefault(dim.name, solved) != solved:
+                    return None
+        return sizes
 
 
 def check_room(
@@ -80,11 +126,13 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
 
 
 def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    missing = [name for name in expected if name not in inputs]
+    if not missing and len(inputs) == len(expected):
+        return
+    unexpected = [name for name in inputs if name not in expected]
     given, known = (
         ", ".join(f"'{name}'" for name in names) or "none" for names in (inputs, expected)
     )
-    missing = [name for name in expected if name not in inputs]
-    unexpected = [name for name in inputs if name not in expected]
     if missing:
         raise ConfigError(f"input '{missing[0]}' is missing: got {given}, expected {known}.")
     if unexpected:
@@ -95,10 +143,16 @@ def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
 
 
 def _check_tensor(spec: TensorInfo, array: Array) -> None:
+    # Runtimes read bytes as this machine has them.
+    is_of_dtype = array.dtype.name == spec.dtype and array.dtype.isnative
+    axes = enumerate(zip(array.shape, spec.shape, strict=False))
+    other = [axis for axis, (size, fixed) in axes if size != fixed and isinstance(fixed, int)]
+    if is_of_dtype and array.ndim == len(spec.shape) and not other:
+        return
+    # Words only for an error: they take longer than the comparisons.
     got = f"input '{spec.name}' is {array.dtype}{list(array.shape)}"
     wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-    # Runtimes read bytes as this machine has them.
-    if array.dtype.name != spec.dtype or not array.dtype.isnative:
+    if not is_of_dtype:
         raise ConfigError(
             f"{got}, expected dtype {spec.dtype}.",
             hint=f"Convert it: array.astype('{spec.dtype}').",
@@ -107,11 +161,11 @@ def _check_tensor(spec: TensorInfo, array: Array) -> None:
         raise ConfigError(
             f"{got} with {array.ndim} axes, expected {wanted} with {len(spec.shape)}."
         )
-    for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
-        if isinstance(expected, int) and size != expected:
-            raise ConfigError(
-                f"{got}, expected {wanted}: axis {axis} is fixed at {expected}, got {size}."
-            )
+    axis = other[0]
+    raise ConfigError(
+        f"{got}, expected {wanted}: axis {axis} is fixed at {spec.shape[axis]}, got"
+        f" {array.shape[axis]}."
+    )
 
 
 def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -165,7 +219,10 @@ class IndexCheck:
     """
 
     def __init__(self, model: onnx.ModelProto, *, from_the_end: bool) -> None:
-        lookups = table_lookups(model.graph, from_the_end=from_the_end)
+        found = table_lookups(model.graph, from_the_end=from_the_end)
+        # Of tables with as many rows that are read at the same indices, the first stands for all.
+        alike = {(lookup.indices, lookup.least, lookup.rows): lookup for lookup in reversed(found)}
+        lookups = [*reversed(alike.values())]
         self._direct = [lookup for lookup in lookups if lookup.indices == lookup.origin]
         computed = [lookup for lookup in lookups if lookup.indices != lookup.origin]
         of_values = [lookup for lookup in computed if lookup.inputs]
@@ -174,6 +231,12 @@ class IndexCheck:
         self._of_sizes = _Computed(model, of_sizes) if of_sizes else None
         # Sizes for which nothing was wrong: a request of the same sizes costs nothing.
         self._known: set[tuple[tuple[int, ...], ...]] = set()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the inputs that indices are computed from, by their elements or sizes."""
+        computed = [made.reads for made in (self._of_values, self._of_sizes) if made is not None]
+        return frozenset(lookup.indices for lookup in self._direct).union(*computed)
 
     def check(self, inputs: Mapping[str, Array]) -> None:
         """Check inputs whose names, dtypes and ranks are right.
@@ -203,33 +266,48 @@ class _Computed:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = 1
+        options.enable_mem_pattern = False  # a plan for each size takes longer than these few nodes
         content = index_model(model, lookups).SerializeToString()
         self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
         self._lookups = lookups
         readers = size_readers(model.graph)
-        self._reads = {info.name: readers.get(info.name) for info in self._session.get_inputs()}
-        sized = (node.input[0] for node in self._reads.values() if node is not None)
+        # Where each input of the session comes from: an input of the model, and what Shape or Size
+        # makes of it, if one of them reads it.
+        self._reads: dict[str, tuple[str, Callable[[Array], Array] | None]] = {}
+        for info in self._session.get_inputs():
+            node = readers.get(info.name)
+            self._reads[info.name] = (
+                (info.name, None) if node is None else (node.input[0], _size_reader(node))
+            )
+        sized = (origin for origin, reader in self._reads.values() if reader is not None)
         self.measured = tuple(dict.fromkeys(sized))
+        self._names = [*dict.fromkeys(lookup.indices for lookup in lookups)]
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the inputs that indices are computed from."""
+        return {*self.measured}.union(*(lookup.inputs for lookup in self._lookups))
 
     def check(self, inputs: Mapping[str, Array]) -> None:
-        feeds = {}
-        for name, node in self._reads.items():
-            # What Shape or Size makes of an input, or the input itself.
-            array = inputs[name if node is None else node.input[0]]
-            if node is not None and node.op_type == "Size":
-                array = np.array(array.size)
-            elif node is not None:
-                given = {attribute.name: attribute.i for attribute in node.attribute}
-                ends = slice(given.get("start", 0), given.get("end"))
-                array = np.array(array.shape[ends], np.int64)
-            feeds[name] = array
-        names = dict.fromkeys(lookup.indices for lookup in self._lookups)
+        feeds = {
+            name: inputs[origin] if reader is None else reader(inputs[origin])
+            for name, (origin, reader) in self._reads.items()
+        }
         try:
-            found = dict(zip(names, self._session.run(list(names), feeds), strict=True))
+            found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         except Exception:  # of sizes that do not fit each other: the model itself says it better
             return
         for lookup in self._lookups:
             _require_rows(lookup, found[lookup.indices], inputs, self.measured)
+
+
+def _size_reader(node: onnx.NodeProto) -> Callable[[Array], Array]:
+    """Return a function from an array to what a node, Shape or Size, makes of it."""
+    if node.op_type == "Size":
+        return lambda array: np.array(array.size)
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    ends = slice(given.get("start", 0), given.get("end"))
+    return lambda array: np.array(array.shape[ends], np.int64)
 
 
 def _require_rows(

@@ -19,7 +19,8 @@ from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage, SizeRange
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner
+from moh_deploy.runtime.onnxruntime.session import open_session
 from moh_deploy.system.progress import SilentProgress
 from tests.graph.decoders import decoder, recorded, write_decoder
 from tests.grouped_package import HEADS, write_grouped

@@ -7,7 +7,7 @@ from onnx import parser
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
-from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room
+from moh_deploy.runtime.input_check import IndexCheck, InputCheck, check_inputs, check_room
 from moh_deploy.system.npz import Array
 
 SPECS = (
@@ -33,6 +33,15 @@ def test_good_inputs_give_the_dimension_sizes():
 def test_empty_axes_are_good():
     empty = {"mask": np.zeros((2, 1), np.bool_), "past": np.zeros((2, 0), np.int64)}
     assert check_inputs(SPECS, inputs(**empty))["past"] == 0
+    again = InputCheck(SPECS)
+    assert [again.check(inputs(**empty))["past"] for _ in range(2)] == [0, 0]
+
+
+def test_size_that_no_dimension_makes_is_refused_again():
+    again = InputCheck([TensorInfo("pairs", "int64", ("2*n",))])
+    assert again.check({"pairs": np.zeros(6, np.int64)}) == {"n": 3}
+    with pytest.raises(ConfigError, match=r"'2\*n' for no whole"):
+        again.check({"pairs": np.zeros(7, np.int64)})
 
 
 def test_dimension_that_is_no_linear_expression_must_agree_with_itself():
@@ -64,6 +73,11 @@ def test_bad_input_is_refused_naming_input_got_and_expected(
 ):
     with pytest.raises(ConfigError, match=message):
         check_inputs(SPECS, inputs(**changed))
+    again = InputCheck(SPECS)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=message):
+            again.check(inputs(**changed))
+        assert again.check(inputs()) == {"batch": 2, "seq": 3, "past": 5}
 
 
 def test_missing_input_is_refused():

@@ -25,7 +25,8 @@ from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime import placement as ort_placement
 from moh_deploy.runtime.onnxruntime import session as backend
 from moh_deploy.runtime.onnxruntime.placement import Placement
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner
+from moh_deploy.runtime.onnxruntime.session import open_session
 from moh_deploy.system.npz import Array
 from tests.handmade_package import model, vectors, write_package
 from tests.kernel_library import required_library, without_library

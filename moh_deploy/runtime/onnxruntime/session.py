@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 from onnx import helper, parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.ops.cases import numpy_dtype
-from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo
-from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room, empty_axis
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.runtime.base import AS_IT_IS, Variant
+from moh_deploy.runtime.input_check import InputCheck
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement, register
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner, calling_ort
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
 from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.system.isolate import isolated
@@ -31,11 +30,6 @@ from moh_deploy.system.staging import scratch_directory
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-
-_T = TypeVar("_T")
 
 # Severity of ONNX Runtime's log. Its warnings are about nodes that nobody wrote; what fails is
 # raised.
@@ -44,120 +38,6 @@ _FATAL_ONLY = 4
 TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
 """ONNX Runtime 1.32 dies of it where float16 is transposed so that its first axis becomes the rows
 of a product with a matrix: tokens before samples, say."""
-
-
-@dataclass(frozen=True)
-class OrtRunner(Runner):
-    """A model in an ONNX Runtime session: inputs are checked, and bfloat16 goes in and out."""
-
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[str, ...]
-    description: Description
-    index_check: IndexCheck
-    # Outputs that are written into an input, and these inputs: one memory is both.
-    buffers: Mapping[str, str]
-    caches: CachesInPlace | None  # what the package says of them; None for models that are of none
-    run_options: ort.RunOptions  # how ONNX Runtime makes each run that is not timed
-    _session: ort.InferenceSession
-
-    def describe(self) -> Description:
-        return self.description
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return self.run_returning(inputs, self.outputs)
-
-    def run_returning(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
-        self._check(inputs)
-        options = self.run_options
-        if not self.buffers:
-            values = {name: to_ort(array) for name, array in inputs.items()}
-            names = list(outputs)
-            results = self._explaining(
-                inputs, lambda: self._session.run_with_ort_values(names, values, options)
-            )
-            return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
-        # One memory for each buffer, a copy of the input: the caller's stays as it is. Arrays are
-        # held here until all is copied: ONNX Runtime's values do not keep them.
-        feeds = self._with_own_buffers(inputs)
-        binding = self._bound(feeds, outputs)
-        self._explaining(inputs, lambda: self._session.run_with_iobinding(binding, options))
-        # Of buffers whose output nobody asked for, there are results behind.
-        found = dict(zip(outputs, binding.get_outputs(), strict=False))
-        return {
-            name: feeds[self.buffers[name]] if name in self.buffers else from_ort(found[name])
-            for name in outputs
-        }
-
-    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
-        """Return a call that runs the model on these inputs and gives no outputs: to be timed.
-
-        Values go in and out by a binding: a run that is handed them costs 40 us of Python.
-
-        Raises:
-            ConfigError: As `run` does.
-            BackendError: A dtype is emulated: the time would be that of the emulation.
-        """
-        use = self.description.kernels
-        if use.emulated_dtype is not None:
-            raise BackendError(
-                f"the model is in {use.emulated_dtype}, which ONNX Runtime on the CPU has"
-                " no kernels for: it can be run and compared here by emulation, not timed.",
-                hint="Time it in float32 or float16.",
-            )
-        self._check(inputs)
-        # ONNX Runtime reads these very arrays: they live as long as the call.
-        feeds = self._with_own_buffers(inputs)
-        binding = self._bound(feeds, self.outputs)
-
-        def call() -> None:
-            # A cache that is written in place is written at the same place in each call.
-            self._explaining(feeds, lambda: self._session.run_with_iobinding(binding))
-
-        return call
-
-    def _check(self, inputs: Mapping[str, Array]) -> None:
-        sizes = check_inputs(self.inputs, inputs)
-        if self.caches is not None:
-            check_room(self.caches, sizes, inputs)
-        self.index_check.check(inputs)
-
-    def _with_own_buffers(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the inputs as ONNX Runtime reads them, of what is written in place a copy."""
-        written = set(self.buffers.values())
-        return {
-            name: np.array(array, order="C") if name in written else np.require(array, None, "C")
-            for name, array in inputs.items()
-        }
-
-    def _bound(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> ort.IOBinding:
-        """Bind inputs and outputs: a buffer as both. The arrays have to outlive the binding."""
-        binding = self._session.io_binding()
-        values = {name: to_ort(array) for name, array in feeds.items()}
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        # Those of buffers in any case: without one, ONNX Runtime copies the buffer.
-        for name in dict.fromkeys([*outputs, *self.buffers]):
-            if name in self.buffers:
-                binding.bind_ortvalue_output(name, values[self.buffers[name]])
-            else:
-                binding.bind_output(name)
-        return binding
-
-    def _explaining(self, inputs: Mapping[str, Array], run: Callable[[], _T]) -> _T:
-        try:
-            return _calling_ort("running the model", run)
-        except BackendError as error:
-            empty = empty_axis(self.inputs, inputs)
-            if empty is None:
-                raise
-            raise BackendError(
-                f"the model does not run on an empty tensor: {empty}, expected 1 or more."
-                f" {error.message}",
-                hint="Fill that axis, or leave the call out."
-                " Attention that runs on a kernel (--kernels auto) takes empty tensors.",
-            ) from error
 
 
 def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> OrtRunner:
@@ -191,6 +71,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     options = session_options(model.folder, variant.threads, optimize)
     if not variant.spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_pattern = not variant.sizes_change
     if model.has_float16:
         options.add_session_config_entry(*TRANSPOSE_FUSION)
     # Older versions of ONNX Runtime write what was placed where into a file; it is read at once.
@@ -207,13 +88,16 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         if layer_impl[node] == "function" and use.library is not None
     }
     use = replace(use, emulated_dtype=model.emulated_dtype, no_kernel_for=tuple(sorted(unknown)))
-    run_options = ort.RunOptions()
+    run_options = None
     if not variant.spins:  # else the arena keeps as much as the largest run took
+        run_options = ort.RunOptions()
         run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    inputs = tuple(map(tensor_info, session.get_inputs()))
     return OrtRunner(
-        tuple(map(tensor_info, session.get_inputs())),
+        inputs,
         tuple(value.name for value in session.get_outputs()),
         model.description(runtime_name(), use, layer_impl, variant.kernels),
+        InputCheck(inputs),
         model.index_check,
         model.buffers,
         model.caches,
@@ -265,7 +149,7 @@ def create_session(content: str | bytes, options: ort.SessionOptions) -> ort.Inf
     import onnxruntime as ort
 
     model = content if isinstance(content, bytes) else _RawPath(content)
-    return _calling_ort(
+    return calling_ort(
         "loading the model",
         lambda: ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]),
     )
@@ -279,21 +163,6 @@ class _RawPath(os.PathLike[bytes]):
 
     def __fspath__(self) -> bytes:
         return os.fsencode(self.path)
-
-
-def _calling_ort(doing: str, call: Callable[[], _T]) -> _T:
-    try:
-        return call()
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
-        # Status codes and source locations say nothing about the model.
-        text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
-        text = _SOURCE_LOCATION.sub("", text)
-        text = text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
-        raise BackendError(f"ONNX Runtime failed while {doing}: {text}") from error
-
-
-# `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
-_SOURCE_LOCATION = re.compile(r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) ")
 
 
 # Load a model as a program does that knows ONNX Runtime alone: does that end the process?

@@ -50,6 +50,14 @@ def to_ort(array: Array) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
+def bind_input(binding: ort.IOBinding, name: str, array: Array) -> None:
+    """Let runs by a binding read an array, which has to live as long."""
+    if array.dtype == BFLOAT16:
+        binding.bind_ortvalue_input(name, to_ort(array))
+    else:  # in a third of the time
+        binding.bind_cpu_input(name, array)
+
+
 def from_ort(value: ort.OrtValue) -> Array:
     """Return a value of ONNX Runtime as an array, bit for bit."""
     if value.data_type() != "tensor(bfloat16)":
@@ -60,6 +68,15 @@ def from_ort(value: ort.OrtValue) -> Array:
     raw = ctypes.string_at(value.data_ptr(), 2 * count) if count else b""
     values: Array = np.frombuffer(bytearray(raw), BFLOAT16).reshape(value.shape())
     return values
+
+
+def view_of(value: ort.OrtValue) -> Array:
+    """Return the memory of a value as an array, as long as the value lives; of bfloat16 a copy."""
+    try:
+        array: Array = np.from_dlpack(value)
+    except (RuntimeError, AttributeError):  # bfloat16; an ONNX Runtime that knows no DLPack
+        array = from_ort(value)
+    return array
 
 
 # Exchange arrays with other libraries by DLPack, bfloat16 included.

@@ -1,5 +1,6 @@
 """Run a language model token by token: prompts at once, padded on the left, then one a step."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -99,40 +100,40 @@ class Decoding:
             BackendError: The runtime failed, or logits are NaN or infinite.
             ConfigError: The model takes no prompt of such a length.
         """
-        about, rows = self.interface.about, len(self.prompts)
+        rows, ends = len(self.prompts), self.interface.about.eos_token_ids
         draws = np.random.default_rng(self.sampling.seed)
         padding = self.interface.padding
-        ids, mask = left_padded(self.prompts, padding)
-        caches = self.interface.empty_caches(rows, ids.shape[1] + self.max_tokens)
-        self.figures.prompt_tokens += int(mask.sum())
-        going = np.ones(rows, bool)  # rows without an end yet
+        ids, given = left_padded(self.prompts, padding)
+        # Each step sees a longer part of one mask.
+        masks = np.zeros((rows, ids.shape[1] + self.max_tokens), np.int64)
+        masks[:, : ids.shape[1]] = given
+        self.figures.prompt_tokens += int(given.sum())
+        caches = self.interface.empty_caches(*masks.shape)
+        run = self.runner.steps(caches, self.interface.following)
+        going = [True] * rows  # rows without an end yet
         for step in range(self.max_tokens):
+            mask = masks[:, : given.shape[1] + step]
             started = time.perf_counter()
-            inputs = {"input_ids": ids, "attention_mask": mask, **caches}
-            results = self.runner.run(inputs)
+            results = run({"input_ids": ids, "attention_mask": mask})
             seconds = time.perf_counter() - started
-            caches = self.interface.next_caches(results)
             self._count(step, seconds, results, mask[:, -ids.shape[1] :])
             logits = np.asarray(results["logits"][:, -1], np.float32)
-            lost = going & ~np.isfinite(logits.max(axis=-1))  # some -inf are fine
-            if lost.any():
-                row = int(np.flatnonzero(lost)[0])
-                raise BackendError(
-                    f"the logits behind token {step} of text {row + 1} are NaN or infinite: there"
-                    " is nothing to choose by.",
-                    hint="`moh-deploy verify` tells whether the package equals the original.",
-                )
-            chosen = choose_tokens(logits, self.sampling, draws)
-            self.figures.new_tokens += int(going.sum())
+            peaks = logits.max(axis=-1)  # some -inf are fine
+            if not all(map(math.isfinite, peaks.tolist())):
+                _require_finite(peaks, going, step)
+            chosen = choose_tokens(logits, self.sampling, draws).tolist()
+            self.figures.new_tokens += sum(going)
             yield DecodedStep(
-                tuple(int(t) if on else None for t, on in zip(chosen, going, strict=True)), logits
+                tuple(token if on else None for token, on in zip(chosen, going, strict=True)),
+                logits,
             )
-            going &= ~np.isin(chosen, about.eos_token_ids)
-            if not going.any():
+            going = [on and token not in ends for token, on in zip(chosen, going, strict=True)]
+            if not any(going):
                 return
             # A row that has ended gets padding, which no other row sees.
-            ids = np.where(going, chosen, padding)[:, None].astype(np.int64)
-            mask = np.concatenate((mask, going[:, None].astype(np.int64)), axis=1)
+            added = [token if on else padding for token, on in zip(chosen, going, strict=True)]
+            ids = np.array(added, np.int64)[:, None]
+            masks[:, given.shape[1] + step] = going
 
     def _count(self, step: int, seconds: float, results: dict[str, Array], valid: Array) -> None:
         if step == 0:
@@ -140,13 +141,26 @@ class Decoding:
         else:
             self.figures.step_seconds += seconds
             self.figures.steps += 1
+        is_whole = bool(valid.all())  # no token is padding
         for name in self.gates:
             gates = results[name]
             # Some layers attend from other rows than tokens, such as learned queries.
-            if gates.shape[:-1] == valid.shape:
+            if not is_whole and gates.shape[:-1] == valid.shape:
                 gates = gates[valid != 0]  # [tokens, heads]
-            self.figures.open_heads += int((gates != 0).sum())
+            self.figures.open_heads += int(np.count_nonzero(gates))
             self.figures.all_heads += gates.size
+
+
+def _require_finite(peaks: Array, going: Sequence[bool], step: int) -> None:
+    """Refuse logits of a row without an end whose largest is NaN or infinite."""
+    lost = np.asarray(going) & ~np.isfinite(peaks)
+    if lost.any():
+        row = int(np.flatnonzero(lost)[0])
+        raise BackendError(
+            f"the logits behind token {step} of text {row + 1} are NaN or infinite: there"
+            " is nothing to choose by.",
+            hint="`moh-deploy verify` tells whether the package equals the original.",
+        )
 
 
 def left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,10 +81,11 @@ class TextInterface:
             for cache in self.caches
         }
 
-    def next_caches(self, results: Mapping[str, Array]) -> dict[str, Array]:
-        """Return what a run leaves for the next one."""
-        pairs = zip(self.caches, self.present, strict=True)
-        return {info.name: results[output] for info, output in pairs}
+    @property
+    def following(self) -> dict[str, str]:
+        """The name of each cache to the output that is the cache of the next run."""
+        names = (cache.name for cache in self.caches)
+        return dict(zip(names, self.present, strict=True))
 
 
 def _most_tokens(manifest: Manifest, cache: TensorInfo) -> int | None:

@@ -81,14 +81,18 @@ class Tokenizer:
 class TextStream:
     """Says what each further token adds to a text.
 
+    Only tokens since the last piece of text are decoded anew, behind those of that piece: a token's
+    text may hang on the one before it, and a long text takes no longer per token.
+
     Args:
         tokenizer: Its tokenizer.
-        prompt: Tokens that stand before; a token's text may hang on the one before it.
+        prompt: Tokens that stand before.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._tokens = list(prompt)
+        self._tokens = list(prompt)  # those of the last piece, and all behind it
+        self._piece = len(self._tokens)  # how many of them are of that piece
         self._said = tokenizer.text_of(self._tokens)
 
     def add(self, token: int) -> str:
@@ -99,4 +103,8 @@ class TextStream:
             return ""
         added = text[len(self._said) :] if text.startswith(self._said) else ""
         self._said = text
+        if added:
+            self._tokens = self._tokens[self._piece :]
+            self._piece = len(self._tokens)
+            self._said = self._tokenizer.text_of(self._tokens)
         return added

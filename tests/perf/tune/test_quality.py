@@ -8,7 +8,7 @@ from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.quality import check_same_outputs
 from moh_deploy.runtime.base import Runner, Variant
-from moh_deploy.runtime.onnxruntime.session import OrtRunner
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.reference.input_sets import InputSet

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, crash_of_plain_session, open_session
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner
+from moh_deploy.runtime.onnxruntime.session import crash_of_plain_session, open_session
 from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import BFLOAT16, Array
@@ -78,13 +79,13 @@ def test_extra_output_that_is_an_output_already_comes_once(tmp_path: Path):
             )
         ),
     )
-    assert [output.name for output in runner._session.get_outputs()] == ["y"]
+    assert [output.name for output in runner.session.get_outputs()] == ["y"]
 
 
 @pytest.mark.parametrize("spins", [True, False])
 def test_threads_wait_in_a_loop_only_where_that_is_asked_for(tmp_path: Path, spins: bool):
     runner = open_session(write_package(tmp_path / "package"), Variant(spins=spins))
-    options = runner._session.get_session_options()
+    options = runner.session.get_session_options()
     key = "session.intra_op.allow_spinning"
     if spins:
         with pytest.raises(RuntimeError, match=key):  # ONNX Runtime's own default
@@ -110,7 +111,7 @@ def test_what_is_compared_does_not_spin(tmp_path: Path):
     subject = read_subject(write_package(tmp_path / "package").root, None, "off")
     with subject.load() as runner:
         assert isinstance(runner, OrtRunner)
-        options = runner._session.get_session_options()
+        options = runner.session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 

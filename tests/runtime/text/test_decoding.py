@@ -83,6 +83,20 @@ def test_run_ends_with_the_last_row():
     assert len(runner.seen) == 1
 
 
+class Reciting(Counting):
+    """The first text ends at once, and would go on; the other never ends."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        results = super().run(inputs)
+        results["logits"][:, -1] = np.eye(10)[[9 if len(self.seen) == 1 else 4, 5]]
+        return results
+
+
+def test_row_that_ended_stays_so():
+    steps = Decoding(Reciting(), INTERFACE, [[1], [3, 6]], 3).steps()
+    assert [step.tokens for step in steps] == [(9, 5), (None, 5), (None, 5)]
+
+
 def test_row_that_ended_gets_padding():
     runner = Counting()
     list(Decoding(runner, INTERFACE, [[1], [3, 6]], 3).steps())

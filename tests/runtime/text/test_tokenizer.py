@@ -31,6 +31,35 @@ def test_characters_come_when_they_are_complete():
     assert pieces.count("") == len(TEXT.encode()) - len(TEXT)
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "words"])
+def test_pieces_are_what_each_token_adds_to_the_whole_text(tokenizer: str):
+    made = Tokenizer(Path("t"), Bytes() if tokenizer == "bytes" else Words())
+    prompt, tokens = made.tokens_of("  She is "), made.tokens_of(f" {TEXT}  {TEXT}{TEXT} ")
+    stream = TextStream(made, prompt)
+    said = made.text_of(prompt)
+    for end in range(1, len(tokens) + 1):
+        said += stream.add(tokens[end - 1])
+        whole = made.text_of([*prompt, *tokens[:end]])
+        assert said == whole or whole.endswith("�")
+    assert said == whole
+
+
+def test_long_text_takes_no_longer_for_each_token():
+    decoded: list[int] = []
+
+    class Counted(Bytes):
+        def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+            decoded.append(len(tokens))
+            return super().decode(tokens, skip_special_tokens)
+
+    tokenizer = Tokenizer(Path("t"), Counted())
+    stream = TextStream(tokenizer, tokenizer.tokens_of("She is "))
+    for token in tokenizer.tokens_of(TEXT * 9):
+        stream.add(token)
+    # One piece of text, and the bytes of the character behind it.
+    assert max(decoded[3:]) <= 8
+
+
 @dataclass
 class Root:
     root: Path
