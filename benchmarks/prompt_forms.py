@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import moh_deploy
-from moh_deploy.config.export_config import load_config
+from moh_deploy.config.export_config import resolve
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.emit import write_plain_onnx
-from moh_deploy.frontend.load.from_options import load
+from moh_deploy.frontend.load.load import load
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
@@ -121,10 +121,9 @@ class Form:
         return tuple(f"model.kwargs.{name}={value}" for name, value in given.items())
 
     def _loaded(self) -> LoadedModel:
-        options = ExportOptions(
-            self._directory, self.folder / "unused", task="text-generation", trust_code=True
-        )
-        return load(options, load_config(None, ()))
+        options = ExportOptions(self._directory, self.folder / "unused")
+        model = resolve(options).model
+        return load(self._directory, model, task="text-generation", trust_code=True)
 
 
 class _Called(torch.nn.Module):

@@ -1,5 +1,7 @@
 """Measure how fast packages run, beside baselines that take turns with them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Say which layer of a package diverges first, and which nodes need float32; repair it."""
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace

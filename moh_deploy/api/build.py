@@ -1,5 +1,7 @@
 """Build an engine of TensorRT or TensorRT-RTX from a package."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Say what is installed here, what can be done, and what closes each gap."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from moh_deploy.machine.ask import Failed, ask

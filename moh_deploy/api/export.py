@@ -1,5 +1,7 @@
 """The public functions that take a model: `export` and `load_original`."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict

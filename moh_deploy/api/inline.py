@@ -1,5 +1,7 @@
 """Write a package's model in standard operators only, proven equal to the original."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

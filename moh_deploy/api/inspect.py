@@ -1,5 +1,7 @@
 """Show what is in a package: its layers, choices and predictions, and what runs them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from moh_deploy.package import OnnxPackage

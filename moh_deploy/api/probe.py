@@ -1,5 +1,7 @@
 """Run a package on edge cases, and search inputs for tokens whose routing is least clear."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

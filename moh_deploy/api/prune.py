@@ -1,5 +1,7 @@
 """Write a package that runs the same heads for every token: the plain rival of routing."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Run a package on the user's inputs."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from pathlib import Path

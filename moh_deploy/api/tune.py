@@ -1,5 +1,7 @@
 """Choose for each layer of a package how it is run, by measuring, and write that into it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

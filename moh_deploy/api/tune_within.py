@@ -1,5 +1,7 @@
 """Find the fastest package that is still good: over runtimes, precisions and ways of layers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial

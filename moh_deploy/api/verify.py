@@ -1,5 +1,7 @@
 """Prove that a package computes what it should."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -3,6 +3,8 @@
 Light to import: a program that registers the library in a session of its own needs nothing else.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Compare several ways to serve a model by a plan, and decide which are worth it."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,7 @@
 """Price the arms of a decision for the traffic of a team, and say whether one pays."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

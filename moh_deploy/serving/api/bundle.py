@@ -1,5 +1,7 @@
 """Write a package or engine as a directory that an inference server loads, and check one."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Record the routing of traffic that is known to be good, as the reference of `watch`."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 

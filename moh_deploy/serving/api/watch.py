@@ -1,5 +1,7 @@
 """Compare the routing of live traffic with the reference that `profile` wrote."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
 
