@@ -5,6 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from moh_deploy import native
 from tests.benchmarks.conftest import LoadBenchmark, RowsOf
 from tests.kernel_library import needs_library
 from tests.nightly import nightly
@@ -33,6 +34,23 @@ def token_conv(load_benchmark: LoadBenchmark, monkeypatch: pytest.MonkeyPatch) -
     shapes = (bench.Shape("tiny", 2, 5, 20, True), bench.Shape("bare", 1, 4, 9, False))
     monkeypatch.setattr(bench, "SHAPES", shapes)
     return bench
+
+
+@pytest.fixture
+def masks(load_benchmark: LoadBenchmark, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    bench = load_benchmark("attention_masks")
+    monkeypatch.setattr(bench, "SHAPES", (bench.Shape(150, 4, 2, 8),))
+    return bench
+
+
+def test_row_of_each_form_of_a_mask(masks: ModuleType, rows_of: RowsOf):
+    library = str(native.kernel_library())
+    rows = rows_of(masks, "--shapes", "0", "--open", "0.5", *ONCE, "--beside", library)
+    assert [row["form"] for row in rows] == list(masks.FORMS)
+    for row in rows:
+        assert 0 < row["max_abs_error"] < masks.BOUND
+        assert row["ratio"] == row["ms"] / rows[0]["ms"]
+        assert (row["beside_ms"] is None) == ("key_ranges" in row["form"])
 
 
 def test_row_of_aggregated_attention_for_each_share(aggregated: ModuleType, rows_of: RowsOf):
@@ -94,6 +112,7 @@ def test_row_of_a_token_convolution_for_each_shape(token_conv: ModuleType, rows_
     [
         ("projection", ONCE, ("query", "output", "f = 0.75"), ()),
         ("token_conv", ("--shapes", "bare", *ONCE), ("bare",), ("tiny",)),
+        ("masks", ("--shapes", "0", "--forms", "no mask", *ONCE), ("is_causal",), ("window",)),
     ],
 )
 def test_table_has_a_line_for_each(
@@ -115,6 +134,7 @@ def test_table_has_a_line_for_each(
         ("aggregated", ("--open", "1", "--rounds", "1"), 0.0, "tiny: off by"),
         ("projection", ONCE, 1e-12, "tiny, query: off by"),
         ("token_conv", ONCE, 1e-12, "tiny: off by"),
+        ("masks", ("--shapes", "0", *ONCE), 1e-12, "is_causal: off by"),
     ],
 )
 def test_wrong_output_is_no_measurement(

@@ -29,7 +29,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
-    query, key, value, gates, mask, filled = (*inputs, None, None)[:6]
+    query, key, value, gates, mask, filled, ranges = (*inputs, None, None, None)[:7]
     heads, kv_heads = attributes["q_num_heads"], attributes["kv_num_heads"]
     merged = query.dim() == 3
     if merged:
@@ -40,12 +40,17 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     value = value.repeat_interleave(heads // kv_heads, dim=1)
 
     hidden = torch.zeros(*query.shape[:3], key.shape[2], dtype=torch.bool)
+    room = [0] * len(query)
     if filled is not None:
         # As if each sequence stood at the end of the keys, behind others that nobody sees.
         room = [key.shape[2] - int(length) for length in filled]
         key, value = (_moved_back(part, room, axis=2) for part in (key, value))
         hidden |= (torch.arange(key.shape[2]) < torch.tensor(room)[:, None])[:, None, None]
         mask = None if mask is None else _moved_back(mask.expand_as(hidden), room, axis=3)
+    if ranges is not None:
+        place = torch.arange(key.shape[2]) - torch.tensor(room)[:, None, None, None]
+        first, end = ranges[:, None, :, None].unbind(-1)
+        hidden |= (place < first) | (place >= end)
     scores = torch.einsum("bhsd,bhtd->bhst", query, key) * attributes["scale"]
     if attributes["is_causal"]:
         seq_len, kv_len = scores.shape[-2:]

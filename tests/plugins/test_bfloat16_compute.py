@@ -66,6 +66,7 @@ def test_any_attention_is_close(kernels: Kernels, setup: AttentionSetup):
         replace(TILES, is_causal=True),
         replace(TILES, rank=4, mask=MaskSetup("bool", pattern="blocks")),
         replace(TILES, mask=MaskSetup("float32", pattern="blind")),
+        replace(TILES, kv_len=600, mask=MaskSetup(pattern="window")),  # begins of vectors
         replace(TILES, kv_len=301, head_dim=1, value_dim=1),
         replace(TILES, kv_len=1100, is_causal=True, filled=True),  # blocks of another size
     ],

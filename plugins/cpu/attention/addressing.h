@@ -1,9 +1,8 @@
 // Where the rows of a task are in memory.
 #pragma once
 
-#include <algorithm>
-
 #include "cpu/attention/plan.h"
+#include "cpu/attention/sight.h"
 
 namespace moh::cpu {
 
@@ -19,20 +18,13 @@ T* at(void* tensor, const HeadStrides& strides, int64_t batch, int64_t head, int
   return const_cast<T*>(at<T>(static_cast<const void*>(tensor), strides, batch, head, token));
 }
 
-// The (query, q_head) pair of a place; see Task.
-struct Row {
-  int32_t query, head;
-};
-
 // What a task's rows are, for one call.
 struct TaskView {
   const AttentionArgs& args;
+  const Sights& sights;
   const Task& task;
   int32_t group = args.q_heads / args.kv_heads;
-  // That are filled: what lies behind them is never read.
-  int32_t keys = args.nonpad_kv_seqlen == nullptr
-                     ? args.keys
-                     : static_cast<int32_t>(args.nonpad_kv_seqlen[task.batch]);
+  int32_t keys = filled_keys(args, task.batch);
 
   Row row_at(int64_t place) const {
     if (group == 1) {  // as often as not; divisions would be felt with small heads
@@ -68,13 +60,14 @@ struct TaskView {
     return task.batch * args.mask.batch + row.head * args.mask.head + row.query * args.mask.query;
   }
 
-  // How many keys a query sees: all, or those up to its position.
-  int32_t visible_keys(Row row) const {
-    if (!args.causal) {
-      return keys;
-    }
-    const int64_t position = int64_t{row.query} + keys - args.queries;
-    return static_cast<int32_t>(std::clamp<int64_t>(position + 1, 0, keys));
+  // What a row sees.
+  const Sight& sight(Row row) const { return sights.at(task.batch, row); }
+  // The same where nothing is known about the size of scores.
+  Sight unbounded_sight(Row row) const {
+    const Sight& known = sight(row);
+    return known.bounded ? Sight{range_by_position(args, task.batch, row.query), true, false,
+                                 -std::numeric_limits<float>::infinity()}
+                         : known;
   }
 };
 

@@ -12,6 +12,7 @@
 #include "cpu/attention/addressing.h"
 #include "cpu/attention/few_rows-inl.h"
 #include "cpu/attention/plan.h"
+#include "cpu/attention/sights-inl.h"
 #include "cpu/attention/tiles-inl.h"
 #include "cpu/kernels.h"
 
@@ -39,19 +40,19 @@ void zero_other_rows(const TaskView& view) {
 
 // Products are of float32, or of `Rounded` where Compute::kBFloat16 allows it.
 template <class Rounded, typename T>
-void run_task(const AttentionArgs& args, Compute compute, const Task& task) {
+void run_task(const TaskView& view, Compute compute) {
   thread_local Scratch scratch;
-  zero_other_rows<T>({args, task});
-  if (task.row_count == 0) {
+  zero_other_rows<T>(view);
+  if (view.task.row_count == 0) {
     return;
   }
-  if (static_cast<size_t>(task.row_count) <= kFewRows) {
-    return FewRowsTask<T>(args, task, scratch).run();
+  if (static_cast<size_t>(view.task.row_count) <= kFewRows) {
+    return FewRowsTask<T>(view, scratch).run();
   }
   if (compute == Compute::kBFloat16) {
-    return TileTask<Rounded, T>(args, task, scratch).run();
+    return TileTask<Rounded, T>(view, scratch).run();
   }
-  TileTask<Float32Products, T>(args, task, scratch).run();
+  TileTask<Float32Products, T>(view, scratch).run();
 }
 
 // One call, as the threads see it.
@@ -59,16 +60,16 @@ template <class Rounded>
 struct Call {
   const AttentionArgs& args;
   Compute compute;
+  const Sights& sights;
   const Plan& plan;
   std::atomic<bool> out_of_memory{false};
 
   static void run_one(void* call, size_t i) {
     auto& self = *static_cast<Call*>(call);
-    const Task& task = self.plan.tasks()[i];
+    const TaskView view{self.args, self.sights, self.plan.tasks()[i]};
     try {
-      with_type(self.args.dtype, [&](auto type) {
-        run_task<Rounded, decltype(type)>(self.args, self.compute, task);
-      });
+      with_type(self.args.dtype,
+                [&](auto type) { run_task<Rounded, decltype(type)>(view, self.compute); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }
@@ -77,9 +78,11 @@ struct Call {
 
 template <class Rounded>
 void compute_attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+  thread_local SightMaker sight_maker;
   thread_local Plan plan;
-  plan.make(args, kTaskSizes);
-  Call<Rounded> call{args, compute, plan};
+  const Sights sights = sight_maker.make(args, parallel);
+  plan.make(args, sights, kTaskSizes);
+  Call<Rounded> call{args, compute, sights, plan};
   parallel(plan.tasks().size(), &Call<Rounded>::run_one, &call);
   if (call.out_of_memory) {
     throw std::bad_alloc();

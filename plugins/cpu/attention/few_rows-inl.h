@@ -119,21 +119,27 @@ HWY_NOINLINE void add_values(TensorRows<T> values, size_t count, size_t d, size_
 template <typename T>
 class FewRowsTask {
  public:
-  FewRowsTask(const AttentionArgs& args, const Task& task, Scratch& scratch)
-      : view_{args, task}, scratch_(scratch) {}
+  FewRowsTask(const TaskView& view, Scratch& scratch) : view_(view), scratch_(scratch) {}
 
   void run() {
     take_scratch();
     for (size_t row = 0; row < row_count_; ++row) {
       pack_query(row);
     }
-    const size_t keys = static_cast<size_t>(view_.visible_keys(rows_[row_count_ - 1]));
-    // Blocks are whole vectors, as what a mask hides is: a block's first vector is else part of
-    // one.
-    for (size_t begin = 0; begin < keys; begin += block_) {
-      const Keys seen = without_hidden_ends({begin, HWY_MIN(block_, keys - begin)});
-      for (size_t row = 0; seen.count != 0 && row < row_count_; row += kRowsAtOnce) {
-        with_rows(row, seen.begin, seen.count);
+    KeyRange seen = KeyRange::none();
+    for (size_t row = 0; row < row_count_; ++row) {
+      seen = seen.joined(sights_[row].range);
+    }
+    // Blocks end where they always do, and begin with a whole vector: which sums a score becomes
+    // part of depends on no mask.
+    const auto end = static_cast<size_t>(seen.end);
+    size_t begin = static_cast<size_t>(seen.first) / kLanes * kLanes;
+    for (size_t next; begin < end; begin = next) {
+      next = HWY_MIN(end, (begin / block_ + 1) * block_);
+      if (seen_by_any(begin, next)) {
+        for (size_t row = 0; row < row_count_; row += kRowsAtOnce) {
+          with_rows(row, begin, next - begin);
+        }
       }
     }
     for (size_t row = 0; row < row_count_; ++row) {
@@ -142,43 +148,18 @@ class FewRowsTask {
   }
 
  private:
-  struct Keys {
-    size_t begin, count;
-  };
-
   const AttentionArgs& args() const { return view_.args; }
 
-  // Leaves out what the mask hides from every row at either end, in whole vectors: the padding of
-  // a batch, or the room of a cache, is not read.
-  Keys without_hidden_ends(Keys keys) const {
-    if (args().mask.data == nullptr) {
-      return keys;
-    }
-    size_t first = 0, end = keys.count;
-    while (first < end && is_hidden(keys.begin + first, HWY_MIN(kLanes, end - first))) {
-      first += kLanes;
-    }
-    while (first < end) {
-      const size_t last = (end - 1) / kLanes * kLanes;
-      if (!is_hidden(keys.begin + last, end - last)) {
-        return {keys.begin + first, end - first};
-      }
-      end = last;
-    }
-    return {keys.begin, 0};
-  }
-
-  // Whether the mask hides each of `count` <= kLanes keys from every row.
-  bool is_hidden(size_t key, size_t count) const {
-    const DF df;
+  // False if the mask hides all keys [begin, end), such as the room between a prompt and what
+  // follows it in a cache.
+  bool seen_by_any(size_t begin, size_t end) const {
     for (size_t row = 0; row < row_count_; ++row) {
-      const VF bias = row_bias(args().mask, view_.mask_offset(rows_[row]), key, count);
-      const auto shown = hn::Not(hn::Eq(bias, hn::Set(df, -kInfinity)));
-      if (!hn::AllFalse(df, hn::And(hn::FirstN(df, count), shown))) {
-        return false;
+      if (!sights_[row].masked ||
+          mask_shows(args().mask, view_.mask_offset(rows_[row]), begin, end, sights_[row].least)) {
+        return true;
       }
     }
-    return true;
+    return false;
   }
 
   void take_scratch() {
@@ -198,6 +179,7 @@ class FewRowsTask {
   void pack_query(size_t row) {
     const DF df;
     rows_[row] = view_.row_at(view_.task.rows[row]);
+    sights_[row] = view_.unbounded_sight(rows_[row]);
     const T* from = view_.template query<T>(rows_[row]);
     const VF factor = hn::Set(df, args().scale * kLog2E);
     const auto size = static_cast<size_t>(args().head_dim);
@@ -268,13 +250,17 @@ class FewRowsTask {
   // Adds the mask, and hides the lanes from `count` on and the keys that the row does not see.
   VF biased(VF score, size_t row, size_t key, size_t count) const {
     const DF df;
-    if (args().mask.data != nullptr) {
-      const ptrdiff_t mask_row = view_.mask_offset(rows_[row]);
-      score = add_bias(score, row_bias(args().mask, mask_row, key, count));
+    const Sight& sight = sights_[row];
+    if (sight.masked) {
+      score = add_bias(score, row_bias(args().mask, view_.mask_offset(rows_[row]), key, count));
     }
-    const auto visible = static_cast<size_t>(view_.visible_keys(rows_[row]));
-    const size_t seen = visible <= key ? 0 : HWY_MIN(count, visible - key);
-    return hn::IfThenElse(hn::FirstN(df, seen), score, hn::Set(df, -kInfinity));
+    const auto lanes_before = [&](int32_t limit) {
+      return hn::FirstN(df, limit <= static_cast<int64_t>(key)
+                                ? 0
+                                : HWY_MIN(count, static_cast<size_t>(limit) - key));
+    };
+    const auto seen = hn::AndNot(lanes_before(sight.range.first), lanes_before(sight.range.end));
+    return hn::IfThenElse(seen, score, hn::Set(df, -kInfinity));
   }
 
   template <size_t kRows>
@@ -296,7 +282,7 @@ class FewRowsTask {
 
   void finish(size_t row) {
     const float gate = scalar_of(view_.template gate<T>(rows_[row]));
-    const bool blind = sum_[row] == 0.0f && sees_no_key(view_, rows_[row]);
+    const bool blind = sights_[row].range.empty();
     const VF factor = hn::Set(DF(), blind ? gate * 0.0f : gate / sum_[row]);
     const auto size = static_cast<size_t>(args().value_dim);
     T* to = view_.template output<T>(rows_[row]);
@@ -305,13 +291,14 @@ class FewRowsTask {
     }
   }
 
-  TaskView view_;
+  const TaskView& view_;
   Scratch& scratch_;
   size_t row_count_, block_, query_stride_, output_stride_;
   float* queries_;  // [row][feature], times scale * log2(e)
   float* outputs_;  // [row][feature], to be divided by `sum_`
   float* scores_;   // [row][key of the block]
   Row rows_[kFewRows];
+  Sight sights_[kFewRows];
   float largest_[kFewRows], sum_[kFewRows];
 };
 

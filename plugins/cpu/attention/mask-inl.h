@@ -65,23 +65,18 @@ HWY_INLINE VF row_bias(const AttentionMask& mask, ptrdiff_t row, size_t key, siz
   }
 }
 
-// Whether every key is hidden from a row, by its position or by the mask.
-inline bool sees_no_key(const TaskView& view, Row row) {
+// Whether a bias of keys [begin, end) of a row is above `least`, or NaN.
+inline bool mask_shows(const AttentionMask& mask, ptrdiff_t row, size_t begin, size_t end,
+                       float least) {
   const DF df;
-  const auto visible = static_cast<size_t>(view.visible_keys(row));
-  if (visible != 0 && view.args.mask.data == nullptr) {
-    return false;
-  }
-  for (size_t key = 0; key < visible; key += kLanes) {
-    const size_t count = HWY_MIN(kLanes, visible - key);
-    const VF bias = row_bias(view.args.mask, view.mask_offset(row), key, count);
-    const auto seen =
-        hn::And(hn::FirstN(df, count), hn::Not(hn::Eq(bias, hn::Set(df, -kInfinity))));
-    if (!hn::AllFalse(df, seen)) {
-      return false;
+  for (size_t key = begin; key < end; key += kLanes) {
+    const size_t count = HWY_MIN(kLanes, end - key);
+    const auto hidden = hn::Le(row_bias(mask, row, key, count), hn::Set(df, least));
+    if (!hn::AllFalse(df, hn::AndNot(hidden, hn::FirstN(df, count)))) {
+      return true;
     }
   }
-  return true;
+  return false;
 }
 
 // What a block of biases does to its scores. Decided for kLanes keys at a time.
@@ -93,24 +88,24 @@ struct MaskEffect {
 // NaN counts as seen and as a change. (Hence no Ne, which is false for NaN on some targets.)
 class MaskObserver {
  public:
-  HWY_INLINE MaskObserver() : seen_(hn::MaskFalse(DF())), changed_(hn::MaskFalse(DF())) {}
-  HWY_INLINE void observe(VF biases) {
+  HWY_INLINE MaskObserver() : hidden_(hn::Not(hn::MaskFalse(DF()))), neutral_(hidden_) {}
+  HWY_INLINE void observe(VF biases, VF least) {
     const DF df;
-    seen_ = hn::Or(seen_, hn::Not(hn::Eq(biases, hn::Set(df, -kInfinity))));
-    changed_ = hn::Or(changed_, hn::Not(hn::Eq(biases, hn::Zero(df))));
+    hidden_ = hn::And(hidden_, hn::Le(biases, least));
+    neutral_ = hn::And(neutral_, hn::Eq(biases, hn::Zero(df)));
   }
-  HWY_INLINE bool seen() const { return !hn::AllFalse(DF(), seen_); }
-  HWY_INLINE bool changed() const { return !hn::AllFalse(DF(), changed_); }
+  HWY_INLINE bool seen() const { return !hn::AllTrue(DF(), hidden_); }
+  HWY_INLINE bool neutral() const { return hn::AllTrue(DF(), neutral_); }
 
  private:
-  hn::Mask<DF> seen_, changed_;
+  hn::Mask<DF> hidden_, neutral_;
 };
 
 // biases[key][vector] of keys [key_begin, key_begin + key_count), for the rows that begin at `rows`
-// in the mask.
+// in the mask. A bias up to least[row] hides.
 template <typename M, size_t kWidth>
-MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
-                        size_t key_count, float* biases) {
+MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, const float* least,
+                        size_t key_begin, size_t key_count, float* biases) {
   const DF df;
   const auto* data = static_cast<const M*>(mask.data);
   const bool same_for_all_rows = mask.query == 0 && mask.head == 0;
@@ -127,6 +122,7 @@ MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t
       }
     }
     for (size_t v = 0; v < kWidth; ++v) {
+      const VF limit = hn::LoadU(df, least + v * kLanes);
       if (!same_for_all_rows) {
         for (size_t lane = 0; lane < kLanes; ++lane) {
           block[lane] = row_bias(mask, data + rows[v * kLanes + lane], key_begin + key, count);
@@ -134,11 +130,11 @@ MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t
         transpose(block);
       }
       for (size_t i = 0; i < count; ++i) {
-        observer.observe(block[i]);
+        observer.observe(block[i], limit);
         hn::Store(block[i], df, biases + ((key + i) * kWidth + v) * kLanes);
       }
     }
-    effect.neutral &= !observer.changed();
+    effect.neutral &= observer.neutral();
     if (observer.seen()) {
       effect.first_seen = HWY_MIN(effect.first_seen, key);
       effect.last_seen = key + count;
@@ -148,17 +144,17 @@ MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t
 }
 
 template <size_t kWidth>
-MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
-                        size_t key_count, float* biases) {
+MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, const float* least,
+                        size_t key_begin, size_t key_count, float* biases) {
   switch (mask.dtype) {
     case DType::kBool:
-      return write_biases<uint8_t, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<uint8_t, kWidth>(mask, rows, least, key_begin, key_count, biases);
     case DType::kFloat32:
-      return write_biases<float, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<float, kWidth>(mask, rows, least, key_begin, key_count, biases);
     case DType::kFloat16:
-      return write_biases<hwy::float16_t, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<hwy::float16_t, kWidth>(mask, rows, least, key_begin, key_count, biases);
     default:
-      return write_biases<hwy::bfloat16_t, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<hwy::bfloat16_t, kWidth>(mask, rows, least, key_begin, key_count, biases);
   }
 }
 

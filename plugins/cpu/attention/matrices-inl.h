@@ -54,22 +54,14 @@ struct MatrixProducts {
 constexpr size_t matrix_operands(size_t size) { return round_up((size + 1) / 2, kMatrixPairs); }
 constexpr size_t value_row_operands(size_t keys) { return matrix_operands(keys) + kMatrixPairs; }
 
-// Calls body(v) with the constants from kFrom to kTo.
-template <size_t kFrom, size_t kTo, class Body>
-HWY_INLINE void unrolled(const Body& body) {
-  if constexpr (kFrom < kTo) {
-    body(std::integral_constant<size_t, kFrom>());
-    unrolled<kFrom + 1, kTo>(body);
-  }
-}
-
-// sums[row][vector] (+)= left[row][pair] . right[pair][vector] for 16 rows and vectors [kFirst,
-// kWidth); `pairs` is a multiple of what a register takes.
-template <class Registers, size_t kWidth, size_t kFirst>
+// sums[row][vector] (+)= left[row][pair] . right[pair][vector] for 16 rows and kCount of
+// kWidth vectors, beginning with that which `right` and `sums` point to; `pairs` is a multiple of
+// what a register takes.
+template <class Registers, size_t kWidth, size_t kCount>
 HWY_INLINE void multiply(OperandRows<uint32_t> left, const float* right, size_t pairs, bool add,
                          float* sums) {
   constexpr auto kRowBytes = static_cast<ptrdiff_t>(kWidth * kLanes * sizeof(float));
-  unrolled<kFirst, kWidth>([&](auto v) HWY_ATTR {
+  unrolled<0, kCount>([&](auto v) HWY_ATTR {
     constexpr int kSum = kSums + static_cast<int>(v);
     if (add) {
       Registers::template load<kSum>(sums + v * kLanes, kRowBytes);
@@ -80,13 +72,13 @@ HWY_INLINE void multiply(OperandRows<uint32_t> left, const float* right, size_t 
   for (size_t pair = 0; pair < pairs; pair += kMatrixPairs) {
     Registers::template load<kLeft>(left.data + pair,
                                     left.stride * static_cast<ptrdiff_t>(sizeof(uint32_t)));
-    unrolled<kFirst, kWidth>([&](auto v) HWY_ATTR {
+    unrolled<0, kCount>([&](auto v) HWY_ATTR {
       constexpr int kVector = static_cast<int>(v);
       Registers::template load<kRight + kVector>(right + (pair * kWidth + v) * kLanes, kRowBytes);
       Registers::template multiply_add<kSums + kVector, kRight + kVector>();
     });
   }
-  unrolled<kFirst, kWidth>([&](auto v) HWY_ATTR {
+  unrolled<0, kCount>([&](auto v) HWY_ATTR {
     Registers::template store<kSums + static_cast<int>(v)>(sums + v * kLanes, kRowBytes);
   });
 }
@@ -138,18 +130,17 @@ HWY_INLINE OperandRows<uint32_t> matrix_values(const T* rows, ptrdiff_t stride, 
 
 // largest = max over the products of `count` keys, which are moved to `scores` where they are
 // elsewhere; with kAdd they are added to what is there.
-template <size_t kWidth, size_t kFirst, bool kMove, bool kAdd>
-HWY_INLINE void take_scores(const float* products, size_t count, float* scores,
-                            VF (&largest)[kWidth]) {
+template <size_t kWidth, size_t kCount, bool kMove, bool kAdd>
+HWY_INLINE void take_scores(const float* products, size_t count, float* scores, VF* largest) {
   const DF df;
-  VF most[kWidth];  // in registers: `largest` may be what a score is stored to, for all GCC knows
+  VF most[kCount];  // in registers: `largest` may be what a score is stored to, for all GCC knows
 #pragma GCC unroll 3
-  for (size_t v = kFirst; v < kWidth; ++v) {
+  for (size_t v = 0; v < kCount; ++v) {
     most[v] = largest[v];
   }
   for (size_t row = 0; row < count; ++row) {
 #pragma GCC unroll 3
-    for (size_t v = kFirst; v < kWidth; ++v) {
+    for (size_t v = 0; v < kCount; ++v) {
       const size_t at = (row * kWidth + v) * kLanes;
       VF score = hn::Load(df, products + at);
       if constexpr (kAdd) {
@@ -162,42 +153,48 @@ HWY_INLINE void take_scores(const float* products, size_t count, float* scores,
     }
   }
 #pragma GCC unroll 3
-  for (size_t v = kFirst; v < kWidth; ++v) {
+  for (size_t v = 0; v < kCount; ++v) {
     largest[v] = most[v];
   }
 }
 
 // score_range of products-inl.h. Where scores are added to what is there, or are not those of 16
 // keys, they go by way of `strip`, which has room for 16.
-template <class Registers, size_t kWidth, size_t kFirst, bool kAdd>
+template <class Registers, size_t kWidth, size_t kCount, bool kAdd>
 HWY_INLINE void score_in_matrices(OperandRows<uint32_t> keys, const float* queries, size_t pairs,
                                   size_t begin, size_t end, float* scores, float* strip,
-                                  VF (&largest)[kWidth]) {
+                                  VF* largest) {
   for (size_t key = begin; key < end; key += kMatrixRows) {
     const size_t count = HWY_MIN(kMatrixRows, end - key);
     float* const to = scores + key * kWidth * kLanes;
     const bool in_place = !kAdd && count == kMatrixRows;
-    multiply<Registers, kWidth, kFirst>(keys.from(key), queries, pairs, false,
+    multiply<Registers, kWidth, kCount>(keys.from(key), queries, pairs, false,
                                         in_place ? to : strip);
     if (in_place) {
-      take_scores<kWidth, kFirst, false, false>(to, count, to, largest);
+      take_scores<kWidth, kCount, false, false>(to, count, to, largest);
     } else {
-      take_scores<kWidth, kFirst, true, kAdd>(strip, count, to, largest);
+      take_scores<kWidth, kCount, true, kAdd>(strip, count, to, largest);
     }
   }
 }
 
-// outputs[feature][vector] = outputs * decay + values * weights for all features. Vector v weighs
-// the keys before ends[v]; behind them its weights, in pairs of keys, are made zeros.
+// outputs[feature][vector] = outputs * decay + values * weights for all features. Weights of the
+// keys that a vector does not compute, in pairs, are made zeros.
 template <class Registers, size_t kWidth>
 HWY_INLINE void weigh_in_matrices(OperandRows<uint32_t> values, float* weights,
-                                  const size_t (&ends)[kWidth], const VF (&decay)[kWidth],
+                                  const Spans<kWidth>& spans, const VF (&decay)[kWidth],
                                   bool first_block, size_t features, float* outputs) {
   const DF df;
-  const size_t pairs = matrix_operands(ends[kWidth - 1]);
+  // Registers may begin with any pair, and take what they need behind the last.
+  const size_t begin = spans.begins[0] / 2;
+  const size_t pairs = round_up((spans.ends[kWidth - 1] + 1) / 2 - begin, kMatrixPairs);
+  values.data += begin;
+  weights += begin * kWidth * kLanes;
   for (size_t v = 0; v < kWidth; ++v) {
-    for (size_t pair = (ends[v] + 1) / 2; pair < pairs; ++pair) {
-      hn::Store(hn::Zero(df), df, weights + (pair * kWidth + v) * kLanes);
+    for (size_t pair = begin; pair < begin + pairs; ++pair) {
+      if (2 * pair < spans.begins[v] || 2 * pair >= spans.ends[v]) {
+        hn::Store(hn::Zero(df), df, weights + ((pair - begin) * kWidth + v) * kLanes);
+      }
     }
   }
   if (!first_block) {
@@ -211,8 +208,8 @@ HWY_INLINE void weigh_in_matrices(OperandRows<uint32_t> values, float* weights,
   }
   for (size_t d = 0; d < features; d += kMatrixRows) {
     const auto row = static_cast<ptrdiff_t>(d);
-    multiply<Registers, kWidth, 0>({values.data + row * values.stride, values.stride}, weights,
-                                   pairs, !first_block, outputs + d * kWidth * kLanes);
+    multiply<Registers, kWidth, kWidth>({values.data + row * values.stride, values.stride}, weights,
+                                        pairs, !first_block, outputs + d * kWidth * kLanes);
   }
 }
 

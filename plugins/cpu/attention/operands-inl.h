@@ -22,7 +22,7 @@ namespace HWY_NAMESPACE {
 // so this depends on the number of keys alone.
 inline size_t keys_per_block(size_t keys, size_t most) {
   const size_t blocks = HWY_MAX(size_t{1}, (keys + most - 1) / most);
-  return round_up((keys + blocks - 1) / blocks, 2 * kStep);
+  return round_up(HWY_MAX(size_t{1}, (keys + blocks - 1) / blocks), 2 * kStep);
 }
 
 // kLanes rows of `size` elements, times `factor`, to panel[feature][vector]; `panel` points to the

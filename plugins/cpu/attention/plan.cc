@@ -37,17 +37,24 @@ void list_open(const AttentionArgs& args, const Gate* gates, int32_t* rows, int3
 
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// That a row of the task sees.
-int64_t most_keys(const AttentionArgs& args, const Task& task) {
-  const TaskView view{args, task};
-  return task.row_count == 0 ? 0 : view.visible_keys(view.row_at(task.rows[task.row_count - 1]));
+// About how many keys the rows of a task see together, by a few of them.
+int64_t cost(const TaskView& view) {
+  constexpr int64_t kSamples = 4;
+  const int64_t count = view.task.row_count;
+  int64_t keys = 0;
+  for (int64_t i = 0; count != 0 && i < kSamples; ++i) {
+    const int32_t place = view.task.rows[(2 * i + 1) * count / (2 * kSamples)];
+    keys += view.unbounded_sight(view.row_at(place)).range.size();
+  }
+  return count * keys;
 }
 
 }  // namespace
 
-void Plan::make(const AttentionArgs& args, const TaskSizes& sizes) {
+void Plan::make(const AttentionArgs& args, const Sights& sights, const TaskSizes& sizes) {
   list_rows(args);
   divide(args, sizes);
+  sort(args, sights);
 }
 
 void Plan::list_rows(const AttentionArgs& args) {
@@ -91,22 +98,22 @@ void Plan::divide(const AttentionArgs& args, const TaskSizes& sizes) {
       tasks_.push_back({static_cast<int32_t>(list / args.kv_heads),
                         static_cast<int32_t>(list % args.kv_heads), rows + begin, end - begin,
                         begin == 0 ? 0 : int64_t{rows[begin - 1]} + 1,
-                        last ? static_cast<int64_t>(capacity) : int64_t{rows[end - 1]} + 1});
+                        last ? static_cast<int64_t>(capacity) : int64_t{rows[end - 1]} + 1, 0});
       begin = end;
     }
   }
-  // Tasks of one cost stay in the order of heads, whose data lie side by side. Where batches are
-  // filled to different lengths, a task costs what it reads; a causal one, about what its place
-  // says.
-  if (!args.causal && args.nonpad_kv_seqlen == nullptr) {
+}
+
+// Tasks of one cost stay in the order of heads, whose data lie side by side.
+void Plan::sort(const AttentionArgs& args, const Sights& sights) {
+  if (sights.batch == 0 && sights.head == 0 && sights.query == 0) {
     return;
   }
-  const auto cost = [&args](const Task& task) {
-    return task.row_count *
-           (args.nonpad_kv_seqlen == nullptr ? task.zero_end : most_keys(args, task));
-  };
+  for (Task& task : tasks_) {
+    task.cost = cost({args, sights, task});
+  }
   std::stable_sort(tasks_.begin(), tasks_.end(),
-                   [&cost](const Task& a, const Task& b) { return cost(a) > cost(b); });
+                   [](const Task& a, const Task& b) { return a.cost > b.cost; });
 }
 
 }  // namespace moh::cpu

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/attention/sight.h"
 #include "moh/attention.h"
 
 namespace moh::cpu {
@@ -17,6 +18,7 @@ struct Task {
   const int32_t* rows;           // places, ascending
   int32_t row_count;             // 0: nobody chose these heads
   int64_t zero_begin, zero_end;  // places in this range that are not in `rows` are to be zeroed
+  int64_t cost;                  // where tasks are sorted by it
 };
 
 // How large tasks should be, in rows.
@@ -32,16 +34,17 @@ class Plan {
  public:
   // Reads the gates. Depends on the arguments only, never on the number of threads. Throws
   // std::bad_alloc.
-  void make(const AttentionArgs& args, const TaskSizes& sizes);
+  void make(const AttentionArgs& args, const Sights& sights, const TaskSizes& sizes);
 
-  // In the order of heads; where they differ in how many keys they see, the longest first, so that
-  // threads finish together.
+  // In the order of heads; where rows differ in how many keys they see, the longest task first, so
+  // that threads finish together.
   const std::vector<Task>& tasks() const { return tasks_; }
 
  private:
   void list_rows(const AttentionArgs& args);
   int32_t most_rows(const TaskSizes& sizes) const;
   void divide(const AttentionArgs& args, const TaskSizes& sizes);
+  void sort(const AttentionArgs& args, const Sights& sights);
 
   std::vector<int32_t> rows_;    // [batch, kv_head, queries * group], with unused ends
   std::vector<int32_t> counts_;  // [batch, kv_head]

@@ -12,6 +12,7 @@
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/simd/vector-inl.h"
 
@@ -64,6 +65,15 @@ struct BFloat16Products {
 };
 #endif
 
+// Calls body(v) with the constants from kFrom to kTo.
+template <size_t kFrom, size_t kTo, class Body>
+HWY_INLINE void unrolled(const Body& body) {
+  if constexpr (kFrom < kTo) {
+    body(std::integral_constant<size_t, kFrom>());
+    unrolled<kFrom + 1, kTo>(body);
+  }
+}
+
 // Rows of operands in memory: row i starts at data + i * stride.
 template <typename Operand>
 struct OperandRows {
@@ -74,26 +84,27 @@ struct OperandRows {
   }
 };
 
-// scores[key][vector] (+)= keys . queries for kKeys keys and vectors [kFirst, kWidth) of the tile;
-// largest = max over keys. With kAdd, the scores in memory (a bias) are added. Not inlined: the
-// accumulators need the registers to themselves.
-template <class Products, size_t kKeys, size_t kWidth, size_t kFirst, bool kAdd>
+// scores[key][vector] (+)= keys . queries for kKeys keys and kCount of the kWidth vectors of a
+// tile, beginning with that which `queries`, `scores` and `largest` point to; largest = max over
+// keys. With kAdd, the scores in memory (a bias) are added. Not inlined: the accumulators need the
+// registers to themselves.
+template <class Products, size_t kKeys, size_t kWidth, size_t kCount, bool kAdd>
 HWY_NOINLINE void score_keys(OperandRows<typename Products::Operand> keys,
                              const float* HWY_RESTRICT queries, size_t depth,
-                             float* HWY_RESTRICT scores, VF (&largest)[kWidth]) {
+                             float* HWY_RESTRICT scores, VF* largest) {
   const DF df;
-  VF sums[kKeys][kWidth];
+  VF sums[kKeys][kCount];
 #pragma GCC unroll 8
   for (size_t key = 0; key < kKeys; ++key) {
 #pragma GCC unroll 3
-    for (size_t v = kFirst; v < kWidth; ++v) {
+    for (size_t v = 0; v < kCount; ++v) {
       sums[key][v] = hn::Zero(df);
     }
   }
   for (size_t d = 0; d < depth; ++d) {
-    VF query[kWidth];
+    VF query[kCount];
 #pragma GCC unroll 3
-    for (size_t v = kFirst; v < kWidth; ++v) {
+    for (size_t v = 0; v < kCount; ++v) {
       query[v] = hn::Load(df, queries + (d * kWidth + v) * kLanes);
     }
 #pragma GCC unroll 8
@@ -101,13 +112,13 @@ HWY_NOINLINE void score_keys(OperandRows<typename Products::Operand> keys,
       const auto broadcast =
           keys.data[static_cast<ptrdiff_t>(key) * keys.stride + static_cast<ptrdiff_t>(d)];
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) {
+      for (size_t v = 0; v < kCount; ++v) {
         sums[key][v] = Products::mul_add(query[v], broadcast, sums[key][v]);
       }
     }
   }
 #pragma GCC unroll 3
-  for (size_t v = kFirst; v < kWidth; ++v) {
+  for (size_t v = 0; v < kCount; ++v) {
     VF max = largest[v];
 #pragma GCC unroll 8
     for (size_t key = 0; key < kKeys; ++key) {
@@ -121,16 +132,15 @@ HWY_NOINLINE void score_keys(OperandRows<typename Products::Operand> keys,
 }
 
 // The same for keys [begin, end).
-template <class Products, size_t kWidth, size_t kFirst, bool kAdd>
+template <class Products, size_t kWidth, size_t kCount, bool kAdd>
 HWY_INLINE void score_range(OperandRows<typename Products::Operand> keys, const float* queries,
-                            size_t depth, size_t begin, size_t end, float* scores,
-                            VF (&largest)[kWidth]) {
+                            size_t depth, size_t begin, size_t end, float* scores, VF* largest) {
   constexpr size_t kHalf = kStep / 2;
   size_t key = begin;
   const auto step = [&](auto keys_at_once) HWY_ATTR {
     constexpr size_t kKeys = decltype(keys_at_once)::value;
     for (; key + kKeys <= end; key += kKeys) {
-      score_keys<Products, kKeys, kWidth, kFirst, kAdd>(keys.from(key), queries, depth,
+      score_keys<Products, kKeys, kWidth, kCount, kAdd>(keys.from(key), queries, depth,
                                                         scores + key * kWidth * kLanes, largest);
     }
   };
@@ -139,66 +149,112 @@ HWY_INLINE void score_range(OperandRows<typename Products::Operand> keys, const 
   step(std::integral_constant<size_t, 1>());
 }
 
-// scores -> 2^(scores - largest) for keys [begin, end), added up in `sums`. bfloat16 weights are
-// packed in pairs of keys, in place: row key / 2 takes keys `key` and `key + 1`; `begin` is even.
-template <class Products, size_t kWidth, size_t kFirst>
+// scores -> 2^(scores - largest) for keys [begin, end) and kCount vectors, added up in `sums`.
+// bfloat16 weights are packed in pairs of keys, in place: row key / 2 takes keys `key` and `key +
+// 1`; `begin` is even.
+template <class Products, size_t kWidth, size_t kCount>
 HWY_INLINE void exponentiate_range(size_t begin, size_t end, float* HWY_RESTRICT scores,
-                                   const VF (&largest)[kWidth], VF (&sums)[kWidth]) {
+                                   const VF* largest, VF* sums) {
   const DF df;
+  VF most[kCount], sum[kCount];  // in registers
+#pragma GCC unroll 3
+  for (size_t v = 0; v < kCount; ++v) {
+    most[v] = largest[v];
+    sum[v] = sums[v];
+  }
   const auto weigh = [&](size_t key, size_t v) HWY_ATTR {
-    const VF score = hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), largest[v]);
+    const VF score = hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), most[v]);
     const VF weight = Products::kDepth == 1 ? exp2(score) : exp2_for_bfloat16(score);
-    sums[v] = hn::Add(sums[v], weight);
+    sum[v] = hn::Add(sum[v], weight);
     return weight;
   };
   if constexpr (Products::kDepth == 1) {
     for (size_t key = begin; key < end; ++key) {
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) {
+      for (size_t v = 0; v < kCount; ++v) {
         hn::Store(weigh(key, v), df, scores + (key * kWidth + v) * kLanes);
       }
     }
   } else {
     for (size_t key = begin; key < end; key += 2) {
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) {
+      for (size_t v = 0; v < kCount; ++v) {
         const VF first = weigh(key, v);
         const VF second = key + 1 < end ? weigh(key + 1, v) : hn::Zero(df);
         hn::Store(Products::pack(first, second), df, scores + (key / 2 * kWidth + v) * kLanes);
       }
     }
   }
+#pragma GCC unroll 3
+  for (size_t v = 0; v < kCount; ++v) {
+    sums[v] = sum[v];
+  }
 }
 
-// Adds values * weights over rows [begin, end) of operands to kFeatures x [kFirst, kWidth) sums.
-template <class Products, size_t kFeatures, size_t kWidth, size_t kFirst>
+// Keys [begin, end) of a block.
+struct KeySpan {
+  size_t begin, end;
+};
+
+// Keys [begins[v], ends[v]) of a block are what vector v of a tile computes; neither decreases with
+// v, so that the vectors that compute a key are neighbours.
+template <size_t kWidth>
+struct Spans {
+  size_t begins[kWidth], ends[kWidth];
+
+  // Calls visit(first, count, begin, end) with neighbours and the keys that they compute and no
+  // other vector; each vector has its keys in their order. `first` and `count` are constants.
+  template <class Visit>
+  HWY_INLINE void for_each(const Visit& visit) const {
+    unrolled<0, kWidth>([&](auto first) HWY_ATTR {
+      unrolled<1, kWidth - first + 1>([&](auto count) HWY_ATTR {
+        constexpr size_t kFirst = first, kNext = kFirst + count;
+        size_t begin = begins[kNext - 1], end = ends[kFirst];
+        if constexpr (kFirst > 0) {
+          begin = HWY_MAX(begin, ends[kFirst - 1]);
+        }
+        if constexpr (kNext < kWidth) {
+          end = HWY_MIN(end, begins[kNext]);
+        }
+        if (begin < end) {
+          visit(first, count, begin, end);
+        }
+      });
+    });
+  }
+};
+
+// Adds values * weights over rows [begin, end) of operands to kFeatures x [kFirst, kFirst + kCount)
+// sums.
+template <class Products, size_t kFeatures, size_t kWidth, size_t kFirst, size_t kCount>
 HWY_INLINE void weigh_range(OperandRows<typename Products::Operand> values,
                             const float* HWY_RESTRICT weights, size_t begin, size_t end,
                             VF (&sums)[kFeatures][kWidth]) {
   const DF df;
-  for (size_t row = begin; row < end; ++row) {
-    VF weight[kWidth];
+  // Pointers that move: GCC would multiply row by stride for each row.
+  const auto* HWY_RESTRICT value = values.data + static_cast<ptrdiff_t>(begin) * values.stride;
+  weights += (begin * kWidth + kFirst) * kLanes;
+  for (size_t row = begin; row < end; ++row, value += values.stride, weights += kWidth * kLanes) {
+    VF weight[kCount];
 #pragma GCC unroll 3
-    for (size_t v = kFirst; v < kWidth; ++v) {
-      weight[v] = hn::Load(df, weights + (row * kWidth + v) * kLanes);
+    for (size_t v = 0; v < kCount; ++v) {
+      weight[v] = hn::Load(df, weights + v * kLanes);
     }
-    const auto* HWY_RESTRICT value = values.data + static_cast<ptrdiff_t>(row) * values.stride;
 #pragma GCC unroll 8
     for (size_t d = 0; d < kFeatures; ++d) {
       const auto broadcast = value[d];
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) {
-        sums[d][v] = Products::mul_add(weight[v], broadcast, sums[d][v]);
+      for (size_t v = 0; v < kCount; ++v) {
+        sums[d][kFirst + v] = Products::mul_add(weight[v], broadcast, sums[d][kFirst + v]);
       }
     }
   }
 }
 
-// outputs[feature][vector] = outputs * decay + values * weights for kFeatures features. Vector v
-// weighs the keys before ends[v], which do not decrease with v.
+// outputs[feature][vector] = outputs * decay + values * weights for kFeatures features.
 template <class Products, size_t kFeatures, size_t kWidth>
 HWY_NOINLINE void weigh_features(OperandRows<typename Products::Operand> values,
-                                 const float* weights, const size_t (&ends)[kWidth],
+                                 const float* weights, const Spans<kWidth>& spans,
                                  const VF (&decay)[kWidth], bool first_block, float* outputs) {
   const DF df;
   VF sums[kFeatures][kWidth];
@@ -212,15 +268,10 @@ HWY_NOINLINE void weigh_features(OperandRows<typename Products::Operand> values,
     }
   }
   const auto rows = [](size_t keys) { return (keys + Products::kDepth - 1) / Products::kDepth; };
-  weigh_range<Products, kFeatures, kWidth, 0>(values, weights, 0, rows(ends[0]), sums);
-  if constexpr (kWidth > 1) {
-    weigh_range<Products, kFeatures, kWidth, 1>(values, weights, rows(ends[0]), rows(ends[1]),
-                                                sums);
-  }
-  if constexpr (kWidth > 2) {
-    weigh_range<Products, kFeatures, kWidth, 2>(values, weights, rows(ends[1]), rows(ends[2]),
-                                                sums);
-  }
+  spans.for_each([&](auto first, auto count, size_t begin, size_t end) HWY_ATTR {
+    weigh_range<Products, kFeatures, kWidth, first, count>(values, weights, rows(begin), rows(end),
+                                                           sums);
+  });
 #pragma GCC unroll 8
   for (size_t d = 0; d < kFeatures; ++d) {
 #pragma GCC unroll 3

@@ -9,6 +9,7 @@
 #include "cpu/attention/matrices-inl.h"
 #include "cpu/attention/operands-inl.h"
 #include "cpu/attention/products-inl.h"
+#include "cpu/attention/sight.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/vector-inl.h"
 
@@ -25,32 +26,32 @@ struct Tile {
   bool fresh;      // nothing is in `outputs` yet
   VF largest[kMaxVectors];
   VF sum[kMaxVectors];
-  int32_t visible[kMaxVectors][kLanes];       // keys that the row sees
+  KeyRange ranges[kMaxVectors * kLanes];      // keys that the row sees
+  KeyRange seen[kMaxVectors];                 // that some row of the vector sees
+  KeyRange shared;                            // that all rows of the tile see
+  bool masked;                                // attn_mask does something to a key that a row sees
   ptrdiff_t mask_rows[kMaxVectors * kLanes];  // where the row begins in attn_mask
+  float least[kMaxVectors * kLanes];          // biases of the row up to it hide
+};
 
-  int32_t fewest_visible() const { return visible[0][0]; }
-  int32_t most_visible(size_t v) const { return visible[v][kLanes - 1]; }
+using DI = hn::RebindToSigned<DF>;
+
+// What the rows of a vector see, in lanes.
+struct VectorRanges {
+  hn::Vec<DI> first, end;
+  HWY_INLINE VectorRanges(const Tile& tile, size_t v) {
+    hn::LoadInterleaved2(DI(), &tile.ranges[v * kLanes].first, first, end);
+  }
 };
 
 // Keys and values of one block, and room for the scores of one tile with them.
-template <class Products>
-struct Block {
-  OperandRows<typename Products::Operand> keys, values;
+struct BlockKeys {
   size_t begin, count;
   float* scores;  // [key][vector][lane]
-
-  // Leaves out the first `keys`, an even number.
-  void skip(size_t skipped, size_t width) {
-    keys = keys.from(skipped);
-    if constexpr (Products::kInMatrices) {
-      values.data += skipped / Products::kDepth;
-    } else {
-      values = values.from(skipped / Products::kDepth);
-    }
-    scores += skipped * width * kLanes;
-    begin += skipped;
-    count -= skipped;
-  }
+};
+template <class Products>
+struct Block : BlockKeys {
+  OperandRows<typename Products::Operand> keys, values;
 };
 
 // What a task needs room for, in numbers and operands.

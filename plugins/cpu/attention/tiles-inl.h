@@ -12,6 +12,8 @@
 #include "cpu/attention/matrices-inl.h"
 #include "cpu/attention/operands-inl.h"
 #include "cpu/attention/products-inl.h"
+#include "cpu/attention/sights-inl.h"
+#include "cpu/attention/spans-inl.h"
 #include "cpu/attention/tile_memory-inl.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
@@ -25,20 +27,26 @@ constexpr size_t kTilesPerTask = 32;
 template <class Products, typename T>
 class TileTask {
  public:
-  TileTask(const AttentionArgs& args, const Task& task, Scratch& scratch)
-      : view_{args, task}, scratch_(scratch) {}
+  TileTask(const TaskView& view, Scratch& scratch) : view_(view), scratch_(scratch) {}
 
   void run() {
     take_scratch();
-    const auto last_row = view_.row_at(view_.task.rows[view_.task.row_count - 1]);
-    const auto keys = static_cast<size_t>(view_.visible_keys(last_row));
     const size_t step = keys_per_block(static_cast<size_t>(view_.keys), Products::kMostKeys);
-    prefetch_in_place(0, HWY_MIN(step, keys));
+    const auto first_seen = view_.sight(view_.row_at(view_.task.rows[0])).range.first;
+    const size_t likely = static_cast<size_t>(HWY_MIN(first_seen, view_.keys)) / step * step;
+    prefetch_in_place(likely, HWY_MIN(likely + step, static_cast<size_t>(view_.keys)));
     pack_tiles();
+    KeyRange seen = KeyRange::none();
+    for (size_t t = 0; t < tile_count_; ++t) {
+      for (size_t v = 0; v < tiles_[t].vectors; ++v) {
+        seen = seen.joined(tiles_[t].seen[v]);
+      }
+    }
     [[maybe_unused]] const typename Products::Registers registers;
-    for (size_t begin = 0; begin < keys; begin += step) {
-      const Block<Products> block = read_block(begin, HWY_MIN(step, keys - begin));
-      const size_t next = begin + block.count, next_count = HWY_MIN(step, keys - next);
+    const auto end = static_cast<size_t>(seen.end);
+    for (size_t begin = static_cast<size_t>(seen.first) / step * step; begin < end; begin += step) {
+      const Block<Products> block = read_block(begin, HWY_MIN(step, end - begin));
+      const size_t next = begin + block.count, next_count = HWY_MIN(step, end - next);
       for (size_t t = 0; t < tile_count_; ++t) {
         prefetch_in_place(next + next_count * t / tile_count_,
                           next + next_count * (t + 1) / tile_count_);
@@ -89,13 +97,67 @@ class TileTask {
       tile.fresh = true;
       places += tile.row_count;
       rows_left -= tile.row_count;
+      // The lanes behind the last row repeat it.
+      for (size_t i = 0; i < tile.vectors * kLanes; ++i) {
+        rows_[i] = view_.row_at(tile.places[HWY_MIN(i, tile.row_count - 1)]);
+      }
       for (size_t v = 0; v < tile.vectors; ++v) {
         for_next_rows(tile, v, [this](Row row) {
           prefetch_row(view_.template query<T>(row), static_cast<size_t>(args().head_dim));
         });
         pack_vector(tile, v);
       }
+      look(tile);
     }
+  }
+
+  // What the rows see, each vector and all of them.
+  void look(Tile& tile) const {
+    const size_t count = tile.vectors * kLanes;
+    const bool has_mask = args().mask.data != nullptr;
+    bool bounded = false;
+    tile.masked = false;
+    const auto keep = [&](size_t i, const Sight& sight) {
+      tile.ranges[i] = sight.range;
+      if (has_mask) {
+        bounded = bounded || sight.bounded;
+        tile.masked = tile.masked || sight.masked;
+        tile.mask_rows[i] = view_.mask_offset(rows_[i]);
+        tile.least[i] = sight.least;
+      }
+    };
+    for (size_t i = 0; i < count; ++i) {
+      keep(i, view_.sight(rows_[i]));
+    }
+    if (bounded && !scores_are_bounded(count)) {
+      for (size_t i = 0; i < count; ++i) {
+        keep(i, view_.unbounded_sight(rows_[i]));
+      }
+    }
+    const DI di;
+    auto last_first = hn::Zero(di), first_end = hn::Set(di, view_.keys);
+    for (size_t v = 0; v < tile.vectors; ++v) {
+      const VectorRanges ranges(tile, v);
+      tile.seen[v] = {hn::ReduceMin(di, ranges.first), hn::ReduceMax(di, ranges.end)};
+      last_first = hn::Max(last_first, ranges.first);
+      first_end = hn::Min(first_end, ranges.end);
+    }
+    tile.shared = {hn::ReduceMax(di, last_first), hn::ReduceMin(di, first_end)};
+  }
+
+  // Whether finite biases hide what they hide, given the queries of the first `count` of `rows_`
+  // and all keys.
+  bool scores_are_bounded(size_t count) const {
+    const auto head = static_cast<ptrdiff_t>(view_.task.batch) * args().kv_heads;
+    const float keys = view_.sights.longest_keys[head + view_.task.kv_head];
+    if (!(keys < kInfinity)) {
+      return false;
+    }
+    Longest queries;
+    for (size_t i = 0; i < count; ++i) {
+      queries.add(view_.template query<T>(rows_[i]), static_cast<size_t>(args().head_dim));
+    }
+    return far_is_enough(queries.norm() * std::fabs(args().scale) * kLog2E, keys);
   }
 
   // Calls visit(row) for each row of the vector behind vector v, which may be of the next tile.
@@ -121,10 +183,7 @@ class TileTask {
   void pack_vector(Tile& tile, size_t v) {
     const T* queries[kLanes];
     for (size_t lane = 0; lane < kLanes; ++lane) {
-      const Row row = view_.row_at(tile.places[HWY_MIN(v * kLanes + lane, tile.row_count - 1)]);
-      queries[lane] = view_.template query<T>(row);
-      tile.visible[v][lane] = view_.visible_keys(row);
-      tile.mask_rows[v * kLanes + lane] = view_.mask_offset(row);
+      queries[lane] = view_.template query<T>(rows_[v * kLanes + lane]);
     }
     pack_rows<Products>(queries, static_cast<size_t>(args().head_dim), args().scale * kLog2E,
                         tile.vectors, tile.queries + v * kLanes);
@@ -142,164 +201,112 @@ class TileTask {
     const auto key = static_cast<int64_t>(begin);
     const auto head_dim = static_cast<size_t>(args().head_dim),
                value_dim = static_cast<size_t>(args().value_dim);
+    const BlockKeys block{begin, count, scores_};
     if constexpr (Products::kInMatrices) {
-      const size_t block = keys_per_block(static_cast<size_t>(view_.keys), Products::kMostKeys);
+      const size_t room = keys_per_block(static_cast<size_t>(view_.keys), Products::kMostKeys);
       return {
+          block,
           matrix_keys(view_.template key<T>(key), args().key_strides.token, count, head_dim, keys_),
           matrix_values<Products>(view_.template value<T>(key), args().value_strides.token, count,
-                                  value_dim, value_row_operands(block), values_),
-          begin, count, scores_};
+                                  value_dim, value_row_operands(room), values_)};
     } else {
-      return {key_operands<Products>(view_.template key<T>(key), args().key_strides.token, count,
+      return {block,
+              key_operands<Products>(view_.template key<T>(key), args().key_strides.token, count,
                                      head_dim, keys_),
               value_operands<Products>(view_.template value<T>(key), args().value_strides.token,
-                                       count, value_dim, values_),
-              begin, count, scores_};
+                                       count, value_dim, values_)};
     }
   }
 
   void with_width(Tile& tile, const Block<Products>& block) {
     switch (tile.vectors) {
       case 1:
-        return mask<1>(tile, block);
+        return attend<1>(tile, block);
       case 2:
-        return mask<2>(tile, block);
+        return attend<2>(tile, block);
       default:
-        return mask<kMaxVectors>(tile, block);
+        return attend<kMaxVectors>(tile, block);
     }
   }
 
-  // Leaves out what the mask hides from every row of the tile.
   template <size_t kWidth>
-  void mask(Tile& tile, Block<Products> block) {
-    if (tile.most_visible(kWidth - 1) <= static_cast<int64_t>(block.begin)) {
+  void attend(Tile& tile, const Block<Products>& block) {
+    KeySpan keys = seen_keys<kWidth>(tile, block);
+    bool biased = false;
+    if (tile.masked && keys.begin < keys.end) {
+      keys = apply_mask<kWidth>(args().mask, tile, block, keys, biased);
+    }
+    if (keys.begin >= keys.end) {
       return;
     }
-    if (args().mask.data == nullptr) {
-      return attend<kWidth>(tile, block, false);
-    }
-    const MaskEffect effect =
-        write_biases<kWidth>(args().mask, tile.mask_rows, block.begin, block.count, block.scores);
-    if (effect.last_seen == 0) {
-      return;
-    }
-    block.count = effect.last_seen;
-    block.skip(effect.first_seen, kWidth);
-    attend<kWidth>(tile, block, !effect.neutral);
-  }
-
-  template <size_t kWidth>
-  void attend(Tile& tile, const Block<Products>& block, bool biased) {
-    size_t ends[kWidth];  // of the keys that vector v looks at
-    for (size_t v = 0; v < kWidth; ++v) {
-      ends[v] = keys_to_compute(tile.most_visible(v), block);
-    }
-    if (ends[kWidth - 1] == 0) {
-      return;
-    }
-    const size_t plain = biased ? 0 : HWY_MIN(ends[0], seen_by_all(tile, block));
-    if (args().causal) {
-      hide_later_keys<kWidth>(tile, block, plain, ends[kWidth - 1], biased);
+    const Spans<kWidth> spans = spans_within<kWidth>(tile, block, keys);
+    KeySpan plain = keys_of_all(tile, block, keys);  // without biases
+    hide_unseen<kWidth>(tile, block, {keys.begin, plain.begin}, biased);
+    hide_unseen<kWidth>(tile, block, {plain.end, keys.end}, biased);
+    if (biased) {
+      plain = {keys.end, keys.end};
     }
 
     VF largest[kWidth], decay[kWidth], sum[kWidth];
     for (size_t v = 0; v < kWidth; ++v) {
       largest[v] = tile.largest[v];
     }
-    score<kWidth, 0, false>(tile, block, 0, plain, largest);
-    score<kWidth, 0, true>(tile, block, plain, ends[0], largest);
-    if constexpr (kWidth > 1) {
-      score<kWidth, 1, true>(tile, block, ends[0], ends[1], largest);
-    }
-    if constexpr (kWidth > 2) {
-      score<kWidth, 2, true>(tile, block, ends[1], ends[2], largest);
-    }
-
+    spans.for_each([&](auto first, auto count, size_t begin, size_t end) HWY_ATTR {
+      score<kWidth, first, count, true>(tile, block, {begin, HWY_MIN(end, plain.begin)}, largest);
+      score<kWidth, first, count, false>(
+          tile, block, {HWY_MAX(begin, plain.begin), HWY_MIN(end, plain.end)}, largest);
+      score<kWidth, first, count, true>(tile, block, {HWY_MAX(begin, plain.end), end}, largest);
+    });
     for (size_t v = 0; v < kWidth; ++v) {
       decay[v] = exp2(hn::Sub(tile.largest[v], largest[v]));
       sum[v] = hn::Mul(tile.sum[v], decay[v]);
     }
-    exponentiate_range<Products, kWidth, 0>(0, ends[0], block.scores, largest, sum);
-    if constexpr (kWidth > 1) {
-      exponentiate_range<Products, kWidth, 1>(ends[0], ends[1], block.scores, largest, sum);
-    }
-    if constexpr (kWidth > 2) {
-      exponentiate_range<Products, kWidth, 2>(ends[1], ends[2], block.scores, largest, sum);
-    }
+    spans.for_each([&](auto first, auto count, size_t begin, size_t end) HWY_ATTR {
+      exponentiate_range<Products, kWidth, count>(begin, end, block.scores + first * kLanes,
+                                                  largest + first, sum + first);
+    });
     for (size_t v = 0; v < kWidth; ++v) {
       tile.largest[v] = largest[v];
       tile.sum[v] = sum[v];
     }
-    weigh<kWidth>(tile, block, ends, decay);
+    weigh<kWidth>(tile, block, spans, decay);
     tile.fresh = false;
   }
 
-  // Up to the last key that a row of the vector sees, in whole steps where the block has them.
-  static size_t keys_to_compute(int32_t visible, const Block<Products>& block) {
-    if (visible <= static_cast<int64_t>(block.begin)) {
-      return 0;
+  template <size_t kWidth, size_t kFirst, size_t kCount, bool kAdd>
+  void score(const Tile& tile, const Block<Products>& block, KeySpan keys, VF (&largest)[kWidth]) {
+    if (keys.begin >= keys.end) {
+      return;
     }
-    return HWY_MIN(block.count, round_up(static_cast<size_t>(visible) - block.begin, kStep));
-  }
-
-  // Up to the first key that a row of the tile does not see, in whole steps.
-  static size_t seen_by_all(const Tile& tile, const Block<Products>& block) {
-    if (tile.fewest_visible() <= static_cast<int64_t>(block.begin)) {
-      return 0;
-    }
-    const size_t seen = static_cast<size_t>(tile.fewest_visible()) - block.begin;
-    return seen >= block.count ? block.count : seen / kStep * kStep;
-  }
-
-  // Biases of keys [begin, end): -inf in the lanes that do not see the key; else what is there if
-  // `biased`, else 0.
-  template <size_t kWidth>
-  static void hide_later_keys(const Tile& tile, const Block<Products>& block, size_t begin,
-                              size_t end, bool biased) {
-    const DF df;
-    const hn::RebindToSigned<DF> di;
-    for (size_t key = begin; key < end; ++key) {
-      const auto position = hn::Set(di, static_cast<int32_t>(block.begin + key));
-      for (size_t v = 0; v < kWidth; ++v) {
-        float* bias = block.scores + (key * kWidth + v) * kLanes;
-        const auto hidden = hn::RebindMask(df, hn::Ge(position, hn::LoadU(di, tile.visible[v])));
-        hn::Store(hn::IfThenElse(hidden, hn::Set(df, -kInfinity),
-                                 biased ? hn::Load(df, bias) : hn::Zero(df)),
-                  df, bias);
-      }
-    }
-  }
-
-  template <size_t kWidth, size_t kFirst, bool kAdd>
-  void score(const Tile& tile, const Block<Products>& block, size_t begin, size_t end,
-             VF (&largest)[kWidth]) {
     const auto head_dim = static_cast<size_t>(args().head_dim);
+    const float* queries = tile.queries + kFirst * kLanes;
+    float* scores = block.scores + kFirst * kLanes;
     if constexpr (Products::kInMatrices) {
-      score_in_matrices<typename Products::Registers, kWidth, kFirst, kAdd>(
-          block.keys, tile.queries, matrix_operands(head_dim), begin, end, block.scores, strip_,
-          largest);
+      score_in_matrices<typename Products::Registers, kWidth, kCount, kAdd>(
+          block.keys, queries, matrix_operands(head_dim), keys.begin, keys.end, scores, strip_,
+          largest + kFirst);
     } else {
-      score_range<Products, kWidth, kFirst, kAdd>(block.keys, tile.queries,
-                                                  row_operands<Products>(head_dim), begin, end,
-                                                  block.scores, largest);
+      score_range<Products, kWidth, kCount, kAdd>(block.keys, queries,
+                                                  row_operands<Products>(head_dim), keys.begin,
+                                                  keys.end, scores, largest + kFirst);
     }
   }
 
   template <size_t kWidth>
-  void weigh(Tile& tile, const Block<Products>& block, const size_t (&ends)[kWidth],
+  void weigh(Tile& tile, const Block<Products>& block, const Spans<kWidth>& spans,
              const VF (&decay)[kWidth]) {
     const auto value_dim = static_cast<size_t>(args().value_dim);
     if constexpr (Products::kInMatrices) {
       return weigh_in_matrices<typename Products::Registers, kWidth>(
-          block.values, block.scores, ends, decay, tile.fresh, value_dim, tile.outputs);
+          block.values, block.scores, spans, decay, tile.fresh, value_dim, tile.outputs);
     } else {
       size_t d = 0;
       const auto step = [&](auto features_at_once) HWY_ATTR {
         constexpr size_t kFeatures = decltype(features_at_once)::value;
         for (; d + kFeatures <= value_dim; d += kFeatures) {
           const OperandRows<Operand> values{block.values.data + d, block.values.stride};
-          weigh_features<Products, kFeatures, kWidth>(values, block.scores, ends, decay, tile.fresh,
-                                                      tile.outputs + d * kWidth * kLanes);
+          weigh_features<Products, kFeatures, kWidth>(
+              values, block.scores, spans, decay, tile.fresh, tile.outputs + d * kWidth * kLanes);
         }
       };
       step(std::integral_constant<size_t, kStep>());
@@ -334,20 +341,10 @@ class TileTask {
     }
   }
 
-  // The lanes whose row sees no key: their attention is 0. Where a row sees keys, its sum is at
-  // least 1, or its scores are all -inf and it becomes NaN.
-  hn::Mask<DF> blind_rows(const Tile& tile, size_t v) const {
-    const DF df;
-    const auto without_weight = hn::Eq(tile.sum[v], hn::Zero(df));
-    if (hn::AllFalse(df, without_weight)) {
-      return without_weight;
-    }
-    HWY_ALIGN float blind[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const size_t row = HWY_MIN(v * kLanes + lane, tile.row_count - 1);
-      blind[lane] = sees_no_key(view_, view_.row_at(tile.places[row])) ? 1.0f : 0.0f;
-    }
-    return hn::And(without_weight, hn::Ne(hn::Load(df, blind), hn::Zero(df)));
+  // The lanes whose row sees no key: their attention is 0.
+  static hn::Mask<DF> blind_rows(const Tile& tile, size_t v) {
+    const VectorRanges ranges(tile, v);
+    return hn::RebindMask(DF(), hn::Ge(ranges.first, ranges.end));
   }
 
   void clear_outputs(const Tile& tile, size_t v) {
@@ -356,7 +353,7 @@ class TileTask {
     }
   }
 
-  TaskView view_;
+  const TaskView& view_;
   Scratch& scratch_;
   Operand* keys_;
   Operand* values_;
@@ -364,6 +361,7 @@ class TileTask {
   float* strip_;
   size_t tile_count_;
   Tile tiles_[kTilesPerTask];
+  Row rows_[kMaxVectors * kLanes];  // of the tile that is packed
 };
 
 }  // namespace HWY_NAMESPACE
