@@ -51,6 +51,16 @@ _SEVERAL_TILES = (
     ),
     replace(_TILES, seq_len=9, kv_len=2500, mask=MaskSetup(rank=1, pattern="blocks")),
     replace(_TILES, seq_len=9, kv_len=1100, mask=MaskSetup("float32", rank=1, pattern="blocks")),
+    # The same by masks for queries and heads.
+    replace(
+        _TILES,
+        batch=2,
+        group=2,
+        seq_len=40,
+        kv_len=300,
+        mask=MaskSetup(axes=(True, True, True, True), rank=4, pattern="no_first_keys"),
+    ),
+    replace(_TILES, seq_len=200, kv_len=200, mask=MaskSetup(pattern="window")),
     # More rows than are listed at once, and by a thread at once.
     replace(_TILES, seq_len=4200, kv_len=3, head_dim=4, value_dim=4),
 )

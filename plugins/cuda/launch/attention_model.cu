@@ -56,10 +56,13 @@ struct TileClocks {
   double shared;  // that it takes from the other blocks of its multiprocessor
 };
 
-// Whether the first rows of a sequence see few keys, and the last ones all. What key_ranges leave
-// is not known before an engine runs, and taken for what the causal rule leaves: documents and
-// windows leave less, long prefixes and windows on both sides up to twice as much.
-bool sees_ever_more(const AttentionArgs& args) { return args.causal || args.key_ranges != nullptr; }
+// Whether the first rows of a sequence see few keys, and the last ones all. What key_ranges and
+// masks for queries leave is not known before an engine runs, and taken for what the causal rule
+// leaves: documents and windows leave less, long prefixes and windows on both sides up to twice as
+// much.
+bool sees_ever_more(const AttentionArgs& args) {
+  return args.causal || args.key_ranges != nullptr || has_query_mask(args);
+}
 
 TileClocks tile_clocks(const AttentionArgs& args, const AttendKernel& kernel, const Gpu& gpu) {
   const bool wide = args.dtype == DType::kFloat32;
@@ -193,6 +196,17 @@ double compact_us(const AttentionArgs& args, const Device& device, const Gpu& gp
   return std::max(list, zeros) + kNextLaunch;
 }
 
+// The map of a mask for queries, which is read once.
+double map_us(const AttentionArgs& args, const Device& device, const Gpu& gpu) {
+  const AttentionMask& mask = args.mask;
+  const double elements = (mask.batch == 0 ? 1.0 : args.batch) *
+                          (mask.head == 0 ? 1 : args.q_heads) *
+                          (mask.query == 0 ? 1 : args.queries) * (mask.key == 0 ? 1 : args.keys);
+  const double bytes = mask.dtype == DType::kBool ? 1 : mask.dtype == DType::kFloat32 ? 4 : 2;
+  return kNextLaunch +
+         elements * bytes / (device.multiprocessors * gpu.l2_bytes / 2 * gpu.ghz * 1e3);
+}
+
 // The results of all splits are written, and read again.
 double combine_us(const AttentionArgs& args, const AttentionChoice& choice, const Device& device,
                   const Gpu& gpu, float open_share) {
@@ -225,6 +239,9 @@ double estimated_us(const AttentionArgs& args, const AttentionChoice& choice, co
   double microseconds = kLaunch + order * clocks / (gpu.ghz * 1e3);
   if (choice.tactic == AttentionTactic::kSparse) {
     microseconds += compact_us(args, device, gpu, open_share);
+  }
+  if (has_query_mask(args)) {
+    microseconds += map_us(args, device, gpu);
   }
   if (choice.key_splits > 1) {
     microseconds += combine_us(args, choice, device, gpu, open_share);

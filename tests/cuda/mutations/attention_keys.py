@@ -151,4 +151,67 @@ KEY_MASK = (
     ),
 )
 
-MUTATIONS = (*RANGES, *KEY_MASK)
+_map = partial(
+    _attention,
+    file="kernels/mask_map.cuh",
+    units=("attention",),
+    cases="AttentionSetup.*(seq_len=40, kv_len=300|seq_len=200).*",
+)
+_mapped_tiles = partial(_seen_tiles, cases=_map.keywords["cases"])
+MAP = (
+    _map(
+        name="the last query of a part is left out",
+        before="smaller(first_query + kMapQueries,",
+        after="smaller(first_query + kMapQueries - 1,",
+    ),
+    _map(
+        name="the second half of a tile of keys is left out",
+        before="first_key + map.tile_keys,",
+        after="first_key + map.tile_keys / 2,",
+    ),
+    _map(
+        name="batches of a mask are taken for heads",
+        before="head = plane % map.heads, batch = plane / map.heads",
+        after="head = plane / map.batches, batch = plane % map.batches",
+    ),
+    _map(
+        name="a tile is whole if some of its keys are",
+        before="all_seen   ? MaskMap::kWhole",
+        after="any_seen ? MaskMap::kWhole",
+    ),
+    _map(
+        name="a tile that adds to scores is whole",
+        before="every &= bias == 0.0f;",
+        after="every &= bias != -INFINITY;",
+        cases="AttentionSetup.*seq_len=7, kv_len=70,.*|lowest_bias|additive_mask_rank2",
+    ),
+    _mapped_tiles(
+        name="rows of a block see what its first ones do",
+        before="part <= last_part",
+        after="part <= first_part",
+    ),
+    _mapped_tiles(
+        name="heads of a group see what the first one does",
+        before="head < first_head + heads",
+        after="head < first_head + 1",
+    ),
+    _mapped_tiles(
+        name="sequences see what the first one does",
+        before="map.batches == 1 ? 0 : task.batch",
+        after="0",
+    ),
+    _mapped_tiles(
+        name="key/value heads have the first one's mask",
+        before="map.heads == 1 ? 0 : task.kv_head * params.group",
+        after="0",
+        cases="bool_mask_by_head|bool_mask_rank4|AttentionSetup.*seq_len=40, kv_len=300.*",
+    ),
+    _attend(
+        name="a row saw nothing in tiles that are whole",
+        before="sight.saw[0] = sight.saw[1] = true;",
+        after="",
+        cases="AttentionSetup.*seq_len=40, kv_len=300.*",
+    ),
+)
+
+MUTATIONS = (*RANGES, *KEY_MASK, *MAP)
