@@ -86,12 +86,6 @@ RANGES = (
         after="seen.first",
         cases="ranges_many_keys",
     ),
-    _attend(
-        name="a row sees its range in every split",
-        before="const KeyRange keys{larger(row.first, block.first), smaller(row.end, block.end)};",
-        after="const KeyRange keys = row;",
-        cases="ranges_many_.*",
-    ),
 )
 
 _seen_tiles = partial(

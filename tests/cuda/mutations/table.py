@@ -4,6 +4,8 @@ Left out are changes that no result can show:
 
 - In compact.cuh: zeros for open rows, too. The attention kernel runs later and writes over them.
 - In rows.cuh: gates of rows behind the last that are open (they are not written either way).
+- In attention.cuh: a row that is said to have seen a key in a split that has none of its keys. Its
+  largest weight there is still -inf.
 - In tile.cuh: rows behind the last that repeat the first. Their scores are hidden.
 - In output.cuh: the barrier before rows are staged (the sums over a row's lanes come after the last
   product), and NaN for a row whose scores are all -inf (0 / 0 gives it, too).
