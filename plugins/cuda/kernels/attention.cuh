@@ -227,7 +227,7 @@ constexpr int resident_warps() {
     return 8;
   }
   if (sizeof(T) == 4) {
-    return kHeadSize <= 80 && !kMasked ? 12 : 8;
+    return kHeadSize <= 64 && !kMasked ? 12 : 8;
   }
   if (kMasked) {
     return kHeadSize == 80 || kHeadSize == 96 ? 8 : 12;  // 128 has half of their keys

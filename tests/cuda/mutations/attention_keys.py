@@ -141,7 +141,7 @@ KEY_MASK = (
         name="a row that saw nothing but hidden keys has seen one",
         before="seen = bias_of(elements[key]) != -INFINITY;",
         after="seen = true;",
-        cases="AttentionSetup.*batch=2.*kv_len=1100.*",
+        cases="AttentionSetup.*batch=2, seq_len=150, kv_len=150.*",
     ),
 )
 
@@ -193,6 +193,7 @@ MAP = (
         name="sequences see what the first one does",
         before="map.batches == 1 ? 0 : task.batch",
         after="0",
+        cases="AttentionSetup.*batch=5.*",
     ),
     _mapped_tiles(
         name="key/value heads have the first one's mask",
@@ -204,7 +205,7 @@ MAP = (
         name="a row saw nothing in tiles that are whole",
         before="sight.saw[0] = sight.saw[1] = true;",
         after="",
-        cases="AttentionSetup.*seq_len=40, kv_len=300.*",
+        cases="AttentionSetup.*seq_len=40, kv_len=256.*",
     ),
 )
 

@@ -11,6 +11,7 @@ namespace moh::cuda {
 template <int kKeys, bool kMasked, class Block>
 struct SeenTiles {
   static constexpr int kSpan = kWarpSize * kKeys;
+  static constexpr int kTogether = kKeys / 8;  // tiles that are looked up at a time
 
   const AttentionParams& params;
   const Task& task;
@@ -90,7 +91,7 @@ struct SeenTiles {
     any = all = 0;
     with_elements(params.args.mask, [&](auto* elements) {
       elements += task.batch * params.args.mask.batch;
-#pragma unroll 8
+#pragma unroll kTogether
       for (int tile = 0; tile < kWarpSize; ++tile) {
         bool some = false, every = true;
 #pragma unroll
