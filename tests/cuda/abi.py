@@ -60,6 +60,8 @@ class AttentionArgs(Structure):
         ("output_strides", HeadStrides),
         ("mask", AttentionMask),
         ("nonpad_kv_seqlen", c_void_p),
+        ("key_ranges", c_void_p),
+        ("key_ranges_batch", c_ssize_t),
         *(
             (name, c_int32)
             for name in (

@@ -51,7 +51,7 @@ def router_args(case: Run, inputs: Sequence[Tensor], output: int, tokens: int) -
 
 
 def attention_args(case: Run, inputs: Sequence[Tensor], output: int) -> abi.AttentionArgs:
-    query, key, value, gates, mask, lengths = (*inputs, None, None)[:6]
+    query, key, value, gates, mask, lengths, ranges = (*inputs, None, None, None)[:7]
     q_heads, kv_heads = (int(case.attributes[n]) for n in ("q_num_heads", "kv_num_heads"))
     views = [
         _view(one.shape, heads)
@@ -77,6 +77,8 @@ def attention_args(case: Run, inputs: Sequence[Tensor], output: int) -> abi.Atte
         output_strides=_view(shape, q_heads)[-1],
         mask=_mask(mask),
         nonpad_kv_seqlen=None if lengths is None else lengths.address,
+        key_ranges=None if ranges is None else ranges.address,
+        key_ranges_batch=0 if ranges is None or ranges.shape[0] == 1 else 2 * queries,
         batch=batch,
         q_heads=q_heads,
         kv_heads=kv_heads,

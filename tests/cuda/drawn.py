@@ -40,6 +40,45 @@ _SEVERAL_TILES = (
     replace(_TILES, seq_len=66, kv_len=40, head_dim=256, value_dim=256, is_causal=True),
     replace(_TILES, seq_len=20, kv_len=20, value_dim=40),  # values need a larger tile than queries
     replace(_TILES, seq_len=5, kv_len=193),  # a key more than three tiles, which are three splits
+    # Padding, with tiles of keys that no query sees, more than are looked up at once.
+    replace(
+        _TILES,
+        batch=2,
+        seq_len=40,
+        kv_len=1100,
+        is_causal=True,
+        mask=MaskSetup(axes=(True, False, False, True), rank=4, pattern="no_first_keys"),
+    ),
+    replace(_TILES, seq_len=9, kv_len=2500, mask=MaskSetup(rank=1, pattern="blocks")),
+    replace(
+        _TILES, seq_len=9, kv_len=1100, mask=MaskSetup("float32", rank=1, pattern="no_last_keys")
+    ),
+    replace(
+        _TILES,
+        batch=2,
+        kv_len=150,
+        is_causal=True,
+        mask=MaskSetup(axes=(True, False, False, True), rank=4, pattern="no_first_keys"),
+    ),
+    # The same by masks for queries and heads.
+    replace(
+        _TILES,
+        batch=2,
+        kv_num_heads=2,
+        group=3,
+        seq_len=40,
+        kv_len=300,
+        mask=MaskSetup(axes=(True, True, True, True), rank=4, pattern="no_first_keys"),
+    ),
+    replace(_TILES, seq_len=200, kv_len=200, mask=MaskSetup(pattern="window")),
+    replace(_TILES, seq_len=40, kv_len=256, mask=MaskSetup(pattern="all")),
+    replace(
+        _TILES,
+        batch=5,
+        seq_len=9,
+        kv_len=300,
+        mask=MaskSetup(axes=(True, False, True, True), rank=4, pattern="no_last_keys"),
+    ),
     # More rows than are listed at once, and by a thread at once.
     replace(_TILES, seq_len=4200, kv_len=3, head_dim=4, value_dim=4),
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, find_mismatch, numpy_dtype
+from moh_deploy.ops.spec import TensorType
 from tests.cuda import abi
 from tests.cuda.arguments import aggregated_attention_args, attention_args, router_args
 from tests.cuda.memory import Guarded, HostMemory, Memory
@@ -61,7 +62,7 @@ def _has_wide_blocks(case: Case) -> bool:
     """As `has_block` in plugins/cuda/launch/attention_plan.cu."""
     if case.dtype == "float32":
         return False
-    query, _, value, _, *mask = case.input_types()
+    query, _, value, _, mask, *_ = (*case.input_types(), None)
     assert query is not None
     assert value is not None
     heads = [int(case.attributes[name]) for name in ("q_num_heads", "kv_num_heads")]
@@ -69,7 +70,12 @@ def _has_wide_blocks(case: Case) -> bool:
         one.shape[-1] if len(one.shape) == 4 else one.shape[-1] // count
         for one, count in zip((query, value), heads, strict=True)
     ]
-    return max(sizes) <= 128 and not any(mask)
+    return max(sizes) <= 128 and (mask is None or _is_key_mask(mask))
+
+
+def _is_key_mask(mask: TensorType) -> bool:
+    """As `has_key_mask` in plugins/cuda/launch/attention_heads.h."""
+    return mask.shape[-1] != 1 and set(mask.shape[-3:-1]) <= {1}
 
 
 Placement = Callable[[abi.AttentionArgs], AbstractContextManager[None]]

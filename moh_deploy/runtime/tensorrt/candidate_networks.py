@@ -31,7 +31,8 @@ from moh_deploy.system.progress import Progress
 # Estimates of what runs an attention fastest, for builds in which nothing can be timed.
 #
 # Nobody measured these. They are from a simulation of the kernel's schedule, with the instructions
-# that it was compiled to, beside published times of attention kernels (docs/adr/0058): break-even
+# that it was compiled to, beside published times of attention kernels (docs/adr/0058), without a
+# mask: with one the kernel leaves out what it hides, and a rival computes all of it. Break-even
 # shares are good to a tenth or so. What a build with TensorRT times on its GPU takes their place.
 
 # Compute capability to the largest share of open gates at which the kernel is as fast as an

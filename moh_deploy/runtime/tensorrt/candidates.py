@@ -192,6 +192,8 @@ def _fill(node: ir.Node, value: ir.Value, dtype: str) -> Fill:
         return "seen"
     if name == "nonpad_kv_seqlen":
         return "filled"
+    if name == "key_ranges":
+        return "ranges"
     is_mask = node.op_type == op_names.ATTENTION and name == "attn_mask"
     return "random" if "float" in dtype and not is_mask else "zero"
 

@@ -67,9 +67,10 @@ class BuildRequest:
     hardware_compatibility: str | None = None
 
 
-Fill = Literal["random", "gates", "seen", "filled", "zero"]
+Fill = Literal["random", "gates", "seen", "filled", "ranges", "zero"]
 """What an input holds while networks are timed: normal numbers; gates, of which a share is 1 and
-the others 0; a mask that hides nothing; lengths beyond the last key, so that all count; zeros."""
+the others 0; a mask that hides nothing; lengths beyond the last key, so that all count; ranges of
+all keys; zeros."""
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,8 @@ def _feeds(
         elif fill == "gates":
             array = rng.random(shape) < request.open_share
         else:
-            array = np.full(shape, {"filled": _ALL_KEYS, "seen": 1, "zero": 0}[fill])
+            values = {"filled": _ALL_KEYS, "seen": 1, "ranges": (0, _ALL_KEYS), "zero": 0}
+            array = np.broadcast_to(values[fill], shape)
         feeds[name] = array.astype(_dtype(engine, name))
     return feeds
 

@@ -42,6 +42,8 @@ constexpr Line kLines[] = {
     MOH_AT(AttentionArgs, output_strides),
     MOH_AT(AttentionArgs, mask),
     MOH_AT(AttentionArgs, nonpad_kv_seqlen),
+    MOH_AT(AttentionArgs, key_ranges),
+    MOH_AT(AttentionArgs, key_ranges_batch),
     MOH_AT(AttentionArgs, batch),
     MOH_AT(AttentionArgs, q_heads),
     MOH_AT(AttentionArgs, kv_heads),

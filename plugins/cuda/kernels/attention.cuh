@@ -11,6 +11,7 @@
 #include "cuda/kernels/attention/mask.cuh"
 #include "cuda/kernels/attention/output.cuh"
 #include "cuda/kernels/attention/rows.cuh"
+#include "cuda/kernels/attention/seen_tiles.cuh"
 
 namespace moh::cuda {
 
@@ -100,17 +101,25 @@ __device__ __forceinline__ void add_values(float (&sums)[kProducts][kTiles][4],
 }
 
 // Weights from scores, in place; decay as in add_scores.
-template <bool kMasked, int kTiles>
+template <bool kMasked, int kTiles, class Block>
 __device__ __forceinline__ void weigh(float (&scores)[kTiles][4], RowPair& softmax, Sight& sight,
-                                      float (&decay)[2], const AttentionParams& params, int key,
+                                      float (&decay)[2], const AttentionParams& params,
+                                      const TileRows<Block>& rows, int first_row,
+                                      const SeenTiles<kTiles * 8, kMasked, Block>& tiles, int key,
                                       bool edge) {
   float factor = params.scale_log2;
-  if (kMasked) {
-    add_mask(scores, sight, key, factor, params.args.mask);
+  if (edge) {
+    const LaneKeys<Block> keys(rows, first_row);
+    if (kMasked) {
+      add_mask(scores, sight, rows, first_row, key, factor, params.args.mask, tiles.task.batch);
+    } else if (params.key_mask) {
+      add_key_mask(scores, keys, key, factor, params.args.mask, tiles.task.batch);
+    } else {
+      hide_keys(scores, keys, key, factor);
+    }
     factor = 1.0f;
-  } else if (edge) {
-    hide_keys(scores, sight, key, factor);
-    factor = 1.0f;
+  } else if (kMasked) {
+    sight.saw[0] = sight.saw[1] = true;
   }
   add_scores(softmax, scores, factor, decay);
 }
@@ -152,17 +161,33 @@ struct TileLoads {
   }
 };
 
-struct KeyRange {
-  int first, end;
-};
-
-// The keys of a block: its split, as far as its last row sees, and none if all gates are closed.
-template <class Block>
-__device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params, const Task& task,
+// The keys of a block: of its split, those from the first to the last that a row sees. It begins
+// with a tile, as a split does: then no tile has keys of two splits.
+template <int kTileKeys, class Block>
+__device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params,
                                                   const TileRows<Block>& rows) {
   const int first = blockIdx.y * params.keys_per_split;
-  const int visible = visible_keys(params.args, task.keys, rows.token[Block::kRows - 1]);
-  return {first, any_open_in_tile(rows) ? smaller(visible, first + params.keys_per_split) : first};
+  const KeyRange seen = keys_of_rows<Block::kRows>(rows, 0).any;
+  return {larger(first, seen.first / kTileKeys * kTileKeys),
+          smaller(first + params.keys_per_split, seen.end)};
+}
+
+// Whether a row saw a key of those that its block computed, where no query has a mask of its own.
+// It did if a key has a weight; if none has, all scores that it saw may be -inf.
+__device__ __forceinline__ bool saw_any(const KeyRange& row, const KeyRange& block, float sum,
+                                        const AttentionParams& params, const Task& task) {
+  const KeyRange keys{larger(row.first, block.first), smaller(row.end, block.end)};
+  if (sum != 0.0f || !params.key_mask) {
+    return !keys.empty();
+  }
+  return with_elements(params.args.mask, [&](auto* elements) {
+    elements += task.batch * params.args.mask.batch;
+    bool seen = false;
+    for (int key = keys.first; key < keys.end && !seen; ++key) {
+      seen = bias_of(elements[key]) != -INFINITY;
+    }
+    return seen;
+  });
 }
 
 // Writes the 16 rows of a product, from first_row on, or their partial results if there are several
@@ -170,16 +195,20 @@ __device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params,
 template <class T, int kHeadSize, bool kMasked, int kTiles, class Block>
 __device__ __forceinline__ void write_results(AttentionTile<T, kHeadSize, Block>& shared,
                                               const float (&sums)[kTiles][4], RowPair& softmax,
-                                              const Sight& sight, int first_row, int first_key,
-                                              const AttentionParams& params, const Task& task) {
+                                              const Sight& sight, int first_row,
+                                              const KeyRange& range, const AttentionParams& params,
+                                              const Task& task) {
   const TileRows<Block>& rows = shared.rows;
   bool seen[2];
   RowScale scales[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float gate = rows.gate[first_row + lane_index() / 4 + 8 * i];
+    const int r = first_row + lane_index() / 4 + 8 * i;
+    const float gate =
+        rows.is_open(r) ? gate_at<T>(params.args, task.batch, rows.token[r], rows.head[r]) : 0.0f;
     softmax.sum[i] = row_sum(softmax.sum[i]);
-    seen[i] = kMasked ? row_any(sight.saw[i]) : first_key < sight.visible[i];
+    seen[i] = kMasked ? row_any(sight.saw[i])
+                      : saw_any(rows.keys[r], range, softmax.sum[i], params, task);
     scales[i] = row_scale(gate, seen[i], softmax.max[i], softmax.sum[i]);
   }
   if (params.splits > 1) {
@@ -198,7 +227,7 @@ constexpr int resident_warps() {
     return 8;
   }
   if (sizeof(T) == 4) {
-    return kHeadSize <= 80 && !kMasked ? 12 : 8;
+    return kHeadSize <= 64 && !kMasked ? 12 : 8;
   }
   if (kMasked) {
     return kHeadSize == 80 || kHeadSize == 96 ? 8 : 12;  // 128 has half of their keys
@@ -224,21 +253,13 @@ __global__ void __launch_bounds__(Block::kThreads, kResidentBlocks<T, kHeadSize,
   load_tile_rows<T>(shared.rows, params, task);
   __syncthreads();
 
-  const KeyRange range = keys_of_block(params, task, rows);
+  KeyRange range = keys_of_block<kKeys>(params, rows);
   const TileLoads<T, kHeadSize, Block> load{params, task, shared, range.end};
+  SeenTiles<kKeys, kMasked, Block> tiles{params, task, rows, range.end};
+  range.first = tiles.start(range.first);
   const int warp_row = warp_index() * Block::kWarpRows;
-  const int warp_end =
-      any_open_in_warp(rows)
-          ? visible_keys(params.args, task.keys, rows.token[warp_row + Block::kWarpRows - 1])
-          : 0;
-  // Before this key each row of the warp sees every key, and the scale can wait for the exponent.
-  const int edge_key =
-      params.scale_log2 > 0.0f ? visible_keys(params.args, task.keys, rows.token[warp_row]) : 0;
+  const RowsKeys warp = keys_of_rows<Block::kWarpRows>(rows, warp_row);
   Sight sight[kProducts];
-#pragma unroll
-  for (int product = 0; product < kProducts; ++product) {
-    sight[product] = sight_of_lane(params.args, rows, warp_row + 16 * product, task);
-  }
   RowPair softmax[kProducts];
   float sums[kProducts][kHeadSize / 8][4] = {};
 
@@ -247,8 +268,12 @@ __global__ void __launch_bounds__(Block::kThreads, kResidentBlocks<T, kHeadSize,
     load.keys(range.first);
     commit_copies();
   }
-  for (int key = range.first; key < range.end; key += kKeys) {
-    const bool works = key < warp_end;
+  for (int key = range.first; key < range.end;) {
+    const bool works = key + kKeys > warp.any.first && key < warp.any.end;
+    // Where each row of the warp sees every key, the scale can wait for the exponent.
+    const bool edge = key < warp.all.first || key + kKeys > warp.all.end || !tiles.is_whole(key) ||
+                      !(params.scale_log2 > 0.0f);
+    const int next_key = tiles.next(key + kKeys);
     float scores[kProducts][kKeys / 8][4];
     wait_for_copies<0>();
     __syncthreads();  // keys are here, and values no longer in use
@@ -259,25 +284,26 @@ __global__ void __launch_bounds__(Block::kThreads, kResidentBlocks<T, kHeadSize,
     }
     wait_for_copies<0>();
     __syncthreads();  // values are here, and keys no longer in use
-    if (key + kKeys < range.end) {
-      load.keys(key + kKeys);
+    if (next_key < range.end) {
+      load.keys(next_key);
       commit_copies();
     }
     if (works) {
 #pragma unroll
       for (int product = 0; product < kProducts; ++product) {
         float decay[2];
-        weigh<kMasked>(scores[product], softmax[product], sight[product], decay, params, key,
-                       key + kKeys > edge_key);
+        weigh<kMasked>(scores[product], softmax[product], sight[product], decay, params, rows,
+                       warp_row + 16 * product, tiles, key, edge);
         scale_rows(sums[product], decay);
       }
-      add_values(sums, scores, shared.values, kStride, warp_end - key);
+      add_values(sums, scores, shared.values, kStride, warp.any.end - key);
     }
+    key = next_key;
   }
 #pragma unroll
   for (int product = 0; product < kProducts; ++product) {
     write_results<T, kHeadSize, kMasked>(shared, sums[product], softmax[product], sight[product],
-                                         warp_row + 16 * product, range.first, params, task);
+                                         warp_row + 16 * product, range, params, task);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/kernels/attention/rows.cuh"
 #include "cuda/kernels/combine.cuh"
 #include "cuda/kernels/compact.cuh"
+#include "cuda/kernels/mask_map.cuh"
 #include "cuda/launch/attention_heads.h"
 #include "cuda/launch/attention_model.h"
 #include "cuda/launch/attention_plan.h"
@@ -30,6 +31,17 @@ cudaError_t launch_compact_of(const CompactParams& params, cudaStream_t stream) 
 cudaError_t launch_compact(const CompactParams& params, cudaStream_t stream) {
   return with_type(params.args.dtype,
                    [&](auto type) { return launch_compact_of<decltype(type)>(params, stream); });
+}
+
+cudaError_t launch_mask_map(const AttentionParams& params, cudaStream_t stream) {
+  const auto entries = static_cast<int64_t>(entries_of(params.map));
+  if (entries == 0) {
+    return cudaSuccess;
+  }
+  const MaskMapParams map{params.args, params.map, const_cast<uint8_t*>(params.map.states),
+                          entries};
+  const int64_t blocks = ceil_div<int64_t>(entries, kMapThreads / kWarpSize);
+  return launch(map_mask, dim3(static_cast<unsigned>(blocks)), dim3(kMapThreads), 0, stream, map);
 }
 
 cudaError_t launch_combine(const AttentionParams& params, cudaStream_t stream) {
@@ -93,6 +105,10 @@ Status run(const AttentionArgs& args, const AttentionChoice& choice, void* works
     if (error != cudaSuccess) {
       return launch_status(error, "MoHAttention, list of rows");
     }
+  }
+  const cudaError_t mapped = launch_mask_map(params, stream);
+  if (mapped != cudaSuccess) {
+    return launch_status(mapped, "MoHAttention, map of its mask");
   }
   if (code != nullptr) {
     return launch_triton_attention(params, *code, stream);

@@ -112,7 +112,8 @@ Status check_choice(const AttentionArgs& args, const AttentionChoice& choice) {
   if (!has_block(args, choice.block)) {
     return fail(Status::kInvalidArgument,
                 "MoHAttention: block %d, with 32 rows a warp; that is for float16 and bfloat16, "
-                "heads of up to 128, and no attn_mask. Expected 0.",
+                "heads of up to 128, and no attn_mask that differs from query to query or from "
+                "head to head. Expected 0.",
                 static_cast<int>(choice.block));
   }
   return Status::kOk;

@@ -11,7 +11,8 @@ namespace moh::cuda {
 template <class T, int kHeadSize>
 constexpr bool kHasWideWarps = sizeof(T) == 2 && kHeadSize <= 128;
 
-// Calls call(Block(), std::bool_constant<whether there is a mask>()) for a block that has_block.
+// Calls call(Block(), std::bool_constant<whether there is a mask for queries>()) for a block that
+// has_block.
 template <class T, int kHeadSize, class Call>
 auto with_block(AttentionBlock block, bool masked, const Call& call) {
   if constexpr (kHasWideWarps<T, kHeadSize>) {
@@ -32,7 +33,7 @@ cudaError_t launch_attend(const AttentionParams& params, AttentionBlock block, d
   return with_type(params.args.dtype, [&](auto type) {
     using T = decltype(type);
     return with_block<T, kHeadSize>(
-        block, params.args.mask.data != nullptr, [&](auto shape, auto masked) {
+        block, has_query_mask(params.args), [&](auto shape, auto masked) {
           using Shape = decltype(shape);
           using Tile = AttentionTile<T, kHeadSize, Shape>;
           static_assert(sizeof(Tile) <= kMaxSharedBytes);
@@ -46,7 +47,7 @@ template <int kHeadSize>
 AttendKernel attend_kernel(const AttentionArgs& args, AttentionBlock block) {
   return with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
-    return with_block<T, kHeadSize>(block, args.mask.data != nullptr, [](auto shape, auto masked) {
+    return with_block<T, kHeadSize>(block, has_query_mask(args), [](auto shape, auto masked) {
       using Shape = decltype(shape);
       using Tile = AttentionTile<T, kHeadSize, Shape>;
       constexpr int kResident = kResidentBlocks<T, kHeadSize, Shape, decltype(masked)::value>;

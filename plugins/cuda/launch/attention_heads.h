@@ -11,6 +11,16 @@
 
 namespace moh::cuda {
 
+// Whether attn_mask is the same for all queries and heads, as that of padding is: [B, 1, 1, T] or
+// less. The kernels without a mask take it; every other mask needs one of its own.
+inline bool has_key_mask(const AttentionArgs& args) {
+  const AttentionMask& mask = args.mask;
+  return mask.data != nullptr && mask.head == 0 && mask.query == 0 && mask.key == 1;
+}
+inline bool has_query_mask(const AttentionArgs& args) {
+  return args.mask.data != nullptr && !has_key_mask(args);
+}
+
 // What the kernel of a head size and block is compiled for.
 struct AttendKernel {
   int32_t head_size;  // of queries, keys and values: zeros behind the tensors' own
@@ -38,6 +48,11 @@ auto with_head_size(const AttentionArgs& args, const Call& call) {
          : size <= 128 ? call(std::integral_constant<int, 128>())
          : size <= 192 ? call(std::integral_constant<int, 192>())
                        : call(std::integral_constant<int, 256>());
+}
+
+inline AttendKernel attend_kernel_of(const AttentionArgs& args, AttentionBlock block) {
+  return with_head_size(
+      args, [&](auto size) { return attend_kernel<decltype(size)::value>(args, block); });
 }
 
 }  // namespace moh::cuda

@@ -56,6 +56,14 @@ struct TileClocks {
   double shared;  // that it takes from the other blocks of its multiprocessor
 };
 
+// Whether the first rows of a sequence see few keys, and the last ones all. What key_ranges and
+// masks for queries leave is not known before an engine runs, and taken for what the causal rule
+// leaves: documents and windows leave less, long prefixes and windows on both sides up to twice as
+// much.
+bool sees_ever_more(const AttentionArgs& args) {
+  return args.causal || args.key_ranges != nullptr || has_query_mask(args);
+}
+
 TileClocks tile_clocks(const AttentionArgs& args, const AttendKernel& kernel, const Gpu& gpu) {
   const bool wide = args.dtype == DType::kFloat32;
   const double bytes = wide ? 4 : 2;
@@ -72,9 +80,10 @@ TileClocks tile_clocks(const AttentionArgs& args, const AttendKernel& kernel, co
   const double copies =
       double{1} * kernel.tile_keys * (args.head_dim + args.value_dim) * bytes / gpu.l2_bytes;
   // Instructions of a warp: per score of a lane, per sum, per 16 bytes to copy; products and loads;
-  // in float32, the halves of every number.
+  // in float32, the halves of every number; of a mask of keys, its loads and votes.
+  const double look_up = has_key_mask(args) ? 8.0 * ceil_div(kernel.tile_keys, kWarpSize) : 0;
   const double others =
-      6.5 * scores / (warps * 32) + double{1} * kernel.warp_rows * kernel.head_size / 32 +
+      look_up + 6.5 * scores / (warps * 32) + double{1} * kernel.warp_rows * kernel.head_size / 32 +
       4 * elements * bytes / 16 / (warps * 32) + (wide ? 8 * elements / 32 : 0) + 120;
   const double instructions = others + multiply_adds / warps / 2048 + memory / warps / 4;
   const double issue = warps * instructions / 4;
@@ -122,7 +131,7 @@ Blocks blocks_of(const AttentionArgs& args, const AttentionChoice& choice,
   blocks.longest = key_tiles(args.keys);
   // The last row of a tile decides what the tile sees.
   const double queries = args.queries, last = std::min(queries / tiles, queries);
-  blocks.shortest = args.causal ? key_tiles(args.keys - queries + last) : blocks.longest;
+  blocks.shortest = sees_ever_more(args) ? key_tiles(args.keys - queries + last) : blocks.longest;
   return blocks;
 }
 
@@ -187,17 +196,23 @@ double compact_us(const AttentionArgs& args, const Device& device, const Gpu& gp
   return std::max(list, zeros) + kNextLaunch;
 }
 
+// The map of a mask for queries, which is read once.
+double map_us(const AttentionArgs& args, const Device& device, const Gpu& gpu) {
+  const AttentionMask& mask = args.mask;
+  const double elements = (mask.batch == 0 ? 1.0 : args.batch) *
+                          (mask.head == 0 ? 1 : args.q_heads) *
+                          (mask.query == 0 ? 1 : args.queries) * (mask.key == 0 ? 1 : args.keys);
+  const double bytes = mask.dtype == DType::kBool ? 1 : mask.dtype == DType::kFloat32 ? 4 : 2;
+  return kNextLaunch +
+         elements * bytes / (device.multiprocessors * gpu.l2_bytes / 2 * gpu.ghz * 1e3);
+}
+
 // The results of all splits are written, and read again.
 double combine_us(const AttentionArgs& args, const AttentionChoice& choice, const Device& device,
                   const Gpu& gpu, float open_share) {
   const double rows = double{open_share} * args.batch * args.queries * args.q_heads;
   const double bytes = 2.0 * choice.key_splits * rows * args.value_dim * sizeof(float);
   return kNextLaunch + bytes / (device.multiprocessors * gpu.l2_bytes / 2 * gpu.ghz * 1e3);
-}
-
-AttendKernel kernel_of(const AttentionArgs& args, AttentionBlock block) {
-  return with_head_size(
-      args, [&](auto size) { return attend_kernel<decltype(size)::value>(args, block); });
 }
 
 int32_t resident_of(const AttendKernel& kernel, const Gpu& gpu) {
@@ -209,21 +224,24 @@ int32_t resident_of(const AttendKernel& kernel, const Gpu& gpu) {
 }  // namespace
 
 int32_t resident_blocks(const AttentionArgs& args, AttentionBlock block, const Device& device) {
-  return resident_of(kernel_of(args, block), gpu_of(device));
+  return resident_of(attend_kernel_of(args, block), gpu_of(device));
 }
 
 double estimated_us(const AttentionArgs& args, const AttentionChoice& choice, const Device& device,
                     float open_share) {
   const Gpu& gpu = gpu_of(device);
-  const AttendKernel kernel = kernel_of(args, choice.block);
+  const AttendKernel kernel = attend_kernel_of(args, choice.block);
   const Blocks blocks = blocks_of(args, choice, kernel, open_share);
   const double clocks =
       busiest_clocks(blocks, tile_clocks(args, kernel, gpu), resident_of(kernel, gpu),
                      std::max(device.multiprocessors, 1));
-  const double order = args.causal && choice.key_splits > 1 ? kUnsorted : 1.0;
+  const double order = sees_ever_more(args) && choice.key_splits > 1 ? kUnsorted : 1.0;
   double microseconds = kLaunch + order * clocks / (gpu.ghz * 1e3);
   if (choice.tactic == AttentionTactic::kSparse) {
     microseconds += compact_us(args, device, gpu, open_share);
+  }
+  if (has_query_mask(args)) {
+    microseconds += map_us(args, device, gpu);
   }
   if (choice.key_splits > 1) {
     microseconds += combine_us(args, choice, device, gpu, open_share);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/device/integers.cuh"
+#include "cuda/launch/attention_heads.h"
 
 namespace moh::cuda {
 namespace {
@@ -38,13 +39,25 @@ int32_t section_pairs(int32_t pairs, int32_t rows_per_pair) {
 }  // namespace
 
 bool has_block(const AttentionArgs& args, AttentionBlock block) {
-  return block == AttentionBlock::k64By16 ||
-         (element_size(args) == 2 && args.mask.data == nullptr &&
-          std::max(args.head_dim, args.value_dim) <= 128);
+  return block == AttentionBlock::k64By16 || (element_size(args) == 2 && !has_query_mask(args) &&
+                                              std::max(args.head_dim, args.value_dim) <= 128);
 }
 
 int32_t keys_per_split(const AttentionArgs& args, int32_t splits) {
   return std::max(round_up(ceil_div(args.keys, splits), kKeysUnit), kKeysUnit);
+}
+
+MaskMap mask_map(const AttentionArgs& args, AttentionBlock block) {
+  MaskMap map{};
+  if (!has_query_mask(args)) {
+    return map;
+  }
+  map.batches = args.mask.batch == 0 ? 1 : args.batch;
+  map.heads = args.mask.head == 0 ? 1 : args.q_heads;
+  map.parts = args.mask.query == 0 ? 1 : ceil_div(args.queries, kMapQueries);
+  map.tile_keys = attend_kernel_of(args, block).tile_keys;
+  map.tiles = ceil_div(args.keys, map.tile_keys);
+  return map;
 }
 
 WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice) {
@@ -62,6 +75,7 @@ WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice
   layout.rows = place(sparse ? rows : 0, sizeof(int32_t));
   layout.max_and_sum = place(partial_rows, 2 * sizeof(float));
   layout.output = place(partial_rows * partial_columns(args), sizeof(float));
+  layout.mask_map = place(entries_of(mask_map(args, choice.block)), 1);
   return layout;
 }
 
@@ -79,6 +93,10 @@ AttentionParams attention_params(const AttentionArgs& args, const AttentionChoic
     params.partials = {reinterpret_cast<float*>(bytes + layout.max_and_sum),
                        reinterpret_cast<float*>(bytes + layout.output), partial_columns(args)};
   }
+  if (has_query_mask(args)) {
+    params.map = mask_map(args, choice.block);
+    params.map.states = bytes + layout.mask_map;
+  }
   params.group = args.q_heads / args.kv_heads;
   params.rows_per_pair = rows_per_pair(args);
   params.row_tiles = ceil_div(params.rows_per_pair, rows_of(choice.block));
@@ -87,6 +105,7 @@ AttentionParams attention_params(const AttentionArgs& args, const AttentionChoic
   params.keys_per_split = keys_per_split(args, choice.key_splits);
   params.scale_log2 = static_cast<float>(args.scale * 1.4426950408889634);
   const int32_t size = element_size(args);
+  params.key_mask = has_key_mask(args);
   params.query_vectors = has_vectors(args.query, args.query_strides, args.head_dim, size);
   params.key_vectors = has_vectors(args.key, args.key_strides, args.head_dim, size);
   params.value_vectors = has_vectors(args.value, args.value_strides, args.value_dim, size);

@@ -26,7 +26,7 @@ bool has_block(const AttentionArgs& args, AttentionBlock block);
 
 // Offsets in bytes; parts that are not needed have size 0.
 struct WorkspaceLayout {
-  size_t counts, rows, max_and_sum, output, bytes;
+  size_t counts, rows, max_and_sum, output, mask_map, bytes;
 };
 WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice);
 
@@ -35,6 +35,13 @@ int32_t keys_per_split(const AttentionArgs& args, int32_t splits);
 
 AttentionParams attention_params(const AttentionArgs& args, const AttentionChoice& choice,
                                  void* workspace);
+// Of args.mask; none of its entries where it needs no map.
+MaskMap mask_map(const AttentionArgs& args, AttentionBlock block);
+inline size_t entries_of(const MaskMap& map) {
+  return size_t{1} * static_cast<size_t>(map.batches) * static_cast<size_t>(map.heads) *
+         static_cast<size_t>(map.parts) * static_cast<size_t>(map.tiles);
+}
+
 CompactParams compact_params(const AttentionArgs& args, const AttentionParams& params);
 
 inline int32_t rows_of(AttentionBlock block) {

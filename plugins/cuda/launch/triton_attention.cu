@@ -141,6 +141,10 @@ const TritonCode* find_triton_code(const AttentionArgs& args, const Device& devi
     *reason = "the kernel of Triton takes no nonpad_kv_seqlen";
     return nullptr;
   }
+  if (args.key_ranges != nullptr) {
+    *reason = "the kernel of Triton takes no key_ranges";
+    return nullptr;
+  }
   if (key_splits != 1) {
     *reason = "the kernel of Triton does not split keys";
     return nullptr;

@@ -36,7 +36,7 @@ enum class AttentionTactic : int32_t {
 
 // Rows of queries that a block computes together, by rows of each of its warps. With 32 rows a warp
 // multiplies each key that it loads twice as often: for float16 and bfloat16, heads of up to 128,
-// without attn_mask.
+// without an attn_mask that differs from query to query or from head to head.
 enum class AttentionBlock : int32_t {
   k64By16 = 0,
   k64By32 = 1,
@@ -94,11 +94,11 @@ moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_cou
 
 // What this library has of Triton's kernels, a line each: "sm_90 float16 64"; empty: it was built
 // without. moh_cuda_attention refuses kTriton where there is none for the GPU, dtype and head size,
-// with an attn_mask, lengths or key splits, or where rows are not whole, aligned 16 bytes.
+// with an attn_mask, lengths, ranges or key splits, or where rows are not whole, aligned 16 bytes.
 const char* moh_cuda_triton_kernels();
 
 // MoHAttention. The first two look at pointers for their alignment only, a null pointer being
-// aligned, and for mask.data and nonpad_kv_seqlen being null or not.
+// aligned, and for mask.data, nonpad_kv_seqlen and key_ranges being null or not.
 //
 // open_share: of the gates, as far as the caller knows (kUsualOpenShare if not). Results are right
 // for any gates; which way is the fastest depends on it.

@@ -80,6 +80,14 @@ def test_lengths_are_for_the_other_kernel(emulator: Emulator, with_codes: None):
     assert choice.kernel_reason == b"the kernel of Triton takes no nonpad_kv_seqlen"
 
 
+def test_ranges_are_for_the_other_kernel(emulator: Emulator, with_codes: None):
+    args = LLAMA.args()
+    args.key_ranges = 4096
+    choice = _choose(emulator, args, H100)
+    assert choice.kernel == CUDA
+    assert choice.kernel_reason == b"the kernel of Triton takes no key_ranges"
+
+
 def test_a_misplaced_tensor_is_for_the_other_kernel(emulator: Emulator, with_codes: None):
     args = LLAMA.args()
     args.key = 4096 + 8

@@ -106,6 +106,7 @@ def test_an_attention_is_called_with_its_sizes_and_strides(
 
 MASKED = [c for c in ATTENTION if dict(CaseRun(c).given).get(4, np.empty(0)).size]
 FILLED = [c for c in ATTENTION if 5 in dict(CaseRun(c).given)]
+RANGES = [c for c in ATTENTION if 6 in dict(CaseRun(c).given)]
 
 
 @pytest.mark.parametrize("case", MASKED, ids=str)
@@ -132,13 +133,25 @@ def test_lengths_reach_the_kernels_unread(harness: Harness, kernels: Kernels, ca
     assert args["nonpad_kv_seqlen"] == dict(run.given)[5].ctypes.data
 
 
-def test_while_measured_every_key_is_seen(harness: Harness, kernels: Kernels):
-    """What TensorRT has in place of lengths means nothing."""
-    plugin, run = _ready(harness, _case("MoHAttention", "filled_decode"), phase=0)
+@pytest.mark.parametrize("case", RANGES, ids=str)
+def test_ranges_reach_the_kernels_unread(harness: Harness, kernels: Kernels, case: Case):
+    plugin, run = _ready(harness, case)
     _enqueue(plugin, run)
-    assert kernels.calls[-1][1]["nonpad_kv_seqlen"] is None
+    ((_, args),) = kernels.calls
+    ranges = dict(run.given)[6]
+    assert args["key_ranges"] == ranges.ctypes.data
+    assert args["key_ranges_batch"] == (ranges[0].size if len(ranges) > 1 else 0)
+
+
+def test_while_measured_every_key_is_seen(harness: Harness, kernels: Kernels):
+    """What TensorRT has in place of masks, lengths and ranges means nothing."""
+    case = _case("MoHAttention", "ranges_filled_causal_bool_mask")
+    plugin, run = _ready(harness, case, phase=0)
+    _enqueue(plugin, run)
+    args = kernels.calls[-1][1]
+    assert (args["mask"]["data"], args["nonpad_kv_seqlen"], args["key_ranges"]) == (None,) * 3
     _enqueue(plugin.attach(), run)
-    assert kernels.calls[-1][1]["nonpad_kv_seqlen"] == run.inputs[-1].ctypes.data
+    assert kernels.calls[-1][1]["nonpad_kv_seqlen"] == run.inputs[5].ctypes.data
 
 
 @sampled(4)

@@ -194,6 +194,35 @@ def test_lengths_that_do_not_fit_are_refused(
     assert message in harness.log()
 
 
+RANGES = {**GOOD["MoHAttention"], "present_inputs": 0b1001111}
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 2), (1, 9, 2)], ids=str)
+def test_sequences_may_share_their_ranges(harness: Harness, shape: tuple[int, ...]):
+    plugin, tensors = harness.create("MoHAttention", RANGES), _filled(shape=shape)
+    assert plugin.configure(tensors), harness.log()
+    assert all(plugin.supports(position, tensors) for position in range(len(tensors)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        ("int64", (3, 9, 2), "batch size of key_ranges is 3; expected 1 or 2."),
+        ("int64", (2, 5, 2), "length of key_ranges is 5; expected 9."),
+        ("int64", (2, 9, 3), "last size of key_ranges is 3; expected 2."),
+        ("int64", (2, 9), "key_ranges is [2, 9], of rank 2; expected 3."),
+        ("int32", (2, 9, 2), "key_ranges is int32; expected int64."),
+    ],
+)
+def test_ranges_that_do_not_fit_are_refused(
+    harness: Harness, dtype: str, shape: tuple[int, ...], message: str
+):
+    plugin, tensors = harness.create("MoHAttention", RANGES), _filled(dtype, shape)
+    assert not plugin.configure(tensors)
+    assert plugin.output_type([t.dtype for t in tensors[:-1]]) is None or dtype == "int64"
+    assert message in harness.log()
+
+
 @pytest.mark.parametrize("op", PLUGINS)
 @pytest.mark.parametrize("dtype", ["int32", "int8", "int64", "bool"])
 def test_another_dtype_is_refused_with_its_name(harness: Harness, op: str, dtype: str):

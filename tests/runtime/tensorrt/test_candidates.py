@@ -340,13 +340,15 @@ def test_a_round_that_is_disturbed_does_not_count():
         ("zero", 0, {0}),
         ("random", 0, None),
         ("filled", 2**30, {2**30}),  # lengths beyond the last key
+        ("ranges", 2**29, {0, 2**30}),
     ],
 )
 def test_what_inputs_hold(fill: Fill, mean: float, values: set[float] | None):
-    dtype = SimpleNamespace(name="INT64" if fill == "filled" else "HALF")
+    is_position = fill in ("filled", "ranges")
+    dtype = SimpleNamespace(name="INT64" if is_position else "HALF")
     engine = SimpleNamespace(get_tensor_dtype=lambda name: dtype)
     request = TimingRequest({}, {"x": fill}, open_share=0.25)
-    found = worker._feeds(engine, request, {"x": (4, 100, 100)})["x"]
-    assert (found.shape, found.dtype) == ((4, 100, 100), "q" if fill == "filled" else "e")
-    assert found.mean(dtype=np.float64) == pytest.approx(mean, abs=0.02)
+    found = worker._feeds(engine, request, {"x": (4, 100, 2)})["x"]
+    assert (found.shape, found.dtype) == ((4, 100, 2), "q" if is_position else "e")
+    assert found.mean(dtype=np.float64) == pytest.approx(mean, abs=0.05)
     assert values is None or set(np.unique(found)) == values

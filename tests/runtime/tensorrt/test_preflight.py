@@ -83,6 +83,7 @@ def _widen(node: ir.Node) -> None:
 MOST = PLUGINS["MoHAggregatedAttention"].limits["window_places"]
 ATTENTION, ROUTER = ("MoHAttention", "plain_rank3"), ("MoHRouter", "two_stage")
 MASK, FILLED = ("MoHAttention", "bool_mask_rank4"), ("MoHAttention", "filled_decode")
+RANGES = ("MoHAttention", "ranges_window")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,8 @@ MASK, FILLED = ("MoHAttention", "bool_mask_rank4"), ("MoHAttention", "filled_dec
             lambda node: _set(node, 5, (2, 1), "INT64"),
             "nonpad_kv_seqlen is of rank 2; expected 1.",
         ),
+        (RANGES, _retype(6, dtype="INT32"), "key_ranges is int32; expected int64."),
+        (RANGES, lambda node: _set(node, 6, (7, 2), "INT64"), "key_ranges is of rank 2; expected"),
     ],
     ids=lambda value: value[:16] if isinstance(value, str) else None,
 )

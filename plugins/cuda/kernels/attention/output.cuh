@@ -87,7 +87,7 @@ __device__ __forceinline__ void write_partials(const float (&sums)[kTiles][4],
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = first + lane / 4 + 8 * i;
-    if (r >= task.rows || rows.gate[r] == 0.0f) {
+    if (r >= task.rows || !rows.is_open(r)) {
       continue;
     }
     const int64_t index = partial_index(params, blockIdx.y, task.pair, task.first + r);

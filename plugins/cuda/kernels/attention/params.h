@@ -19,11 +19,22 @@ struct Partials {
   int32_t columns;     // value_dim, rounded up to 8
 };
 
+// Of a mask that differs from query to query or from head to head.
+constexpr int kMapQueries = 16;  // of an entry
+struct MaskMap {
+  static constexpr uint8_t kHidden = 0, kMixed = 1, kWhole = 2;  // whole: nothing is added, either
+
+  const uint8_t* states;  // [batch or 1, head or 1, part of the queries, tile of the keys]
+  int32_t batches, heads, parts, tiles;
+  int32_t tile_keys;
+};
+
 struct AttentionParams {
   AttentionArgs args;
   const int32_t* rows;    // [pair, place]: ids of rows with open gates; null: all rows
   const int32_t* counts;  // [pair]: how many
   Partials partials;
+  MaskMap map;             // states are null where the mask is another, or none
   int32_t group;           // q_heads / kv_heads
   int32_t rows_per_pair;   // queries * group
   int32_t row_tiles;       // of a pair, if all rows are computed
@@ -33,6 +44,7 @@ struct AttentionParams {
   float scale_log2;  // scale * log2(e)
   // Whether rows are made of whole, aligned 16 bytes.
   bool query_vectors, key_vectors, value_vectors, output_vectors;
+  bool key_mask;  // args.mask is the same for all queries and heads
 };
 
 struct CompactParams {

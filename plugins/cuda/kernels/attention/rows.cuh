@@ -1,6 +1,8 @@
 // Which rows a block computes, and where they are in memory.
 #pragma once
 
+#include <climits>
+
 #include "cuda/device/element.cuh"
 #include "cuda/device/integers.cuh"
 #include "cuda/device/tensor_core.cuh"
@@ -55,6 +57,28 @@ __device__ __forceinline__ int visible_keys(const AttentionArgs& args, int fille
   return args.causal ? larger(filled - (args.queries - token) + 1, 0) : filled;
 }
 
+// Keys [first, end).
+struct KeyRange {
+  int first, end;
+
+  __device__ __forceinline__ bool has(int key) const { return key >= first && key < end; }
+  __device__ __forceinline__ bool empty() const { return first >= end; }
+};
+
+// What position, lengths and key_ranges leave of the keys for a query; {0, 0}: none. A range that
+// no host has seen is held within the keys.
+__device__ __forceinline__ KeyRange keys_of_query(const AttentionArgs& args, int filled, int batch,
+                                                  int token) {
+  KeyRange keys{0, visible_keys(args, filled, token)};
+  if (args.key_ranges != nullptr) {
+    const int64_t* range = args.key_ranges + batch * args.key_ranges_batch + int64_t{2} * token;
+    const int64_t seen = keys.end;
+    keys.first = static_cast<int>(smaller(larger(range[0], int64_t{0}), seen));
+    keys.end = static_cast<int>(smaller(larger(range[1], int64_t{0}), seen));
+  }
+  return keys.empty() ? KeyRange{0, 0} : keys;
+}
+
 // A block's work: places [first, first + rows) of a pair.
 struct Task {
   int pair, batch, kv_head, first, rows, keys;
@@ -90,11 +114,14 @@ __device__ __forceinline__ Row row_at_place(const AttentionParams& params, int p
 }
 
 // In shared memory. Rows behind the last are like it, but closed.
+constexpr int kClosed = -1;
 template <class Block>
 struct TileRows {
   int token[Block::kRows];
   int head[Block::kRows];
-  float gate[Block::kRows];
+  KeyRange keys[Block::kRows];  // of closed gates: {0, kClosed}
+
+  __device__ __forceinline__ bool is_open(int r) const { return keys[r].end != kClosed; }
 };
 
 template <class T, class Block>
@@ -106,25 +133,41 @@ __device__ __forceinline__ void load_tile_rows(TileRows<Block>& rows, const Atte
     const float gate = gate_at<T>(params.args, task.batch, row.token, row.head);
     rows.token[r] = row.token;
     rows.head[r] = row.head;
-    rows.gate[r] = r < task.rows ? gate : 0.0f;
+    rows.keys[r] = r < task.rows && gate != 0.0f
+                       ? keys_of_query(params.args, task.keys, task.batch, row.token)
+                       : KeyRange{0, kClosed};
   }
 }
 
-// Whether a gate of the tile, of the warp's rows, is open. All lanes of the warp call.
-template <class Block>
-__device__ __forceinline__ bool any_open_in_tile(const TileRows<Block>& rows) {
-  bool open = false;
+// Of open rows: the keys from the first to the last that any of them sees, and those that all see.
+struct RowsKeys {
+  KeyRange any, all;
+};
+
+// All lanes of a warp call.
+template <int kRows, class Block>
+__device__ __forceinline__ RowsKeys keys_of_rows(const TileRows<Block>& rows, int first) {
+  constexpr int kNoKey = INT_MAX;
+  RowsKeys keys{{kNoKey, 0}, {0, kNoKey}};
 #pragma unroll
-  for (int r = 0; r < Block::kRows; r += kWarpSize) {
-    open |= rows.gate[r + lane_index()] != 0.0f;
+  for (int r = first; r < first + kRows; r += kWarpSize) {
+    const KeyRange own = rows.keys[r + lane_index() % smaller(kRows, kWarpSize)];
+    if (!own.empty()) {
+      keys.any = {smaller(keys.any.first, own.first), larger(keys.any.end, own.end)};
+    }
+    if (own.end != kClosed) {
+      keys.all = {larger(keys.all.first, own.first), smaller(keys.all.end, own.end)};
+    }
   }
-  return __ballot_sync(kAllLanes, open) != 0;
-}
-template <class Block>
-__device__ __forceinline__ bool any_open_in_warp(const TileRows<Block>& rows) {
-  constexpr int kRows = Block::kWarpRows;
-  return __ballot_sync(kAllLanes, rows.gate[warp_index() * kRows + lane_index() % kRows] != 0.0f) !=
-         0;
+#pragma unroll
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    const auto other = [&](int value) { return __shfl_xor_sync(kAllLanes, value, distance); };
+    keys.any = {smaller(keys.any.first, other(keys.any.first)),
+                larger(keys.any.end, other(keys.any.end))};
+    keys.all = {larger(keys.all.first, other(keys.all.first)),
+                smaller(keys.all.end, other(keys.all.end))};
+  }
+  return keys;
 }
 
 }  // namespace moh::cuda

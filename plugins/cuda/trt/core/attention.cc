@@ -125,9 +125,11 @@ class Attention final : public Op {
     args.key = call.inputs[1];
     args.value = call.inputs[2];
     args.gates = call.timed ? synthetic_gates(call) : call.inputs[3];
-    args.mask.data = call.inputs[4];
     // What TensorRT has there while it measures means nothing: all keys are measured.
-    args.nonpad_kv_seqlen = call.timed ? nullptr : static_cast<const int64_t*>(call.inputs[5]);
+    const auto hides = [&](size_t input) { return call.timed ? nullptr : call.inputs[input]; };
+    args.mask.data = hides(4);
+    args.nonpad_kv_seqlen = static_cast<const int64_t*>(hides(5));
+    args.key_ranges = static_cast<const int64_t*>(hides(6));
     args.output = call.output;
     check_status(moh_cuda_attention(&args, &choice_, call.workspace, kernel_bytes_, call.stream));
   }
@@ -238,24 +240,27 @@ std::unique_ptr<Op> create(const Fields& fields) { return std::make_unique<Atten
 }  // namespace
 
 const OpInfo& attention_info() {
-  static const OpInfo info{contract::attention::kOp,
-                           {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}, {"B"}},
-                           {{"open_share", AttributeType::kFloat, false},
-                            {"portable", AttributeType::kInt, false},
-                            {"workspace_kib", AttributeType::kInt, false, /*internal=*/true}},
-                           {{'B', "batch size"},
-                            {'S', "length"},
-                            {'T', "length"},
-                            {'H', "number of heads"},
-                            {'G', "number of heads"},
-                            {'D', "head size"},
-                            {'E', "head size"},
-                            {'q', "last size"},
-                            {'k', "last size"},
-                            {'v', "last size"}},
-                           {{"head_dim", 'D', contract::attention::kMostHeadDim},
-                            {"value_dim", 'E', contract::attention::kMostValueDim}},
-                           create};
+  static const OpInfo info{
+      contract::attention::kOp,
+      {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}, {"B"}, {"RSN"}},
+      {{"open_share", AttributeType::kFloat, false},
+       {"portable", AttributeType::kInt, false},
+       {"workspace_kib", AttributeType::kInt, false, /*internal=*/true}},
+      {{'B', "batch size"},
+       {'S', "length"},
+       {'T', "length"},
+       {'H', "number of heads"},
+       {'G', "number of heads"},
+       {'D', "head size"},
+       {'E', "head size"},
+       {'q', "last size"},
+       {'k', "last size"},
+       {'v', "last size"},
+       {'R', "batch size"},
+       {'N', "last size"}},
+      {{"head_dim", 'D', contract::attention::kMostHeadDim},
+       {"value_dim", 'E', contract::attention::kMostValueDim}},
+      create};
   return info;
 }
 

@@ -5,7 +5,7 @@
 namespace moh::trt {
 namespace {
 
-constexpr size_t kMask = 4, kLengths = 5;
+constexpr size_t kMask = 4, kLengths = 5, kRanges = 6;
 
 // [batch, heads, tokens, dim] or, of rank 3, [batch, tokens, heads * dim].
 HeadStrides strides(int rank, int64_t heads, int64_t tokens, int64_t dim) {
@@ -26,6 +26,16 @@ void check_mask(const Tensor& mask, const Sizes& sizes) {
       throw Refusal("attn_mask is ", shape_text(mask), "; expected sizes of 1 or those of [",
                     scores[0], ", ", scores[1], ", ", scores[2], ", ", scores[3], "], the scores.");
     }
+  }
+}
+
+void check_ranges(const Sizes& sizes) {
+  const int64_t batch = sizes['R'], wanted = sizes['B'], numbers = sizes['N'];
+  if (batch != kUnknown && wanted != kUnknown && batch != 1 && batch != wanted) {
+    throw Refusal("batch size of key_ranges is ", batch, "; expected 1 or ", wanted, ".");
+  }
+  if (numbers != kUnknown && numbers != 2) {
+    throw Refusal("last size of key_ranges is ", numbers, "; expected 2.");
   }
 }
 
@@ -74,6 +84,9 @@ Sizes read_sizes(const Inputs& inputs, const AttentionAttributes& attributes) {
   if (inputs[kMask].present) {
     check_mask(inputs[kMask], sizes);
   }
+  if (inputs[kRanges].present) {
+    check_ranges(sizes);
+  }
   sizes.check_limits();
   return sizes;
 }
@@ -90,9 +103,13 @@ AttentionArgs arguments(const Inputs& inputs, const AttentionAttributes& attribu
   if (inputs[kMask].present) {
     args.mask = mask_of(inputs[kMask]);
   }
+  static constexpr int64_t kNothingToRead = 0;
   if (inputs[kLengths].present) {
-    static constexpr int64_t kNothingToRead = 0;
     args.nonpad_kv_seqlen = &kNothingToRead;
+  }
+  if (inputs[kRanges].present) {
+    args.key_ranges = &kNothingToRead;
+    args.key_ranges_batch = sizes['R'] == 1 ? 0 : ptrdiff_t{2} * sizes['S'];
   }
   args.batch = static_cast<int32_t>(sizes['B']);
   args.q_heads = attributes.q_heads;
