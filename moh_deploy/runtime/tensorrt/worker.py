@@ -271,7 +271,7 @@ def _feeds(
             array = rng.random(shape) < request.open_share
         else:
             values = {"filled": _ALL_KEYS, "seen": 1, "ranges": (0, _ALL_KEYS), "zero": 0}
-            array = np.broadcast_to(values[fill], shape)
+            array = np.broadcast_to(np.array(values[fill]), shape)
         feeds[name] = array.astype(_dtype(engine, name))
     return feeds
 
