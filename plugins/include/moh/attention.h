@@ -27,8 +27,8 @@ struct AttentionArgs {
   HeadStrides query_strides, key_strides, value_strides, output_strides;
   AttentionMask mask;
   const int64_t* nonpad_kv_seqlen;  // [batch], from 0 to `keys`; null: all keys are filled
-  // [1 or batch, query, 2]: the first key that a query sees, and the end of those that it sees; both
-  // may lie outside of the keys that there are. Null: all.
+  // [1 or batch, query, 2]: the first key that a query sees, and the end of those that it sees;
+  // both may lie outside of the keys that there are. Null: all.
   const int64_t* key_ranges;
   ptrdiff_t key_ranges_batch;  // stride, 0 where sequences share their ranges
   int32_t batch, q_heads, kv_heads, queries, keys, head_dim, value_dim;

@@ -18,8 +18,8 @@ struct AttentionAttributes {
 // Refuses what does not fit.
 Sizes read_sizes(const Inputs& inputs, const AttentionAttributes& attributes);
 
-// All sizes have to be known. Where there are a mask, lengths or ranges, their pointers are not null, but
-// nothing to read.
+// All sizes have to be known. Where there are a mask, lengths or ranges, their pointers are not
+// null, but nothing to read.
 AttentionArgs arguments(const Inputs& inputs, const AttentionAttributes& attributes);
 
 }  // namespace moh::trt
