@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moh_deploy.api.export import export
-from moh_deploy.config.export_config import ExportConfig, resolve
+from moh_deploy.config.export_config import ExportConfig, resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.emit import write_plain_onnx
 from moh_deploy.frontend.load.checkpoint_file import build_module
@@ -118,7 +118,7 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
         MoHDeployError: The model cannot be loaded or exported.
     """
     options = _options(subject, request, folder)
-    config = resolve(options)
+    config = resolved_config(options)
     if request.checkpoint is None:
         _say(subject, "writing random weights")
         _write_random_weights(config, options)

@@ -10,7 +10,7 @@ import click
 import torch
 from moh_deploy.cli.export import command as moh_deploy_export
 
-from moh_deploy.config.export_config import resolve
+from moh_deploy.config.export_config import resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.example_inputs import example_inputs
 from moh_deploy.frontend.load.load import load
@@ -24,7 +24,7 @@ def plain_export(as_json: bool, verbose: bool, **options: object) -> None:
     del as_json, verbose  # The answer is one JSON object, whatever they say.
     # The options are named as the fields of ExportOptions.
     job = ExportOptions(**options)  # type: ignore[arg-type]
-    config = resolve(job)
+    config = resolved_config(job)
     model = load(
         job.model,
         config.model,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import moh_deploy
-from moh_deploy.config.export_config import resolve
+from moh_deploy.config.export_config import resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.emit import write_plain_onnx
 from moh_deploy.frontend.load.load import load
@@ -122,7 +122,7 @@ class Form:
 
     def _loaded(self) -> LoadedModel:
         options = ExportOptions(self._directory, self.folder / "unused")
-        model = resolve(options).model
+        model = resolved_config(options).model
         return load(self._directory, model, task="text-generation", trust_code=True)
 
 

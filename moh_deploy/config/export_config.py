@@ -206,7 +206,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     return config.model_copy(update={"model": model})
 
 
-def resolve(options: ModelOptions) -> ExportConfig:
+def resolved_config(options: ModelOptions) -> ExportConfig:
     """Read the configuration that options name; what the options say themselves wins over it.
 
     Raises:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from moh_deploy import __version__, package
 from moh_deploy.config.dtypes import ComputeType
-from moh_deploy.config.export_config import ExportConfig, resolve
+from moh_deploy.config.export_config import ExportConfig, resolved_config
 from moh_deploy.config.options import ExportOptions, RequiredLayers
 from moh_deploy.derive.forms import with_caches_in_place
 from moh_deploy.errors import ExportError
@@ -94,7 +94,7 @@ def export_package(
     progress = progress or SilentProgress()
     # Before the model is loaded and traced, which may take minutes.
     package.check_package_output(options.output)
-    config = resolve(options)
+    config = resolved_config(options)
     # The process that is to compare imports what it needs while the model is traced here.
     with early_prover() as prove:
         return _export(options, config, prove, progress)

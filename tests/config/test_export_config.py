@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.config.export_config import ExportConfig, load_config, resolve
+from moh_deploy.config.export_config import ExportConfig, load_config, resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError
 
@@ -243,7 +243,7 @@ def test_problem_is_told_at_its_place_in_the_file(tmp_path: Path, text: str, mes
 
 def test_options_win_over_the_configuration_and_its_code_comes_second(tmp_path: Path):
     file, mine = write(tmp_path, EXAMPLE), Path("mine")
-    plain = resolve(ExportOptions("model.pt", OUT, config=file, trust_code=True))
+    plain = resolved_config(ExportOptions("model.pt", OUT, config=file, trust_code=True))
     assert plain == load_config(file)
     options = ExportOptions(
         "model.pt",
@@ -258,7 +258,7 @@ def test_options_win_over_the_configuration_and_its_code_comes_second(tmp_path: 
         require_layers=0,
         valid_tokens="mask",
     )
-    config = resolve(options)
+    config = resolved_config(options)
     assert config.model.factory == "other:build"
     assert config.model.code_dirs == (mine, *plain.model.code_dirs)
     assert (config.model.state_key, config.model.kwargs) == ("model", plain.model.kwargs)
@@ -275,4 +275,4 @@ def test_what_is_no_number_of_layers_is_refused(wanted: object):
     with pytest.raises(
         ConfigError, match=rf"require_layers is '{wanted}', expected a number from 0 on"
     ):
-        resolve(ExportOptions("model.pt", OUT, require_layers=wanted))
+        resolved_config(ExportOptions("model.pt", OUT, require_layers=wanted))

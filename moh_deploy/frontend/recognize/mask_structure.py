@@ -24,7 +24,7 @@ from moh_deploy.frontend.recognize.layer import MaskTerm, MoHLayer
 from moh_deploy.frontend.recognize.mask_runs import MaskRun, MaskRuns, NoStructureError
 from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 
-Counts = Literal["position", "index"] | Node
+CountedFrom = Literal["position", "index"] | Node
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Edge:
 
     # The query's place among keys, of which it is one of the last (s + T - S), or among queries
     # (s), or what whole numbers [batch or 1, queries] of the model say.
-    counts: Counts
+    counts: CountedFrom
     offset: int = 0
     chunk: int = 1
     at_least: int | Node | None = None  # a number, or one for each sequence
@@ -220,7 +220,7 @@ def _counts(trial: MaskRun, counts: object) -> Tensor:
 
 
 def _edge(
-    trials: Sequence[MaskRun], counted: Sequence[Counts], *, is_end: bool
+    trials: Sequence[MaskRun], counted: Sequence[CountedFrom], *, is_end: bool
 ) -> Edge | str | None:
     """Return the form of an edge; None where it is that of all keys; why it has none."""
     # Where the edge is that of all keys, the form may lie beyond; queries that see nothing have no
