@@ -239,7 +239,10 @@ class MaskRuns:
 
     def _scores_at(self, sizes: Mapping[str, int]) -> list[int]:
         """Return batch, queries and keys."""
-        symbols = self._symbols(self.trials.resize(sizes))
+        try:
+            symbols = self._symbols(self.trials.resize(sizes))
+        except ConfigError as error:  # an axis would become smaller than 0
+            raise NoStructureError("its sizes hang together in a way that is not tried") from error
         return [self._extent(extent, symbols) for extent in self._score_sizes]
 
     @property
@@ -307,13 +310,12 @@ class MaskRuns:
         """Return the values of all nodes of a part that inputs decide, and of its last ones."""
         symbols = self._symbols(inputs)
         values: dict[Node, object] = dict(zip(self._inputs, inputs, strict=True))
+        # A stored tensor may be the mask.
+        values |= {node: stored for node in part if (stored := self.constants(node)) is not None}
 
         def look_up(node: Node) -> object:
             if node in values:
                 return values[node]
-            stored = self.constants(node)
-            if stored is not None:
-                return stored
             if not graph.is_tensor(node):
                 return self._extent(size_of(node.meta["val"]), symbols)
             # Stands for a tensor that is read for its shape only.
@@ -324,7 +326,7 @@ class MaskRuns:
             with torch.no_grad():
                 for node in filter(graph.op, part):
                     values[node] = graph.computed(node, look_up)
-        except (RuntimeError, IndexError, TypeError, ValueError):
+        except (RuntimeError, IndexError, TypeError, ValueError, ArithmeticError, AssertionError):
             return None
         return {node: value for node, value in values.items() if isinstance(value, Tensor)}
 
