@@ -230,7 +230,8 @@ class MaskRuns:
                 # A number may act on one dimension and show in another.
                 wide = [at for at in self.trials.large(max(bound, table), 5) if self._is_small(at)]
                 # What is computed from sizes differs from one to the next.
-                next_to = self.trials.large(max(bound - largest // 16 - 1, table))
+                top = max(self._scores_at(at)[1] for at in sizes)
+                next_to = self.trials.large(top - top // 16 - 1)
                 return [*sizes, *next_to, *wide]
         raise NoStructureError(f"it has to be tried with {bounds[-1]} keys, which takes too long")
 
