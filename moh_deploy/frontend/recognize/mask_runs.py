@@ -21,6 +21,7 @@ from moh_deploy.frontend.fx.axes import Size, leaves, product, size_of
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL
 from moh_deploy.frontend.recognize.layer import MaskTerm, MoHLayer
+from moh_deploy.frontend.recognize.mask_numbers import COMPARISONS, MaskNumbers
 from moh_deploy.frontend.recognize.mask_trials import MaskTrials, is_flags, kinds_of
 
 
@@ -67,28 +68,12 @@ def _dims_of(term: MaskTerm, layer: MoHLayer) -> list[int | None] | None:
 # A mask of more places takes long to try.
 _MOST_PLACES = 1 << 25
 _MOST_NODES = 400
-# Whole numbers above are bounds (the end of a slice), and no sizes of windows.
-_LARGEST_NUMBER = 1 << 20
+# Inputs take many values at each size.
+_MOST_BY_INPUTS = 256
 _CONTENT = frozenset(
     ("linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum", "embedding", "convolution")
     + ("scaled_dot_product_attention", "layer_norm", "native_layer_norm", "softmax")
 )
-_PLACES = frozenset(("add", "sub", "rsub", "mul", "floor_divide", "div", "remainder", "fmod"))
-_SCALES = frozenset(("mul", "floor_divide", "div", "remainder", "fmod", "pow"))
-_SCALES |= {"bitwise_left_shift", "bitwise_right_shift", "unfold", "repeat_interleave"}
-_PLACES |= _SCALES | {
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-    "tril",
-    "triu",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-}
 
 
 class NoStructureError(Exception):
@@ -165,10 +150,12 @@ class MaskRuns:
             NoStructureError: That was not possible, or did not show all that they may do.
         """
         part = self._part(terms)
+        is_fixed = all(extent.is_Integer for extent in self._score_sizes[1:])
         conditions = {
             node: set[bool]()
             for node in part
-            if node in self.dependent and graph.tensor(node).dtype == torch.bool
+            if graph.tensor(node).dtype == torch.bool
+            and (node in self.dependent or (graph.op(node) in COMPARISONS and not is_fixed))
         }
         found: list[MaskRun] = []
         large = self._large(part)
@@ -186,12 +173,12 @@ class MaskRuns:
         # What no run changed may hide more than is seen.
         same = next((node for node, seen in conditions.items() if len(seen) < 2), None)
         if same is not None:
-            raise NoStructureError(f"{graph.named(same)} was the same for all inputs tried")
+            raise NoStructureError(f"{graph.named(same)} was the same in all that was tried")
         needed = max((self._scores_at(sizes)[2] for sizes in large), default=0)
         tried = {trial.seen.shape[1:] for trial in found}
         if needed > max(keys for _, keys in tried):
             raise NoStructureError(f"it could not be run with {needed} keys")
-        if len(tried) < 2 and not all(extent.is_Integer for extent in self._score_sizes[1:]):
+        if len(tried) < 2 and not is_fixed:
             raise NoStructureError("it ran at one size only")
         return found
 
@@ -220,44 +207,43 @@ class MaskRuns:
 
     def _large(self, part: Sequence[Node]) -> list[Mapping[str, int]]:
         """Return sizes at which all that the numbers and tables of masks do is to be seen."""
-        numbers = set(self._numbers(part))
+        numbers = MaskNumbers(self.dependent, self.constants)
+        unknown = numbers.unknown(part)
+        if unknown is not None:
+            raise NoStructureError(f"no number tells at which keys {graph.named(unknown)} acts")
         stored = [value for value in map(self.constants, part) if value is not None and value.ndim]
         table = max((size for value in stored for size in value.shape), default=0)
-        # A window shows where there are more keys than it has; a chunk where there are three. What
-        # is multiplied or divided may be as large as all numbers together.
-        scaled = any(graph.op(node) in _SCALES for node in part)
-        largest = math.prod(numbers) if scaled else sum(numbers)
+        # A window shows where there are more keys than it has; a chunk where there are three.
+        largest, scaled = numbers.largest(part)
+        by_inputs, _ = numbers.largest([node for node in part if node in self.dependent])
+        if max(by_inputs, table if numbers.looks_up(part) else 0) > _MOST_BY_INPUTS:
+            raise NoStructureError("the numbers that inputs are computed with are too large to try")
         if largest <= 4 and table <= 4:
             return []
-        bounds = [3 * largest + 3] if scaled else [3 * largest + 3, largest + largest // 8 + 3]
+        bounds = [3 * largest + 3]
+        if not scaled:
+            bounds.append(largest + largest // 8 + 3)
         for bound in bounds:
             sizes = list(self.trials.large(max(bound, table)))
             # As large as the model can be is enough.
-            keys = [self._scores_at(at)[2] for at in sizes]
-            longest = [at for at, many in zip(sizes, keys, strict=True) if many == max(keys)]
-            if min(math.prod(self._scores_at(at)) for at in longest) <= _MOST_PLACES:
-                return [at for at in sizes if math.prod(self._scores_at(at)) <= _MOST_PLACES]
+            if max(math.prod(self._scores_at(at)) for at in sizes) <= _MOST_PLACES:
+                # A number may act on one dimension and show in another.
+                wide = [at for at in self.trials.large(max(bound, table), 5) if self._is_small(at)]
+                # What is computed from sizes differs from one to the next.
+                top = max(self._scores_at(at)[1] for at in sizes)
+                next_to = self.trials.large(top - top // 16 - 1)
+                return [*sizes, *next_to, *wide]
         raise NoStructureError(f"it has to be tried with {bounds[-1]} keys, which takes too long")
 
-    def _numbers(self, part: Sequence[Node]) -> Iterator[int]:
-        """Yield the whole numbers that places are compared with, or that they are computed with."""
-        for node in part:
-            if node in self.dependent or graph.op(node) not in _PLACES:
-                continue
-            for given in (*node.args, *node.kwargs.values()):
-                value = self.constants(given) if isinstance(given, Node) else given
-                if isinstance(value, Tensor) and value.numel() == 1:
-                    value = value.item()
-                # Of numbers that are not whole, large ones are what hides: -1e4, say.
-                most = (
-                    -HIDING_FILL - 1 if graph.tensor(node).is_floating_point() else _LARGEST_NUMBER
-                )
-                if isinstance(value, (int, float)) and 1 < abs(value) <= most:
-                    yield math.ceil(abs(value))
+    def _is_small(self, sizes: Mapping[str, int]) -> bool:
+        return math.prod(self._scores_at(sizes)) < _MOST_PLACES >> 6
 
     def _scores_at(self, sizes: Mapping[str, int]) -> list[int]:
         """Return batch, queries and keys."""
-        symbols = self._symbols(self.trials.resize(sizes))
+        try:
+            symbols = self._symbols(self.trials.resize(sizes))
+        except ConfigError as error:  # an axis would become smaller than 0
+            raise NoStructureError("its sizes hang together in a way that is not tried") from error
         return [self._extent(extent, symbols) for extent in self._score_sizes]
 
     @property
@@ -294,44 +280,43 @@ class MaskRuns:
         except ConfigError:  # an axis would become smaller than 0
             return
         generator = torch.Generator().manual_seed(sum(sizes.values()))
-        compared = sorted(set(self._compared))[:24]
+        compared = MaskNumbers(self.dependent, self.constants).compared(part)
+        # Kinds of tokens number documents by their sums; valid tokens are 0 or 1.
+        summed = any(graph.op(node) == "cumsum" for node in part)
+        valid = None if self.trials.valid is None else self.trials.valid[0]
         kinds = [
-            kinds_of(value, compared, generator) if node in part else [value]
-            for node, value in zip(self._inputs, resized, strict=True)
+            kinds_of(value, compared, generator, is_summed=summed and place != valid)
+            if node in part
+            else [value]
+            for place, (node, value) in enumerate(zip(self._inputs, resized, strict=True))
         ]
         # Ones and zeros of all together: of masks that mean the opposite, too.
         flags = [place for place, kind in enumerate(kinds) if len(kind) > 1]
-        for chosen in itertools.product((0, 1), repeat=min(3, len(flags))):
+        is_small = self._is_small(sizes)
+        # All tokens end a document, say.
+        for number in compared[:12] if summed and is_small else ():
+            yield [
+                torch.full_like(kind[0], number)
+                if len(kind) > 1 and kind[0].dtype == torch.int64 and place != valid
+                else kind[0]
+                for place, kind in enumerate(kinds)
+            ]
+        for chosen in itertools.product((0, 1), repeat=min(3 if is_small else 1, len(flags))):
             at = dict(zip(flags, chosen, strict=False))
             yield [kind[at.get(place, 0)] for place, kind in enumerate(kinds)]
-        for _ in range(
-            10 if flags and math.prod(self._scores_at(sizes)) < _MOST_PLACES >> 6 else 0
-        ):
+        for _ in range((10 if is_small else 2) if flags else 0):
             yield [kind[int(torch.randint(len(kind), (), generator=generator))] for kind in kinds]
-
-    @cached_property
-    def _compared(self) -> list[int]:
-        """The whole numbers that something made of the inputs is compared with."""
-        return [
-            given + more
-            for node in self.dependent
-            if graph.op(node) in ("eq", "ne", "lt", "le", "gt", "ge")
-            for given in node.args
-            if type(given) is int
-            for more in (-1, 0, 1)
-        ]
 
     def _run(self, part: Sequence[Node], inputs: Sequence[Tensor]) -> dict[Node, Tensor] | None:
         """Return the values of all nodes of a part that inputs decide, and of its last ones."""
         symbols = self._symbols(inputs)
         values: dict[Node, object] = dict(zip(self._inputs, inputs, strict=True))
+        # A stored tensor may be the mask.
+        values |= {node: stored for node in part if (stored := self.constants(node)) is not None}
 
         def look_up(node: Node) -> object:
             if node in values:
                 return values[node]
-            stored = self.constants(node)
-            if stored is not None:
-                return stored
             if not graph.is_tensor(node):
                 return self._extent(size_of(node.meta["val"]), symbols)
             # Stands for a tensor that is read for its shape only.
@@ -342,7 +327,7 @@ class MaskRuns:
             with torch.no_grad():
                 for node in filter(graph.op, part):
                     values[node] = graph.computed(node, look_up)
-        except (RuntimeError, IndexError, TypeError, ValueError):
+        except (RuntimeError, IndexError, TypeError, ValueError, ArithmeticError, AssertionError):
             return None
         return {node: value for node, value in values.items() if isinstance(value, Tensor)}
 
@@ -377,10 +362,14 @@ class MaskRuns:
             if valid.ndim == 2 and len(valid) == batch and queries <= valid.shape[1]:
                 counted = valid[:, valid.shape[1] - queries :]
         few = 4 * (batch + 1) * (queries + keys)
+        # What says which tokens are valid first, then what is 0 or 1 in any case: an input that was
+        # tried as flags may be kinds of tokens.
+        named = None if self.trials.valid is None else self._inputs[self.trials.valid[0]]
+        order = sorted(values, key=lambda node: (node != named, values[node].dtype != torch.bool))
         numbers = {
-            node: value
-            for node, value in values.items()
-            if node in self.dependent and value.numel() <= few
+            node: values[node]
+            for node in order
+            if node in self.dependent and values[node].numel() <= few
         }
         return MaskRun(seen, counted, numbers)
 

@@ -113,14 +113,18 @@ class MaskReader:
             raise NoStructureError("it adds more to scores than what hides keys")
         runs = study.run(hiding)
         try:
-            return _explained([run._replace(counted=torch.ones_like(run.counted)) for run in runs])
+            found = _explained([run._replace(counted=torch.ones_like(run.counted)) for run in runs])
         except NoStructureError:
             # What a padded query sees is as it may be: models open rows that have no key left.
             found = _explained(runs)
             square = all(run.seen.shape[1] == run.seen.shape[2] for run in runs)
             if not square and found.end != CAUSAL:
                 raise
-            return found
+        # A finite fill weighs all keys alike where it hides all: no op does where the query counts.
+        blind = any(bool((run.counted & ~run.seen.any(-1)).any()) for run in runs)
+        if blind and (found.first or found.end):
+            raise NoStructureError("a query that is no padding sees no key")
+        return found
 
     @cached_property
     def _dependent(self) -> set[Node]:
@@ -288,6 +292,7 @@ def _documents(trials: Sequence[MaskRun]) -> Iterator[Node]:
             and not value.is_floating_point()
             and value.dtype != torch.bool
             and value.shape == (len(trial.seen), trial.seen.shape[2])
+            and trial.seen.shape[1] <= trial.seen.shape[2]
             and bool(((value.diff() == 0) | (value.diff() == 1)).all())
             for value, trial in zip(values, trials, strict=True)
         ):

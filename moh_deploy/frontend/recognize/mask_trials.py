@@ -26,9 +26,9 @@ class MaskTrials:
                 name: self._within(name, primes[place % 4]) for place, name in enumerate(self.sizes)
             }
 
-    def large(self, size: int) -> Iterator[Mapping[str, int]]:
+    def large(self, size: int, others: int = 1) -> Iterator[Mapping[str, int]]:
         """Yield sizes in which one dimension is this large, where it may be, and others small."""
-        least = {name: self._within(name, 1) for name in self.sizes}
+        least = {name: self._within(name, others) for name in self.sizes}
         for name in self.sizes:
             yield {**least, name: self._within(name, size)}
 
@@ -41,8 +41,14 @@ def is_flags(value: Tensor) -> bool:
     return value.ndim == 2 and bool(((value == 0) | (value == 1)).all())
 
 
-def kinds_of(value: Tensor, compared: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    """Return values that an input could have: for masks and ids two neutral ones first."""
+def kinds_of(
+    value: Tensor, compared: Sequence[int], generator: torch.Generator, *, is_summed: bool
+) -> list[Tensor]:
+    """Return values that an input could have: for masks and ids two neutral ones first.
+
+    Args:
+        is_summed: Whether what is 0 or 1 in the example may be more than that.
+    """
     if (value.is_floating_point() and not is_flags(value)) or value.ndim == 0 or 0 in value.shape:
         return [value]
     length = value.shape[-1]
@@ -67,8 +73,11 @@ def kinds_of(value: Tensor, compared: Sequence[int], generator: torch.Generator)
     masks += [1 - mask for mask in masks[2:5]] if value.dtype != torch.bool else []
     if value.dtype == torch.bool:
         return [*masks, *(~mask for mask in masks[2:5])]
-    if is_flags(value):
+    if is_flags(value) and not is_summed:
         return masks
+    if value.ndim == 1:
+        # Of lengths the neutral ones are longer than all sequences.
+        masks[0] = torch.full_like(value, min(torch.iinfo(value.dtype).max, 1 << 24))
     some = random([0, 1, 2, 3, *compared])
     return [
         *masks,

@@ -219,7 +219,33 @@ CASES: dict[str, MaskCase] = {
         "keys up to a position", _fill(lambda g: g.column <= g.positions[:, None, :, None])
     ),
     "alibi": MaskCase("causal, a bias", lambda s, g: (s + _alibi(g)).masked_fill(~g.tril, LOWEST)),
+    # Numbers that act at large sizes, in other places than a comparison.
+    "window_filled": MaskCase(
+        "causal, window of 60",
+        _fill(lambda g: g.tril & (g.row - g.column < torch.full((1,), 60))),
+    ),
+    "window_scaled": MaskCase(
+        "causal, window of 60", _fill(lambda g: g.tril & ((g.row - g.column) * 0.05 < 3))
+    ),
+    "window_of_size": MaskCase(
+        "causal, window of 60",
+        _fill(lambda g: g.tril & (g.row - g.column < torch.sym_min(g.ids.shape[1], 60))),
+    ),
     # What looks alike, and is not.
+    "window_growing": MaskCase(
+        "no: begin follows no known rule",
+        _fill(lambda g: g.tril & (g.row - g.column < torch.sym_max(g.ids.shape[1] - 20, 20))),
+    ),
+    "window_by_logarithm": MaskCase(
+        "no: no number tells",
+        _fill(lambda g: g.tril & ((g.row - g.column).clamp(min=1).log() < 4)),
+    ),
+    "at_one_size": MaskCase(
+        "no: was the same", _fill(lambda g: g.tril | (torch.full((1,), g.ids.shape[1]) == 50))
+    ),
+    "hidden_token": MaskCase(
+        "no: sees no key", _fill(lambda g: g.tril & (g.ids != 15)[:, None, None])
+    ),
     "one_more": MaskCase("keys up to a position", _fill(lambda g: g.column <= g.row + 1)),
     "one_less": MaskCase("no: query 0 sees no key", _fill(lambda g: g.column < g.row)),
     "window_that_wraps": MaskCase(
