@@ -23,7 +23,7 @@ def damaged_library() -> bytes:
         text = content[headers[names][4] + name :]
         if text.startswith(b".rodata\0"):
             words = np.frombuffer(content, "<f4", length // 4, start)
-            # Of all words these look like numbers: offsets are far smaller or larger, and text, such
+            # Of all words these look like numbers: offsets are far smaller or larger. Text, such
             # as the names of operators ("MoHA" would be 12.5), is printable.
             letters = words.view(np.uint8).reshape(-1, 4)
             is_text = ((letters >= 0x20) & (letters < 0x7F)).all(axis=1)
