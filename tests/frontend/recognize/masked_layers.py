@@ -51,7 +51,7 @@ class MaskCase:
     """A way to write a mask."""
 
     words: str  # the structure that it has; after `no: ` a part of the reason why none is known
-    apply: Masking
+    apply: Masking | None  # None: causal by PyTorch's fused attention
     cached: bool = False
 
 
@@ -153,6 +153,9 @@ CASES: dict[str, MaskCase] = {
     "ten_thousand": MaskCase("causal", _add(lambda g: (1 - g.tril.float()) * -10000.0)),
     "table": MaskCase("causal", _Table(torch.tril(_ones()))),
     "encoder": MaskCase("padding", _add(lambda g: _inverted(g.valid))),
+    "fused": MaskCase("causal", None),
+    # Query s sees keys up to s, counted from the first of the cache.
+    "fused_behind_a_cache": MaskCase("keys up to a position", None, cached=True),
     "padding_flags": MaskCase("padding", _fill(lambda g: ~g.padding[:, None, None])),
     "lengths": MaskCase("padding", _fill(lambda g: g.column < g.lengths[:, None, None, None])),
     "padding_token": MaskCase("padding", _fill(lambda g: (g.ids != 1)[:, None, None])),
@@ -252,6 +255,10 @@ CASES: dict[str, MaskCase] = {
         "no: sees keys with gaps",
         _fill(lambda g: (g.row - g.column) % g.ids.shape[1] < 3),
     ),
+    "each_head": MaskCase(
+        "no: heads have masks of their own",
+        _fill(lambda g: g.tril & (g.row - g.column < torch.arange(2, 2 + HEADS)[:, None, None])),
+    ),
     "half_of_all": MaskCase(
         "no: follows no known rule",
         _fill(lambda g: g.tril & (g.row - g.column <= g.ids.shape[1] // 2)),
@@ -290,8 +297,11 @@ class MaskedAttention(nn.Module):
         query, key, value = qkv.unbind(0)
         if self.cached:
             key, value = torch.cat([cache, key], dim=2), torch.cat([cache, value], dim=2)
-        scores = query @ key.transpose(-2, -1) / math.sqrt(HEAD_DIM)
-        heads = self.apply_mask(scores, given).softmax(-1) @ value
+        if self.apply_mask is None:
+            heads = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            scores = query @ key.transpose(-2, -1) / math.sqrt(HEAD_DIM)
+            heads = self.apply_mask(scores, given).softmax(-1) @ value
         chosen = self.router(x).softmax(-1).topk(2, dim=-1)
         gates = torch.zeros(batch, length, HEADS).scatter(-1, chosen.indices, chosen.values)
         heads = heads * gates.transpose(1, 2).unsqueeze(-1)

@@ -90,7 +90,10 @@ def masked(names: tuple[str, ...]) -> Masked:
 
 
 # Of each kind one; the others run at night.
-OFTEN = ("joined", "opened_rows", "window_of_cache", "prefix_lengths", "documents", "half_of_all")
+OFTEN = (
+    *("joined", "opened_rows", "window_of_cache", "prefix_lengths", "documents"),
+    *("fused", "each_head", "half_of_all"),
+)
 NAMES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.nightly) for name in CASES]
 
 
