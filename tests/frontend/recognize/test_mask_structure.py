@@ -92,7 +92,7 @@ def masked(names: tuple[str, ...]) -> Masked:
 # Of each kind one; the others run at night.
 OFTEN = (
     *("joined", "opened_rows", "window_of_cache", "prefix_lengths", "documents"),
-    *("fused", "each_head", "half_of_all"),
+    *("fused", "each_head", "half_of_all", "padding_flags"),
 )
 NAMES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.nightly) for name in CASES]
 
