@@ -147,7 +147,7 @@ def _measured(
     for turn in range(options.rounds):
         for name in order.sample(options.candidates, len(options.candidates)):
             print(f"{form.name}, {length}, {threads}: {name}, round {turn + 1}", file=sys.stderr)
-            if not any("absent" in one for one in found[name]):
+            if not any("absent" in said for said in found[name]):
                 found[name].append(_started(root, form, length, threads, name, options))
     if (why := found.get(MOH, [{}])[0].get("absent")) is not None:
         raise Unusable(f"{form.name}, {length} tokens: {why}")

@@ -98,7 +98,7 @@ def plain_peers(
     for hint in ("f32", "bf16"):
         yield InOpenvino(f"{plain}, {hint}", core.read_model(plain), feeds, hint, threads)
     if importlib.util.find_spec("nncf") is not None:
-        samples = [dict(zip(names, one.values(), strict=True)) for one in calibration]
+        samples = [dict(zip(names, run.values(), strict=True)) for run in calibration]
         quantised = _calibrated(core.read_model(plain), samples)
         for hint in ("f32", "bf16"):
             yield InOpenvino(f"{plain}, int8 by NNCF and {hint}", quantised, feeds, hint, threads)

@@ -81,7 +81,7 @@ class NoStructureError(Exception):
 
 
 class MaskRun(NamedTuple):
-    """What the masks of a layer did in one run."""
+    """Which keys a layer's masks let each query see, at some sizes and values of the inputs."""
 
     seen: Tensor  # bool [B, S, T]
     counted: Tensor  # bool [B, S]: queries that are no padding

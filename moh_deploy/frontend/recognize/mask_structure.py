@@ -45,7 +45,9 @@ CAUSAL = Edge("position", 1)
 
 @dataclass(frozen=True)
 class MaskStructure:
-    """What the masks of a layer hide, but for `rest`."""
+    """Which keys each query of a layer sees: those from `first` to `end`, of its own document, that
+    are no padding. `rest` adds to their scores.
+    """
 
     first: Edge | None = None  # None: all from the first key on are seen
     end: Edge | None = None  # None: all up to the last
@@ -60,7 +62,8 @@ class MaskStructure:
         first, end, causal = self.first, self.end, self.end == CAUSAL
         found = ["causal"] if causal else []
         if first is not None and first.chunk > 1:
-            found.append(f"chunks of {first.chunk}")
+            before = -first.offset // first.chunk
+            found.append(f"chunks of {first.chunk}" + (f" and {before} before" if before else ""))
         elif first is not None and causal:
             found.append(f"window of {1 - first.offset}")
         elif first is not None:

@@ -212,6 +212,10 @@ CASES: dict[str, MaskCase] = {
     "chunks_causal": MaskCase(
         "causal, chunks of 4", _fill(lambda g: g.tril & (g.row // 4 == g.column // 4))
     ),
+    "chunks_and_the_one_before": MaskCase(
+        "causal, chunks of 4 and 1 before",
+        _fill(lambda g: g.tril & (g.row // 4 - g.column // 4 <= 1)),
+    ),
     "prefix": MaskCase("prefix", _fill(lambda g: g.tril | (g.column < 3))),
     "prefix_lengths": MaskCase(
         "prefix", _fill(lambda g: g.tril | (g.column < g.lengths[:, None, None, None]))
