@@ -17,6 +17,7 @@ from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.fx.containers import output_names
+from moh_deploy.frontend.inputs.padding import named_tokens, tokens_of
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.sizes import SizeTrials, resize_inputs
 from moh_deploy.frontend.limits import Ranges
@@ -220,7 +221,8 @@ def _with_padding_input(
     """Mark the input of which the graph shows that it says which tokens are valid, and how.
 
     Of several, the first is taken where all have the same axes and agree in the example: leaving
-    out what is padding by one of them is safe, and the others' padding is compared.
+    out what is padding by one of them is safe, and the others' padding is compared. Where it hides
+    all tokens of the example, some become valid.
 
     Returns:
         The inputs, and the names of all of which that is shown, if the user named none.
@@ -250,6 +252,9 @@ def _with_padding_input(
         for item in shown
     )
     taken = shown[0] if shown and agree else None
+    if taken is not None and not tokens_of(taken).mask.any():
+        # As of a bool that was made up: without a valid token nothing is measured or compared.
+        (taken,) = named_tokens([taken], taken.mask_name, made=True)
     marked = tuple(
         taken if taken is not None and item.name == taken.name else item for item in inputs
     )

@@ -265,6 +265,22 @@ def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
     ]
 
 
+class Silence(Decoder):
+    """Is told which tokens are padding."""
+
+    def keys(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return super().keys(ids, ~valid)
+
+
+def test_example_whose_tokens_are_all_padding_is_given_valid_ones(tmp_path: Path):
+    report = export(Silence(), tmp_path / "package", torch.ones_like(LEFT).bool())
+    assert report.valid_tokens == "not attention_mask"
+    package = OnnxPackage.open(tmp_path / "package")
+    assert (~package.vectors[0].inputs["attention_mask"]).any(axis=1).all()
+    assert package.manifest.rounding is not None
+    assert package.manifest.rounding.layers[0].gates.rms > 0
+
+
 class TwoMasks(Decoder):
     """Takes keys away by one mask of a sequence, and by another."""
 
