@@ -1,7 +1,7 @@
 """Read properties of layers from a model's nodes that the manifest does not hold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -19,7 +19,7 @@ class LayerNodes:
 
     op: str | None  # operator of its attention node; None if it was not replaced
     is_causal: bool = False  # a query sees its own position and those before it
-    has_mask: bool = False  # the scores have a mask or a bias
+    has_mask: bool = False  # scores have a mask or a bias that differs from query to query
     # Width of what its MoHQueryProjection reads; None without one, or where the weight is not a
     # constant.
     query_features: int | None = None
@@ -32,11 +32,19 @@ def layer_nodes(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[La
     nodes = {node.name: node for node in all_nodes(graph) if node.name}
     # Shapes of weights stand in the model even where their data is in another file.
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    return tuple(_of_layer(layer, nodes, dims) for layer in layers)
+    sizes = dims | {
+        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info)
+    }
+    of_keys = {name for name, known in sizes.items() if known[-2:-1] == (1,)}
+    return tuple(_of_layer(layer, nodes, dims, of_keys) for layer in layers)
 
 
 def _of_layer(
-    layer: LayerInfo, nodes: Mapping[str, onnx.NodeProto], dims: Mapping[str, tuple[int, ...]]
+    layer: LayerInfo,
+    nodes: Mapping[str, onnx.NodeProto],
+    dims: Mapping[str, tuple[int, ...]],
+    of_keys: Container[str],  # tensors of one row for all queries
 ) -> LayerNodes:
     node = nodes.get(layer.node or "")
     query, output = (
@@ -46,11 +54,12 @@ def _of_layer(
     if node is None:
         return LayerNodes(None)
     numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    # attn_mask is the fifth input of MoHAttention, and may be left out in between.
+    mask = "".join(node.input[4:5]) if node.op_type == op_names.ATTENTION else ""
     return LayerNodes(
         op=node.op_type,
         is_causal=bool(numbers.get("is_causal")),
-        # attn_mask is the fifth input of MoHAttention, and may be left out in between.
-        has_mask=node.op_type == op_names.ATTENTION and len(node.input) > 4 and bool(node.input[4]),
+        has_mask=bool(mask) and mask not in of_keys,
         window=numbers.get("kernel_height", 0) * numbers.get("kernel_width", 0),
         # W is [C, H * D] for queries, and [H * D, C] for the output.
         query_features=query[0] if query else None,

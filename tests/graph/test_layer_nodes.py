@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import onnx
-from onnx import parser
+from onnx import helper, parser
 
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from tests.handmade_package import LAYER, model
@@ -31,6 +31,14 @@ def test_operators_of_each_layer_are_read():
         LayerNodes("MoHAggregatedAttention", window=15),
         LayerNodes(None),
     )
+    keys = helper.make_tensor_value_info("mask", onnx.TensorProto.BOOL, ["batch", 1, 1, "keys"])
+    masked = graph()
+    masked.value_info.append(keys)
+    assert not layer_nodes(masked, layers[:1])[0].has_mask
+    keys.type.tensor_type.shape.dim[2].dim_param = "queries"
+    del masked.value_info[:]
+    masked.value_info.append(keys)
+    assert layer_nodes(masked, layers[:1])[0].has_mask
     content = graph()  # the width of a weight that is no constant is not known
     del content.initializer[:]
     (found,) = layer_nodes(content, layers[:1])

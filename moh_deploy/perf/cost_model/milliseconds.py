@@ -93,22 +93,27 @@ Terms = Mapping[str, float]
 
 COSTS: Mapping[str, Terms] = {
     "dense_attention": {
-        "call": 15200,
-        "multiply-add": 0.0116,
-        "score": 1.08,
-        "masked score": 3.66,
-        "element": 1.6,
+        "call": 13200,
+        "multiply-add": 0.0104,
+        "score": 0.762,
+        "masked score": 0.463,
+        "element": 1.53,
     },
-    "sparse_attention": {"call": 1990, "gate": 13.9, "multiply-add": 0.0164, "element": 0.37},
-    "dense_aggregated": {"call": 85200, "window element": 4.64},
-    "sparse_aggregated": {"gate": 0.539, "multiply-add": 0.00147, "score": 1.36, "element": 3.41},
-    "dense_projection": {"call": 1750, "multiply-add": 0.0122, "weight": 0.117},
-    "sparse_projection": {"call": 1020, "gate": 10.4, "multiply-add": 0.0132, "weight": 0.074},
+    "sparse_attention": {
+        "gate": 28.1,
+        "multiply-add": 0.0114,
+        "masked score": 0.479,
+        "element": 0.53,
+    },
+    "dense_aggregated": {"call": 73600, "multiply-add": 0.0184, "window element": 2.69},
+    "sparse_aggregated": {"multiply-add": 0.0203, "element": 2.58},
+    "dense_projection": {"multiply-add": 0.00985, "weight": 0.0682},
+    "sparse_projection": {"gate": 13.1, "multiply-add": 0.0104, "weight": 0.0351},
 }
 """Nanoseconds of each count that was not fitted to 0.
 
-Source: `benchmarks/cost_model.py`, 225 times of float32 with AVX-512 on one core of an Intel Xeon;
-benchmarks/RESULTS.md has the figures.
+Source: `benchmarks/cost_model.py`, 480 times of float32 with AVX-512 on one core of an AMD EPYC
+(Zen 5); benchmarks/RESULTS.md has the figures.
 """
 
 # Vectors of fewer lanes compute as many products in more instructions. Only AVX-512 was measured.
