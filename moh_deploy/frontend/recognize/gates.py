@@ -98,19 +98,18 @@ def _layer(
 
 
 def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
-    """A gate [B, S, H] is computed from the input, or from learned queries, and has a value of its
-    own for each token and each head, or group of heads.
+    """A gate is computed from the input, and has a value for each head, or group of heads.
 
-    One for all tokens of a sequence counts where it selects heads; a mere weight does not.
+    One that no input changes counts where it has a value for each token, of learned queries, or
+    selects heads; a mere weight of each head does not.
     """
     present = set(flat(factor.layout))
     if not set(heads) & present:
         return False
-    for_each_token = not tokens or bool(present & set(tokens))
-    if for_each_token and factor.node in dynamic:
+    if factor.node in dynamic:
         return True
     cone = router_cone(factor.node)
-    if for_each_token and any(map(is_projection, cone)):
+    if (not tokens or present & set(tokens)) and any(map(is_projection, cone)):
         return True
     size = product(heads)
     return size.is_Integer and find_selection(cone, int(size)) is not None

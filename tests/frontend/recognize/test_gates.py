@@ -107,9 +107,6 @@ NOT_GATED: dict[str, Model] = {
     "a_constant_for_each_head_and_position": lambda q, k, v, g: merge(
         attention(q, k, v) * torch.linspace(1, 2, S * H).view(S, H, 1)
     ),
-    "a_weight_for_each_head_of_a_sequence": lambda q, k, v, g: merge(
-        attention(q, k, v) * g.mean(1)[:, None, :, None]
-    ),
     "a_gate_for_each_channel": lambda q, k, v, g: merge(
         attention(q, k, v) * torch.cat([g] * D, -1).unflatten(-1, (H, D))
     ),
@@ -137,14 +134,19 @@ def test_other_products_are_no_gates(name: str):
     assert layers(NOT_GATED[name]) == []
 
 
-def test_one_choice_for_all_tokens_is_a_gate():
-    def model(q, k, v, g):
-        scores = g.mean(1).softmax(-1)
-        chosen = F.one_hot(scores.topk(2).indices, H).sum(-2) * scores
-        return merge(attention(q, k, v) * chosen[:, None, :, None])
+FOR_ALL_TOKENS: dict[str, Callable[[Tensor], Tensor]] = {
+    "best": lambda g: F.one_hot(g[:, 0].topk(2).indices, H).sum(-2)[:, None] * g[:, :1],
+    "threshold": lambda g: torch.where(g[:, :1] > 0.5, g[:, :1], 0.0),
+    "weight": lambda g: g.mean(1, keepdim=True),
+    "head_mask": lambda g: g[0, 0],
+}
 
-    (layer,) = layers(model)
-    assert product(layer.heads) == H
+
+@pytest.mark.parametrize("gates", FOR_ALL_TOKENS.values(), ids=FOR_ALL_TOKENS)
+def test_gates_of_all_tokens_of_a_sequence_are_gates(gates: Callable[[Tensor], Tensor]):
+    (layer,) = layers(lambda q, k, v, g: merge(attention(q, k, v) * gates(g)[..., None]))
+    assert [product(axes) for axes in (layer.batch, layer.heads, layer.tokens)] == [B, H, S]
+    assert layer.obstacles == ()
 
 
 QUERIES = torch.nn.Parameter(torch.rand(H, S, D), requires_grad=False)
