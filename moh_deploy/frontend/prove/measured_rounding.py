@@ -200,8 +200,10 @@ class _NoisyInterpreter(Interpreter):
             step *= math.sqrt(terms / _FEW_TERMS / max(1, value.shape[-1]))
         shares = self._shares(exact)
         moved = torch.addcmul(exact, size, shares, value=step, out=shares)
-        if not is_finite:  # infinities, which masks are made of, stay
-            moved = torch.where(exact.isfinite(), moved, exact)
+        if not math.isfinite(moved.sum()):
+            # Infinities, which masks are made of, stay, and the lowest number becomes none: a mask
+            # that is multiplied with 0 would be NaN.
+            moved = torch.where(moved.isfinite(), moved, exact)
         return moved.to(value.dtype)
 
     def _shares(self, value: torch.Tensor) -> torch.Tensor:
