@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -23,6 +24,8 @@ from moh_deploy.frontend.fx.views import REORDERS, backward, broadcast, casts, f
 aten = torch.ops.aten
 
 _PRODUCTS = frozenset(["einsum", "matmul", "bmm"])
+# ONNX Runtime has no triangle of them; older speech toolkits write masks so.
+_NARROW = frozenset([torch.uint8, torch.int8, torch.int16])
 
 
 def decompose(builder: GraphBuilder, node: Node) -> None:
@@ -58,6 +61,11 @@ def decompose(builder: GraphBuilder, node: Node) -> None:
         node.replace_all_uses_with(builder.call(aten.expand.default, source, sizes))
     elif name == "repeat_interleave" and node.target is aten.repeat_interleave.self_int:
         _repeat_by_size(builder, node)
+    elif name in ("tril", "triu") and tensor(node).dtype in _NARROW:
+        widened, *others = cast(Sequence[Node], node.args)
+        wide = builder.call(aten.to.dtype, widened, torch.int64)
+        kept = builder.call(cast(OpOverload, node.target), wide, *others, **node.kwargs)
+        node.replace_all_uses_with(builder.call(aten.to.dtype, kept, tensor(node).dtype))
 
 
 def _pair_up(builder: GraphBuilder, node: Node) -> None:

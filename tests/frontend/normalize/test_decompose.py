@@ -97,6 +97,17 @@ def test_mask_of_what_is_kept_stays_one(without: Callable[[Tensor, Tensor], Tens
     torch.testing.assert_close(program.module()(x, pad), model(x, pad))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_triangle_of_narrow_numbers_is_one_of_wide_numbers(dtype: torch.dtype):
+    def model(x: Tensor) -> Tensor:
+        return torch.ones_like(x, dtype=dtype).tril(1)
+
+    program = normalize(plain_trace(model, random(3, 5)))
+    assert [node.meta["val"].dtype for node in nodes(program, "tril")] == [torch.int64]
+    got = program.module()(random(3, 5))
+    torch.testing.assert_close(got, model(random(3, 5)))
+
+
 def test_expand_as_reads_nothing_but_a_size():
     def model(g: Tensor, y: Tensor) -> Tensor:
         return g[..., None].expand_as(y.exp()) - 1
