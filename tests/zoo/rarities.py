@@ -27,6 +27,7 @@ TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
 SCORED = ExpectedLayer(4, 2, 2, 0, "scored")
 CONSTANT = ExpectedLayer(4, 4, 2, 0, "constant")
 RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
+ANY_NUMBER = ExpectedLayer(4, 4, None, None, "custom")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
 
 
@@ -48,7 +49,7 @@ RARE = (
     rare("spread_by_matrix", unusual.SpreadByMatrix, TOP_2),
     rare("mask_then_weight", unusual.MaskThenWeight, RANKED),
     rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
-    rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
+    rare("select_argsort", unusual.ArgsortChoice, ANY_NUMBER),
     rare("static_cache", caches.StaticCache, SCORED, inputs=caches.static_in),
     rare("scattered_cache", caches.ScatteredCache, SCORED, inputs=caches.static_in),
     rare(
@@ -73,6 +74,7 @@ RARE = (
     rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
+    rare("policy_of_a_sequence", unusual.PolicyOfASequence, ANY_NUMBER),
     rare("filled_afterwards", unusual.FilledAfterwards, RANKED),
     rare("shifted_windows", vision.ShiftedWindows, TOP_2, inputs=vision.map_in),
     rare("relative_positions", vision.RelativePositions, TOP_2),

@@ -27,6 +27,7 @@ _ELEMENTWISE = _SUMS | frozenset(
     ["mul", "multiply", "div", "divide", "true_divide", "where", "sigmoid", "relu", "exp", "clamp"]
     + ["to_copy"]
 )
+_THRESHOLDS = frozenset(["gt", "ge", "lt", "le"])
 _CUTS = frozenset(["slice", "narrow", "split", "split_with_sizes"])
 _PIECES = _CUTS | {"select", "getitem"}
 
@@ -125,8 +126,9 @@ def _is_gate(
     """A gate [B, S, H] is computed from the input, or from learned queries, and has a value of its
     own for each token and each head, or group of heads.
 
-    One for all tokens of a sequence counts where it selects heads, or is stored with a 0 for some,
-    as pruning leaves it (hard concrete, arXiv 1905.09418); a mere weight does not.
+    One for all tokens of a sequence counts where it selects heads, by rank or by a threshold (as
+    AdaViT, arXiv 2111.15668), or is stored with a 0 for some, as pruning leaves it (hard concrete,
+    arXiv 1905.09418); a mere weight does not.
     """
     present = set(flat(factor.layout))
     if not set(heads) & present:
@@ -140,7 +142,9 @@ def _is_gate(
     size = product(heads)
     if size.is_Integer and find_selection(cone, int(size)) is not None:
         return True
-    return factor.node not in dynamic and closes_heads(factor.node, constant)
+    if factor.node in dynamic:
+        return any(graph.op(node) in _THRESHOLDS for node in cone)
+    return closes_heads(factor.node, constant)
 
 
 def closes_heads(factor: Node, constant: Constants) -> bool:

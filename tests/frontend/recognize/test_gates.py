@@ -150,6 +150,16 @@ def test_one_choice_for_all_tokens_is_a_gate():
     assert product(layer.heads) == H
 
 
+@pytest.mark.parametrize(("of_scores", "found"), [(lambda s: s > 0.5, 1), (lambda s: s - 0.5, 0)])
+def test_a_threshold_for_all_tokens_selects_heads(
+    of_scores: Callable[[Tensor], Tensor], found: int
+):
+    def model(q, k, v, g):
+        return merge(attention(q, k, v) * of_scores(g.mean(1))[:, None, :, None])
+
+    assert len(layers(model)) == found
+
+
 QUERIES = torch.nn.Parameter(torch.rand(H, S, D), requires_grad=False)
 LOGITS = torch.nn.Parameter(torch.rand(H, D), requires_grad=False)
 
