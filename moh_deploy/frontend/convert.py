@@ -58,6 +58,7 @@ class Converted:
     near_misses: tuple[package.NearMiss, ...]
     other_routers: tuple[package.OtherRouter, ...]
     ungated: int  # how many attentions have no gates
+    other_gates: Mapping[package.OtherGates, int]  # how many have gates of another kind
     vectors: tuple[package.VectorSet, ...]  # runs of the original
     total_flops: int | None  # of the original at the example's sizes
     precision: str  # the shortest floating-point dtype among weights and outputs
@@ -152,6 +153,7 @@ def convert(
         near_misses=found.near_misses,
         other_routers=found.other_routers,
         ungated=found.ungated,
+        other_gates=found.other_gates,
         vectors=tuple(
             original.recorded_vectors(run, recording, outputs)
             for run, recording in zip(sizes.runs, sizes.recordings, strict=True)

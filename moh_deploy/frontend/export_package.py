@@ -64,7 +64,7 @@ def require_layers(
                 f"{count(replaced, 'MoH layer')} of {len(layers)} became operators, expected"
                 f" {expected} (require_layers).",
                 *reasons(kept),
-                *not_layers(len(layers), near_misses, 0),
+                *not_layers(len(layers), near_misses, 0, {}),
             ]
         ),
         hint="Change what is named above, or require fewer layers; --require-layers 0 takes a model"
@@ -160,6 +160,7 @@ def _export(
         near_misses=manifest.near_misses,
         other_routers=manifest.other_routers,
         ungated=manifest.ungated,
+        other_gates=manifest.other_gates,
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         max_abs_error=proof.max_abs_error,
@@ -258,6 +259,7 @@ def _manifest(
         near_misses=converted.near_misses,
         other_routers=converted.other_routers,
         ungated=converted.ungated,
+        other_gates=dict(converted.other_gates),
         rounding=converted.rounding,
         call=converted.call,
         valid_tokens=converted.valid_tokens,

@@ -11,6 +11,7 @@ from moh_deploy.package import (
     KeptOperators,
     LayerInfo,
     NearMiss,
+    OtherGates,
     OtherRouter,
     TensorInfo,
 )
@@ -31,6 +32,7 @@ class ExportReport(Report):
         layers: Every MoH layer that was recognised.
         kept: Operators outside of them that stay because their replacement gave another result.
         ungated: How many attentions have no gates.
+        other_gates: How many have gates of `channels`, or scale `heads` by constants.
         max_abs_error: Largest absolute difference of any output element from the original model.
         routing_agreement: Share of (token, head) decisions equal to the original's, near-ties left
             out; 1.0 without layers.
@@ -61,6 +63,7 @@ class ExportReport(Report):
     near_misses: tuple[NearMiss, ...] = ()
     other_routers: tuple[OtherRouter, ...] = ()
     ungated: int = 0
+    other_gates: Mapping[OtherGates, int] = field(default_factory=dict)
     valid_tokens: str | None = None
     valid_tokens_found: bool = False
     padding_inputs: tuple[str, ...] = ()
@@ -98,7 +101,10 @@ class ExportReport(Report):
             Text, [*layers_text.reasons(self.layers), *layers_text.constant_gates(self.layers)]
         )
         blocks += map(
-            Text, layers_text.not_layers(len(self.layers), self.near_misses, self.ungated)
+            Text,
+            layers_text.not_layers(
+                len(self.layers), self.near_misses, self.ungated, self.other_gates
+            ),
         )
         blocks += map(Text, map(layers_text.other_router_text, self.other_routers))
         blocks += map(Text, map(layers_text.kept_text, self.kept))

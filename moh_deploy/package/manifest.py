@@ -126,6 +126,10 @@ class NearMiss(Strict):
     gates: str | None  # the line with the product with the gates, likewise
 
 
+OtherGates = Literal["channels", "heads"]
+"""What gates multiply that open or close no head: channels, or heads by constants other than 0."""
+
+
 @dataclass(frozen=True)
 class OtherRouter(Strict):
     """A router that weighs no attention: that of a mixture of experts, say."""
@@ -200,6 +204,8 @@ class Manifest(Strict):
     near_misses: tuple[NearMiss, ...] = ()  # what looks like MoH layers and was not read as such
     other_routers: tuple[OtherRouter, ...] = ()  # routers that weigh no attention
     ungated: int = 0  # how many attentions have no gates
+    # How many attentions have gates that open or close no head, by what these multiply.
+    other_gates: dict[OtherGates, int] = field(default_factory=dict)
     float32_nodes: tuple[Float32Node, ...] = ()  # operators that `bisect` put into float32
     # The least and the largest number that each product in int8 was given at calibration, by the
     # value that it reads: its static scale is made of them. Empty where scales are dynamic.

@@ -242,7 +242,7 @@ class InspectReport(Report):
             yield from layers_text.masks(manifest.layers)
             yield from layers_text.constant_gates(manifest.layers)
         yield from layers_text.not_layers(
-            len(manifest.layers), manifest.near_misses, manifest.ungated
+            len(manifest.layers), manifest.near_misses, manifest.ungated, manifest.other_gates
         )
         yield from map(layers_text.other_router_text, manifest.other_routers)
         if manifest.layers:

@@ -1,9 +1,16 @@
 """How reports show MoH layers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package import CachesInPlace, KeptOperators, LayerInfo, NearMiss, OtherRouter
+from moh_deploy.package import (
+    CachesInPlace,
+    KeptOperators,
+    LayerInfo,
+    NearMiss,
+    OtherGates,
+    OtherRouter,
+)
 from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.report.document import Cell, Share, Table, percent
 from moh_deploy.report.report import count
@@ -71,13 +78,25 @@ def paths_text(paths: Sequence[str]) -> str:
     return f"{paths[0]} ... {paths[-1]} ({len(paths)} layers)"
 
 
-def not_layers(num_layers: int, near_misses: Sequence[NearMiss], ungated: int) -> list[str]:
+_OTHER_GATES: dict[OtherGates, str] = {
+    "channels": "with gates of channels, not of heads",
+    "heads": "whose heads are scaled by constants, none of them 0",
+}
+
+
+def not_layers(
+    num_layers: int,
+    near_misses: Sequence[NearMiss],
+    ungated: int,
+    other_gates: Mapping[OtherGates, int],
+) -> list[str]:
     """Return what is said of attention that belongs to no MoH layer.
 
     Args:
         num_layers: How many layers were recognised.
         near_misses: What looks like one and was not read as such.
         ungated: How many attentions have no gates.
+        other_gates: How many have gates that open or close no head, by what these multiply.
     """
     lines: list[str] = []
     number = sum(len(miss.paths) for miss in near_misses)
@@ -88,8 +107,11 @@ def not_layers(num_layers: int, near_misses: Sequence[NearMiss], ungated: int) -
         lines += map(near_miss_text, near_misses)
     elif not num_layers:
         lines.append("This model has no MoH layer: it is an ordinary ONNX model.")
-    if ungated:
-        lines.append(f"{count(ungated, 'attention')} without gates: left as they are.")
+    plain = [(ungated, "without gates"), *((n, _OTHER_GATES[k]) for k, n in other_gates.items())]
+    for number, gates in plain:
+        if number:
+            left = "it is" if number == 1 else "they are"
+            lines.append(f"{count(number, 'attention')} {gates}: left as {left}.")
     return lines
 
 
@@ -110,8 +132,10 @@ def other_router_text(other: OtherRouter) -> str:
     )
 
 
-def constant_gates(layers: Iterable[LayerInfo]) -> list[str]:
-    """Return what is skipped whatever the input is, one line a layer with constant gates."""
+def constant_gates(layers: Sequence[LayerInfo]) -> list[str]:
+    """Return what is skipped whatever the input is, one line a layer with constant gates, and how
+    to cut the weights of heads that are closed in all layers.
+    """
     lines: list[str] = []
     for layer in layers:
         if form_named(layer.router).is_constant and layer.active_share is not None:
@@ -122,6 +146,12 @@ def constant_gates(layers: Iterable[LayerInfo]) -> list[str]:
                 noun = "head" if len(layer.closed_heads) == 1 else "heads"
                 line += f", for every query those of {noun} {heads}"
             lines.append(line)
+    # Where inputs decide the gates of a layer, its heads would be cut, too.
+    if layers and all(form_named(layer.router).is_constant for layer in layers):
+        keep = max(1, *(layer.num_heads - len(layer.closed_heads) for layer in layers))
+        if keep < min(layer.num_heads for layer in layers):
+            command = f"`moh-deploy prune PACKAGE --keep {keep} -o OUTPUT`"
+            lines.append(f"{command} cuts the weights of heads that are closed for every query.")
     return lines
 
 

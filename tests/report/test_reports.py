@@ -167,20 +167,20 @@ NEAR_MISSES = (
         "models/attention.py:88",
         "models/attention.py:91",
     ),
-    NearMiss(("pool",), "the attention was followed; its gates depend on no input", None, None),
+    NearMiss(("pool",), "the scores of softmax were lost at roll", None, None),
 )
 NEAR_MISS_LINES = (
     "layers.0 ... layers.11 (12 layers): softmax was followed; lost at flip"
     " (models/attention.py:88); gates are applied at models/attention.py:91",
-    "pool: the attention was followed; its gates depend on no input",
+    "pool: the scores of softmax were lost at roll",
 )
 
 
 def test_what_looks_like_a_layer_is_told_with_where_it_was_lost():
-    lines = not_layers(0, NEAR_MISSES, 0)
+    lines = not_layers(0, NEAR_MISSES, 0, {})
     begin = "No MoH layer was recognised, but 13 places look like one:"
     assert lines == [begin, *NEAR_MISS_LINES]
-    assert not_layers(2, NEAR_MISSES[1:], 0)[0] == "Besides, 1 place looks like one:"
+    assert not_layers(2, NEAR_MISSES[1:], 0, {})[0] == "Besides, 1 place looks like one:"
     for line in NEAR_MISS_LINES:
         assert_both_show(line, near_misses=NEAR_MISSES)
 
@@ -202,14 +202,18 @@ def test_a_router_that_weighs_no_attention_is_told_with_what_it_multiplies():
 
 
 def test_attention_without_gates_is_counted_and_no_near_miss():
-    assert not_layers(0, (), 2) == [
+    assert not_layers(0, (), 2, {"channels": 1, "heads": 3}) == [
         "This model has no MoH layer: it is an ordinary ONNX model.",
         "2 attentions without gates: left as they are.",
+        "1 attention with gates of channels, not of heads: left as it is.",
+        "3 attentions whose heads are scaled by constants, none of them 0: left as they are.",
     ]
-    assert not_layers(1, (), 0) == []
-    ordinary = replace(export_report(with_layer=False), ungated=1)
+    assert not_layers(1, (), 0, {}) == []
+    ordinary = replace(export_report(with_layer=False), ungated=1, other_gates={"channels": 12})
     assert "1 attention without gates" in text_of(ordinary)
+    assert "12 attentions with gates of channels" in text_of(ordinary)
     assert ordinary.to_json()["ungated"] == 1
+    assert ordinary.to_json()["other_gates"] == {"channels": 12}
 
 
 def test_nodes_of_no_layer_are_counted():

@@ -127,6 +127,27 @@ def test_what_constant_gates_close_is_said(closed_heads: tuple[int, ...], said: 
     assert line == f"decoder.0: no input changes its gates; {closed}{said}"
 
 
+ALWAYS = replace(CONSTANT, closed_heads=(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "keep"),
+    [
+        ([ALWAYS, replace(ALWAYS, closed_heads=(1,))], CONSTANT.num_heads - 1),
+        ([replace(ALWAYS, closed_heads=tuple(range(CONSTANT.num_heads)))], 1),
+        ([ALWAYS, CONSTANT], None),  # a layer uses all of its heads for some query
+        ([ALWAYS, LAYER], None),  # `prune` would cut heads that inputs choose, too
+        ([], None),
+    ],
+)
+def test_heads_that_are_closed_for_every_query_lead_to_prune(
+    layers: list[LayerInfo], keep: int | None
+):
+    commands = [line for line in constant_gates(layers) if "prune" in line]
+    told = f"`moh-deploy prune PACKAGE --keep {keep} -o OUTPUT` cuts the weights of heads that are"
+    assert commands == ([] if keep is None else [f"{told} closed for every query."])
+
+
 def test_constant_gates_are_made_by_no_operator():
     (row,) = layer_table("", [CONSTANT], "replaced", [True]).rows
     assert "constant" in row

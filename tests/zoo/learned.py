@@ -99,6 +99,19 @@ class LearnedImportance(Parts):
         return self.o((y * (self.importance >= least)[:, None, None]).transpose(1, 2).flatten(2))
 
 
+class HardConcrete(Parts):
+    """Training has closed heads for good: a gate of exactly 0 (L0 pruning, arXiv 1905.09418)."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor([-9.0, 3.0, -9.0, 0.5]))
+
+    def forward(self, x):
+        gate = (self.log_alpha.sigmoid() * 1.2 - 0.1).clamp(0, 1)
+        y = F.scaled_dot_product_attention(*self.qkv(x)) * gate[:, None, None]
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
 class PositionsAsQueries(Parts):
     """Queries are learned positions, as many as there are tokens: how many, no weight knows."""
 

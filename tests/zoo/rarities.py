@@ -27,6 +27,7 @@ TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
 SCORED = ExpectedLayer(4, 2, 2, 0, "scored")
 CONSTANT = ExpectedLayer(4, 4, 2, 0, "constant")
 RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
+ANY_NUMBER = ExpectedLayer(4, 4, None, None, "custom")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
 
 
@@ -48,7 +49,7 @@ RARE = (
     rare("spread_by_matrix", unusual.SpreadByMatrix, TOP_2),
     rare("mask_then_weight", unusual.MaskThenWeight, RANKED),
     rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
-    rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
+    rare("select_argsort", unusual.ArgsortChoice, ANY_NUMBER),
     rare("static_cache", caches.StaticCache, SCORED, inputs=caches.static_in),
     rare("scattered_cache", caches.ScatteredCache, SCORED, inputs=caches.static_in),
     rare(
@@ -73,6 +74,7 @@ RARE = (
     rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
+    rare("policy_of_a_sequence", unusual.PolicyOfASequence, ANY_NUMBER),
     rare("filled_afterwards", unusual.FilledAfterwards, RANKED),
     rare("shifted_windows", vision.ShiftedWindows, TOP_2, inputs=vision.map_in),
     rare("relative_positions", vision.RelativePositions, TOP_2),
@@ -95,6 +97,7 @@ RARE = (
     rare("seed_vectors", learned.SeedVectors, replace(CONSTANT, top_k=1)),
     rare("learned_sigmoids", learned.LearnedSigmoids, ExpectedLayer(4, 4, None, None, "constant")),
     rare("learned_importance", learned.LearnedImportance, CONSTANT),
+    rare("hard_concrete", learned.HardConcrete, ExpectedLayer(4, 4, None, None, "constant")),
     rare("positions_as_queries", learned.PositionsAsQueries, TOP_2),
     rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
     rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
@@ -112,6 +115,7 @@ RARE = (
     rare("chosen_tokens_added", idioms.ChosenTokensAdded, replace(TOP_2, num_kv_heads=1)),
     rare("weighed_average", idioms.WeighedAverage, TOP_2),
     rare("added_to_the_stream", idioms.AddedToTheStream, TOP_2),
+    rare("loops_of_layers", idioms.LoopsOfLayers, TOP_2, TOP_2),
     rare("mapped_heads", idioms.MappedHeads, TOP_2),
     rare("summed_by_index", idioms.SummedByIndex, TOP_2),
     rare("one_attention_a_block", idioms.OneAttentionABlock),

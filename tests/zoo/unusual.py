@@ -247,6 +247,15 @@ class OneChoiceForAll(nn.Module):
         return x
 
 
+class PolicyOfASequence(Parts):
+    """AdaViT style: the first token decides by a threshold which heads all tokens have."""
+
+    def forward(self, x):
+        policy = (self.r(x[:, 0]).sigmoid() > 0.5).float()
+        y = F.scaled_dot_product_attention(*self.qkv(x)) * policy[..., None, None]
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
 class WholeSequence(Parts):
     """One choice for the whole sequence, from its mean: gates [B, 1, H]."""
 

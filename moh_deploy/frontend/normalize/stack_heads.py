@@ -63,7 +63,7 @@ def stack_heads(program: ExportedProgram) -> None:
                     else stacked_ops.heads_at(builder, found.node, dim)
                 )
                 node.replace_all_uses_with(joined)
-        elif _adds(node) and not any(map(_adds, node.users)):  # the last of a row of additions
+        elif _adds(node) and not _is_added_on(node):  # the last of a row of additions
             _stack_summed(node, stored, known)
     # Dropout may be a part of a fused attention: it is switched off, and missed by nobody.
     graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))
@@ -79,14 +79,18 @@ class _Stacker:
     Args:
         builder: Inserts in front of the operator that joins the heads.
         stored: Tells whether a node's value is known before the model runs.
-        known: What was stacked already.
+        known: What was stacked for other operators that join heads. Its readers were looked at
+            then; the original ones are still in the graph, unread.
+
+    Attributes:
+        found: What was stacked here.
     """
 
     def __init__(
         self, builder: GraphBuilder, stored: StoredNodes, known: Mapping[Heads, stacked_ops.Stacked]
     ) -> None:
-        self._builder, self._stored = builder, stored
-        self.found: dict[Heads, stacked_ops.Stacked] = dict(known)
+        self._builder, self._stored, self._known = builder, stored, known
+        self.found: dict[Heads, stacked_ops.Stacked] = {}
 
     def stacked(self, nodes: Heads) -> stacked_ops.Stacked:
         """One tensor for those that the heads have in one place.
@@ -94,6 +98,8 @@ class _Stacker:
         Raises:
             _DifferError: If the heads do not do the same there.
         """
+        if nodes in self._known:
+            return self._known[nodes]
         if nodes not in self.found:
             if len(self.found) > _MOST_NODES:
                 raise _DifferError
@@ -313,13 +319,18 @@ def _adds(node: Node) -> bool:
     return all(is_tensor(arg) and _is_alike(cast(Node, arg), node) for arg in node.args[:2])
 
 
+def _is_added_on(node: Node) -> bool:
+    """True where a sum is a summand of the next, and of nothing else, unlike a residual stream."""
+    return len(node.users) == 1 and _adds(next(iter(node.users)))
+
+
 def _terms(node: Node) -> tuple[list[Node], set[Node]]:
     """Return the summands of a row of additions, in order, and the additions."""
     terms: list[Node] = []
     adds, stack = {node}, [node]
     while stack:
         current = stack.pop()
-        inner = current is node or (_adds(current) and len(current.users) == 1)
+        inner = current is node or (_adds(current) and _is_added_on(current))
         if inner and len(adds) < _NEAR:
             adds.add(current)
             stack += cast(tuple[Node, Node], tuple(reversed(current.args[:2])))

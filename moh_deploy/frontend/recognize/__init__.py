@@ -15,7 +15,7 @@ parameter.
                                of what is no attention
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from torch.export import ExportedProgram
 
@@ -25,21 +25,10 @@ from moh_deploy.frontend.recognize.aggregated.weights import with_token_axes
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.gates import layers_of
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.near_misses import find_near_misses
+from moh_deploy.frontend.recognize.near_misses import Recognized, find_near_misses
 from moh_deploy.frontend.recognize.track import Tracker
-from moh_deploy.package import NearMiss, OtherRouter
 
 __all__ = ["MoHLayer", "Recognized", "recognize", "survey"]
-
-
-@dataclass(frozen=True)
-class Recognized:
-    """Keep the layers of a program, and the attention that belongs to none."""
-
-    layers: tuple[MoHLayer, ...]  # the MoH layers, in execution order
-    near_misses: tuple[NearMiss, ...]  # what looks like one and was not read as such
-    other_routers: tuple[OtherRouter, ...]  # routers that weigh no attention
-    ungated: int  # how many attentions have no gates
 
 
 def survey(program: ExportedProgram) -> Recognized:
@@ -47,21 +36,18 @@ def survey(program: ExportedProgram) -> Recognized:
     graph = program.graph_module.graph
     nodes = list(graph.nodes)
     dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
-    tracker = Tracker(nodes, dynamic, Constants(program))
+    constant = Constants(program)
+    tracker = Tracker(nodes, dynamic, constant)
     tracked = tracker.run()
-    layers = layers_of(tracker.products, tracked, dynamic)
-    near_misses, other_routers, ungated = find_near_misses(nodes, tracked, layers, dynamic)
-    return Recognized(
-        layers=tuple(
-            with_token_axes(layer)
-            if JOINT_SOFTMAX in layer.core.obstacles and layer.projection is None
-            else layer
-            for layer in layers
-        ),
-        near_misses=near_misses,
-        other_routers=other_routers,
-        ungated=ungated,
-    )
+    layers = layers_of(tracker.products, tracked, dynamic, constant)
+    found = find_near_misses(nodes, tracked, layers, dynamic, constant)
+    layers = [
+        with_token_axes(layer)
+        if JOINT_SOFTMAX in layer.core.obstacles and layer.projection is None
+        else layer
+        for layer in layers
+    ]
+    return replace(found, layers=tuple(layers))
 
 
 def recognize(program: ExportedProgram) -> list[MoHLayer]:

@@ -9,9 +9,12 @@ from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, product, resolve
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.known_values import Constants, fixed_value
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
 from moh_deploy.frontend.recognize.layer import Core, MoHLayer
+from moh_deploy.frontend.recognize.router_like import SQUASHES
 from moh_deploy.frontend.recognize.routers.router import (
+    SELECTIONS,
     find_selection,
     is_projection,
     router_cone,
@@ -29,12 +32,16 @@ _PIECES = _CUTS | {"select", "getitem"}
 
 
 def layers_of(
-    products: Sequence[GatedProduct], tracked: Mapping[Node, Tracked], dynamic: set[Node]
+    products: Sequence[GatedProduct],
+    tracked: Mapping[Node, Tracked],
+    dynamic: set[Node],
+    constant: Constants,
 ) -> list[MoHLayer]:
     """Keep the products that apply gates; of several in a row, the last, with all their gates."""
     # attention * a * b: each product was met as one that may apply gates. The outer one has both
     # factors; what lies inside its chain is the same layer.
-    layers = [layer for found in products if (layer := _layer(found, tracked, dynamic)) is not None]
+    found = (_layer(product, tracked, dynamic, constant) for product in products)
+    layers = [layer for layer in found if layer is not None]
     inner = {
         id(other)
         for layer in layers
@@ -45,7 +52,7 @@ def layers_of(
 
 
 def _layer(
-    found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node]
+    found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node], constant: Constants
 ) -> MoHLayer | None:
     # [B, S, H, D] times a gate [B, S, H, 1], and later a view [B, S, H * D]: the heads are what is
     # merged with the head dimension. Whatever else there is are the batch and the tokens.
@@ -72,7 +79,8 @@ def _layer(
     heads = leaves(merged)  # a gate for a group has split them
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     # One factor has to be a gate; the others, such as a weight of each head, go along with it.
-    if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
+    computed = (factor for factor in factors if not _normalizes(factor.node, tracked, dynamic))
+    if not any(_is_gate(factor, heads, tokens, dynamic, constant) for factor in computed):
         return None
     obstacles = [*core.obstacles]
     if None in peeled:
@@ -97,11 +105,28 @@ def _layer(
     )
 
 
-def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
+def _normalizes(factor: Node, tracked: Mapping[Node, Tracked], dynamic: set[Node]) -> bool:
+    """True for a factor that is computed from the attention alone, such as 1 / its mean square, and
+    neither ranked nor squashed."""
+
+    def is_end(node: Node) -> bool:
+        return node in tracked or node.op != "call_function" or is_projection(node)
+
+    cone = list(walk(factor, lambda node: () if is_end(node) else node.all_input_nodes))
+    if any(graph.op(node) in SELECTIONS | SQUASHES for node in cone if node not in tracked):
+        return False
+    ends = [node for node in cone if is_end(node) and node in dynamic and graph.is_tensor(node)]
+    return bool(ends) and all(node in tracked for node in ends)
+
+
+def _is_gate(
+    factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node], constant: Constants
+) -> bool:
     """A gate is computed from the input, and has a value for each head, or group of heads.
 
-    One that no input changes counts where it has a value for each token, of learned queries, or
-    selects heads; a mere weight of each head does not.
+    One that no input changes counts where it has a value for each token, of learned queries, where
+    it selects heads, or is stored with a 0 for some, as pruning leaves it (hard concrete, arXiv
+    1905.09418); a mere weight of each head does not.
     """
     present = set(flat(factor.layout))
     if not set(heads) & present:
@@ -112,7 +137,15 @@ def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bo
     if (not tokens or present & set(tokens)) and any(map(is_projection, cone)):
         return True
     size = product(heads)
-    return size.is_Integer and find_selection(cone, int(size)) is not None
+    if size.is_Integer and find_selection(cone, int(size)) is not None:
+        return True
+    return closes_heads(factor.node, constant)
+
+
+def closes_heads(factor: Node, constant: Constants) -> bool:
+    """Tell whether a factor that no input changes has a 0."""
+    value = fixed_value(factor, constant)
+    return value is not None and bool((value == 0).any())
 
 
 def without_axes(operand: Operand, axes: Dim) -> Operand | None:

@@ -218,8 +218,8 @@ class MaskRuns:
         by_inputs, _ = numbers.largest([node for node in part if node in self.dependent])
         if max(by_inputs, table if numbers.looks_up(part) else 0) > _MOST_BY_INPUTS:
             raise NoStructureError("the numbers that inputs are computed with are too large to try")
-        if largest <= 4 and table <= 4:
-            return []
+        if (largest <= 4 and table <= 4) or not self.trials.sizes:
+            return []  # all is to be seen at small sizes, or the model has one size only
         bounds = [3 * largest + 3]
         if not scaled:
             bounds.append(largest + largest // 8 + 3)

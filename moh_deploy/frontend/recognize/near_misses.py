@@ -23,6 +23,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx import graph
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_layout, leaves, resolve
 from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.fx.views import forward, is_view
 from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.gates import common_path
@@ -31,11 +32,22 @@ from moh_deploy.frontend.recognize.routers.router import router_cone
 from moh_deploy.frontend.recognize.track import Tracked
 from moh_deploy.frontend.recognize.trails import Follower, Miss
 from moh_deploy.frontend.recognize.walk import walk
-from moh_deploy.package import NearMiss, OtherRouter
+from moh_deploy.package import NearMiss, OtherGates, OtherRouter
 
 _Key = TypeVar("_Key", bound=tuple[object, ...])
 
 _INDEX_SUMS = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put", "index_reduce"])
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """Keep the layers of a program, and the attention that belongs to none."""
+
+    layers: tuple[MoHLayer, ...]  # the MoH layers, in execution order
+    near_misses: tuple[NearMiss, ...]  # what looks like one and was not read as such
+    other_routers: tuple[OtherRouter, ...]  # routers that weigh no attention
+    ungated: int  # how many attentions have no gates
+    other_gates: Mapping[OtherGates, int]  # how many have gates of another kind
 
 
 def find_near_misses(
@@ -43,14 +55,15 @@ def find_near_misses(
     tracked: Mapping[Node, Tracked],
     layers: Sequence[MoHLayer],
     dynamic: Collection[Node],
-) -> tuple[tuple[NearMiss, ...], tuple[OtherRouter, ...], int]:
-    """Return what looks like an MoH layer and is none, routers that weigh no attention, and how
-    many attentions have no gates.
+    constant: Constants,
+) -> Recognized:
+    """Return the layers with what looks like one and is none, routers that weigh no attention, and
+    how many attentions have no gates of heads.
 
     Args:
         tracked: What recognition knows of the tensors that carry attention.
     """
-    follower = Follower(tracked, layers, dynamic)
+    follower = Follower(tracked, layers, dynamic, constant)
     misses = follower.run(nodes)
     starts = {
         state.core.anchor: None for state in tracked.values() if state.stage == "output"
@@ -88,10 +101,17 @@ def find_near_misses(
         for place in elsewhere
         if not place.are_heads
     )
-    return (
-        tuple(NearMiss(paths, *key) for key, paths in missed.items()),
-        tuple(OtherRouter(paths, *key) for key, paths in others.items()),
-        len(starts - gated) - len(in_front),
+    plain = starts - gated - {miss.trail.start for miss in in_front}
+    other_gates: dict[OtherGates, int] = {
+        "channels": len(plain & follower.channel_gated),
+        "heads": len(plain & follower.scaled - follower.channel_gated),
+    }
+    return Recognized(
+        layers=tuple(layers),
+        near_misses=tuple(NearMiss(paths, *key) for key, paths in missed.items()),
+        other_routers=tuple(OtherRouter(paths, *key) for key, paths in others.items()),
+        ungated=len(plain) - sum(other_gates.values()),
+        other_gates={kind: number for kind, number in other_gates.items() if number},
     )
 
 
@@ -167,8 +187,6 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
     if miss.is_in_front:
         read = f"what {graph.op(start)} reads"
         return f"what looks like gates is multiplied with {read}, not with its heads"
-    if miss.gate not in dynamic:
-        return "the attention was followed; its gates depend on no input"
     if miss.attends_to_channels:
         return f"{graph.op(start)} weighs channels, not tokens, and the gates are those of tokens"
     if start is lost:

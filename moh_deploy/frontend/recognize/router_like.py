@@ -108,6 +108,11 @@ class RouterLike:
         """It is one of several entries: `gates[..., 2:3]`, of a loop over heads."""
         for node in self.cone:
             name = op(node)
+            if name == "eq" and is_tensor(node.args[0]) and isinstance(node.args[1], int):
+                # chosen [B, S, k] == 2, once for each head
+                users = cast(Node, node.args[0]).users
+                if len({user.args[1] for user in users if op(user) == "eq"}) > 1:
+                    return True
             if name == "_add_batch_dim":  # of torch.vmap over heads
                 return True
             if name == "getitem" and op(cast(Node, node.args[0])) in SPLITS:

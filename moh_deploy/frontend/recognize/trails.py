@@ -9,14 +9,15 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx import graph
-from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, flat, fresh_dim, leaves, resolve
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, resolve
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
 from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources
-from moh_deploy.frontend.recognize.gates import chain_of, without_axes
+from moh_deploy.frontend.recognize.gates import chain_of, closes_heads, without_axes
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS
 from moh_deploy.frontend.recognize.track import Tracked, token_axes
@@ -39,9 +40,16 @@ class Trail:
     layout: Layout | None  # what the dimensions mean, as far as that is known
     channels: Dim | None  # the axes that only one head's output has; None where unknown
     tokens: Dim = ()  # the axes of the queries, as far as they are known
+    rest: Dim = ()  # the axes besides: batch and heads
     projected: bool = False  # behind a product with weights: an output projection
     # The first operator that recognition did not follow; None where it did so far.
     lost: Node | None = None
+
+    @property
+    def heads(self) -> set[Axis]:
+        """The axes that may be heads: a batch of fixed size stands in front of them."""
+        counted = [axis for axis in leaves(self.rest) if router_like.is_counted(axis.size)]
+        return set(counted[1:] or counted)
 
 
 @dataclass(frozen=True)
@@ -56,17 +64,24 @@ class Miss:
 
 
 class Follower:
-    """Follows every attention, and collects what looks like its gates."""
+    """Follows every attention, and collects what looks like its gates.
+
+    Attributes:
+        channel_gated: Attentions whose channels are multiplied with computed numbers.
+        scaled: Attentions whose heads are multiplied with constants, none of them 0.
+    """
 
     def __init__(
         self,
         tracked: Mapping[Node, Tracked],
         layers: Sequence[MoHLayer],
         dynamic: Collection[Node],
+        constant: Constants,
     ) -> None:
-        self._tracked = tracked
-        self._dynamic = dynamic
+        self.channel_gated, self.scaled = set[Node](), set[Node]()
+        self._tracked, self._dynamic, self._constant = tracked, dynamic, constant
         self._ends = {layer.node for layer in layers}
+        self._gated = {layer.core.anchor for layer in layers}
         # Whatever lies between a layer's softmax and its gates is the layer's.
         self._known = {n for layer in layers for n in chain_of(layer.core, layer.node, tracked)}
         self._trails: dict[Node, Trail] = {}
@@ -130,11 +145,18 @@ class Follower:
             others = [inner for inner in graph.tensor_inputs(node) if inner not in self._trails]
             if any(other in self._before[trail.start] for other in others):
                 return None
+        layout, channels = _layout_behind(node, source, trail), trail.channels
+        is_weights = trail.is_weights and (projected or not router_like.sums_product(node))
+        if trail.is_weights and not is_weights:
+            # [B, H, S, T] @ [B, H, T, D]: what the values bring are the channels.
+            known = set(flat(trail.layout or ()))
+            channels = tuple(axis for axis in flat(layout or ()) if axis not in known) or None
         return replace(
             trail,
             lost=trail.lost or node,
-            layout=_layout_behind(node, source, trail),
-            is_weights=trail.is_weights and (projected or not router_like.sums_product(node)),
+            layout=layout,
+            channels=channels,
+            is_weights=is_weights,
             projected=trail.projected or (projected and not trail.is_weights),
         )
 
@@ -210,13 +232,56 @@ class Follower:
         if not isinstance(gate, Node) or gate in self._trails:
             return None
         router = router_like.RouterLike(gate, self._trails, self._dynamic)
-        if not router.is_router:
-            return None
-        if layout is not None and _is_of_channels(gate, layout, trail):
+        if layout is None or trail.channels is None:
+            varying, sizes = None, router_like.spread_sizes(gate, source)
+        elif router.is_router and _is_of_channels(gate, layout, trail):
             return Miss(trail, node, gate, attends_to_channels=True)
-        others = _beside_channels(gate, layout, source, trail)
-        is_gate = others is not None and (any(map(router_like.is_counted, others)) or router.is_cut)
+        else:
+            bare = without_axes(Operand(gate, layout), trail.channels)
+            if bare is None:
+                # Behind the output projection they are those of a block, as in a DiT.
+                if gate in self._dynamic and not (trail.is_weights or trail.projected):
+                    self.channel_gated.add(trail.start)
+                return None
+            varying = set(flat(bare.layout))
+            sizes = [axis.size for axis in varying - set(leaves(trail.tokens))]
+        if sizes is None:
+            return None
+        if router.is_router:
+            is_gate = any(map(router_like.is_counted, sizes)) or router.is_cut
+        else:
+            is_gate = self._scales_heads(trail, router, varying)
         return Miss(trail, node, gate) if is_gate else None
+
+    def _scales_heads(
+        self, trail: Trail, router: router_like.RouterLike, varying: set[Axis] | None
+    ) -> bool:
+        """Tell whether a factor that is of no router, such as an input, gates heads all the same.
+
+        Args:
+            varying: The axes that it varies along; None where they are not known.
+        """
+        # Products of other computed tensors are divided by sums, decay with time, and the like.
+        if graph.op(trail.start) not in _ATTENTION or trail.start in self._gated:
+            return False
+        if trail.projected and trail.lost is not None:
+            return False  # weights have mixed the heads
+        gate, heads = router.node, trail.heads
+        if varying is None:
+            # [B, S, H, 1] times an attention of so many heads
+            extents = graph.shape(router_like.unexpanded(gate))
+            of_heads = extents[-1:] == (1,) and any(axis.size in extents for axis in heads)
+        else:
+            of_heads = not heads.isdisjoint(varying)
+        if gate in self._dynamic:
+            # Of an attention with one head, a loop may take one entry of a mask of heads.
+            return of_heads or (not heads and router.is_cut)
+        if not of_heads or varying is None:
+            return False
+        if not closes_heads(gate, self._constant):
+            self.scaled.add(trail.start)
+            return False
+        return True
 
     def gated_in_front(self, start: Node, tracked: Mapping[Node, Tracked]) -> Miss | None:
         """Queries, keys or values that what looks like gates of heads was applied to."""
@@ -234,7 +299,7 @@ class Follower:
             for side, gate in enumerate(product.operands):
                 trail = Trail(start, False, None, None)
                 router = router_like.RouterLike(gate, self._trails, self._dynamic)
-                others = _beside_channels(gate, None, product.operands[1 - side], trail)
+                others = router_like.spread_sizes(gate, product.operands[1 - side])
                 if (
                     router.is_router
                     and others is not None
@@ -266,12 +331,17 @@ def _trail_of(state: Tracked) -> Trail:
     """Start a trail where recognition stopped, in axes of its own: following may split them."""
     # Views behind this point may regroup axes, which those of a layer must not notice.
     axes = {axis: Axis(axis.size) for axis in (*flat(state.layout), *state.value_axes)}
+    tokens = token_axes(state.core)
+    rest = tuple(a for a in flat(state.layout) if a not in {*tokens, *state.value_axes})
+    if state.core.scores is None and not tokens:
+        rest = rest[:-1]  # of [B, H, S]
     return Trail(
         start=state.core.anchor,
         is_weights=state.stage == "weights",
         layout=tuple(tuple(axes[axis] for axis in dim) for dim in resolve(state.layout)),
         channels=tuple(axes[axis] for axis in state.value_axes),
-        tokens=tuple(axes[axis] for axis in token_axes(state.core) if axis in axes),
+        tokens=tuple(axes[axis] for axis in tokens if axis in axes),
+        rest=tuple(axes[axis] for axis in rest),
         projected=state.projection is not None,
     )
 
@@ -291,22 +361,6 @@ def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
         return None
     moved = zip(layout, graph.shape(node), graph.shape(source), strict=True)
     return tuple(dim if got == had else fresh_dim(got) for dim, got, had in moved)
-
-
-def _beside_channels(
-    gate: Node, layout: Layout | None, source: Node, trail: Trail
-) -> list[Size] | None:
-    """The sizes that the gate varies along, but for tokens; None if it varies along channels.
-
-    Where the layout is not known, it has to be broadcast at least.
-    """
-    if layout is not None and trail.channels is not None:
-        bare = without_axes(Operand(gate, layout), trail.channels)
-        if bare is None:
-            return None
-        others = set(flat(bare.layout)) - set(leaves(trail.tokens))
-        return [axis.size for axis in others]
-    return router_like.spread_sizes(gate, source)
 
 
 def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.normalize import normalize, stack_heads
 from tests.frontend.traced import nodes, plain_trace
 from tests.nightly import sampled
 
@@ -248,10 +249,28 @@ def layers_in_a_row(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     return x
 
 
+def layers_of_a_loop(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    for _ in range(2):
+        x = x + chosen_by_number(m, x, y, g)
+    return x
+
+
+def test_each_layer_of_a_class_is_one_attention(monkeypatch: pytest.MonkeyPatch):
+    # A layer has 16 nodes: those of the first leave room for the second.
+    module = importlib.import_module(stack_heads.__module__)
+    monkeypatch.setattr(module, "_MOST_NODES", 24)
+    assert attentions(layers_of_a_loop) == 2
+
+
+def shown_in_the_second_layer(m: Model, x: Tensor, y: Tensor, g: Tensor) -> object:
+    return one_is_shown(m, slices(m, x, y, g), y, g)
+
+
 @sampled(3)
 @pytest.mark.parametrize(
     ("written", "count"),
     [
+        (shown_in_the_second_layer, 1 + H),
         (bent_differently, H),
         (in_another_order, H),
         (one_reads_another, H),

@@ -124,6 +124,9 @@ NOT_GATED: dict[str, Model] = {
     "after_the_residual": lambda q, k, v, g: merge(
         (attention(q, k, v) + q.transpose(1, 2)) * g[..., None]
     ),
+    "normed_by_hand": lambda q, k, v, g: merge(
+        (y := attention(q, k, v)) * y.square().mean(-1, keepdim=True).rsqrt()
+    ),
     "two_attentions_multiplied": lambda q, k, v, g: merge(attention(q, k, v) * attention(k, q, v)),
 }
 
@@ -196,6 +199,42 @@ def test_gates_of_learned_queries_need_no_input(name: str):
     (layer,) = recognize(plain_trace(Learned(LEARNED[name]), Q, K, V, GATES))
     assert [product(axes) for axes in (layer.batch, layer.heads, layer.tokens)] == [B, H, S]
     assert layer.obstacles == ()
+
+
+STORED: dict[str, Model] = {
+    "on_heads": lambda q, k, v, g: merge(attention(q, k, v) * g),
+    "on_weights": lambda q, k, v, g: merge(
+        (((q @ k.mT).softmax(-1) * g[..., None]) @ v).transpose(1, 2)
+    ),
+    "hard_concrete": lambda q, k, v, g: merge(
+        attention(q, k, v) * ((9 * g).sigmoid() * 1.2 - 0.6).clamp(0, 1)
+    ),
+}
+
+
+class Stored(torch.nn.Module):
+    """The gates of heads [H, 1] are a weight."""
+
+    def __init__(self, model: Model, gates: list[float]) -> None:
+        super().__init__()
+        self.model, self.gates = model, torch.nn.Parameter(torch.tensor(gates)[:, None])
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> object:
+        return self.model(q, k, v, self.gates)
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize(("gates", "layers"), [([0, 1, 0, 0.5], 1), ([2, 1, 3, 0.5], 0)])
+def test_stored_gates_are_gates_where_one_of_them_is_0(name: str, gates: list[float], layers: int):
+    assert len(recognize(plain_trace(Stored(STORED[name], gates), Q, K, V))) == layers
+
+
+def test_what_squashes_the_attention_itself_is_a_gate():
+    def model(q, k, v, g):
+        return merge((y := attention(q, k, v)) * y.mean(-1, keepdim=True).sigmoid())
+
+    (layer,) = layers(model)
+    assert product(layer.heads) == H
 
 
 def test_softmax_behind_a_linear_map_is_no_attention():

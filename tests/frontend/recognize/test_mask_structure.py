@@ -126,3 +126,11 @@ def test_no_mask_of_queries_and_keys_is_left(name: str):
         shape[1:3] == (1, 1) or shape[2] == 2 for shape in masked_with(name).shapes[name]
     )
     assert is_left == (words.startswith("no: ") or "a bias" in words)
+
+
+def test_masks_of_a_model_of_one_size_are_read():
+    names = ("window_large", "table")
+    example = [ModelInput(*item) for item in inputs(2, 23, 3, "left").items()]
+    program = traced(MaskedModel(names).eval(), example)
+    rewrites = insert(program, recognize(program), mask_trials(program, example))
+    assert [rewrite.mask for rewrite in rewrites] == ["causal", "causal"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import Recognized, survey
-from moh_deploy.package import NearMiss, OtherRouter
+from moh_deploy.package import NearMiss, OtherGates, OtherRouter
 from tests.frontend.traced import traced
 from tests.nightly import nightly, sampled
 from tests.zoo.model import noise, tokens_in
@@ -445,25 +445,237 @@ class PooledTokens(NoGates):
 MASK = ModelInput("mask", (noise(2, 7) > 0).float(), {0: "batch", 1: "seq"})
 
 
-@sampled(8)
+class ModulatedBlock(NoGates):
+    """What stands behind the output projection is a gate of the block, as in a DiT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.proj(x.mean(1)).repeat(1, 2).chunk(2, 1)
+        return x * second[:, None] + first[:, None] * self.proj(self.merged(x))
+
+
+class ScaledSamples(NoGates):
+    """A factor for each sample of a batch of fixed size, and one for each of as many tokens."""
+
+    def forward(self, x: Tensor, samples: Tensor, tokens: Tensor) -> Tensor:
+        y = self.attend(x) * samples[:, None, None, None] * tokens[:, None, :, None]
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+class NormedHeads(NoGates):
+    """A norm of each head, written by hand: it is computed from the attention alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attend(x).transpose(1, 2)
+        y = y * (y.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return x + self.proj(y.flatten(2))
+
+
+class DividedLinearAttention(NoGates):
+    """No softmax: what divides by the sum of the weights has a number for each head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (F.elu(part) + 1 for part in self.attend.split(x))
+        total = 1 / (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)
+        return x + self.proj(((q @ (k.mT @ v)) * total).transpose(1, 2).flatten(2))
+
+
+class GroupsBehindTheProjection(NoGates):
+    """As many groups of channels as heads, behind weights that have mixed the heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.proj(self.merged(x)).unflatten(-1, (4, 8))
+        return x + (groups * self.router(x).tanh()[..., None]).flatten(2)
+
+
+class WeighedProducts(NoGates):
+    """Products that are no attention, times entries of an input."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        q, k, v = (part.flatten(1, 2) for part in self.attend.split(x))
+        return q @ (k.mT @ v) * weights[0] + k @ (q.mT @ v) * weights[1]
+
+
+FIXED = (
+    ModelInput("x", noise(4, 7, 32)),
+    ModelInput("samples", noise(4)),
+    ModelInput("tokens", noise(4, 7)),
+)
+
+
+@sampled(4)
 @pytest.mark.parametrize(
-    ("model", "inputs"),
+    ("model", "inputs", "ungated"),
     [
-        (NoGates, tokens_in()),
-        (ChannelGates, tokens_in()),
-        (SplitOffChannelGates, tokens_in()),
-        (SqueezedGates, tokens_in()),
-        (TokenMask, (*tokens_in(), MASK)),
-        (Experts, tokens_in()),
-        (ExpertsBehindTheSum, tokens_in()),
-        (PooledTokens, tokens_in()),
+        (NoGates, tokens_in(), 1),
+        (TokenMask, (*tokens_in(), MASK), 1),
+        (Experts, tokens_in(), 1),
+        (ExpertsBehindTheSum, tokens_in(), 1),
+        (PooledTokens, tokens_in(), 1),
+        (ModulatedBlock, tokens_in(), 1),
+        (ScaledSamples, FIXED, 1),
+        (NormedHeads, tokens_in(), 1),
+        (GroupsBehindTheProjection, tokens_in(), 1),
+        (DividedLinearAttention, tokens_in(), 0),
+        (WeighedProducts, (*tokens_in(), ModelInput("weights", noise(2))), 0),
     ],
 )
 def test_what_gates_no_heads_is_no_near_miss(
+    model: type[nn.Module], inputs: tuple[ModelInput, ...], ungated: int
+):
+    found = found_in(model(), *inputs)
+    assert (found.layers, found.near_misses) == ((), ())
+    assert (found.ungated, found.other_gates) == (ungated, {})
+
+
+class FlippedChannelGates(SplitOffChannelGates):
+    """Attention that was lost, with gates of channels: no attention is counted there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = FlippedWeights()
+
+
+class ScaledHeads(NoGates):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(1, 2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attend(x) * self.scale[:, None, None]
+        return x + self.proj(y.transpose(1, 2).flatten(2))
+
+
+@sampled(2)
+@pytest.mark.parametrize(
+    ("model", "other_gates"),
+    [
+        (ChannelGates, {"channels": 1}),
+        (SplitOffChannelGates, {"channels": 1}),
+        (SqueezedGates, {"channels": 1}),
+        (FlippedChannelGates, {}),
+        (ScaledHeads, {"heads": 1}),
+    ],
+)
+def test_gates_that_close_no_head_are_counted_by_what_they_multiply(
+    model: type[nn.Module], other_gates: dict[OtherGates, int]
+):
+    found = found_in(model())
+    assert (found.layers, found.near_misses) == ((), ())
+    assert (found.ungated, found.other_gates) == (0, other_gates)
+
+
+class MaskedHeads(NoGates):
+    """`head_mask` of transformers: 1 for heads that stay."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        gated = self.attend(x) * mask[:, None, None]
+        return x + self.proj(gated.transpose(1, 2).flatten(2))
+
+
+class MaskedWeights(MaskedHeads):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.attend.split(x)
+        weights = (q @ k.mT).softmax(-1) * mask[None, :, None, None]
+        return x + self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class MaskedHeadsOfALoop(MaskedHeads):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.attend.split(x)
+        weights = [(q[:, h] @ k[:, h].mT).softmax(-1) for h in range(4)]
+        heads = [weights[h] @ v[:, h] * mask[h] for h in range(4)]
+        return x + self.proj(torch.cat(heads, -1))
+
+
+class SqueezedHeads(NoGates):
+    def forward(self, x: Tensor) -> Tensor:
+        gated = self.attend(x) * self.router(x.mean(1))[:, :, None, None]
+        return x + self.proj(gated.transpose(1, 2).flatten(2))
+
+
+HEADS = ModelInput("mask", torch.tensor([1.0, 0, 1, 1]))
+
+
+@sampled(2)
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (MaskedHeads, (*tokens_in(), HEADS)),
+        (MaskedWeights, (*tokens_in(), HEADS)),
+        (MaskedHeadsOfALoop, (*tokens_in(), HEADS)),
+        (SqueezedHeads, tokens_in()),
+    ],
+)
+def test_gates_of_whole_sequences_make_layers(
     model: type[nn.Module], inputs: tuple[ModelInput, ...]
 ):
     found = found_in(model(), *inputs)
-    assert (found.layers, found.near_misses, found.ungated) == ((), (), 1)
+    assert (len(found.layers), found.near_misses, found.ungated) == (1, (), 0)
+
+
+class Tanh(Gated):
+    """Gates that nothing ranks or squashes."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        return self.router(x).tanh()
+
+
+class ClosedHeads(Gated):
+    """Gates that no input changes, some of them 0."""
+
+    def __init__(self, attend: nn.Module) -> None:
+        super().__init__(attend)
+        self.register_buffer("stored", torch.tensor([1.0, 0.0, 0.5, 0.0]))
+
+    def gates(self, x: Tensor) -> Tensor:
+        return self.stored
+
+
+@sampled(2)
+@pytest.mark.parametrize("gated", [Tanh, ClosedHeads])
+def test_attention_that_was_lost_is_told_whatever_its_gates_are(gated: type[Gated]):
+    found = found_in(gated(FlippedWeights()))
+    place, gates = line_of(FlippedWeights, "flip"), line_of(Gated, "self.gates(x)")
+    assert found.near_misses == (
+        NearMiss(("model",), "softmax was followed; lost at flip", place, gates),
+    )
+
+
+class UnlikeHeadsOfALoop(Gated):
+    """Heads that are no attention of all at once; what chose them is compared with each number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).softmax(-1).topk(2, -1)
+        total = torch.zeros_like(x)
+        for h in range(4):
+            gate = (weight * (chosen == h)).sum(-1, keepdim=True)
+            total = total + gate * F.linear(self.head(x, h), self.proj.weight[:, h::4])
+        return x + total
+
+    def head(self, x: Tensor, h: int) -> Tensor:
+        q, k, v = (part[:, h] for part in self.attend.split(x))
+        return F.elu((q @ k.mT).softmax(-1) @ v, 1.0 + h)
+
+
+class UnlikeMaskedHeadsOfALoop(UnlikeHeadsOfALoop):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        heads = [self.head(x, h) * mask[h] for h in range(4)]
+        return x + self.proj(torch.cat(heads, -1))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "line"),
+    [
+        (UnlikeHeadsOfALoop, tokens_in(), "gate *"),
+        (UnlikeMaskedHeadsOfALoop, (*tokens_in(), HEADS), "mask[h]"),
+    ],
+)
+def test_heads_of_a_loop_that_differ_are_told(
+    model: type[nn.Module], inputs: tuple[ModelInput, ...], line: str
+):
+    found = found_in(model(), *inputs)
+    assert (found.layers, found.ungated) == ((), 0)
+    assert {miss.gates for miss in found.near_misses} == {line_of(model, line)}
 
 
 @sampled(5)
