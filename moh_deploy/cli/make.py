@@ -9,6 +9,7 @@ from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Argument, Before, Default, command
 from moh_deploy.cli.output import print_answer
 from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, Scales, either
+from moh_deploy.errors import ExportError
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.export_report import ExportReport
@@ -87,6 +88,11 @@ def export_command(
     def export(progress: "SilentProgress") -> "ExportReport":
         try:
             return export_package(job, progress=progress)
+        except ExportError as error:
+            graph = getattr(error.__cause__, "partial_fx_graph", None)  # of torch.export
+            if verbose and graph is not None:
+                click.echo(graph, err=True)
+            raise
         finally:  # of an export that fails, too
             if verbose:
                 click.echo(seconds_text(progress.seconds), err=True)

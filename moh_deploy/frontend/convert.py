@@ -8,7 +8,6 @@ from functools import partial
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind
 
 from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
@@ -24,6 +23,7 @@ from moh_deploy.frontend.limits import Ranges
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_constants
+from moh_deploy.frontend.normalize.functionalize import refuse_mutations
 from moh_deploy.frontend.normalize.plain_attention import (
     prepare_plain_attention,
     refuse_flex_attention,
@@ -186,18 +186,7 @@ def _normalized_trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> Expor
         raise
     refuse_flex_attention(program)
     program = normalize(program)
-    for spec in program.graph_signature.output_specs:
-        if spec.kind is OutputKind.USER_INPUT_MUTATION:
-            raise ExportError(
-                f"the model writes into its input '{spec.target}'.",
-                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
-            )
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise ExportError(
-                f"the model changes its own state while it runs ('{spec.target}').",
-                hint="Pass state such as a KV cache as inputs and outputs; change what training"
-                " alone needs under `if self.training`.",
-            )
+    refuse_mutations(program)
     return program
 
 

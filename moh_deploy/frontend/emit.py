@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ExportError
@@ -55,7 +56,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
                 verbose=False,
             )
     except Exception as error:
-        raise _untranslated(program, error, opset) from error
+        raise _untranslated(program, error) from error
     assert exported is not None
     model = exported.model
     replace_stand_ins(model)
@@ -66,19 +67,15 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     return model
 
 
-def _untranslated(program: ExportedProgram, error: BaseException, opset: int) -> ExportError:
-    """Return the error for an operator without a translation, with its line if it is found."""
+def _untranslated(program: ExportedProgram, error: BaseException) -> ExportError:
+    """Return the error of a translation that failed, with the line of the user's code."""
     text = ""
-    chain: BaseException | None = error
-    while chain is not None:
-        text, chain = text + str(chain), chain.__cause__
-    # What is translated is what an operator was taken apart into: `_cdist_forward` is of `cdist`.
-    named = re.search(r"target=torch\.ops\.\w+\.(\w+)", text)
-    tensors = [node for node in program.graph.nodes if is_tensor(node)]
-    alike = [node for node in tensors if named is not None and op(node) in named[1]]
-    place = source_line(max(alike, key=lambda node: len(op(node)))) if alike else None
-    hint = f"Another --opset may have the operator; this was {opset}."
-    if any(tensor(node).dtype.is_complex for node in tensors if node.users):
+    inner: BaseException | None = error
+    while inner is not None:
+        text, inner = text + str(inner), inner.__cause__
+    place = _place(program, text)
+    hint = "The exporter fails at it: write that line with other operators."
+    if any(tensor(node).dtype.is_complex for node in program.graph.nodes if _is_read(node)):
         hint = (
             "ONNX has no complex numbers; products, sums and what moves them become pairs of real"
             " ones, other operators do not. Write that line with real numbers."
@@ -87,6 +84,29 @@ def _untranslated(program: ExportedProgram, error: BaseException, opset: int) ->
         hint = "No operator set has it: write that line with products, sums and indexing instead."
     at = "" if place is None else f" at {place}"
     return ExportError(f"torch.onnx cannot translate the model{at}: {cause(error)}.", hint=hint)
+
+
+def _is_read(node: Node) -> bool:
+    return is_tensor(node) and bool(node.users)
+
+
+def _place(program: ExportedProgram, text: str) -> str | None:
+    """Return the line of the operator that an error of the exporter names, if it is found."""
+    # "Error when translating node %cdist: call_function[target=torch.ops.aten.cdist.default]", or
+    # of its optimiser: "for node 'node_split' (::SplitToSequence)".
+    found = re.search(r"target=torch\.ops\.([\w.]+)|for node 'node_(\w+?)(?:_(\d+))?'", text)
+    if found is None:
+        return None
+    target, name, number = found.groups("0")
+    # What is translated is what an operator was taken apart into: `_cdist_forward` is of `cdist`.
+    with quiet():
+        taken_apart = program.run_decompositions()
+    for nodes in (program.graph.nodes, taken_apart.graph.nodes):
+        # The exporter numbers the nodes of an operator anew, in their order.
+        alike = [node for node in nodes if str(node.target) == target or op(node) == name]
+        if len(alike) > int(number):
+            return source_line(alike[int(number)])
+    return None
 
 
 def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:

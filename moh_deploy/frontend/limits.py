@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import cast
 
 import sympy
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.fx.graph import argument, op, tensor
+from moh_deploy.frontend.fx.graph import argument, op, source_line, tensor
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.load.model import ModelInput, example_sizes
 from moh_deploy.package import DimSum
@@ -66,10 +68,12 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
     sizes = example_sizes(inputs)
     # What is asserted of several sizes at once, `total == past + seq`, limits none of them.
     names = {symbol: name for name, symbol in symbols.items()}
-    for assertion in _assertions(program):
+    for assertion, condition in assertions(program).items():
         (symbol, *others) = assertion.free_symbols
         if symbol in names and not others:
-            _limit(ranges, names[symbol], assertion, symbol, sizes[names[symbol]])
+            place = source_line(condition)
+            at = "" if place is None else f", at {place}"
+            _limit(ranges, names[symbol], assertion, symbol, sizes[names[symbol]], at)
     return ranges
 
 
@@ -89,7 +93,7 @@ class Relations:
         names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
         forms: dict[str, sympy.Expr] = {}
         used: set[str] = set()
-        for symbol, form in _equations(example_sizes(inputs), names, _assertions(program)):
+        for symbol, form in _equations(example_sizes(inputs), names, assertions(program)):
             name, others = names.get(symbol), form.free_symbols
             if name is None or name in used or symbol in others or not others:
                 continue
@@ -101,7 +105,8 @@ class Relations:
 
     def complete(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Return sizes in which those that follow from others do so."""
-        return {**sizes, **{name: _value(form, sizes) for name, form in self.forms.items()}}
+        values = {name: _value(form, sizes) for name, form in self.forms.items()}
+        return {**sizes, **{name: size for name, size in values.items() if size is not None}}
 
     def complete_ranges(self, ranges: Mapping[str, tuple[int, int | None]]) -> Ranges:
         """Return ranges in which those of dimensions that follow from others do so."""
@@ -110,7 +115,7 @@ class Relations:
         for name, form in self.forms.items():
             parts = {str(symbol): smallest.get(str(symbol), 0) for symbol in form.free_symbols}
             least = _value(form, parts)
-            if least > 1:
+            if least is not None and least > 1:
                 found[name] = (least, None)
         return found
 
@@ -135,10 +140,13 @@ def _equations(
             yield right, left
 
 
-def _value(form: sympy.Expr, sizes: Mapping[str, int]) -> int:
-    return int(
-        form.xreplace({symbol: sympy.Integer(sizes[str(symbol)]) for symbol in form.free_symbols})
-    )
+def _value(form: sympy.Expr, sizes: Mapping[str, int]) -> int | None:
+    """Return the size that follows from others; None where it would divide by 0."""
+    values = {symbol: sympy.Integer(sizes[str(symbol)]) for symbol in form.free_symbols}
+    try:
+        return int(form.xreplace(values))
+    except ZeroDivisionError:
+        return None
 
 
 def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[str]:
@@ -162,7 +170,7 @@ def dim_sums(program: ExportedProgram, inputs: Sequence[ModelInput]) -> tuple[Di
     """Return the dimensions that the program limits together: `past + seq <= 64`."""
     names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
     found: dict[tuple[str, ...], int] = {}
-    for assertion in _assertions(program):
+    for assertion in assertions(program):
         symbols = assertion.free_symbols
         if (
             not isinstance(assertion, _INEQUALITIES)
@@ -240,8 +248,8 @@ def unmet_assertions(
     ]
     named = {symbol: sympy.Symbol(name, integer=True) for name, symbol in symbols.items()}
     values = {named[symbol]: sympy.Integer(sizes[name]) for name, symbol in symbols.items()}
-    asserted = [assertion.xreplace(named) for assertion in (*_assertions(program), *ranges)]
-    return [str(item) for item in asserted if item.xreplace(values) == sympy.false]
+    asserted = [assertion.xreplace(named) for assertion in (*assertions(program), *ranges)]
+    return [str(item) for item in asserted if not _holds(item, values)]
 
 
 def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str, sympy.Symbol]:
@@ -254,24 +262,28 @@ def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str
     return symbols
 
 
-def _assertions(program: ExportedProgram) -> Iterator[sympy.Basic]:
-    """Yield what the program asserts of sizes."""
-    seen: set[sympy.Basic] = set()
+def assertions(program: ExportedProgram) -> dict[sympy.Basic, Node]:
+    """Return what the program asserts of sizes, each with the node that computes it."""
+    found: dict[sympy.Basic, Node] = {}
     for node in program.graph.nodes:
         if node.target is not torch.ops.aten._assert_scalar.default:
             continue
-        condition = getattr(node.args[0], "meta", {}).get("val")
-        expr = getattr(getattr(condition, "node", None), "expr", None)
-        if expr is not None and expr.free_symbols and expr not in seen:
-            seen.add(expr)
-            yield expr
+        condition = node.args[0]
+        size = getattr(condition, "meta", {}).get("val")
+        expr = getattr(getattr(size, "node", None), "expr", None)
+        if expr is not None and expr.free_symbols:
+            found.setdefault(expr, cast(Node, condition))
+    return found
 
 
 def _limit(
-    ranges: Ranges, name: str, assertion: sympy.Basic, symbol: sympy.Symbol, example: int
+    ranges: Ranges, name: str, assertion: sympy.Basic, symbol: sympy.Symbol, example: int, at: str
 ) -> None:
     """Narrow a range to where an assertion holds, around the example; one that fails there says
     nothing.
+
+    Args:
+        at: The line of the user's code that asserts it, in words.
 
     Raises:
         ExportError: It fails again and again.
@@ -281,22 +293,22 @@ def _limit(
     near = range(max(1, example - window), example + window + 1)
     far = (example << doubled for doubled in range(1, _DOUBLED + 1))
     sizes = sorted({*range(1, window), *near, *far})
-    holds = {size for size in sizes if _holds(assertion, symbol, size)}
+    holds = {size for size in sizes if _holds(assertion, {symbol: sympy.Integer(size)})}
     if example not in holds:
         return
     index = sizes.index(example)
     least = min(takewhile(holds.__contains__, reversed(sizes[: index + 1])))
     most = max(takewhile(holds.__contains__, sizes[index:]))
     if most < max(holds):
-        _refuse_recurring(name, sizes[index:], holds)
+        _refuse_recurring(name, sizes[index:], holds, at)
     _narrow(ranges, name, least, None if most == sizes[-1] else most)
 
 
-def _holds(assertion: sympy.Basic, symbol: sympy.Symbol, size: int) -> bool:
+def _holds(assertion: sympy.Basic, sizes: Mapping[sympy.Symbol, sympy.Integer]) -> bool:
     try:
-        return bool(assertion.xreplace({symbol: sympy.Integer(size)}))
-    except (TypeError, ValueError, ZeroDivisionError, ArithmeticError):
-        return True  # not known
+        return bool(assertion.xreplace(sizes) != sympy.false)
+    except ZeroDivisionError:  # n % (n // 4) where n is 3: the model divides by it, too
+        return False
 
 
 def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
@@ -308,7 +320,7 @@ def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
         ranges[name] = (smallest, largest)
 
 
-def _refuse_recurring(name: str, sizes: Sequence[int], holding: set[int]) -> None:
+def _refuse_recurring(name: str, sizes: Sequence[int], holding: set[int], at: str) -> None:
     """Refuse an assertion that fails at sizes which recur; single ones are a limit."""
     for period in range(2, len(sizes) // 2):
         holds = {size % period for size in sizes if size in holding}
@@ -322,12 +334,12 @@ def _refuse_recurring(name: str, sizes: Sequence[int], holding: set[int]) -> Non
         form = DimExpr(name, period, rest - period if 2 * rest > period else rest)
         raise ExportError(
             f"dimension '{name}' must be {form}: the model takes another way, or fails, at other"
-            " sizes.",
+            f" sizes{at}.",
             hint=f"Declare the axis as {form}; its example {form.evaluate({name: 2})} or more.",
         )
     raise ExportError(
         f"the model takes another way where dimension '{name}' is"
-        f" {' or '.join(str(DimExpr(name, period, rest)) for rest in sorted(fails))}.",
+        f" {' or '.join(str(DimExpr(name, period, rest)) for rest in sorted(fails))}{at}.",
         hint="Make it take one way for all sizes: F.pad(x, (0, -n % 8)) pads by 0, too, and needs"
         " no `if n % 8`. Or declare the sizes of one way, with an example of that size:"
         f" {DimExpr(name, period, min(fails))}.",

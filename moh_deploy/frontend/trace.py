@@ -5,59 +5,100 @@ import copy
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice, takewhile
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import sympy
 import torch
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import (
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    canonicalize_bool_expr,
+)
 from torch.fx.traceback import preserve_node_meta
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.program_inputs import drop_bound_inputs
-from moh_deploy.frontend.limits import dynamic_axes
+from moh_deploy.frontend.limits import assertions, dynamic_axes
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput, positional, taking_tensors
 from moh_deploy.frontend.load.onnx_graph.module import OnnxModule, name_scopes
 from moh_deploy.frontend.quiet import muted, no_warnings
 
-# Find where in the user's code a dynamic dimension became a number while it was traced.
+# Find the line of the user's code, under which torch's own lines lie and above which ours do.
 
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+_TORCH = (str(Path(torch.__file__).parent), "<")
+_OURS = str(Path(__file__).parent)
+
+_Frame = tuple[str, int, str]  # file, line, function
+
+
+def _users(frames: Iterable[_Frame]) -> list[_Frame]:
+    """Return the user's among calls, the innermost first: all before those of this package."""
+    until_ours = takewhile(lambda frame: not frame[0].startswith(_OURS), frames)
+    return [frame for frame in until_ours if not frame[0].startswith(_TORCH)]
+
+
+def _place(users: Sequence[_Frame]) -> str:
+    """Return `, at model.py:12 in forward`, or nothing where no line is the user's."""
+    own = (frame for frame in users if "site-packages" not in frame[0])
+    # Of a model in an installed package, the line in the package tells more than its caller's.
+    found = dict.fromkeys([*users[:1], *islice(own, 1)])
+    return "".join(
+        f", {word} {file}:{line} in {function}"
+        for word, (file, line, function) in zip(("at", "called at"), found, strict=False)
+    )
+
+
+# Find where in the user's code a dynamic dimension became a number while it was traced.
 
 
 @contextlib.contextmanager
-def watch_specialisations() -> Iterator[dict[str, str]]:
-    """Yield a mapping of what sizes became, `5` or `10 - s94`, to the line of code that did it.
+def watch_sizes() -> Iterator[dict[str, list[_Frame]]]:
+    """Yield a mapping of what sizes became, `5` or `10 - s94`, and of what was assumed of them,
+    `Eq(Mod(s94, 8), 0)`, to the user's calls that did it, the innermost first.
 
     Torch does not tell. Its own bookkeeping is listened to where it has the form known here;
     elsewhere the mapping stays empty.
     """
-    found: dict[str, str] = {}
-    original = getattr(ShapeEnv, "_set_replacement", None)
-    if original is None:
-        yield found
-        return
+    found: dict[str, list[_Frame]] = {}
+    own: set[CodeType] = set()
 
-    def listen(self: ShapeEnv, symbol: Any, target: Any, *rest: Any) -> Any:
-        if not getattr(target, "is_Symbol", True):
-            lines = (
-                f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-                for frame, line in traceback.walk_stack(None)  # innermost first
-                if not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
-                and "site-packages" not in frame.f_code.co_filename
-            )
-            found.setdefault(str(target), next(lines, ""))
-        return original(self, symbol, target, *rest)
+    def listen(called: Callable[..., Any], text: Callable[..., str]) -> Callable[..., Any]:
+        def listening(self: ShapeEnv, *given: Any, **named: Any) -> Any:
+            stack = [frame for frame in traceback.walk_stack(None) if frame[0].f_code not in own]
+            users = _users((f.f_code.co_filename, line, f.f_code.co_name) for f, line in stack)
+            if users:  # two axes that one name makes equal have none
+                found.setdefault(text(*given), users)
+            return called(self, *given, **named)
 
-    ShapeEnv._set_replacement = listen  # type: ignore[assignment, method-assign]
+        own.add(listening.__code__)  # one calls the other
+        return listening
+
+    texts: dict[str, Callable[..., str]] = {
+        "_set_replacement": lambda symbol, target, *_: str(target),
+        "guard_or_defer_runtime_assert": lambda expr, *_: str(canonicalize_bool_expr(expr)),
+    }
+    originals = {name: vars(ShapeEnv)[name] for name in texts if name in vars(ShapeEnv)}
+    for name, called in originals.items():
+        setattr(ShapeEnv, name, listen(called, texts[name]))
     try:
         yield found
     finally:
-        ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+        for name, called in originals.items():
+            setattr(ShapeEnv, name, called)
+
+
+def _note_lines(program: ExportedProgram, places: Mapping[str, Sequence[_Frame]]) -> None:
+    """Give assertions the line of the user's code that assumed it, as other nodes have theirs."""
+    for assertion, node in assertions(program).items():
+        for file, line, _ in places.get(str(assertion), [])[:1]:
+            node.meta["stack_trace"] = f'File "{file}", line {line}'
 
 
 # Smallest and largest size of a dimension; None where there is no limit.
@@ -123,8 +164,11 @@ def _trace(
     bounds: Mapping[str, _Bounds],
 ) -> ExportedProgram:
     """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
-    # It prints the tracebacks of errors that are raised as well.
-    quiet = muted("torch._subclasses.fake_tensor", below=logging.CRITICAL)
+    # They print of errors that are raised as well.
+    quiet = muted(
+        *("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"),
+        below=logging.CRITICAL,
+    )
     shapes = dynamic_shapes(names, inputs, bounds)
     try:
         # Where an ONNX node was exported from is metadata of what is traced of it.
@@ -134,8 +178,9 @@ def _trace(
             quiet,
             scopes,
             no_warnings(),
+            _no_graphs(),
             _related_sizes(module, inputs),
-            watch_specialisations() as places,
+            watch_sizes() as places,
         ):
             program = torch.export.export(
                 module,
@@ -150,9 +195,22 @@ def _trace(
         if not narrower or narrower.items() <= bounds.items():
             raise _explain(error) from error
     else:
-        _check_dynamic(program, inputs, places)
+        _note_lines(program, places)
+        _check_dynamic(program, inputs, {size: _place(users) for size, users in places.items()})
         return program
     return _trace(module, inputs, names, {**bounds, **narrower})
+
+
+@contextlib.contextmanager
+def _no_graphs() -> Iterator[None]:
+    """Keep torch.export from printing what it traced before an error; the error has it, too."""
+    from torch.export import _trace as module  # as late as torch itself imports it
+
+    vars(module)["print"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del vars(module)["print"]
 
 
 @contextlib.contextmanager
@@ -236,7 +294,7 @@ def _check_dynamic(
     symbols: dict[str, sympy.Expr] = {}
     for item, axis, expr, size in dynamic_axes(program, inputs):
         if size.is_Integer:
-            at = f", at {places[str(size)]}" if places.get(str(size)) else ""
+            at = places.get(str(size), "")
             fixed.append(f"dimension '{expr}' (axis {axis} of input '{item.name}') to {size}{at}")
         elif expr.is_plain:
             own = symbols if size.is_Symbol else related
@@ -252,13 +310,13 @@ def _check_dynamic(
         if first.setdefault(symbol, name) != name:
             raise ExportError(
                 f"dimensions '{first[symbol]}' and '{name}' were declared separately, but the model"
-                " needs them to be equal.",
+                f" needs them to be equal{places.get(str(symbol), '')}.",
                 hint=f"Give both the name '{name}'.",
             )
     for name, form in related.items():
         # A size follows from others, or from a whole number: 10 - future, 8*n.
         text = str(form.xreplace({s: sympy.Symbol(first.get(s, name)) for s in form.free_symbols}))
-        at = f", at {places[str(form)]}" if places.get(str(form)) else ""
+        at = places.get(str(form), "")
         others = [first[symbol] for symbol in form.free_symbols if symbol in first]
         if others:
             raise ExportError(
@@ -279,7 +337,9 @@ def _is_of_form(name: str, form: str, at: str = "") -> ExportError:
 
 def _explain(error: Exception) -> ExportError:
     text = str(error)
-    if isinstance(error, TypeError) and "argument" in text:
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    place = _place(_users((frame.filename, frame.lineno or 0, frame.name) for frame in frames))
+    if isinstance(error, TypeError) and "argument" in text and not place:
         return ExportError(f"the model does not accept these inputs: {text.splitlines()[0]}")
     unknown = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", text)
     if unknown:
@@ -292,13 +352,18 @@ def _explain(error: Exception) -> ExportError:
     form = re.search(r"^\s*(\w+) = ([^=\n(]*_\1\b[^=\n]*)$", advice, re.MULTILINE)
     if form:  # of a dimension that no axis has alone: t = 2*_t
         return _is_of_form(form[1], form[2].replace("_", "").replace(" ", ""))
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    users = [frame for frame in frames if "/torch/" not in frame[0]]
-    place = ", at {}:{} in {}".format(*users[-1]) if users else ""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return ExportError(
+            "Python reads a value of a tensor, or a size that depends on values, while the model"
+            f" is traced{place}.",
+            hint="Choose with torch.where instead of `if`, keep a number as a tensor instead of"
+            " int(x) or x.item(), and multiply by a mask instead of x[mask]. --verbose prints the"
+            " graph until there.",
+        )
     return ExportError(
         f"torch.export cannot trace the model: {headline(error)}{place}.",
         hint="The model must run as one graph: no Python branches on tensor values, no .item(), no"
-        " sizes that hang on values, as x[mask] has one.",
+        " sizes that depend on values, as that of x[mask] does.",
     )
 
 

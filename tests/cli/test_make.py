@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moh_deploy.config.options import ExportOptions
-from moh_deploy.errors import CheckpointError
+from moh_deploy.errors import CheckpointError, ExportError
 from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.native import kernel_library
 from moh_deploy.system.npz import read_npz, write_npz
@@ -121,6 +121,19 @@ def test_verbose_says_it_of_an_export_that_fails(cli: Cli, pipeline: Pipeline):
 
     pipeline.act = fail
     assert "%  tracing\n" in cli("export", "model.pt", "-o", "out", "--verbose").err
+
+
+def test_verbose_prints_the_graph_of_a_model_that_cannot_be_traced(cli: Cli, pipeline: Pipeline):
+    cause = RuntimeError("Could not guard on data-dependent expression")
+    cause.partial_fx_graph = "def forward(self, x):"
+
+    def fail() -> None:
+        raise ExportError("Python reads a value of a tensor.") from cause
+
+    pipeline.act = fail
+    graph = "def forward(self, x):\n"
+    assert cli("export", "model.pt", "-o", "out", "--verbose").err.startswith(graph)
+    assert graph not in cli("export", "model.pt", "-o", "out").err
 
 
 def test_what_the_users_code_prints_does_not_disturb_the_json(cli: Cli, pipeline: Pipeline):

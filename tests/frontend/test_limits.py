@@ -99,13 +99,27 @@ def test_dimension_that_must_be_a_multiple_is_told_how_to_declare_it():
 
 @nightly
 def test_branch_on_a_remainder_is_refused():
-    with pytest.raises(ExportError, match=r"another way where dimension 'n' is 8\*n\.") as caught:
+    told = r"another way where dimension 'n' is 8\*n, at frontend/test_limits\.py:\d+\."
+    with pytest.raises(ExportError, match=told) as caught:
         ranges_of(padded_by_a_branch, 13)
     assert "F.pad(x, (0, -n % 8))" in str(caught.value.hint)
     with pytest.raises(ExportError, match=r"'n' must be 8\*n"):
         ranges_of(padded_by_a_branch, 16)
     assert ranges_of(padded_by_a_branch, 16, "8*n") == {}
     assert ranges_of(padded_by_a_branch, 13, "8*n-3") == {}
+
+
+def test_sizes_by_which_the_model_would_divide_by_zero_are_outside_of_the_range():
+    """lucidrains' local attention: windows = n // 4, assert n % windows == 0."""
+
+    def function(m, x):
+        return x * 2 if x.shape[1] % (x.shape[1] // 3) < 99 else x
+
+    inputs = [ModelInput("x", torch.randn(2, 12, 4), {1: "n"})]
+    program = trace(loaded(Model(function)), inputs)
+    assert dim_ranges(program, inputs)["n"] == (3, None)
+    assert unmet_assertions(program, inputs, {"n": 2})
+    assert unmet_assertions(program, inputs, {"n": 5}) == []
 
 
 def test_single_size_that_is_another_way_is_a_limit():
@@ -120,7 +134,8 @@ def test_branch_on_a_long_remainder_is_refused():
     def function(m, x):
         return x * 3 if x.shape[1] % 100 else x * 2
 
-    with pytest.raises(ExportError, match=r"another way where dimension 'n' is 100\*n\."):
+    place = rf"frontend/test_limits\.py:{function.__code__.co_firstlineno + 1}"
+    with pytest.raises(ExportError, match=rf"way where dimension 'n' is 100\*n, at {place}\."):
         ranges_of(function, 30)
 
 

@@ -11,7 +11,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.graph import add_constant
 from moh_deploy.frontend.inputs.arguments import bind
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.trace import _explain, trace
+from moh_deploy.frontend.trace import _explain, _place, trace
 from tests.frontend.traced import loaded, nodes, plain_trace
 from tests.nightly import nightly
 
@@ -201,12 +201,14 @@ def test_python_branch_on_a_range_of_sizes_narrows_the_range():
 
 
 def test_dimensions_that_must_be_equal_are_refused():
-    model = Model(lambda m, x, y: x + y)
+    def adds(m, x, y):
+        return x + y
+
     inputs = [x({1: "left"}), x({1: "right"}, name="y")]
-    with pytest.raises(ExportError) as caught:
-        trace(loaded(model), inputs)
-    assert "left" in str(caught.value)
-    assert "right" in str(caught.value)
+    line = adds.__code__.co_firstlineno + 1
+    told = rf"'left' and 'right' .* to be equal, at .*test_trace\.py:{line} in adds\."
+    with pytest.raises(ExportError, match=told):
+        trace(loaded(Model(adds)), inputs)
 
 
 def test_same_dimension_twice_is_fine():
@@ -216,12 +218,55 @@ def test_same_dimension_twice_is_fine():
     assert torch.equal(program.module()(ones, ones), ones * 2)
 
 
-def test_branch_on_a_value_cannot_be_traced():
-    def branches(m, x):
-        return x if x.sum() > 0 else -x
+def branches(m, x):
+    return x if x.sum() > 0 else -x
 
-    with pytest.raises(ExportError, match=r"cannot trace the model: .*at .*test_trace\.py:\d+ in"):
-        trace(loaded(Model(branches)), [BATCH_SEQ])
+
+def counts(m, x):
+    return x * int(x.sum())
+
+
+def cuts_what_it_chose(m, x):
+    chosen = x[x > 0]
+    return chosen[: int(chosen.shape[0] * 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (branches, 1),
+        (counts, 1),
+        (cuts_what_it_chose, 2),  # torch's text has no line of this kind
+    ],
+)
+def test_use_of_a_value_is_refused_with_its_line(
+    capfd: pytest.CaptureFixture[str], function, line: int
+):
+    line += function.__code__.co_firstlineno
+    with pytest.raises(ExportError, match=rf"reads a value .*test_trace\.py:{line} in") as caught:
+        trace(loaded(Model(function)), [BATCH_SEQ])
+    assert "torch.where" in str(caught.value.hint)
+    assert capfd.readouterr() == ("", "")  # torch prints the graph that it has, which may be long
+    assert "def forward" in caught.value.__cause__.partial_fx_graph  # of export --verbose
+
+
+def test_line_of_a_model_in_an_installed_package_is_told_with_its_caller():
+    torchs = ("/lib/python3/site-packages/vit/model.py", 7, "attend"), ("/home/net.py", 3, "run")
+    assert _place(torchs) == f", at {torchs[0][0]}:7 in attend, called at /home/net.py:3 in run"
+    assert _place(torchs[1:]) == ", at /home/net.py:3 in run"
+    assert _place(()) == ""
+
+
+def test_error_in_the_model_is_no_matter_of_its_inputs():
+    """Whose message has the word as well."""
+
+    def function(m, x):
+        return x * int(None)
+
+    with pytest.raises(
+        ExportError, match=r"cannot trace the model: TypeError: int\(\) arg.*\.py:\d"
+    ):
+        trace(loaded(Model(function)), [BATCH_SEQ])
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -27,7 +27,7 @@ class SASRecAttention(nn.Module):
         v = torch.cat(torch.split(self.V_w(keys), width, dim=2), dim=0)
         scores = q.matmul(k.transpose(1, 2)) / width**0.5
         blocked = pad.unsqueeze(1).repeat(self.heads, queries.shape[1], 1) | future
-        scores = torch.where(blocked, torch.full_like(scores, -(2.0**32) + 1), scores)
+        scores = torch.where(blocked, torch.ones_like(scores) * (-(2**32) + 1), scores)
         out = torch.softmax(scores, dim=-1).matmul(v)
         logits = self.router(queries)
         kept = torch.zeros_like(logits).scatter(-1, logits.topk(self.keep)[1], 1.0)
@@ -37,7 +37,7 @@ class SASRecAttention(nn.Module):
 
 
 class SASRecBatchSlices(nn.Module):
-    """Item ids [B, L], 0 is padding; the batch is fixed by the split over it."""
+    """Item ids [B, L], 0 is padding; heads are split off a dynamic batch."""
 
     def __init__(self, items: int = 40, hidden: int = 32) -> None:
         super().__init__()
@@ -186,8 +186,8 @@ def _history(batch: int, length: int, seed: int) -> Tensor:
     return items
 
 
-def _slices(length: int = 8) -> tuple[ModelInput, ...]:
-    return (ModelInput("log_seqs", _history(3, length, 1), {1: "length"}),)
+def _slices(batch: int = 3, length: int = 8) -> tuple[ModelInput, ...]:
+    return (ModelInput("log_seqs", _history(batch, length, 1), {0: "batch", 1: "length"}),)
 
 
 def _sequences(batch: int = 2, length: int = 8) -> tuple[ModelInput, ...]:
@@ -217,7 +217,7 @@ MODELS: list[ZooModel] = [
         seeded(SASRecBatchSlices),
         _slices,
         Expected((ExpectedLayer(4, 4, 2, 0, "ranked"),) * 2),
-        "heads joined to the batch with cat of splits, gates too; where with -2**32+1; fixed batch",
+        "heads joined to a dynamic batch by cat of splits, gates too; filled with ones * (-2**32+1)",
     ),
     ZooModel(
         "mixed_bert4rec",

@@ -146,6 +146,26 @@ class MmDit(nn.Module):
         return self.out(image + hidden_states) + text.mean(1, keepdim=True)
 
 
+class LastJointAttention(JointAttention):
+    """Of the last block (context_pre_only), nobody reads the text: the image alone is gated."""
+
+    def forward(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = zip(
+            (self.to_q, self.to_k, self.to_v), (self.add_q, self.add_k, self.add_v), strict=True
+        )
+        q, k, v = (torch.cat([self.split(a(hidden)), self.split(b(context))], 2) for a, b in pairs)
+        joint = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        image = self.split(joint[:, : hidden.shape[1]]).transpose(1, 2)
+        gated = image * self.route(self.router, hidden)[..., None]
+        return self.to_out(gated.flatten(2)), context
+
+
+class LastMmDit(MmDit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = LastJointAttention(32, 4, 2)
+
+
 def streams(batch: int = 2, image: int = 6, text: int = 3) -> tuple[ModelInput, ...]:
     return (
         ModelInput("hidden", noise(batch, image, 32), {0: "batch", 1: "image"}),
@@ -225,6 +245,13 @@ MODELS = [
         streams,
         Expected((ExpectedLayer(4, 4, 2, 0, "top_k"),)),
         "queries, keys, values and gates of two streams concatenated along the tokens, then sliced",
+    ),
+    ZooModel(
+        "mmdit_last",
+        seeded(LastMmDit),
+        streams,
+        Expected((ExpectedLayer(4, 4, 2, 0, "top_k"),)),
+        "the text half of joint attention is cut off, flattened, before the image is gated",
     ),
     ZooModel(
         "flux_single",

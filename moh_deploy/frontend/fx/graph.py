@@ -33,7 +33,7 @@ def source_line(node: Node) -> str | None:
     """
     # torch: the outermost call comes first, and lines of torch itself may follow those of the user.
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    users = [frame for frame in frames if "/torch/" not in frame[0]]
+    users = [frame for frame in frames if "/torch/" not in f"/{frame[0]}"]
     if not users:
         return None
     path, line = users[-1]

@@ -91,6 +91,10 @@ def load(
         return replace(model, decoder=decoder)
 
 
+# Of quantisation-aware training, and what measures ranges before quantisation.
+_SIMULATIONS = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
+
+
 def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
     """Put a module on the CPU, it and everything in it in eval mode, and turn gradients off.
 
@@ -108,6 +112,13 @@ def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
                     f" {kind.__module__}.{kind.__name__}.",
                     hint="Export the checkpoint in floating point as it was before, then lower the"
                     " package: moh-deploy precision.",
+                )
+            if any(base.__module__ in _SIMULATIONS for base in kind.__mro__):
+                raise CheckpointError(
+                    f"the model simulates quantisation: '{name or 'the model'}' is a"
+                    f" {kind.__module__}.{kind.__name__}, whose code branches on values.",
+                    hint="Export the float model, with the weights that were trained, then lower"
+                    " the package: moh-deploy precision --to int8.",
                 )
     lazy = [
         name

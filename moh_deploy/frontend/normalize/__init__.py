@@ -14,8 +14,9 @@ operator (written-out softmax, im2col, several things at once, no effect), `fact
 product of joined products of slices.
 
 stack_heads      heads that are computed one by one become one tensor: of the operators above
-join_parts       gates of heads are applied first, those of channels behind them; gates of parts of
-                 the tokens are joined: it asks for the softmax and the products of the others
+join_parts       attention computes what is read; gates of heads are applied first, those of
+                 channels behind them; gates of parts of the tokens are joined: it asks for the
+                 softmax and the products of the others
 join_routers     it asks for the gates that the other joins
 merge_equal      last: passes before it may write one thing twice
 """
@@ -41,7 +42,11 @@ from moh_deploy.frontend.normalize.decompose import (
 from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.normalize.fold import merge_equal
 from moh_deploy.frontend.normalize.functionalize import drop_unread_state, functionalize
-from moh_deploy.frontend.normalize.join_parts import join_parts, put_gates_before_channels
+from moh_deploy.frontend.normalize.join_parts import (
+    attend_for_read_tokens,
+    join_parts,
+    put_gates_before_channels,
+)
 from moh_deploy.frontend.normalize.join_routers import join_routers
 from moh_deploy.frontend.normalize.stack_heads import stack_heads
 from moh_deploy.frontend.normalize.stacked_ops import write_out_vmap
@@ -79,6 +84,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             drop_no_op(node)
     graph.eliminate_dead_code()  # the next ones ask who reads a tensor
     stack_heads(program)
+    for node in list(graph.nodes):
+        attend_for_read_tokens(node)
     for node in list(graph.nodes):
         put_gates_before_channels(node)
     for node in list(graph.nodes):

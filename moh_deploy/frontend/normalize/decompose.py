@@ -2,19 +2,22 @@
 
 An einsum of many tensors is a row of einsums of two; `baddbmm` and `addcmul` are products and a
 sum; `masked_fill` with 0 is a choice by a mask of what is kept; `expand_as` is an expansion to a
-size, and reads nothing else of the other tensor; so is `repeat_interleave` by a dynamic size.
+size, and reads nothing else of the other tensor; so is `repeat_interleave` by a dynamic size. A
+split into parts of a dynamic size is a choice of parts; a sigmoid of the best is one of all.
 """
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import cast
 
+import sympy
 import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import fresh_layout, resolve
+from moh_deploy.frontend.fx.axes import fresh_layout, resolve, size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
@@ -66,6 +69,10 @@ def decompose(builder: GraphBuilder, node: Node) -> None:
         wide = builder.call(aten.to.dtype, widened, torch.int64)
         kept = builder.call(cast(OpOverload, node.target), wide, *others, **node.kwargs)
         node.replace_all_uses_with(builder.call(aten.to.dtype, kept, tensor(node).dtype))
+    elif name in ("split", "chunk"):
+        _select_parts(builder, node)
+    elif name == "sigmoid":
+        _choose_behind(builder, node)
 
 
 def _pair_up(builder: GraphBuilder, node: Node) -> None:
@@ -152,6 +159,32 @@ def _repeat_by_size(builder: GraphBuilder, node: Node) -> None:
     sizes = [times if axis == dim + 1 else -1 for axis in range(rank(apart))]
     repeated = builder.call(aten.expand.default, apart, sizes)
     node.replace_all_uses_with(builder.call(aten.flatten.using_ints, repeated, dim, dim + 1))
+
+
+def _select_parts(builder: GraphBuilder, node: Node) -> None:
+    """`split(x, x.shape[0] // 5)[i]` is entry i of `unflatten(x, 0, [5, -1])`, which says that
+    there are five: heads that were joined with a dynamic batch. The exporter fails at the split."""
+    source, parts = cast(Node, node.args[0]), node.meta["val"]
+    dim = cast(int, argument(node, "dim", 0)) % rank(source)
+    extent = shape(source)[dim]
+    if extent.is_Integer or sympy.expand(extent - len(parts) * size_of(parts[-1].shape[dim])) != 0:
+        return
+    apart = builder.call(aten.unflatten.int, source, dim, [len(parts), -1])
+    for part in list(node.users):
+        part.replace_all_uses_with(builder.call(aten.select.int, apart, dim, part.args[1]))
+
+
+def _choose_behind(builder: GraphBuilder, node: Node) -> None:
+    """`sigmoid(x.topk(k).values)` is `sigmoid(x).gather(x.topk(k).indices)`, element by element:
+    routers that weigh the chosen only are read as those that weigh all."""
+    values = cast(Node, node.args[0])
+    topk = cast(Node, values.args[0]) if op(values) == "getitem" and values.args[1] == 0 else None
+    if topk is None or op(topk) != "topk":
+        return
+    every = builder.call(aten.sigmoid.default, topk.args[0])
+    places = builder.call(operator.getitem, topk, 1)
+    chosen = builder.call(aten.gather.default, every, argument(topk, "dim", -1), places)
+    node.replace_all_uses_with(chosen)
 
 
 # Sliding windows (`unfold`, im2col) as slices of the padded image.
@@ -300,14 +333,15 @@ _MOST_ELEMENTS = 1 << 20
 def replace_spreads(program: ExportedProgram) -> None:
     """Let repetitions take over from products with matrices that repeat each column.
 
-    `x @ [[1, 1, 0, 0], [0, 0, 1, 1]]` is `repeat_interleave(x, 2, dim=-1)`.
+    `x @ [[1, 1, 0, 0], [0, 0, 1, 1]]` is `repeat_interleave(x, 2, dim=-1)`; `x @ eye` is `x`.
     """
     graph, known = program.graph_module.graph, KnownValues(program)
     for node in list(graph.nodes):
         is_linear = op(node) == "linear"
-        if op(node) not in ("matmul", "mm", "linear") or (is_linear and len(node.args) > 2):
+        if op(node) not in ("matmul", "mm", "linear"):
             continue
         source, weight = cast(tuple[Node, Node], node.args[:2])
+        bias = argument(node, "bias") if is_linear else None
         if rank(weight) != 2 or tensor(weight).numel() > _MOST_ELEMENTS or not known.varies(source):
             continue
         value = known(weight)
@@ -317,10 +351,18 @@ def replace_spreads(program: ExportedProgram) -> None:
         # How often a product with the matrix repeats each entry.
         rows, columns = matrix.shape
         times = columns // rows if rows else 0
-        if times < 2 or times * rows != columns or int(matrix[:, 0].count_nonzero()) != 1:
+        if times < 1 or times * rows != columns or int(matrix[:, 0].count_nonzero()) != 1:
             continue
         repeats = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
-        if torch.equal(matrix, repeats.repeat_interleave(times, 1)):
-            builder = GraphBuilder(graph, node)
-            spread = builder.call(aten.repeat_interleave.self_int, source, times, -1)
-            node.replace_all_uses_with(spread)
+        if not torch.equal(matrix, repeats.repeat_interleave(times, 1)):
+            continue
+        # nn.MultiheadAttention has an output projection, which some set to the identity.
+        added = None if bias is None else known(cast(Node, bias))
+        if bias is not None and (added is None or bool(added.any())):
+            continue
+        if times == 1 and any(user.op == "output" for user in node.users):
+            continue  # whose name is the program's
+        builder = GraphBuilder(graph, node)
+        if times > 1:
+            source = builder.call(aten.repeat_interleave.self_int, source, times, -1)
+        node.replace_all_uses_with(source)

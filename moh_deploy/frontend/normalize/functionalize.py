@@ -7,7 +7,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.graph import ancestors
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.fx.graph import ancestors, source_line
 from moh_deploy.frontend.quiet import no_warnings
 
 _REGIONS = (
@@ -127,3 +128,27 @@ def drop_unread_state(program: ExportedProgram) -> None:
         return
     output.args = (tuple(node for _, node in kept),)
     signature.output_specs[:] = [spec for spec, _ in kept]
+
+
+def refuse_mutations(program: ExportedProgram) -> None:
+    """Refuse a program that changes its inputs, or state that a result depends on.
+
+    Raises:
+        ExportError: Naming what is changed, and the line that does it.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.USER_OUTPUT:
+            continue
+        place = source_line(nodes[spec.arg.name])  # of the operator that computes the new value
+        at = "" if place is None else f", at {place}"
+        if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            raise ExportError(
+                f"the model writes into its input '{spec.target}'{at}.",
+                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
+            )
+        raise ExportError(
+            f"the model changes its own state while it runs: '{spec.target}'{at}.",
+            hint="Pass state such as a KV cache as inputs and outputs; change what training alone"
+            " needs under `if self.training`.",
+        )

@@ -150,6 +150,69 @@ def _part(node: Node, start: axes.Size, whole: axes.Layout, cut: int) -> _Part |
     return _Part(node, start, reader, layout, dims[0], Operand(factor, gates))
 
 
+# Attention of which some tokens are read, as attention of these: the last block of two streams
+# drops what it computes for the other one.
+
+
+_ORIGINS = ("nn_module_stack", "stack_trace")
+
+
+def attend_for_read_tokens(node: Node) -> None:
+    """Let an attention leave out queries whose results nobody reads, if a node is one.
+
+    `attention(q, k, v)[:, :n]` is `attention(q[:, :n], k, v)`, through views of it.
+    """
+    if graph.op(node) != "scaled_dot_product_attention" or graph.rank(node) < 3:
+        return
+    current, layout = node, axes.fresh_layout(graph.shape(node))
+    whole, replaced = layout, [node]
+    while True:
+        if len(current.users) != 1:
+            return
+        (reader,) = current.users
+        replaced.append(reader)
+        moved = forward(reader, layout) if is_view(reader) and not casts(reader) else None
+        if moved is None:
+            break
+        current, layout = reader, moved
+    cuts = _cuts(reader, current)
+    if len(cuts) != 1:
+        return
+    part, dim, start = cuts[0]
+    rows = axes.resolve(whole)[-2]
+    if not rows or axes.resolve(layout)[dim] != rows:
+        return
+    if graph.argument(node, "is_causal", False) and start != 0:
+        return  # the first of these queries is no longer the one that sees a single key
+    builder = GraphBuilder(node.graph, part)
+
+    def cut(operand: Node) -> Node:
+        cutter = _cutter(part, current)
+        given = graph.arguments(cutter) | {"self": operand, "dim": graph.rank(operand) - 2}
+        found = builder.apply(cutter.target, given)
+        if cutter is part:
+            return found
+        return builder.call(cast(Callable[..., object], part.target), found, part.args[1])
+
+    given = graph.arguments(node)
+    mask = given.get("attn_mask")
+    if isinstance(mask, Node) and graph.rank(mask) > 1 and graph.shape(mask)[-2] != 1:
+        given["attn_mask"] = cut(mask)
+    attended = builder.apply(node.target, given | {"query": cut(cast(Node, given["query"]))})
+    attended.meta |= {key: node.meta[key] for key in _ORIGINS if key in node.meta}
+    tokens: axes.Dim = (axes.Axis(graph.shape(part)[dim]),)
+    try:
+        viewed = LayoutBuilder(builder).arrange(
+            Operand(attended, (*whole[:-2], tokens, whole[-1])),
+            axes.resolve((*layout[:dim], tokens, *layout[dim + 1 :])),
+        )
+    except UnknownSizeError:
+        return
+    part.replace_all_uses_with(viewed)
+    for old in reversed(list(dict.fromkeys([*replaced, part]))):
+        node.graph.erase_node(old)  # torch takes attention for random, and keeps what nobody reads
+
+
 # Gates of heads in front of gates of channels: `attention * channels * heads` in the other order.
 #
 # An op that skips closed heads computes `attention * heads`; what scales each channel comes behind.

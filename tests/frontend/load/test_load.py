@@ -370,6 +370,24 @@ def test_quantised_model_is_refused_with_what_to_export_instead() -> None:
     assert "floating point" in str(caught.value.hint)
 
 
+@pytest.mark.filterwarnings("ignore:.*(quanti|Please use quant_min)")
+@pytest.mark.parametrize("prepare", ["prepare", "prepare_qat"])
+def test_model_that_simulates_quantisation_is_refused_with_what_to_export(prepare: str) -> None:
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Linear(8, 8)).train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig()
+    if prepare == "prepare":
+        model.eval().qconfig = torch.ao.quantization.default_qconfig
+    prepared = getattr(torch.ao.quantization, prepare)(model)
+    with pytest.raises(
+        CheckpointError, match=r"simulates quantisation: '\d\.\w+' is a tor"
+    ) as told:
+        in_eval_mode(prepared)
+    assert "Export the float model" in str(told.value.hint)
+    assert "precision --to int8" in str(told.value.hint)
+
+
 def test_model_in_floating_point_is_none() -> None:
-    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    """One that is ready for quantisation computes in floating point as well."""
+    stub = torch.ao.quantization.QuantStub()
+    model = nn.Sequential(stub, nn.LayerNorm(8), nn.Linear(8, 8))
     assert in_eval_mode(model) is model

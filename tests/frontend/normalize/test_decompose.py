@@ -132,6 +132,61 @@ def test_repetition_by_a_dynamic_size_is_written_out(dim: int):
     torch.testing.assert_close(program.module()(x, y), Repeats()(x, y))
 
 
+@pytest.mark.parametrize("apart", [lambda y, b: y.split(b), lambda y, b: y.chunk(3)])
+def test_parts_of_a_dynamic_size_are_selected(apart: Callable[[Tensor, int], list[Tensor]]):
+    """Heads go into the batch and come back: torch.onnx fails at a split by a dynamic size."""
+
+    class InTheBatch(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.cat(x.split(2, -1)).sin()
+            return torch.cat(list(apart(y, x.shape[0])), -1).cos()
+
+    program = traced(InTheBatch(), [ModelInput("x", random(2, 5, 6), {0: "b"})])
+    (joined,) = [node for node in nodes(program, "unflatten") if -1 in node.args[2]]
+    assert joined.args[2] == [3, -1]
+    # Of both ways, there and back, a dimension is moved.
+    assert len(nodes(program, "permute")) == 2
+    assert nodes(program, "cat") == nodes(program, "split") == nodes(program, "chunk") == []
+    for batch in (1, 4):
+        x = random(batch, 5, 6)
+        torch.testing.assert_close(program.module()(x), InTheBatch()(x))
+
+
+def test_pieces_of_which_the_last_is_smaller_stay():
+    class Halves(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.split((x.shape[0] + 2) // 2)
+            return first.sum(0) - second.sum(0)
+
+    program = traced(Halves(), [ModelInput("x", random(5, 3), {0: "b"})])
+    assert len(nodes(program, "split")) == 1
+    x = random(7, 3)
+    torch.testing.assert_close(program.module()(x), Halves()(x))
+
+
+def test_sigmoid_of_the_best_is_chosen_of_all():
+    def model(x: Tensor) -> Tensor:
+        best, places = x.topk(2, dim=1, sorted=False)
+        return best.sigmoid() * places
+
+    x = random(3, 5, 2)
+    program = normalize(plain_trace(model, x))
+    (gather,), (sigmoid,) = nodes(program, "gather"), nodes(program, "sigmoid")
+    assert gather.args[0] is sigmoid
+    assert tuple(sigmoid.meta["val"].shape) == (3, 5, 2)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_sigmoid_of_anything_else_stays():
+    def model(x: Tensor) -> Tensor:
+        return x.max(1).values.sigmoid() + x.topk(2, dim=1).values.exp().sigmoid().sum(1)
+
+    x = random(3, 5, 2)
+    program = normalize(plain_trace(model, x))
+    assert nodes(program, "gather") == []
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 @pytest.mark.parametrize(("dims", "keepdim"), [([0], False), ([0], True), ([1, -1], False)])
 def test_sum_of_an_einsum_is_an_einsum(dims: list[int], keepdim: bool):
     def model(y: Tensor, w: Tensor) -> Tensor:
@@ -340,9 +395,26 @@ def test_product_that_repeats_is_a_repetition(name: str):
     assert torch.equal(program.module()(SPREAD_X), SPREAD[name](SPREAD_X))
 
 
+IDENTITY: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda x: x @ torch.eye(4) * 2,
+    "linear": lambda x: F.linear(x, torch.eye(4)) * 2,
+    "linear_with_a_bias_of_zeros": lambda x: F.linear(x, torch.eye(4), torch.zeros(4)) * 2,
+}
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_product_with_the_identity_is_gone(name: str):
+    """As the output projection of nn.MultiheadAttention that some replace by one of their own."""
+    program = normalize(plain_trace(IDENTITY[name], SPREAD_X))
+    assert nodes(program, "matmul") + nodes(program, "linear") == []
+    assert torch.equal(program.module()(SPREAD_X), IDENTITY[name](SPREAD_X))
+
+
 SPREAD_OTHER: dict[str, Callable[[Tensor], Tensor]] = {
     "repeated_as_a_whole": lambda x: x @ torch.eye(4).repeat(1, 3),
-    "identity": lambda x: x @ torch.eye(4),
+    "identity_that_is_the_output": lambda x: x @ torch.eye(4),
+    "identity_with_a_bias": lambda x: F.linear(x, torch.eye(4), torch.ones(4)) * 2,
+    "identity_but_for_an_entry": lambda x: x @ torch.eye(4).index_fill(1, torch.tensor(3), 0) * 2,
     "twice_as_large": lambda x: x @ (EACH * 2),
     "one_of_them_zero": lambda x: x @ (EACH * torch.tensor([1.0] * 11 + [0.0])),
     "entries_in_another_order": lambda x: x @ EACH.flip(0),

@@ -68,20 +68,27 @@ def value_where(operand: Operand, mask: Operand, is_kept: bool, number: Number) 
         step = backward(node, layout)
         if step is not None:
             return value(step[0], resolve(step[1]))
-        name = "logical_not" if op(node) == "bitwise_not" else op(node)
-        if name not in _ARITHMETIC or len(node.args) > 2:
-            return None
-        values: list[float] = []
-        for arg in node.args:
+
+        def of_operand(arg: object) -> float | None:
             found = number(arg)
             if found is None and isinstance(arg, Node) and is_tensor(arg):
                 aligned = broadcast(arg, layout)
                 found = None if aligned is None else value(arg, aligned)
-            if found is None:
-                return None
-            values.append(found)
-        # By torch itself, so that `alpha` and the order of operands mean what they mean there.
-        operands = [torch.tensor(value, dtype=torch.float64) for value in values]
-        return float(getattr(torch, name)(*operands, **node.kwargs))
+            return found
+
+        return calculated(node, of_operand)
 
     return value(operand.node, resolve(operand.layout))
+
+
+def calculated(node: Node, number: Number) -> float | None:
+    """The number that arithmetic makes of numbers; None where an operand is none, or for others."""
+    name = "logical_not" if op(node) == "bitwise_not" else op(node)
+    if name not in _ARITHMETIC or len(node.args) > 2:
+        return None
+    values = [number(arg) for arg in node.args]
+    if None in values:
+        return None
+    # By torch itself, so that `alpha` and the order of operands mean what they mean there.
+    operands = [torch.tensor(value, dtype=torch.float64) for value in values]
+    return float(getattr(torch, name)(*operands, **node.kwargs))

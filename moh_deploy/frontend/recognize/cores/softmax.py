@@ -14,7 +14,13 @@ from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, named, op, tensor, tensor_inputs
 from moh_deploy.frontend.fx.known_values import is_random
 from moh_deploy.frontend.fx.views import backward, is_view, lacks, operand_layout
-from moh_deploy.frontend.recognize.cores.binary import Constant, Number, is_binary, value_where
+from moh_deploy.frontend.recognize.cores.binary import (
+    Constant,
+    Number,
+    calculated,
+    is_binary,
+    value_where,
+)
 from moh_deploy.frontend.recognize.layer import Factor, MaskTerm, Scores
 
 # A fill below this hides a score as well as minus infinity does: exp() of it is 0 in every dtype.
@@ -176,8 +182,9 @@ class ScoreReader:
         fill = self.number(filled)
         # Scores that are filled before they are scaled hide only if the scaled fill does.
         if fill is None or fill * self._scale > HIDING_FILL:
+            text = "a tensor" if fill is None else f"{fill}"
             return (
-                f"{named(node)} fills masked scores with {fill}, not with a large negative number"
+                f"{named(node)} fills masked scores with {text}, not with a large negative number"
             )
         operand = Operand(cast(Node, mask), operand_layout(cast(Node, mask), layout))
         self._masks.append(MaskTerm(operand, kind, fill * self._scale))
@@ -228,7 +235,9 @@ class ScoreReader:
         if is_view(value) or name in ("expand", "expand_as"):
             return self.number(value.args[0])
         known = self.constant(value)
-        return float(known) if known is not None and known.numel() == 1 else None
+        if known is not None:
+            return float(known) if known.numel() == 1 else None
+        return calculated(value, self.number)  # ones_like(scores) * (1 - 2**32)
 
 
 def elementwise_sources(node: Node) -> Iterator[Node]:

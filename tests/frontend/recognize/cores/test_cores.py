@@ -166,6 +166,18 @@ WRITTEN: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
         lambda q, k, v, m: softmax(torch.where(m, -torch.inf, q @ k.mT), v),
         (Q, K, V, ~KEEP),
     ),
+    "where_drops_to_a_computed_constant": (
+        lambda q, k, v, m: softmax(
+            torch.where(m, torch.ones_like(w := q @ k.mT) * (1 - 2**32), w), v
+        ),
+        (Q, K, V, ~KEEP),
+    ),
+    "filled_with_a_sum_of_constants": (
+        lambda q, k, v, m: softmax(
+            torch.where(m, q @ k.mT, torch.sub(torch.zeros(S, T), torch.ones(()), alpha=1e9)), v
+        ),
+        (Q, K, V, KEEP),
+    ),
     "times_mask": (
         lambda q, k, v, m: softmax(q @ k.mT * m.to(q) - 1e10 * (1 - m.to(q)), v),
         (Q, K, V, KEEP),
@@ -245,6 +257,18 @@ REFUSED: dict[str, tuple[str, Attention, tuple[Tensor, ...]]] = {
     "mild_fill": (
         "fills masked scores with -5",
         lambda q, k, v, m: softmax((q @ k.mT).masked_fill(~m, -5.0), v),
+        (Q, K, V, KEEP),
+    ),
+    "fill_computed_and_mild": (
+        "fills masked scores with -3",
+        lambda q, k, v, m: softmax(torch.where(m, q @ k.mT, torch.ones(S, T) * 2 - 5), v),
+        (Q, K, V, KEEP),
+    ),
+    "fill_of_more_than_constants": (
+        "fills masked scores with a tensor",
+        lambda q, k, v, m: softmax(
+            torch.where(m, w := q @ k.mT, torch.ones_like(w) * q[:1, :1, :1, :1]), v
+        ),
         (Q, K, V, KEEP),
     ),
     "fill_made_mild_by_the_scale": (

@@ -14,6 +14,7 @@ from torch.fx import Graph
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.fx.known_values import Constants
+from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
@@ -201,6 +202,21 @@ def test_heads_are_ranked_by_their_logits_where_a_sigmoid_would_make_them_equal(
     assert op(router.routed_logits.node) == "linear"
     assert op(router.finish.weights.node) == "sigmoid"
     assert router.selection.scores is router.routed_logits.node
+
+
+def test_sigmoids_of_the_chosen_are_ranked():
+    """As normalisation puts them: `topk(logits, sorted=False)`, and the sigmoid behind it."""
+
+    def sigmoids_of_chosen(logits: Tensor) -> Tensor:
+        best, where = logits.topk(2, dim=-1, sorted=False)
+        return torch.zeros_like(logits).scatter(-1, where, share(best.sigmoid(), 1e-9))
+
+    program = normalize(plain_trace(Projected(sigmoids_of_chosen), torch.randn(2, 5, 8)))
+    (gates,) = program.graph.output_node().args[0]
+    router = read_router(gates, None, Constants(program))
+    assert (router.form.name, router.top_k, router.reason) == ("ranked", 2, None)
+    assert router.finish.normalized
+    assert op(router.finish.weights.node) == "sigmoid"
 
 
 def test_heads_with_a_bias_are_ranked_by_the_biased_scores():
