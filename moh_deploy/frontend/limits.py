@@ -93,7 +93,15 @@ class Relations:
         names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
         forms: dict[str, sympy.Expr] = {}
         used: set[str] = set()
-        for symbol, form in _equations(example_sizes(inputs), names, assertions(program)):
+        # In a program of a file a size may be a sum itself.
+        sums = [
+            (sympy.Symbol(expr.name), size)
+            for _, _, expr, size in dynamic_axes(program, inputs)
+            if expr.is_plain and size.is_Add and size.free_symbols <= names.keys()
+        ]
+        names |= {symbol: symbol.name for symbol, _ in sums}
+        equations = _equations(example_sizes(inputs), names, assertions(program))
+        for symbol, form in (*sums, *equations):
             name, others = names.get(symbol), form.free_symbols
             if name is None or name in used or symbol in others or not others:
                 continue

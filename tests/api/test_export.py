@@ -263,3 +263,37 @@ def test_package_that_another_is_made_of_stays(tmp_path: Path, maker: str):
     with pytest.raises(PackageError, match="is the package that another one is to be made of"):
         MAKERS[maker](root)
     assert (root / "model.onnx").read_bytes() == before
+
+
+class Joined(nn.Module):
+    def forward(self, x: torch.Tensor, past: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat([past, x], 1) * mask
+
+
+AUTO, PAST = torch.export.Dim.AUTO, torch.export.Dim("past")
+
+
+@nightly
+@pytest.mark.parametrize(
+    ("tokens", "dims", "expected"),
+    [
+        (1, ({}, {1: PAST}, {1: PAST + 1}), ("past_dim_1", "past_dim_1+1")),
+        (3, ({1: AUTO}, {1: AUTO}, {1: AUTO}), ("past_dim_1", "mask_dim_1")),
+    ],
+    ids=["past+1", "past+seq"],
+)
+def test_program_whose_sizes_follow_from_others_is_proven_at_other_sizes(
+    tmp_path: Path, tokens: int, dims: tuple[dict, ...], expected: tuple[str, str]
+):
+    example = tuple(torch.ones(2, size) for size in (tokens, 5, tokens + 5))
+    program = torch.export.export(Joined(), example, dynamic_shapes=dims)
+    torch.export.save(program, tmp_path / "step.pt2")
+    report = moh_deploy.export(tmp_path / "step.pt2", tmp_path / "package")
+    package = OnnxPackage.open(report.package)
+    assert tuple(item.shape[1] for item in package.manifest.inputs[1:]) == expected
+    lengths = {
+        tuple(vectors.inputs[name].shape[1] for name in ("x", "past", "mask"))
+        for vectors in package.vectors
+    }
+    assert len(lengths) > 1
+    assert all(new + past == total for new, past, total in lengths)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import made_values
 from moh_deploy.frontend.inputs.arguments import BoundInputs, bind, flattened
+from moh_deploy.frontend.inputs.directory_inputs import directory_inputs
 from moh_deploy.frontend.inputs.given_inputs import GivenInputs, given_values, with_dynamic_axes
 from moh_deploy.frontend.inputs.npz_inputs import inputs_from_npz
 from moh_deploy.frontend.inputs.padding import named_tokens
@@ -69,7 +71,8 @@ def example_inputs(
     # An ONNX file and a program know their own inputs.
     source = None if model.original is None else model.original.source
     is_given = npz is not None or described or (source is None and model.program is None)
-    given = given_values(config, npz, specs) if is_given else {}
+    own_inputs = partial(directory_inputs, model)
+    given = given_values(config, npz, specs, own=own_inputs) if is_given else {}
     own = () if model.program is None else inputs_from_program(model.program)
     if model.module is not None and source is None:
         bound = bind(model.module.forward, given)

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -34,16 +34,21 @@ _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
 
 
 def given_values(
-    config: ExportConfig, npz: Path | GivenInputs | None, specs: Sequence[str]
+    config: ExportConfig,
+    npz: Path | GivenInputs | None,
+    specs: Sequence[str],
+    *,
+    own: Callable[[], Mapping[str, object]] = dict,
 ) -> Mapping[str, object] | tuple[object, ...]:
     """Return values of inputs and constants by name or position, from the first source given.
 
     Values come from `--inputs FILE.npz`, else they are made for `--input` options, else for the
-    configuration's inputs.
+    configuration's inputs, else they are the model's own.
 
     Args:
         npz: File whose members are the inputs, or values in memory, by name or position.
         specs: `--input` options.
+        own: Returns what the model says of its inputs. A constant takes the place of an input.
 
     Raises:
         ConfigError: There is no source, or sources contradict each other.
@@ -76,6 +81,8 @@ def given_values(
     else:
         described = described or specs_from_config(config)
         named = {spec.name: spec.made(index) for index, spec in enumerate(described)}
+        if not named:
+            named = {name: value for name, value in own().items() if name not in constants}
     if not named:
         raise ConfigError(
             "the model's inputs are not known.",

@@ -64,8 +64,7 @@ def inputs_from_program(
     0 becomes `batch`, another one is named after its first place, such as `tokens_dim_1`.
 
     Raises:
-        CheckpointError: An input is not a tensor, or a size is not a linear expression of one
-            symbol.
+        CheckpointError: An input is not a tensor, or a size is not a sum of symbols.
     """
     placeholders = _tensor_placeholders(program)
     dims = _named_dims(placeholders)
@@ -235,35 +234,46 @@ def _paths(program: torch.export.ExportedProgram, given: list[str]) -> list[str]
 
 
 def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]]:
-    names: dict[sympy.Symbol, str] = {}
+    parts: dict[tuple[str, int], _DimParts] = {}
+    for item in placeholders:
+        for axis, size in enumerate(item.shape):
+            if not isinstance(size, int):
+                parts[item.name, axis] = _dim_parts(size, f"axis {axis} of input '{item.name}'")
+    names: dict[sympy.Expr, str] = {}
     # A symbol that stands alone somewhere is named after that place, not after a derived one.
     for plain in (True, False):
-        for item in placeholders:
-            for axis, size in enumerate(item.shape):
-                for symbol in [] if isinstance(size, int) else size.free_symbols:
-                    if isinstance(size, sympy.Symbol) is plain and symbol not in names:
-                        own = re.sub(r"\W", "_", item.name, flags=re.ASCII)
-                        is_batch = axis == 0 and plain and "batch" not in names.values()
-                        names[symbol] = "batch" if is_batch else f"{own}_dim_{axis}"
+        for (name, axis), (root, multiplier, offset) in parts.items():
+            is_plain = root.is_Symbol and (multiplier, offset) == (1, 0)
+            if is_plain is plain and root not in names:
+                own = re.sub(r"\W", "_", name, flags=re.ASCII)
+                is_batch = axis == 0 and plain and "batch" not in names.values()
+                names[root] = "batch" if is_batch else f"{own}_dim_{axis}"
     return [
         {
-            axis: _dim_expr(size, names, f"axis {axis} of input '{item.name}'")
-            for axis, size in enumerate(item.shape)
-            if not isinstance(size, int)
+            axis: DimExpr(names[root], multiplier, offset)
+            for (name, axis), (root, multiplier, offset) in parts.items()
+            if name == item.name
         }
         for item in placeholders
     ]
 
 
-def _dim_expr(size: sympy.Expr, names: dict[sympy.Symbol, str], place: str) -> DimExpr:
+# A size as `multiplier * root + offset`.
+_DimParts = tuple[sympy.Expr, int, int]
+
+
+def _dim_parts(size: sympy.Expr, place: str) -> _DimParts:
+    """Take a size apart. A sum of several symbols, as the length of a mask over a cache and new
+    tokens is, is a root of its own; see `Relations`."""
     symbols = sorted(size.free_symbols, key=str)
-    if len(symbols) == 1:
-        polynomial = sympy.Poly(size, symbols[0]) if size.is_polynomial(symbols[0]) else None
-        if polynomial is not None and polynomial.degree() == 1:
-            multiplier, offset = (int(c) for c in polynomial.all_coeffs())
-            if multiplier > 0:
-                return DimExpr(names[symbols[0]], multiplier, offset)
+    polynomial = sympy.Poly(size, *symbols) if size.is_polynomial(*symbols) else None
+    if polynomial is not None and polynomial.total_degree() == 1:
+        multipliers = [int(polynomial.coeff_monomial(symbol)) for symbol in symbols]
+        if min(multipliers) > 0:
+            if len(symbols) > 1:
+                return size, 1, 0
+            return symbols[0], multipliers[0], int(polynomial.coeff_monomial(1))
     raise CheckpointError(
-        f"{place} of the program has size '{size}'; only a whole number times one symbol plus a"
-        " whole number is supported."
+        f"{place} of the program has size '{size}'; only a sum of symbols, each times a whole"
+        " number, and of a whole number is supported."
     )

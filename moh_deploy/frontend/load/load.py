@@ -13,6 +13,7 @@ from moh_deploy.frontend.load.checkpoint_file import load_file
 from moh_deploy.frontend.load.decoder import check_config, make_decoder
 from moh_deploy.frontend.load.load_directory import load_directory
 from moh_deploy.frontend.load.model import LoadedModel
+from moh_deploy.frontend.load.pt2 import drop_derived_sizes
 from moh_deploy.system.suggest import shortened
 from moh_deploy.system.user_code import describe_error, user_code
 
@@ -71,6 +72,8 @@ def load(
             model = load_file(
                 Path(source), config, trust_pickle=trust_pickle, needs_example=needs_example
             )
+        if model.program is not None:
+            drop_derived_sizes(model.program)
         is_fixed = model.module is None or model.original is not None
         if is_fixed and task is not None:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from moh_deploy.frontend.load.model_directory import (
 )
 from moh_deploy.frontend.quiet import no_advice
 from moh_deploy.system.user_code import describe_error
+
+_POSITIONS = ".rotary_emb.inv_freq"
 
 
 @contextlib.contextmanager
@@ -79,13 +82,18 @@ def load_directory(
                     f"{directory.config_path}: the class {found.__name__} cannot be built with this"
                     f" config: {describe_error(error)}."
                 ) from error
+            read = getattr(settings, "to_dict", None)
+            directory = replace(directory, settings=read() if read is not None else vars(settings))
             if directory.config.get("tie_word_embeddings"):
                 _tie_embeddings(module)
     path = directory.weights
-    state, digest = read_weights(path, trust_pickle=trust_pickle)
-    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+    content, digest = read_weights(path, trust_pickle=trust_pickle)
+    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
         raise CheckpointError(f"{path}: holds no weights; expected names mapped to tensors.")
-    _put_in(module, dict(state), directory)
+    state: dict[str, torch.Tensor] = dict(content)
+    if _strange(state, module):
+        state = _with_names_of_class(module, directory) or state
+    _put_in(module, state, directory)
     return LoadedModel(module, None, "directory", digest, directory=directory)
 
 
@@ -100,6 +108,34 @@ def _tie_embeddings(module: nn.Module) -> None:
         projection.weight = embedding.weight
 
 
+def _strange(state: Mapping[str, torch.Tensor], module: nn.Module) -> list[str]:
+    """Return the names of weights that a module has no place for. A table of positions, which its
+    code computes anew, needs none."""
+    known = module.state_dict().keys()
+    return [name for name in state if name not in known and not name.endswith(_POSITIONS)]
+
+
+def _with_names_of_class(
+    module: nn.Module, directory: ModelDirectory
+) -> dict[str, torch.Tensor] | None:
+    """Return the weights by the names that today's class has for them; None where it has none.
+
+    Transformers renames weights when it reads a file: files of ViT have those of its first version.
+    """
+    read = getattr(module, "from_pretrained", None)
+    if read is None:
+        return None
+    options = {"local_files_only": True, "dtype": "auto", "output_loading_info": True}
+    try:
+        with no_advice():
+            loaded, info = read(directory.root, config=module.config, **options)
+    except Exception:  # of any kind: what does not fit is said by the names in the file
+        return None
+    # What a file lacks, transformers draws at random.
+    is_whole = not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    return dict(loaded.state_dict()) if is_whole else None
+
+
 def _put_in(module: nn.Module, state: dict[str, torch.Tensor], directory: ModelDirectory) -> None:
     """Let the tensors of a state dict be those of a module, without a copy."""
     place = f"{directory.weights}: contradicts {directory.config_path.name}"
@@ -108,7 +144,7 @@ def _put_in(module: nn.Module, state: dict[str, torch.Tensor], directory: ModelD
     _, _, shapes = checkpoint_file.misfit_of(module.state_dict(), state)
     if shapes:
         raise CheckpointError(f"{place}: {shapes[0]}.", hint="Copy both from the same place again.")
-    result = module.load_state_dict(state, strict=False, assign=True)
+    module.load_state_dict(state, strict=False, assign=True)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     # Names of one parameter before, as of tied embeddings, are names of one again.
     loaded = {
@@ -120,9 +156,7 @@ def _put_in(module: nn.Module, state: dict[str, torch.Tensor], directory: ModelD
             setattr(module.get_submodule(owner), last, loaded[id(before[name])])
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
     missing = [name for name, tensor in named if tensor.is_meta]
-    # What a table of positions was before it was computed anew is of no use to anybody.
-    table = ".rotary_emb.inv_freq"
-    unexpected = [name for name in result.unexpected_keys if not name.endswith(table)]
+    unexpected = _strange(state, module)
     lists = (("the checkpoint lacks", missing), ("the model has no place for", unexpected))
     found = [
         f"{words} {len(names)} weight{'s' * (len(names) > 1)}, {names[0]} among them"

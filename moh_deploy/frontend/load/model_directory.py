@@ -9,7 +9,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
@@ -40,6 +40,8 @@ class ModelDirectory:
     config: Mapping[str, object]  # the content of its `config.json`
     weights: Path  # the file with its weights, or the index of its shards
     tokenizer: tuple[Path, ...]  # its tokenizer's files, those that there are
+    # The config as its class fills it up: with its defaults. Empty before the model is built.
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def config_path(self) -> Path:
@@ -116,7 +118,6 @@ def read_model_directory(root: Path) -> ModelDirectory:
 
 TRANSFORMERS_HINT = "pip install 'moh-deploy[transformers]'"
 
-_CAUSAL_LM = "AutoModelForCausalLM"
 _MOST_SOURCE_BYTES = 1 << 24
 _PREFIX = "moh_model_code_"
 _OLD_NAMES = "moh_deploy.frontend.load.old_transformers"
@@ -194,7 +195,8 @@ def _find_code(
     Raises:
         CheckpointError: The directory's file is missing, or running it is not allowed.
     """
-    named = auto_class(directory, _CAUSAL_LM, beside=code_dirs)
+    kind = _auto_kind(directory)
+    named = auto_class(directory, kind, beside=code_dirs)
     name = named.partition(".")[2] if named else directory.architecture
     defines = re.compile(rf"^class {re.escape(name or '')}\b", re.MULTILINE)
     for folder in code_dirs if name else ():
@@ -203,7 +205,7 @@ def _find_code(
             text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
             if name and defines.search(text):
                 return file, name, auto_class(directory, "AutoConfig", beside=code_dirs)
-    named = auto_class(directory, _CAUSAL_LM)
+    named = auto_class(directory, kind)
     if named is None:
         return None
     module, _, name = named.partition(".")
@@ -221,6 +223,22 @@ def _find_code(
             hint="Read it, then pass --trust-code if you trust it.",
         )
     return file, name, auto_class(directory, "AutoConfig")
+
+
+def _auto_kind(directory: ModelDirectory) -> str:
+    """Return which class of `auto_map` the checkpoint is of, say `AutoModelForMaskedLM`: the one
+    that `architectures` names, else the language model, else the first."""
+    auto_map = directory.config.get("auto_map")
+    places = auto_map if isinstance(auto_map, dict) else {}
+    causal, own = "AutoModelForCausalLM", directory.architecture
+    # AutoConfig, AutoTokenizer and others are no models.
+    kinds = [kind for kind in places if kind.startswith(("AutoModel", "AutoBackbone"))]
+    # A class that is not the checkpoint's is never silent: its weights do not fit.
+    return max(
+        kinds,
+        key=lambda kind: (str(places[kind]).rpartition(".")[2] == own, kind == causal),
+        default=causal,
+    )
 
 
 def auto_class(directory: ModelDirectory, kind: str, *, beside: Sequence[Path] = ()) -> str | None:

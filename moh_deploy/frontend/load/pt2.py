@@ -100,6 +100,22 @@ def load_program(
     return program
 
 
+def drop_derived_sizes(program: torch.export.ExportedProgram) -> None:
+    """Drop sizes such as `2*m` and `past + 1` from the symbols that torch keeps of a program.
+
+    torch.export.load enters each size that has a range among the symbols, and torch.onnx takes a
+    product or sum there for an error ("expected sympy.Symbol"). Their ranges follow from those of
+    the symbols in them. A program that never was in a file has none.
+    """
+    for node in program.graph.nodes:
+        for size in getattr(node.meta.get("val"), "shape", ()):
+            if isinstance(size, torch.SymInt):
+                ranges = size.node.shape_env.var_to_range
+                for derived in [symbol for symbol in ranges if not symbol.is_Symbol]:
+                    del ranges[derived]
+                return  # all sizes of a program are of one environment
+
+
 def require_inference_mode(program: torch.export.ExportedProgram, *, source: str) -> None:
     """Refuse a program that was exported in training mode, which its graph has fixed.
 

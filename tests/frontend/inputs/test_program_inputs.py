@@ -15,6 +15,7 @@ from moh_deploy.frontend.inputs.program_inputs import (
     unnamed_dims,
     with_values,
 )
+from moh_deploy.frontend.limits import Relations
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput, example_sizes
 from moh_deploy.frontend.load.pt2 import load_program
 from moh_deploy.frontend.prove.original import run_original
@@ -89,6 +90,39 @@ def test_dimensions_of_two_first_axes_get_two_names() -> None:
     shapes = ({0: a}, {0: b})
     program = torch.export.export(Two(), (torch.ones(2), torch.ones(3)), dynamic_shapes=shapes)
     assert [item.dims for item in inputs_from_program(program)] == [{0: "batch"}, {0: "y_dim_0"}]
+
+
+class Joined(nn.Module):
+    def forward(self, x: torch.Tensor, past: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat([past, x], 1) * mask
+
+
+class Flattened(nn.Module):
+    def forward(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        return x + flat.view(x.shape)
+
+
+def any_sizes(model: nn.Module, *example: torch.Tensor) -> torch.export.ExportedProgram:
+    dynamic = [dict.fromkeys(range(value.ndim), torch.export.Dim.AUTO) for value in example]
+    return torch.export.export(model, example, dynamic_shapes=dynamic)
+
+
+def test_sum_of_sizes_is_a_dimension_that_follows_from_others(tmp_path: Path) -> None:
+    program = reloaded(tmp_path, any_sizes(Joined(), *(torch.ones(2, n) for n in (3, 5, 8))))
+    inputs = inputs_from_program(program)
+    assert [item.dims for item in inputs] == [
+        {0: "batch", 1: "x_dim_1"},
+        {0: "batch", 1: "past_dim_1"},
+        {0: "batch", 1: "mask_dim_1"},
+    ]
+    sizes = {"batch": 2, "x_dim_1": 4, "past_dim_1": 9, "mask_dim_1": 1}
+    assert Relations.of(program, inputs).complete(sizes) == {**sizes, "mask_dim_1": 13}
+
+
+def test_product_of_sizes_is_refused() -> None:
+    program = any_sizes(Flattened(), torch.ones(2, 3), torch.ones(6))
+    with pytest.raises(CheckpointError, match=r"axis 0 of input 'flat' .* has size 's\d+\*s\d+'"):
+        inputs_from_program(program)
 
 
 def test_program_without_dynamic_axes_has_fixed_inputs() -> None:

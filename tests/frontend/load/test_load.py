@@ -69,6 +69,11 @@ def test_anything_else_is_refused():
 X = torch.arange(6.0).reshape(2, 3)
 
 
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.sum(0) + y.sum(0)
+
+
 def read(path: Path, *, trust_pickle: bool = False, **section: Any) -> LoadedModel:
     config = ModelSection(**section)
     return load(path, config, trust_pickle=trust_pickle, needs_example=True)
@@ -196,6 +201,18 @@ def test_program_is_loaded(tmp_path: Path) -> None:
     loaded = read(tmp_path / "model.bin")
     assert (loaded.form, loaded.module) == ("pt2", None)
     torch.testing.assert_close(loaded.program.module()(X), program.module()(X))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+def test_program_whose_sizes_follow_from_others_is_decomposed(tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch")
+    net, shapes = Pair(), ({0: batch}, {0: 2 * batch + 1})
+    program = torch.export.export(net, (X, torch.ones(5, 3)), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = read(tmp_path / "model.pt2").program
+    decomposed = loaded.run_decompositions()  # as torch.onnx does
+    longer = torch.ones(3, 3), torch.ones(7, 3)
+    torch.testing.assert_close(decomposed.module()(*longer), net(*longer))
 
 
 def test_model_saved_in_train_mode_is_in_eval_mode(tmp_path: Path, code_dir: Path) -> None:

@@ -180,6 +180,29 @@ def test_config_that_does_not_fit_is_refused(
     assert "\n" not in refused.value.message
 
 
+PLACE = "modeling_small.SmallForCausalLM"
+OTHER = "modeling_small.Block"
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "architectures"),
+    [
+        ({"AutoModel": PLACE}, ["SmallForCausalLM"]),
+        ({"AutoModelForSequenceClassification": PLACE, "AutoTokenizer": ["a.B", None]}, None),
+        ({"AutoModel": OTHER, "AutoModelForImageClassification": PLACE}, ["SmallForCausalLM"]),
+        ({"AutoModelForCausalLM": PLACE, "AutoModel": OTHER}, None),
+    ],
+    ids=["base", "only_model", "of_the_checkpoint", "language_model"],
+)
+def test_class_of_any_task_is_the_directorys(
+    tmp_path: Path, auto_map: dict[str, object], architectures: list[str] | None
+):
+    model = write_plain_torch(tmp_path)
+    auto_map = {"AutoConfig": "sizes.SmallConfig", **auto_map}
+    change_config(tmp_path, auto_map=auto_map, architectures=architectures)
+    assert same_logits(load(tmp_path)[0], model)
+
+
 @pytest.mark.parametrize("beside", [True, False], ids=["in_the_directory", "in_a_code_dir"])
 def test_code_of_another_repository_that_lies_here_is_used(tmp_path: Path, beside: bool):
     root, code, model = with_code_apart(tmp_path)

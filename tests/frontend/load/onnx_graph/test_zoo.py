@@ -1,9 +1,8 @@
 """The zoo by way of ONNX files: the same layers as from PyTorch, and the numbers of the file.
 
-The files are those that `bench --baseline plain-onnx` writes, and those of the older exporter.
+The files are those that `bench --baseline plain-onnx` writes; `test_forms.py` has those of others.
 """
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -99,34 +98,6 @@ def test_what_pytorch_does_not_export_it_still_does_not(name: str, tmp_path: Pat
     (animal,) = (one for one in ZOO if one.name == name)
     with pytest.raises(Exception, match=r"Failed to (convert|decompose)"):
         write_plain(animal, tmp_path / "model.onnx")
-
-
-# What the older exporter translates: it knows no grouped attention, for one.
-BY_TORCHSCRIPT = ("llama_prefill", "vit_two_stage", "dit", "nested_sequential", "top_k_no_shared")
-
-
-@nightly
-@pytest.mark.parametrize(
-    "animal",
-    one_in(6, [animal for animal in ZOO if animal.name in BY_TORCHSCRIPT]),
-    ids=lambda animal: animal.name,
-)
-def test_layers_of_what_the_older_exporter_wrote_are_the_same(
-    animal: ZooModel, tmp_path: Path
-) -> None:
-    inputs = animal.inputs()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            animal.build().eval(),
-            tuple(item.value for item in inputs),
-            tmp_path / "model.onnx",
-            dynamo=False,
-            opset_version=17,
-            input_names=[item.name for item in inputs],
-            dynamic_axes={item.name: item.dims for item in inputs},
-        )
-    assert layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers
 
 
 @nightly

@@ -1,0 +1,149 @@
+"""The published models in each form that a checkpoint may have: docs/forms.md has the table."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from moh_deploy.config.export_config import ModelSection
+from moh_deploy.frontend.load.load import load
+from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.trace import trace
+from tests.frontend.load.onnx_graph.test_zoo import layers_of_file, write_plain
+from tests.frontend.rewritten import checked_layers, results
+from tests.frontend.traced import loaded
+from tests.nightly import in_turn, nightly
+from tests.zoo import ExpectedLayer, ZooModel
+from tests.zoo.collection import PUBLISHED
+
+PAGE = Path(__file__).parents[3] / "docs" / "forms.md"
+BY_NAME = {animal.name: animal for animal in PUBLISHED}
+
+
+def build(name: str) -> nn.Module:
+    """Return a model without the weights that its checkpoint has."""
+    model = BY_NAME[name].build()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model
+
+
+def write_pickle(animal: ZooModel, path: Path) -> None:
+    torch.save(animal.build(), path)
+
+
+def write_state_dict(animal: ZooModel, path: Path) -> None:
+    torch.save(animal.build().state_dict(), path)
+
+
+def write_training_checkpoint(animal: ZooModel, path: Path) -> None:
+    model = nn.DataParallel(animal.build())
+    optimizer = torch.optim.AdamW(model.parameters())
+    content = {"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(content, path)
+
+
+def write_safetensors(animal: ZooModel, path: Path) -> None:
+    save_file(animal.build().state_dict(), path)
+
+
+def write_program(animal: ZooModel, path: Path) -> None:
+    torch.export.save(trace(loaded(animal.build().eval()), animal.inputs()), path)
+
+
+def write_by_torchscript(animal: ZooModel, path: Path) -> None:
+    inputs = animal.inputs()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            animal.build().eval(),
+            tuple(item.value for item in inputs),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=[item.name for item in inputs],
+            dynamic_axes={item.name: item.dims for item in inputs},
+        )
+
+
+def write_fused(animal: ZooModel, path: Path) -> None:
+    """Let ONNX Runtime write what it made of the file of torch.onnx."""
+    plain = path.with_name("plain.onnx")
+    write_plain(animal, plain)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    ort.InferenceSession(plain, options, providers=["CPUExecutionProvider"])
+
+
+Write = Callable[[ZooModel, Path], None]
+WEIGHTS: dict[str, Write] = {
+    "pickle": write_pickle,
+    "state dict": write_state_dict,
+    "training checkpoint": write_training_checkpoint,
+    "safetensors": write_safetensors,
+}
+ONNX: dict[str, Write] = {
+    "torch.onnx": write_plain,
+    "TorchScript": write_by_torchscript,
+    "ONNX Runtime": write_fused,
+}
+
+
+def read(form: str, animal: ZooModel, path: Path) -> nn.Module:
+    """Write a model in a form that holds its weights, and return what is loaded of it."""
+    WEIGHTS[form](animal, path)
+    is_pickle = form == "pickle"
+    section = ModelSection()
+    if not is_pickle:
+        section = ModelSection(factory=f"{__name__}:build", kwargs={"name": animal.name})
+    module = load(path, section, trust_pickle=is_pickle).module
+    assert module is not None
+    return module
+
+
+@pytest.mark.parametrize(("name", "form"), in_turn(BY_NAME, list(WEIGHTS)))
+def test_weights_of_each_form_are_those_of_the_model(name: str, form: str, tmp_path: Path) -> None:
+    animal = BY_NAME[name]
+    got = results(read(form, animal, tmp_path / "model"), animal.inputs())
+    for output, expected in zip(got, results(animal.build().eval(), animal.inputs()), strict=True):
+        assert torch.equal(output, expected)
+
+
+@nightly
+@pytest.mark.parametrize("name", BY_NAME)
+def test_table_of_forms_has_the_layers_that_are_found(name: str, tmp_path: Path) -> None:
+    animal = BY_NAME[name]
+    cells = [_cell(_layers(form, animal, tmp_path / form), animal) for form in WEIGHTS]
+    cells.append(_cell(_layers(".pt2", animal, tmp_path / "model.pt2"), animal))
+    for form, write in ONNX.items():
+        path = tmp_path / f"{form}.onnx"
+        try:
+            write(animal, path)
+        except Exception:  # the exporter's
+            cells.append("not exported")
+        else:
+            cells.append(_cell(layers_of_file(path, animal), animal))
+    assert f"| `{name}` | {' | '.join(cells)} |" in PAGE.read_text().splitlines()
+
+
+def _layers(form: str, animal: ZooModel, path: Path) -> tuple[ExpectedLayer, ...]:
+    """Return the layers in a file of PyTorch; rewritten they compute what the model does."""
+    if form in WEIGHTS:
+        model = loaded(read(form, animal, path))
+    else:
+        write_program(animal, path)
+        model = load(path, ModelSection())
+    program = normalize(trace(model, animal.inputs()))
+    return checked_layers(program, animal.build().eval(), animal)
+
+
+def _cell(layers: tuple[ExpectedLayer, ...], animal: ZooModel) -> str:
+    alike = Counter(layers) & Counter(animal.expected.layers)
+    return f"{alike.total()} of {animal.expected.num_layers}"
