@@ -43,7 +43,9 @@ def test_directory_alone_becomes_a_package_of_all_layers(
     inputs = "; ".join(f"{', '.join(names)} {shape}" for shape, names in by_shape.items())
     replaced = sum(layer.replaced for layer in report.layers)
     assert (inputs, replaced) == (case.inputs, case.layers)
-    row = f"| `{case.auto_class}` | {case.architecture} | {inputs} | {replaced} of {case.layers} |"
+    names, dims = (", ".join(each) for each in (package.vectors[0].inputs, package.manifest.dims))
+    layers = f"{replaced} of {case.layers}"
+    row = f"| `{case.auto_class}` | {case.architecture} | {names} | {dims} | {layers} |"
     assert row in PAGE.read_text().splitlines()
 
     # Weights that the file has by other names are those of the model, too.

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,13 +78,13 @@ def load_directory(
             found, settings = model_class(directory, config.code_dirs, trust_code=trust_code)
             try:
                 module = found(settings)
+                read = getattr(settings, "to_dict", partial(getattr, settings, "__dict__", {}))
+                directory = replace(directory, settings=read())
             except Exception as error:  # the model's own code
                 raise CheckpointError(
                     f"{directory.config_path}: the class {found.__name__} cannot be built with this"
                     f" config: {describe_error(error)}."
                 ) from error
-            read = getattr(settings, "to_dict", None)
-            directory = replace(directory, settings=read() if read is not None else vars(settings))
             if directory.config.get("tie_word_embeddings"):
                 _tie_embeddings(module)
     path = directory.weights
