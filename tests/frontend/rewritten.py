@@ -55,7 +55,7 @@ def assert_equal(
     """The outputs are equal; behind them stand the gates of each layer."""
     outputs, gates = got[: len(expected)], got[len(expected) :]
     for output, reference in zip(outputs, expected, strict=True):
-        largest = max(1.0, float(reference.abs().max()))
+        largest = max(1.0, float(reference.double().abs().max()))
         torch.testing.assert_close(output, reference, rtol=0, atol=within * largest)
     for tensor, rewrite in zip(gates, ends_with, strict=True):
         assert tensor.shape[2] == rewrite.layer.num_heads

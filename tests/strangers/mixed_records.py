@@ -217,7 +217,7 @@ MODELS: list[ZooModel] = [
         seeded(SASRecBatchSlices),
         _slices,
         Expected((ExpectedLayer(4, 4, 2, 0, "ranked"),) * 2),
-        "heads joined to a dynamic batch by cat of splits, gates too; filled with ones * (-2**32+1)",
+        "heads joined to a dynamic batch by cat of splits, gates too; filled with -2**32+1",
     ),
     ZooModel(
         "mixed_bert4rec",

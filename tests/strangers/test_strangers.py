@@ -48,7 +48,25 @@ IN_THE_WAY = {
     ),
     "bert_model_output": InTheWay(r"the attention weights are also an output of the model", 2, 1),
     "bloom_alibi": InTheWay(r"the attention weights are also an output of the model", 1, 0),
+    "sana": InTheWay(r"matmul multiplies computed tensors .* is no softmax of scores", 1, 1),
+    "ptv2": InTheWay(r"einsum multiplies computed tensors .* is no softmax of scores"),
+    # Projections of each head are experts.
+    "switchhead": InTheWay(r"lost at einsum, before heads were merged"),
+    "egt": InTheWay(r"clamp \(as_written/egt.py:22\) stands between the scores and their", 2, 0),
+    "gemma2": InTheWay(r"tanh \(as_written/gemma2.py:51\) stands between the scores", 3, 1),
+    "gptoss_sink": InTheWay(r"cat \(as_written/gptoss_sink.py:53\) joins the scores", 2, 0),
+    "tisasrec": InTheWay(r"add \(as_written/tisasrec.py:33\) combines the attention output", 2, 0),
+    # Sigmoids for all heads: an operator, with nothing to skip in a layer of two.
+    "qwen3_hf": InTheWay("", 2, 2),
     # Programs that cannot be traced or have no form in ONNX.
+    "mlx_port": InTheWay(r"fixes dimension 'batch' .*as_written/mlx_port.py:19"),
+    "tft_interp": InTheWay(r"fixes dimension 'n' .*as_written/tft_interp.py:53"),
+    "une_act": InTheWay(r"Python reads a value of a tensor.*as_written/une_act.py:17"),
+    "une_exit": InTheWay(r"Python reads a value of a tensor.*as_written/une_exit.py:30"),
+    "une_nonzero": InTheWay(r"Python reads a value of a tensor.*as_written/une_nonzero.py:19"),
+    "une_perhead": InTheWay(r"Python reads a value of a tensor.*as_written/une_perhead.py:22"),
+    "une_autograd": InTheWay(r"\.numpy\(\) is not supported.*as_written/une_autograd.py:9"),
+    "une_numpy": InTheWay(r"\.numpy\(\) is not supported.*as_written/une_numpy.py:16"),
     "flex_attention_alibi": InTheWay(
         r"under torch\.vmap has no form .*strangers/language_modern_tools"
     ),
