@@ -629,3 +629,22 @@ def test_a_router_of_experts_is_in_the_package_and_no_layer_that_is_missing(tmp_
     assert (other.paths, other.router, other.weighs) == (("model",), "softmax of 2", "linear")
     manifest = OnnxPackage.open(tmp_path / "package").manifest
     assert (len(manifest.layers), manifest.other_routers) == (1, (other,))
+
+
+@nightly
+@pytest.mark.parametrize(
+    "dynamic", [("input_ids:0=batch,1=seq", "attention_mask:0=batch,1=seq"), ()]
+)
+def test_a_router_may_have_no_numbers_for_padding(dynamic: tuple[str, ...], tmp_path: Path):
+    """The embedding of padding is 0, as `padding_idx` makes it, and its logits are 0 / 0."""
+    model = animal("llama_prefill")
+    ids, mask = (item.value.clone() for item in model.inputs(batch=3))
+    ids[ids == 0], ids = 1, ids * mask
+    module = model.build()
+    with torch.no_grad():
+        module.embed_tokens.weight[0] = 0
+    inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    report = export(module, tmp_path / "package", inputs=inputs, dynamic=dynamic)
+    assert [layer.replaced for layer in report.layers] == [True, True]
+    for run in OnnxPackage.open(tmp_path / "package").vectors:
+        assert (run.inputs["input_ids"][run.inputs["attention_mask"] != 0] != 0).all()
