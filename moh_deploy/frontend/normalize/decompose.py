@@ -248,6 +248,9 @@ def drop_no_op(node: Node) -> None:
         # Nothing would erase it later: torch takes an unused dropout for one that is needed.
         node.replace_all_uses_with(cast(Node, node.args[0]))
         node.graph.erase_node(node)
+    elif op(node) == "squeeze" and shape(node) == shape(source := cast(Node, node.args[0])):
+        # Of a dimension that is not 1, which torch leaves and ONNX refuses.
+        node.replace_all_uses_with(source)
     elif op(node) in REORDERS and op(between := cast(Node, node.args[0])) in REORDERS:
         # Two transpositions may undo one another.
         origin = cast(Node, between.args[0])

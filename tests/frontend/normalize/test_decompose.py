@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moh_deploy.frontend.fx.graph import shape
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace, traced
@@ -355,6 +356,16 @@ def test_transposing_something_else_stays():
 
     program = normalize(plain_trace(model, random(2, 3, 4, 5)))
     assert len(nodes(program, "transpose")) == 2
+
+
+def test_squeezing_what_is_not_1_is_left_out():
+    class Squeezed(torch.nn.Module):
+        def forward(self, x):
+            return x.squeeze(1).squeeze(2) * 2
+
+    program = traced(Squeezed(), [ModelInput("x", random(2, 4, 1), {0: "b", 1: "n"})])
+    assert [shape(node) for node in nodes(program, "squeeze")] == [shape(nodes(program, "mul")[0])]
+    torch.testing.assert_close(program.module()(random(3, 5, 1)), random(3, 5, 1).squeeze(2) * 2)
 
 
 def test_cast_to_what_is_given_is_left_out():
