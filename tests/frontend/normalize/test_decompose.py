@@ -309,8 +309,8 @@ def test_windows_of_images_of_any_size():
 
     program = traced(Unfold(), [ModelInput("x", IMAGE, {0: "batch", 2: "height", 3: "width"})])
     assert nodes(program, "im2col") == []
-    for shape in ((1, 3, 4, 5), (3, 3, 10, 8)):
-        image = torch.randn(shape)
+    for sizes in ((1, 3, 4, 5), (3, 3, 10, 8)):
+        image = torch.randn(sizes)
         assert torch.equal(program.module()(image), F.unfold(image, 3, padding=1, stride=2))
 
 
