@@ -14,6 +14,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
@@ -179,6 +180,7 @@ def _trace(
             scopes,
             no_warnings(),
             _no_graphs(),
+            _gathered(),
             _related_sizes(module, inputs),
             watch_sizes() as places,
         ):
@@ -199,6 +201,28 @@ def _trace(
         _check_dynamic(program, inputs, {size: _place(users) for size, users in places.items()})
         return program
     return _trace(module, inputs, names, {**bounds, **narrower})
+
+
+@contextlib.contextmanager
+def _gathered() -> Iterator[None]:
+    """Let `take_along_dim` be a gather where sizes agree: torch takes them for plain numbers."""
+
+    def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+        if dim is not None and x.dim() == indices.dim():
+            sizes = zip(x.movedim(dim, 0).shape[1:], indices.movedim(dim, 0).shape[1:], strict=True)
+            if all(size == other for size, other in sizes):
+                return torch.gather(x, dim, indices)
+        return original(x, indices, dim)
+
+    original, name = torch.take_along_dim, "take_along_dim"
+    places = [(owner, getattr(owner, name)) for owner in (torch, Tensor)]
+    try:
+        for owner, _ in places:
+            setattr(owner, name, take_along_dim)
+        yield
+    finally:
+        for owner, before in places:
+            setattr(owner, name, before)
 
 
 @contextlib.contextmanager

@@ -148,6 +148,14 @@ def test_fixed_dimension_is_named(function, dimension: str, size: int):
     assert str(size) in caught.value.message.partition(message)[2]
 
 
+def test_take_along_dim_fixes_no_size():
+    def best(m, x):
+        chosen = torch.argsort(-x, dim=-1)[..., :2]
+        return torch.take_along_dim(x, chosen, dim=-1) + x.take_along_dim(chosen, 2)
+
+    assert_takes_another_size(best, BATCH_SEQ, 3, 9, 4)
+
+
 def test_number_of_pieces_fixes_no_size():
     """Torch once advised to fix the size; what it asserts is that there are two pieces."""
 

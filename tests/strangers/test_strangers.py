@@ -59,7 +59,6 @@ IN_THE_WAY = {
     # Sigmoids for all heads: an operator, with nothing to skip in a layer of two.
     "qwen3_hf": InTheWay("", 2, 2),
     # Programs that cannot be traced or have no form in ONNX.
-    "mlx_port": InTheWay(r"fixes dimension 'batch' .*as_written/mlx_port.py:19"),
     "tft_interp": InTheWay(r"fixes dimension 'n' .*as_written/tft_interp.py:53"),
     "une_act": InTheWay(r"Python reads a value of a tensor.*as_written/une_act.py:17"),
     "une_exit": InTheWay(r"Python reads a value of a tensor.*as_written/une_exit.py:30"),

@@ -18,6 +18,7 @@ from moh_deploy.frontend.fx.axes import Size, size_of
 # The line of the user's code that a node was traced from, for reasons that users read.
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_OURS = str(Path(__file__).parents[1])
 
 
 def named(node: Node) -> str:
@@ -31,9 +32,14 @@ def source_line(node: Node) -> str | None:
 
     The file is told from its directory on: a package does not say where its author keeps things.
     """
-    # torch: the outermost call comes first, and lines of torch itself may follow those of the user.
+    # torch: the outermost call comes first, and lines of torch and of this package may follow those
+    # of the user.
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    users = [frame for frame in frames if "/torch/" not in f"/{frame[0]}"]
+    users = [
+        (path, line)
+        for path, line in frames
+        if "/torch/" not in f"/{path}" and not path.startswith(_OURS)
+    ]
     if not users:
         return None
     path, line = users[-1]
