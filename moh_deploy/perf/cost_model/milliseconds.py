@@ -107,13 +107,13 @@ COSTS: Mapping[str, Terms] = {
     },
     "dense_aggregated": {"call": 73600, "multiply-add": 0.0184, "window element": 2.69},
     "sparse_aggregated": {"multiply-add": 0.0203, "element": 2.58},
-    "dense_projection": {"multiply-add": 0.00985, "weight": 0.0682},
-    "sparse_projection": {"gate": 13.1, "multiply-add": 0.0104, "weight": 0.0351},
+    "dense_projection": {"call": 1750, "multiply-add": 0.0122, "weight": 0.117},
+    "sparse_projection": {"call": 1020, "gate": 10.4, "multiply-add": 0.0132, "weight": 0.074},
 }
 """Nanoseconds of each count that was not fitted to 0.
 
-Source: `benchmarks/cost_model.py`, 480 times of float32 with AVX-512 on one core of an AMD EPYC
-(Zen 5); benchmarks/RESULTS.md has the figures.
+Source: `benchmarks/cost_model.py`, float32 with AVX-512 on one core; attention of an AMD EPYC
+(Zen 5), projections of an Intel Xeon; benchmarks/RESULTS.md has the figures.
 """
 
 # Vectors of fewer lanes compute as many products in more instructions. Only AVX-512 was measured.
