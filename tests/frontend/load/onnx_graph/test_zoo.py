@@ -22,20 +22,20 @@ from tests.frontend.traced import traced
 from tests.nightly import nightly, one_in
 from tests.zoo import MISSED, ZOO, ExpectedLayer, ZooModel
 
+_FOLDED = ExpectedLayer(4, 4, top_k=None, num_shared_heads=None, router="constant")
 OTHERWISE = {
+    **dict.fromkeys(("seed_vectors", "learned_importance"), _FOLDED),
     "select_argsort": ExpectedLayer(4, 4, top_k=2, num_shared_heads=0, router="ranked"),
     "select_top_p": ExpectedLayer(4, 4, top_k=4, num_shared_heads=0, router="custom"),
 }
-"""Models whose layer is another by way of ONNX: a sort is exported as TopK of all heads. The first
-router is `ranked` then, the second one chooses 4 of 4."""
+"""Models whose layer is another by way of ONNX: the exporter folds gates that no input changes, and
+how many are chosen is seen no more; a sort is exported as TopK of all heads. `select_argsort` is
+`ranked` then, `select_top_p` chooses 4 of 4."""
 
 LOST = {
     "no_number_is_zero": "nan_to_num becomes choices, in which the weights are lost; in"
     " PyTorch, too, their layer is not replaced, but counted",
-    **dict.fromkeys(
-        ("seed_vectors", "learned_sigmoids", "learned_importance"),
-        "the exporter folds gates that no input changes: no router is left to be seen",
-    ),
+    "learned_sigmoids": "the exporter folds gates that no input changes, and none of them is 0",
     **dict.fromkeys(
         ("mapped_heads", "summed_by_index", "one_head_at_a_time", "chosen_tokens_added"),
         "heads that are computed one by one are not stacked as the exporter writes them",
