@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plant random faults in moh_deploy, a fault at a time, and see whether its tests fail.
 
-    mutants.py [--count 60] [--seed 0] [FOLDER ...]      folders below moh_deploy, default: all
+    mutants.py [--count 60] [--seed 0] [--from 0] [FOLDER ...]       folders of moh_deploy, or all
 
 Each fault is planted in a copy of the tree. The tests that reach the file (touched_tests.py) run,
 nearest first, until a test fails. A failed test is run again without the fault, and has to pass.
@@ -71,6 +71,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--count", type=int, default=60)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--from", type=int, default=0, dest="first", help="go on at this fault")
     options.add_argument("folders", nargs="*", default=[""])
     given = options.parse_args()
     files = sorted({p for name in given.folders for p in (PACKAGE / name).rglob("*.py")})
@@ -80,12 +81,13 @@ def main() -> int:
         copy = Path(folder) / "tree"
         _copy_tree(copy)
         bad = []
-        for mutant in chosen:
+        for mutant in chosen[given.first :]:
             outcome = _outcome(copy, mutant)
             print(f"{outcome}: {mutant}", flush=True)
             if not outcome.startswith("killed"):
                 bad.append(f"{outcome}: {mutant}")
-    print(f"{len(chosen) - len(bad)} of {len(chosen)} killed, seed {given.seed}", *bad, sep="\n")
+    ran = len(chosen) - given.first
+    print(f"{ran - len(bad)} of {ran} killed, seed {given.seed}", *bad, sep="\n")
     return len(bad)
 
 
@@ -180,7 +182,9 @@ def _outcome(copy: Path, mutant: Mutant) -> str:
     (copy / mutant.path).write_text(mutant.text())
     try:
         near = [test for test in tests if distance(test)[1] == -len(parts[:-1])]
-        failed = (_first_failure(copy, near) if near else None) or _first_failure(copy, tests)
+        far = [test for test in tests if test not in near]
+        runs = (_first_failure(copy, part) for part in (near, far) if part)
+        failed = next(filter(None, runs), None)
     finally:
         shutil.copy2(ROOT / mutant.path, copy / mutant.path)
     if failed is None:

@@ -9,7 +9,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.float32_form import lower_again
+from moh_deploy.graph.float32_form import Float32Form, lower_again
 from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.precision_casts import Raised, lower_precision, narrow_caches, raise_precision
 from moh_deploy.graph.precision_policy import LowType, plan_precision
@@ -167,3 +167,23 @@ def test_cache_that_something_reads_in_float32_stays(kept: str):
     before = [node.op_type for node in made.graph]
     assert narrow_caches(made, CACHES) == {}
     assert [node.op_type for node in made.graph] == before
+
+
+MOVED = """<ir_version: 10, opset_import: ["" : 20]>
+low (float16[2, 2] x) => (float16[2, 2] y)
+{ moved_input = Transpose(x)
+  sum = Add(moved_input, x)
+  moved = Transpose(sum)
+  wide = Cast<to = 1>(moved)
+  soft = Softmax(wide)
+  narrow = Cast<to = 10>(soft)
+  moved_soft = Transpose(narrow)
+  y = Add(moved, moved_soft) }
+"""
+
+
+def test_operators_that_move_numbers_round_where_those_are_in_float32(tmp_path: Path):
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(MOVED)))
+    raised = raise_precision(model, "float16")
+    form = Float32Form(write_two_layers(tmp_path / "any"), model, raised, "float16")
+    assert form.rounding == {"sum", "moved_soft", "y.float32"}

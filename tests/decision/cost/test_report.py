@@ -24,6 +24,9 @@ def test_answer_stands_first_and_sizes_where_an_arm_is_slower_are_named():
     assert "A month is extrapolated from 2 days" in text
     assert "that c7i.2xlarge is as fast is taken for granted" in text
     assert_of_form("cost", report.to_json())
+    saved, back, _ = report.document().facts
+    assert (saved.name, saved.value) == ("saved a month by moh", "100 USD")
+    assert (back.value, back.note) == ("80 months", "55.2 to 151")
     assert "'moh' against 'dense': slower from batch 7.2 on (6 to 8)." in text
 
 

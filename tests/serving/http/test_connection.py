@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from moh_deploy.serving.http import connection as connection_module
 from moh_deploy.serving.http.connection import HeldBytes, InTurn, TimedConnection, in_pieces
@@ -83,6 +84,42 @@ def test_connections_that_idle_make_room_and_the_address_with_the_most_gives_it(
         for connection in (few, *many[2:]):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+class Unread(asyncio.Transport):
+    """A connection whose client has bytes left to read."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__()
+        self.num_bytes, self.ended_by = num_bytes, list[str]()
+
+    def get_write_buffer_size(self) -> int:
+        return self.num_bytes
+
+    def is_closing(self) -> bool:
+        return bool(self.ended_by)
+
+    def close(self) -> None:
+        self.ended_by.append("close")
+
+    def abort(self) -> None:
+        self.ended_by.append("abort")
+
+
+@pytest.mark.parametrize(("num_bytes", "ended_by"), [(0, ["close"]), (1, ["abort"])])
+def test_idle_connection_ends_at_once_where_its_client_left_an_answer_unread(
+    num_bytes: int, ended_by: list[str]
+):
+    async def idle(transport: Unread) -> None:
+        config = uvicorn.Config(answer, lifespan="off", log_config=None)
+        config.load()
+        connection = Hurried(config, ServerState(), {})
+        connection.connection_made(transport)
+        connection.timeout_keep_alive_handler()
+
+    transport = Unread(num_bytes)
+    asyncio.run(idle(transport))
+    assert transport.ended_by == ended_by
 
 
 def test_one_address_holds_half_of_all_bytes_and_leaves_the_rest_to_others():
