@@ -105,8 +105,8 @@ test-gpu:
 test-trt: $(VENV)/.installed-test
 	$(BIN)/python -m tests.gpu.engines $(TRT_ARGS)
 
-# Kernels for Hopper and Blackwell are compiled where Triton (the compiler) is installed: pip install 'moh-deploy[build-cuda]'
-TRITON_PYTHON ?= $(shell $(BIN)/python -c 'import triton.compiler' 2>/dev/null && echo $(abspath $(BIN)/python))
+# Kernels for Hopper and Blackwell are compiled where Triton (the compiler, 3.4 or newer) is installed: pip install 'moh-deploy[build-cuda]'
+TRITON_PYTHON ?= $(shell $(BIN)/python -c 'from triton import knobs' 2>/dev/null && echo $(abspath $(BIN)/python))
 # TensorRT's headers are where it is installed, or come with the extra `test-tensorrt`; no library of it is needed.
 TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt))
 plugin:

@@ -28,7 +28,7 @@ if(MOH_TRITON_PYTHON)
   message(STATUS "moh-deploy: attention kernels of Triton: compiled by ${MOH_TRITON_PYTHON}")
 else()
   set(triton_code ${MOH_CUDA_WITHOUT_TRITON})
-  message(STATUS "moh-deploy: attention kernels of Triton: none; they need a Python that has it: -DMOH_TRITON_PYTHON=FILE")
+  message(STATUS "moh-deploy: attention kernels of Triton: none; they need a Python that has 3.4 or newer: -DMOH_TRITON_PYTHON=FILE")
 endif()
 
 # The plugins for runtimes are made of these objects, too.

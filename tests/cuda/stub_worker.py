@@ -6,6 +6,7 @@ It speaks to a stage as tests/gpu/worker.py does, and loads no torch.
 import ctypes
 import math
 import os
+import stat
 import sys
 import time
 
@@ -35,6 +36,20 @@ def hang(library: str) -> Facts:
 def exits(library: str) -> Facts:
     print("what the driver says last", file=sys.stderr, flush=True)
     os._exit(7)
+
+
+def half(library: str) -> Facts:
+    """Die within the line of the answer: a job's stdin is 0, and the answers' pipe is the last."""
+    replies = max(int(name) for name in os.listdir("/proc/self/fd") if is_pipe(int(name)))
+    os.write(replies, b'{"status": "pas')
+    os._exit(9)
+
+
+def is_pipe(number: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(number).st_mode)
+    except OSError:  # the folder of the listing itself
+        return False
 
 
 def sticky(library: str) -> Facts:
@@ -76,6 +91,7 @@ JOBS = (
     illegal_access,
     hang,
     exits,
+    half,
     sticky,
     late,
     exception,

@@ -21,14 +21,25 @@ from tests.cuda.golden import GOLDEN
 from tests.gpu import plan, workloads
 from tests.gpu.build import BUILDS
 from tests.gpu.isolated import run_shown
-from tests.gpu.plan import BUDGETS_S, GRACE_S, STAGES, Ingredients
+from tests.gpu.plan import (
+    BUDGETS_S,
+    GRACE_S,
+    LIMIT_S,
+    MOST_BUILD_S,
+    STAGES,
+    START_S,
+    Ingredients,
+)
 from tests.gpu.report import Report, plan_lines, timing_lines
 from tests.gpu.stage import NothingTested, Options, conclude, run_stage
 from tests.gpu.stored_cases import CASES, HINT, OtherVersion, StoredCases
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if options.rehearse and not options.plan and options.library is None:
+        parser.error("--rehearse needs --library FILE, a library of the emulator (make test-cuda)")
     if not options.cases.is_file():
         return _fail(f"{options.cases} is missing: {HINT}")
     try:
@@ -47,11 +58,21 @@ def main() -> int:
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    """Run each stage in a process, which is killed if it does not end."""
+    """Run each stage in a process, which is killed if it does not end.
+
+    A stage gets less than its budget, or nothing, where the limit of all leaves no more.
+    """
     codes = []
+    start = time.monotonic()
     for stage in STAGES:
-        command = [sys.executable, "-m", "tests.gpu", *sys.argv[1:], f"--stage={stage}"]
-        code = run_shown(command, _budget(options, stage) + 2 * GRACE_S)
+        left_s = options.limit - (time.monotonic() - start) - GRACE_S
+        budget_s = min(_budget(options, stage), left_s - START_S)
+        if budget_s <= 0:
+            print(f"{stage}: no time is left; run it by --stage {stage}", flush=True)
+            continue
+        command = [sys.executable, "-m", "tests.gpu", *sys.argv[1:]]
+        command += [f"--stage={stage}", f"--budget={budget_s:g}"]
+        code = run_shown(command, min(budget_s + MOST_BUILD_S, left_s) + GRACE_S)
         print(f"{stage}: {'killed' if code is None else f'exit status {code}'}", flush=True)
         codes.append(1 if code is None else code)
     return 1 if 1 in codes else max(codes)
@@ -117,7 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=BUILDS / "results", help="folder of the results"
     )
     parser.add_argument("--plan", "--dry-run", action="store_true", help="print it and do nothing")
-    parser.add_argument("--budget", type=float, metavar="S", help="seconds of a stage")
+    parser.add_argument("--budget", type=float, metavar="S", help="seconds of a stage, built")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_S, metavar="S", help="seconds of all stages"
+    )
     parser.add_argument("--library", type=Path, help="kernels that were built before")
     parser.add_argument("--cases", type=Path, default=CASES, help="the stored contract cases")
     parser.add_argument("--plugin", type=Path, default=BUILDS / "libmoh_plugin.so")

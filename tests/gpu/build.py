@@ -34,15 +34,21 @@ def sources() -> list[Path]:
     return [PLUGINS / "cuda" / name for name in re.findall(r"^\s+(\S+\.cu)$", text, re.MULTILINE)]
 
 
-def triton_code(folder: Path, content: str) -> Path:
-    """Return the source with the kernels of Triton, written where Triton is, as `make cuda` does;
-    the one without any elsewhere."""
+def triton_code(folder: Path, content: str) -> tuple[Path, str]:
+    """Return the source with the kernels of Triton, written where Triton is, as `make cuda` does.
+
+    A Triton that is missing, too old or broken costs its kernels, and not the run: then it is the
+    source without any, with the reason.
+    """
     if find_spec("triton") is None:
-        return _WITHOUT_TRITON
+        return _WITHOUT_TRITON, "Triton is not installed"
     made = folder / "triton_code.cu"
     compiler = [sys.executable, "-B", str(_TRITON_SOURCES / "compile.py")]
-    _run_unless_made(compiler, made, content, option="--output")
-    return made
+    try:
+        _run_unless_made(compiler, made, content, option="--output")
+    except BuildFailed as error:
+        return _WITHOUT_TRITON, str(error)
+    return made, ""
 
 
 def target(compute_capability: int) -> str:
@@ -53,8 +59,11 @@ def target(compute_capability: int) -> str:
     return f"-gencode=arch=compute_80,code=[sm_{compute_capability},compute_80]"
 
 
-def build(compute_capability: int) -> Path:
-    """Compile what has changed since the last time, and return the library's path.
+def build(compute_capability: int) -> tuple[Path, str]:
+    """Compile what has changed since the last time.
+
+    Returns:
+        The library, and why it has no kernel of Triton; empty if it has.
 
     Args:
         compute_capability: Of the card: 80, 90, ...
@@ -74,17 +83,16 @@ def build(compute_capability: int) -> Path:
     content = _content(compute_capability)
     command = [compiler, *_FLAGS, *_INCLUDES, target(compute_capability)]
     with ThreadPoolExecutor(cpu_count()) as pool:
-
-        def compiled(source: Path) -> Path:
-            # Triton compiles beside nvcc, and only then is there something to compile.
-            code = triton_code(folder, content) if source == _WITHOUT_TRITON else source
-            return _compile(code, folder, command, content)
-
-        objects = [str(path) for path in pool.map(compiled, sources())]
+        # Triton compiles beside nvcc, and only then is there something to compile.
+        triton = pool.submit(triton_code, folder, content)
+        others = [source for source in sources() if source != _WITHOUT_TRITON]
+        compiled = pool.map(lambda source: _compile(source, folder, command, content), others)
+        code, without_triton = triton.result()
+        objects = [str(path) for path in (*compiled, _compile(code, folder, command, content))]
     library = folder / "libmoh_cuda.so"
     linked = [compiler, "-shared", "-cudart", "static", target(compute_capability), *objects]
-    _run_unless_made(linked, library, content)
-    return library
+    _run_unless_made(linked, library, f"{content} {without_triton}")
+    return library, without_triton
 
 
 def _compile(source: Path, folder: Path, command: list[str], content: str) -> Path:

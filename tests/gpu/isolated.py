@@ -19,6 +19,7 @@ from tests.gpu.steps import Facts, Result, Status, Step
 ROOT = Path(__file__).resolve().parents[2]
 _KEPT_LINES = 60
 _KILLED_WITHIN_S = 5.0
+_STARTED_WITHIN_S = 30.0
 
 
 class Worker:
@@ -44,9 +45,13 @@ class Worker:
         if self._process is None or not self._process.is_alive():
             self.close()
             self._process = _Process(self._command, replies=True)
+            # To load torch and to open the device is not of the step's time.
+            is_ready = self._process.reply(max(timeout_s, _STARTED_WITHIN_S)) is not None
+        else:
+            is_ready = True
         process = self._process
         message = {"job": step.job, "arguments": {**common, **step.arguments}}
-        reply = process.ask(json.dumps(message), timeout_s)
+        reply = process.ask(json.dumps(message), timeout_s) if is_ready else None
         seconds = time.monotonic() - start
         if reply is None:
             result = _without_reply(step, process, seconds)
@@ -135,15 +140,22 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, line: str, timeout_s: float) -> str | None:
-        """Send a line and return the one that comes back; None if none does."""
+        """Send a line and return the line that comes back; None if the process ends or is late."""
+        # What is printed from here on is this step's.
+        self._printed.clear()
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
+        except OSError:  # the process has closed its end
+            self.has_ended = True
+            return None
+        return self.reply(timeout_s)
+
+    def reply(self, timeout_s: float) -> str | None:
+        """Return the next line; None if the process ends or is late."""
+        try:
             return self._replies.get(timeout=timeout_s)
         except Empty:
-            return None
-        except OSError:  # nobody reads there
-            self.has_ended = True
             return None
 
     def wait(self, timeout_s: float) -> int | None:
@@ -173,7 +185,8 @@ class _Process:
     def _read_replies(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._replies.put(line)
+            if line.endswith("\n"):  # else the process died within it
+                self._replies.put(line)
         self.has_ended = True
         self._replies.put(None)
 

@@ -3,6 +3,7 @@
 import shutil
 import statistics
 import subprocess
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -31,8 +32,16 @@ def describe(bench: Bench) -> Facts:
     facts: Facts = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
     if bench.device.kind == "cpu":
         return {**facts, "card": "none: the emulator"}
-    if not torch.cuda.is_available():
-        raise Missing(f"torch {torch.__version__} finds no GPU.")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        is_available = torch.cuda.is_available()
+    if not is_available:
+        # torch returns False for an old driver as well as for none, and says which in a warning.
+        said = [str(warning.message).strip() for warning in caught]
+        smi = _output(["nvidia-smi"]) or "it printed nothing, or is not installed"
+        raise Missing(
+            " ".join([f"torch {torch.__version__} finds no GPU.", *said, f"nvidia-smi: {smi}"])
+        )
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         **facts,
@@ -60,11 +69,18 @@ def _clocks() -> dict[str, Json]:
 
 
 def _last_line(command: list[str]) -> str:
+    lines = _output(command).splitlines()
+    return lines[-1] if lines else ""
+
+
+def _output(command: list[str]) -> str:
+    """Return what a command prints, its errors too; nothing where it is not installed."""
     if shutil.which(command[0]) is None:
         return ""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    return lines[-1] if lines else ""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.stdout.strip()
 
 
 # What the card can do at best, in the same run as what is compared with it.

@@ -69,15 +69,20 @@ def write_whole(path: Path, content: bytes) -> str:
 
 def plan_lines(stage: str, steps: Sequence[Step], budget_s: float) -> Iterator[str]:
     """Yield the steps of a stage by kind, with the second at which each kind should be done."""
-    at = BUILD_S
-    yield f"{stage}: {budget_s:g} s"
-    yield f"  {at:6.0f} s  build, unless it was built before"
-    for kind, members in groupby(steps, key=_kind):
+    machine, *others = steps
+    yield f"{stage}: {budget_s:g} s after the build"
+    yield f"  {machine.expected_s:6.0f} s  {machine.name}"
+    yield f"  {BUILD_S:6.0f} s  build, unless it was built before"
+    at = 0.0
+    for kind, members in groupby(others, key=_kind):
         group = list(members)
-        fitting = [step for step in group if at + step.expected_s <= budget_s]
-        at += sum(step.expected_s for step in fitting)
-        cut = f", {len(group) - len(fitting)} cut" if len(fitting) < len(group) else ""
-        yield f"  {at:6.0f} s  {len(group):4d} x {kind}{cut}"
+        cut = 0
+        for step in group:
+            if at + step.expected_s <= budget_s:
+                at += step.expected_s
+            else:
+                cut += 1
+        yield f"  {at:6.0f} s  {len(group):4d} x {kind}{f', {cut} cut' if cut else ''}"
 
 
 def _kind(step: Step) -> str:

@@ -1,4 +1,7 @@
-"""A worker's loop: steps come on stdin, results go to where stdout was, a line of JSON each."""
+"""A worker's loop: steps come on stdin, results go to where stdout was, a line of JSON each.
+
+The first line that goes out says that the process has loaded what it needs.
+"""
 
 import ctypes
 import json
@@ -26,6 +29,10 @@ def serve(jobs: Mapping[str, Job], is_healthy: Callable[[], str]) -> None:
     # What libraries print goes to stderr: it must not get between the results.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # The device is opened before the first step's time begins. An error is that step's to tell.
+    is_healthy()
+    replies.write("ready\n")
+    replies.flush()
     for line in sys.stdin:
         message = json.loads(line)
         reply = _run(jobs[message["job"]], message["arguments"])

@@ -15,6 +15,7 @@ from tests.gpu.steps import GOOD, Facts, Missing, Result, Status, Step, Wrong
 from tests.gpu.tools import TOOLS, TimedOut, Tools
 
 MOST_ENDED_WORKERS = 4
+MOST_HUNG = 2
 """Of one kind of step; then the others of this kind are cut, and there is time for the rest."""
 
 
@@ -32,7 +33,7 @@ class Options:
         cases: The file of stored cases.
         out: Folder of all results.
         worker: Command of the process that touches the device.
-        budget_s: No step begins that is not expected to end within it.
+        budget_s: From the end of the build; no step begins that is not expected to end within it.
     """
 
     library: Path | None
@@ -57,15 +58,22 @@ def run_stage(steps: Sequence[Step], report: Report, options: Options) -> None:
         report.note(machine=described.row())
         if described.status != "passed":
             raise NothingTested(described.problem)
-        library = _library(options, described.facts)
+        library, without_triton = _library(options, described.facts)
         report.note(library=str(library), build_s=round(time.monotonic() - start, 1))
-        _Stage(report, options, library, worker, start).run(others)
+        if without_triton:
+            report.note(without_triton=without_triton)
+            print(f"no kernel of Triton: {without_triton}", flush=True)
+        _Stage(report, options, library, worker).run(others)
+        # Clocks that have fallen meanwhile explain slow timings.
+        afterwards = worker.run(machine, {"library": None}, GRACE_S)
+        report.note(machine_afterwards=afterwards.row())
     finally:
         worker.close()
         report.note(seconds=round(time.monotonic() - start, 1))
 
 
-def _library(options: Options, machine: Facts) -> Path:
+def _library(options: Options, machine: Facts) -> tuple[Path, str]:
+    """Return the library, and why it was built without Triton's kernels, if it was."""
     if options.library is None:
         try:
             return build(cast(int, machine["compute_capability"]))
@@ -73,23 +81,23 @@ def _library(options: Options, machine: Facts) -> Path:
             raise NothingTested(str(error)) from error
     if not options.library.is_file():
         raise NothingTested(f"--library: there is no file {options.library}")
-    return options.library.resolve()
+    return options.library.resolve(), ""
 
 
 class _Stage:
-    def __init__(
-        self, report: Report, options: Options, library: Path, worker: Worker, start: float
-    ) -> None:
+    def __init__(self, report: Report, options: Options, library: Path, worker: Worker) -> None:
         self._report, self._options, self._worker = report, options, worker
         self._common: Facts = {"library": str(library)}
         self._tools = Tools(library, options.device, options.cases, options.out)
-        self._start = start
+        self._start = time.monotonic()
         self._ended: Counter[str] = Counter()
+        self._hung: Counter[str] = Counter()
 
     def run(self, steps: Sequence[Step]) -> None:
         for step in steps:
             result = self._run(step)
             self._ended[step.kind] += result.ended_worker
+            self._hung[step.kind] += result.status == "hung"
             self._report.add(result)
 
     def _run(self, step: Step) -> Result:
@@ -100,6 +108,9 @@ class _Stage:
             )
         if self._ended[step.kind] >= MOST_ENDED_WORKERS:
             problem = f"{self._ended[step.kind]} processes have ended in a {step.kind}"
+            return Result(step.name, "cut", problem=problem)
+        if self._hung[step.kind] >= MOST_HUNG:
+            problem = f"{self._hung[step.kind]} steps of {step.kind} have hung"
             return Result(step.name, "cut", problem=problem)
         timeout_s = min(step.timeout_s, left + GRACE_S)
         if step.job in TOOLS:

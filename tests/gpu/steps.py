@@ -37,12 +37,11 @@ class Step:
     """One measurement or check: lost alone if it goes wrong.
 
     Attributes:
-        name: Unique in its stage, such as `attention/LLaMA-2k/float16/0.75`. The first two parts
-            are its kind.
+        name: Unique in its stage, such as `attention/LLaMA-2k/float16/0.75`.
         job: Which function runs it: of tests/gpu/worker.py, or of tests/gpu/tools.py.
         arguments: Of that function.
         expected_s: On the machine that the stages are planned for: 16 cores and one GPU.
-        timeout_s: It is killed after that.
+        timeout_s: It is killed after that, from the time at which its process has loaded torch.
         fresh: It needs a process in which nothing has run on the device.
     """
 
@@ -55,8 +54,10 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """Return what its name has in common with those of steps that are likely to fail alike."""
-        return "/".join(self.name.split("/")[:2])
+        """What its name has in common with those of steps that are likely to fail alike: its first
+        two parts, and less than the whole where it has two."""
+        first, *others = self.name.split("/")
+        return "/".join([first, *others[:-1]][:2])
 
 
 @dataclass(frozen=True)
