@@ -8,7 +8,11 @@
 
 namespace {
 
+// A launch from the CPU takes at least this.
+constexpr float kEnqueueMs = 0.01f;
 float now_ms = 0;
+// What a graph will take that is captured now.
+float* captured = nullptr;
 
 }  // namespace
 
@@ -42,7 +46,42 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
 
 // ---- work: one context, and memory of the CPU
 
-EXPORT void stand_in_run(float ms) { now_ms += ms; }
+EXPORT void stand_in_run(float ms) {
+  if (captured != nullptr) {
+    *captured += ms;
+  } else {
+    now_ms += ms < kEnqueueMs ? kEnqueueMs : ms;
+  }
+}
+EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
+  captured = new float(0);
+  return stream == &now_ms && mode == 1 ? 0 : 400;
+}
+EXPORT int cuStreamEndCapture(void*, float** graph) {
+  *graph = captured;
+  captured = nullptr;
+  return std::getenv("STAND_IN_NO_CAPTURE") == nullptr ? 0 : 900;
+}
+EXPORT int cuGraphInstantiateWithFlags(float** launched, const float* graph, unsigned long long) {
+  *launched = new float(*graph);
+  return 0;
+}
+EXPORT int cuGraphLaunch(const float* launched, void* stream) {
+  now_ms += *launched < kEnqueueMs ? kEnqueueMs : *launched;
+  return stream == &now_ms ? 0 : 400;
+}
+EXPORT int cuGraphExecDestroy(float* launched) {
+  delete launched;
+  return 0;
+}
+EXPORT int cuGetErrorName(int, const char** name) {
+  *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+  return 0;
+}
+EXPORT int cuGraphDestroy(float* graph) {
+  delete graph;
+  return 0;
+}
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int) {
   *context = &now_ms;
   return 0;
