@@ -1,5 +1,10 @@
 #include "cuda/trt/plugin.h"
 
+#include <elf.h>
+#include <link.h>
+
+#include <algorithm>
+
 #include "cuda/trt/convert.h"
 #include "cuda/trt/logging.h"
 
@@ -11,8 +16,52 @@ using nvinfer1::IDimensionExpr;
 
 constexpr int32_t kOk = 0, kFailed = 1;
 
+// The digest that the linker put into this library: its note of type NT_GNU_BUILD_ID (elf.h).
+// Empty if it was linked without.
+std::string build_id() {
+  struct Search {
+    ElfW(Addr) inside;
+    std::string found;
+  } search{reinterpret_cast<ElfW(Addr)>(&build_id), {}};
+  const auto look = [](dl_phdr_info* object, size_t, void* data) {
+    Search& search = *static_cast<Search*>(data);
+    const auto* first = object->dlpi_phdr;
+    const auto* last = first + object->dlpi_phnum;
+    const bool is_this = std::any_of(first, last, [&](const ElfW(Phdr) & part) {
+      return part.p_type == PT_LOAD &&
+             search.inside - object->dlpi_addr - part.p_vaddr < part.p_memsz;
+    });
+    for (; is_this && first != last; ++first) {
+      if (first->p_type != PT_NOTE) {
+        continue;
+      }
+      // Notes stand one behind the other: sizes, type, then name and content, each padded to 4
+      // bytes.
+      const auto* at = reinterpret_cast<const unsigned char*>(object->dlpi_addr + first->p_vaddr);
+      const auto* end = at + first->p_memsz;
+      while (at + sizeof(ElfW(Nhdr)) <= end) {
+        const auto& note = *reinterpret_cast<const ElfW(Nhdr)*>(at);
+        const auto* content = at + sizeof(note) + (note.n_namesz + 3) / 4 * 4;
+        if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4) {
+          for (uint32_t i = 0; i < note.n_descsz; ++i) {
+            constexpr char kDigits[] = "0123456789abcdef";
+            search.found += {kDigits[content[i] / 16], kDigits[content[i] % 16]};
+          }
+          return 1;
+        }
+        at = content + (note.n_descsz + 3) / 4 * 4;
+      }
+    }
+    return is_this ? 1 : 0;
+  };
+  dl_iterate_phdr(look, &search);
+  return search.found;
+}
+
+// Times in a cache are of one library: another may hold other kernels, or none of Triton's.
 std::string identity_of(const std::vector<Number>& numbers) {
-  std::string text = "moh-deploy " MOH_VERSION;
+  static const std::string library = "moh-deploy " MOH_VERSION " " + build_id();
+  std::string text = library;
   for (const Number& number : numbers) {
     text += std::visit([&](auto value) { return make_text(", ", number.name, "=", value); },
                        number.value);

@@ -9,4 +9,4 @@ target_compile_options(moh_plugin PRIVATE -Wall -Wextra)
 set_target_properties(moh_plugin PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} LINKER_LANGUAGE CUDA)
 # Needs no CUDA runtime and no C++ runtime of a certain version where it is loaded.
 target_link_options(moh_plugin PRIVATE -static-libstdc++ -static-libgcc LINKER:-z,defs
-  LINKER:--version-script=${CMAKE_CURRENT_LIST_DIR}/exports.map)
+  LINKER:--build-id LINKER:--version-script=${CMAKE_CURRENT_LIST_DIR}/exports.map)

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 BUILDS = ROOT / "build" / "cuda-trt"
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations")
 _PARTS = ("MAJOR", "MINOR", "PATCH")
-_LINKED = ("-Wl,-z,defs", "-ldl")
+_LINKED = ("-Wl,-z,defs", "-Wl,--build-id", "-ldl")
 PROGRAM = _LINKED
 SHARED = ("-fPIC", "-shared", "-fvisibility=hidden", *_LINKED)
 OBJECT = ("-fPIC", "-fvisibility=hidden", "-r", "-nostdlib")

@@ -1,5 +1,7 @@
 """Fields of a plugin: what each creator takes, refuses, and says of it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -151,6 +153,11 @@ def test_timing_ids_differ_where_fields_do(harness: Harness):
     assert len(set(ids)) == 4
 
 
-def test_kernels_are_what_a_timing_id_begins_with(harness: Harness):
+def test_timing_id_begins_with_the_digest_of_the_library(harness: Harness, fake_library: Path):
+    """Another library may hold other kernels: times in a cache are of one."""
     timing_id = harness.create("MoHRouter", GOOD["MoHRouter"]).timing_id
-    assert timing_id.startswith(f"moh-deploy {moh_deploy.__version__}, top_k=3, ")
+    library, field, _ = timing_id.split(", ", 2)
+    name, version, digest = library.split(" ")
+    assert (name, version, field) == ("moh-deploy", moh_deploy.__version__, "top_k=3")
+    assert len(digest) == 40
+    assert bytes.fromhex(digest) in fake_library.read_bytes()
