@@ -90,6 +90,34 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(capsy
     assert queue.close(timeout_s=60)
 
 
+def test_worker_whose_parent_is_gone_ends():
+    queue = BatchingQueue(
+        lambda inputs, *_: Reply(inputs, "kernels"),
+        None,
+        instances=1,
+        max_batch=1,
+        max_delay_s=0.0,
+        max_waiting=9,
+        hung_s=60.0,
+    )
+    parent, other = socket.socketpair()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def serve_until_the_parent_is_gone() -> None:
+        config = uvicorn.Config(lambda: None, lifespan="off", log_config=None)
+        server = _Server(config, queue, parent, FirstWord())
+        serving = asyncio.create_task(server.serve([listener]))
+        async with asyncio.timeout(60):
+            while not server.started:
+                await asyncio.sleep(0.001)
+            other.close()
+            await serving
+
+    with parent, other, listener:
+        asyncio.run(serve_until_the_parent_is_gone())
+    assert queue.close(timeout_s=60)
+
+
 async def _until_it_exits(server: _Server) -> None:
     living = asyncio.create_task(server._live())
     async with asyncio.timeout(60):
