@@ -19,6 +19,8 @@ from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.kernel_library import NO_KERNELS, required_library
 from tests.nightly import nightly
 
+README = DIGITS.parents[1] / "README.md"
+
 
 @pytest.fixture
 def finished(digits_demo: DemoRun) -> subprocess.CompletedProcess[str]:
@@ -37,6 +39,24 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @nightly
 def test_demo_succeeds(finished: subprocess.CompletedProcess[str]) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@nightly
+def test_quick_start_of_the_readme_prints_what_it_says(
+    digits_demo: DemoRun, tmp_path: Path
+) -> None:
+    required_library()
+    blocks = dict(re.findall(r"^```(python|text)\n(.*?)^```", README.read_text(), re.M | re.S))
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "digits").symlink_to(digits_demo.work_dir)
+    (tmp_path / "examples").symlink_to(DIGITS.parent)
+    command = [sys.executable, "-c", blocks["python"]]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    routing, accuracy = blocks["text"].splitlines()
+    got = ran.stdout.splitlines()
+    assert got[0] == routing, ran.stderr
+    # Accuracy is that of the training, which is shorter here.
+    assert re.sub(r"[\d.]+", "N", got[1]) == re.sub(r"[\d.]+", "N", accuracy)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_exit_code_says_whether_there_are_problems(
 def test_documentation_has_these_figures():
     text = (ROOT / "docs" / "verify.md").read_text()
     figures = f"{len(FAULTS)} kinds in {len(IN_THE_DOCS)} models"
-    assert figures in (ROOT / "README.md").read_text()
+    assert figures in (ROOT / "docs" / "evidence.md").read_text()
     assert f"plants {len(FAULTS)} kinds of faults" in text
     assert f"Of {len(IN_THE_DOCS)} models" in text
     rates = dict(re.findall(r"^\| (b?float16) \| [\d,]+ \| [\d,]+ \(([\d.]+) %\)", text, re.M))
