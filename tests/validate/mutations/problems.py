@@ -11,7 +11,7 @@ from tests.validate.mutations.tables import written
 from tests.validate.mutations.variations import Varied
 
 IN_THE_DOCS = frozenset(model.name for model in SUBJECTS[:14])
-"""The models of two to four layers, whose rates docs/verify.md has."""
+"""The models of two to four layers, whose rates docs/verify-method.md has."""
 
 LEAST_REFUSED: Mapping[Precision, float] = {"float16": 0.97, "bfloat16": 0.91}
 """A percent below the rates there: another processor rounds otherwise. Graphs in float32 have no
@@ -34,7 +34,7 @@ def problems(planted: Sequence[Planted], varied: Sequence[Varied], *, whole: boo
 
 
 def _is_promised(one: Varied) -> bool:
-    """Tell whether docs/verify.md says that it is accepted. In half precision an expert's choice,
+    """Tell whether docs/verify-method.md says that it is accepted. In half precision an expert's choice,
     say, may be another one, which nothing explains: that goes for the models there."""
     return one.precision not in LEAST_REFUSED or one.model in IN_THE_DOCS
 

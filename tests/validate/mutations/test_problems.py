@@ -105,7 +105,7 @@ def test_exit_code_says_whether_there_are_problems(
 
 
 def test_documentation_has_these_figures():
-    text = (ROOT / "docs" / "verify.md").read_text()
+    text = (ROOT / "docs" / "verify-method.md").read_text()
     figures = f"{len(FAULTS)} kinds in {len(IN_THE_DOCS)} models"
     assert figures in (ROOT / "docs" / "evidence.md").read_text()
     assert f"plants {len(FAULTS)} kinds of faults" in text
