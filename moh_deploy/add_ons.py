@@ -62,7 +62,7 @@ class EntryPoint(NamedTuple):
             raise self.broken(error) from error
 
     def broken(self, error: Exception) -> BackendError:
-        """Return the error that names the add-on of which something failed."""
+        """Return the error of an add-on, with its name."""
         return BackendError(
             f"the add-on {self.distribution} is broken: its {self.name} of moh_deploy.{self.group}"
             f" fails: {type(error).__name__}: {error}",

@@ -17,7 +17,7 @@ _FLAGS = {"overrides": "--set", "code_dirs": "--code-dir"}
 
 
 def refuse_settings(loading: Mapping[str, object], but: str, hint: str) -> None:
-    """Refuse options that say how a checkpoint is loaded, where there is none to load."""
+    """Refuse loading options without a checkpoint."""
     given = [_FLAGS.get(k, f"--{k.replace('_', '-')}") for k, value in loading.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)} says how {but}.", hint=hint)

@@ -126,7 +126,7 @@ def number_or_word(
 
 
 class ManyValues(click.Command):
-    """A command of which some repeatable options may be named once for many values.
+    """A command whose repeatable options may take many values at once.
 
     Args:
         many: Name of such an option to the form of its values, by which they are told from other

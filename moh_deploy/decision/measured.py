@@ -214,7 +214,7 @@ class ArmReport:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of inputs or labels, so that nobody takes other data for these."""
+    """A file of inputs or labels, with its digest."""
 
     path: str
     sha256: str

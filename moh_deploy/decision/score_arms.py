@@ -46,7 +46,7 @@ def run_scores(
 
 
 def join_scores(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
-    """Join batches, and leave out samples of which no label counts."""
+    """Join batches, and leave out samples without a scored label."""
     first = next(iter(parts.values()))
     weights = np.concatenate([scores.weights for scores in first])
     # Weights depend on labels alone, so those of one arm stand for all.

@@ -128,7 +128,7 @@ def _scored(
 
 
 def _connected(address: str, threads: int, stack: ExitStack) -> Any:
-    """Return Ray, connected to a cluster of which a machine takes a block."""
+    """Return Ray, connected to a cluster."""
     import ray
 
     # Unless this process is connected to one already.

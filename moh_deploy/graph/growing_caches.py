@@ -161,7 +161,7 @@ def _dim(cache: GrowingCache, manifest: Manifest) -> str:
 
 
 def _why_other(model: ir.Model, name: str, manifest: Manifest, dims: set[str]) -> str | None:
-    """Say how an output makes a cache grow that is none of those found; None if it does not."""
+    """Say how an output extends a cache that was not found; None if it does not."""
     (value,) = (output for output in model.graph.outputs if output.name == name)
     pasts = {
         info.name: info.shape for info in manifest.inputs if dims & set(map(str, info.shape))
@@ -201,7 +201,7 @@ _VIEWS = frozenset(
 
 
 def _source(value: ir.Value) -> ir.Value | None:
-    """Return the input of which a value is a view; None if it is none."""
+    """Return the input that a value views; None for other values."""
     node = value.producer()
     if node is None:
         return value if _is_input(value) else None

@@ -175,7 +175,7 @@ def _stored(value: ir.Value, opset: int) -> Array | None:
 
 
 def _drop(model: ir.Model, value: ir.Value) -> None:
-    """Drop what made a value that nobody reads any more, stored weights included."""
+    """Drop the nodes and stored weights of an unread value."""
     if value.uses() or value.is_graph_output():
         return
     node = value.producer()

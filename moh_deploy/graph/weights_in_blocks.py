@@ -132,7 +132,7 @@ def _put(node: ir.Node, made: ir.Node) -> None:
 
 
 def _arrange_bodies(model: ir.Model) -> None:
-    """Give the new nodes their bodies, and drop those that nobody calls any more."""
+    """Give the new nodes their bodies, and drop unused ones."""
     numbers: dict[tuple[str, str], int] = {}
     for node in model.graph:
         if node.domain == KERNEL_DOMAIN and node.op_type in _OURS:

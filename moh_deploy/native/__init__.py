@@ -1,4 +1,4 @@
-"""The CPU kernels that the installation built: a library, or the reason why there is none.
+"""The CPU kernels of the installation: a library, or the reason why it is missing.
 
 Light to import: a program that registers the library in a session of its own needs nothing else.
 """

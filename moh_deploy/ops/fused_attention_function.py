@@ -48,7 +48,7 @@ def fused_function_body(
 
 
 def _split_heads(variant: attention_function.AttentionVariant) -> str:
-    """query_BHSD, key_BHTD and value_BHTD, and key_BHDT, of which `position_mask` reads a size."""
+    """query_BHSD, key_BHTD and value_BHTD, and key_BHDT, whose size `position_mask` reads."""
     split = "query_BHSD = Identity (Q) key_BHTD = Identity (K) value_BHTD = Identity (V)"
     if variant.rank == 3:
         key = "key_BHTD = Transpose <perm = [0, 2, 1, 3]> (key_BTHD)"

@@ -23,7 +23,7 @@ def base_domain(domain: str) -> str | None:
 
 
 def numbered_domain(base: str, number: int) -> str:
-    """Return the domain of nodes with one of several bodies, the first of which is number 1."""
+    """Return the domain of nodes with one of several bodies, counted from 1."""
     return base if number == 1 else f"{base}.{number}"
 
 

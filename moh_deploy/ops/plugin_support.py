@@ -12,7 +12,7 @@ from moh_deploy.ops import OPS, op_names
 
 @dataclass(frozen=True)
 class PluginInput:
-    """One input of a plugin. All that share `dtypes` have one dtype, but for masks and lengths."""
+    """One input of a plugin. All that share `dtypes` have one dtype, except masks and lengths."""
 
     name: str
     optional: bool

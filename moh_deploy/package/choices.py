@@ -92,7 +92,7 @@ def choices_for(layer: LayerInfo) -> tuple[Choice, ...]:
 
 
 def current_choice(layer: LayerInfo, sizes: Mapping[str, int] | None = None) -> Choice | None:
-    """Return the choice by which a layer runs; where nobody chose, kernels run all that they can.
+    """Return the choice by which a layer runs; without a choice, kernels run all that they can.
 
     Args:
         layer: The layer.
@@ -155,7 +155,7 @@ def _rule(layer: LayerInfo, *, kernel_choices: Sequence[Choice]) -> NodeRule:
 def with_choices(
     layers: Sequence[LayerInfo], choices: Mapping[str, str], *, dims: Sequence[str] = ()
 ) -> tuple[LayerInfo, ...]:
-    """Return the layers with the choices that somebody made for some of them.
+    """Return the layers with the choices given for some of them.
 
     Args:
         layers: The package's layers.
@@ -195,7 +195,7 @@ def choice_text(layer: LayerInfo) -> str | None:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One choice that somebody made; `where` is what is compared with what, None for all sizes."""
+    """A given choice; `where` is its condition on sizes, None for all sizes."""
 
     path: str
     where: tuple[str, int] | None
@@ -230,7 +230,7 @@ def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
 
 
 def with_ranges(layer: LayerInfo, ranges: Sequence[SizeRange]) -> LayerInfo:
-    """Return a layer with these ranges, but for the last ones that change nothing."""
+    """Return a layer with these ranges, without the last ones that change nothing."""
     kept = list(ranges)
     while kept and kept[-1].choice == current_choice(layer):
         kept.pop()

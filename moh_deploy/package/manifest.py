@@ -73,7 +73,7 @@ class Proof(Strict):
 
 @dataclass(frozen=True)
 class Tuning:
-    """The grounds of the layers' choices: measurements, or what somebody gave."""
+    """The grounds of the layers' choices: measured or given."""
 
     source: Literal["measured", "given"]  # `measured` on a machine, or `given` by somebody
     machine: str  # processor, cores and instruction set of that machine

@@ -284,7 +284,7 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
 
 
 def _tuning_problems(tuning: Tuning, layers: Sequence[LayerInfo]) -> Iterator[Problem]:
-    """Say what nobody can have measured of a model with these layers."""
+    """Say which measurements cannot be of a model with these layers."""
     # All lists run along these: one entry for each set of sizes, or for each layer. Empty ones
     # stand for what was not measured.
     of_sizes: dict[str, Sequence[object]] = {"weights": tuning.weights, "model_ms": tuning.model_ms}

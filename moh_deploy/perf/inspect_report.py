@@ -171,7 +171,7 @@ class InspectReport(Report):
     @property
     @in_json()
     def skipped_share(self) -> float | None:
-        """`skipped_flops` likewise."""
+        """The same of `skipped_flops`."""
         return self._share(self.skipped_flops)
 
     def _layers(self) -> Iterator[tuple[LayerInfo, LayerNodes]]:

@@ -342,7 +342,7 @@ def no_answer(kind: str, message: str) -> Document:
 
 @dataclass(frozen=True)
 class About:
-    """The run that a document is of: what was asked, and of which package."""
+    """The run of a document: the command and the package."""
 
     subject: str  # Packages or engine, as the user named them
     command: str = ""  # The command line that makes the file again; empty if Python called

@@ -36,7 +36,7 @@ def amount(value: float) -> str:
 
 
 def number(value: float | None) -> str | None:
-    """Return the same for a page, where what is none is called so."""
+    """Return the same for a page, where missing values are named."""
     if value is None:
         return None
     if math.isnan(value):

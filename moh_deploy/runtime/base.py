@@ -105,7 +105,7 @@ class Description:
 
     @property
     def function_nodes(self) -> int:
-        """The number of MoH nodes that run as function bodies, for want of a kernel."""
+        """The number of MoH nodes that run as function bodies because they lack a kernel."""
         return list(self.layer_impl.values()).count("function")
 
     def where(self) -> str:

@@ -116,7 +116,7 @@ def check_room(
 
 
 def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str | None:
-    """Return the first dynamic axis of size 0, in words; None if there is none."""
+    """Return the first dynamic axis of size 0, in words, if any."""
     for spec, index, text, size in _dynamic_axes(specs, inputs):
         if size == 0:
             array = inputs[spec.name]

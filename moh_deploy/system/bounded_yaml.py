@@ -67,7 +67,7 @@ _TOO_DEEP = f"it is nested deeper than {_DEEPEST} levels"
 
 
 class _RefusedError(Exception):
-    """A value that is none; `path` has the keys that lead to it."""
+    """A refused value; `path` has the keys that lead to it."""
 
     def __init__(self, path: KeyPath, message: str) -> None:
         super().__init__(message)

@@ -50,7 +50,7 @@ class Outcome(Generic[Answer]):
     step: str | None = None  # what it was doing, where steps were asked for
 
     def required(self, what: str) -> Answer:
-        """Return the answer, or raise the reason why there is none.
+        """Return the answer, or raise the error of the process.
 
         Args:
             what: The process, as the subject of a sentence.

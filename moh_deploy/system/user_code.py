@@ -119,7 +119,7 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
 
 
 def missing_module_hint(missing: str | None, *, near: Path | None = None) -> str | None:
-    """Return a hint for a module that is not there; None where `missing` is None.
+    """Return a hint for a missing module; None where `missing` is None.
 
     Args:
         missing: The module, such as `models` or `models.vit`.

@@ -88,7 +88,7 @@ _BODIES = "as function bodies, which compute every head"
 
 
 def _layers(layers: Sequence[LayerWork]) -> Iterator[str]:
-    """Yield one sentence for each layer, or for all of which the same is to be said."""
+    """Yield a sentence for each layer, or for several with the same finding."""
     groups: dict[str, list[LayerWork]] = {_BODIES: []}
     for layer in layers:
         text = _choice_text(layer)

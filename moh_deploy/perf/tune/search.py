@@ -65,7 +65,7 @@ class Search:
             return Tried(way, *ended_by(error))
 
     def _package(self, precision: str) -> OnnxPackage:
-        """Return the package in a precision, made once; what kept it from being made, likewise."""
+        """Return the package in a precision, or the error; each is made once."""
         if precision == self.base.manifest.precision:
             return self.base
         if precision not in self._made:

@@ -227,7 +227,7 @@ class Ratchet:
     def open(
         cls, path: Path | str | None, section: BaselinePart, *, update: bool
     ) -> Ratchet | None:
-        """Read a file before anything is run; None if there is none to compare with.
+        """Read a file before anything is run; None without a path.
 
         Raises:
             ConfigError: It is missing, was edited, or has nothing of this command, and is not to be

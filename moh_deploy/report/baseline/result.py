@@ -68,7 +68,7 @@ class RatchetResult:
 
     @property
     def summary(self) -> str:
-        """Return one line: the file, and how many figures of which outcome."""
+        """Return a line: the file, and the number of figures of each outcome."""
         outcomes = [entry.outcome for entry in self.entries]
         counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)]
         words = f"{self.file}: {', '.join(counts) or 'no figures'}"

@@ -226,7 +226,7 @@ def page_margins(layers: Sequence[MarginHistogram]) -> list[PageMargins]:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The scale of margins, with room on its left and right for tokens that have none on it."""
+    """The scale of margins, with room on both sides for tokens beyond it."""
 
     scale: Scale
     left: float

@@ -122,7 +122,7 @@ _MOST_RUNS = 10_000  # of a busy server the last runs are enough: they took abou
 
 
 class LatencyWindow:
-    """The recent runs of one level, whose 99th percentile has a limit; None: it has none."""
+    """The recent runs of a level, and the limit of their 99th percentile, if any."""
 
     def __init__(self, limit_ms: float | None, rule: LatencySection) -> None:
         self._limit_ms, self._rule = limit_ms, rule

@@ -36,7 +36,7 @@ def objects_in(found: Mapping[str, object], key: str) -> list[dict[str, object]]
 
 
 def parameters_in(found: Mapping[str, object], what: str) -> dict[str, object]:
-    """Return the object `parameters`, empty where there is none."""
+    """Return the object `parameters`; empty if it is missing."""
     return object_of(found.get("parameters", {}), f"parameters of {what}")
 
 

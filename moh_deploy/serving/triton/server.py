@@ -78,7 +78,7 @@ class TritonServer:
 
 
 def python_of_stub(stub: Path) -> str | None:
-    """Return the version of Python that a stub was built for: `3.11`; None where there is none."""
+    """Return the version of Python that a stub was built for, such as `3.11`, if any."""
     try:
         found = re.search(rb"libpython(\d\.\d+)\.so", stub.read_bytes())
     except OSError:

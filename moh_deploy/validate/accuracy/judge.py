@@ -263,7 +263,7 @@ def _change(metric: parity.MetricParity) -> str:
 
 
 def _drawn(metric: parity.MetricParity) -> doc.Drawn:
-    """Draw the loss and its interval in shares of what may be lost; there is none without."""
+    """Draw the loss and its interval in shares of the allowed loss, if that is known."""
     words = f"{metric.metric}: {_change(metric)}"
     if metric.interval is None or not metric.allowed_drop:
         return doc.Drawn(words, math.nan, 1.0)

@@ -119,7 +119,7 @@ class SampleAxis:
     size: int | str  # A name, or a number if the model takes just so many at once
 
     def of(self, info: TensorInfo) -> int | None:
-        """Return the axis of samples of an input; None if it has none."""
+        """Return the axis of samples of an input, if any."""
         if isinstance(self.size, int):
             # A fixed size may turn up on other axes by chance, so only the first one counts.
             return 0 if info.shape[:1] == (self.size,) else None

@@ -103,7 +103,7 @@ def _column(path: Path, header: list[str]) -> int | None:
 
 
 def _number(text: str) -> int | float | None:
-    """Return a number, whole ones as such; None if it is none, or has more than 63 bits."""
+    """Return a number, whole ones as int; None for other texts and for more than 63 bits."""
     try:
         # Integers first: as floats, those beyond 2**53 would become other labels.
         whole = int(text)

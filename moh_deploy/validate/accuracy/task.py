@@ -89,7 +89,7 @@ class Labelling:
         return int((_signed(labels) == self.ignore).sum())
 
     def check(self, labels: Array, logits: Array, output: str) -> None:
-        """Refuse labels that an output does not fit, or that are none of its classes.
+        """Refuse labels that do not fit an output or its classes.
 
         Raises:
             ConfigError: Naming the shapes, or the first such label.

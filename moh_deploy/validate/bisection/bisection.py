@@ -144,7 +144,7 @@ class RepairJob:
     step: SearchStep  # encloses each of them
 
     def look(self) -> tuple[Repair | None, str | None]:
-        """Return the repair, or a sentence on why there is none."""
+        """Return the repair, or a sentence with the reason against it."""
         cause = self.located.divergence.cause
         # A float32 package has no nodes to raise, and wrong kernels or optimisations are not cured
         # by it.

@@ -96,7 +96,7 @@ class Experiments:
 
     @cached_property
     def float32(self) -> Form | None:
-        """The package in float32; None if it is, or nobody knows what it was made from."""
+        """The package in float32; None if it is float32, or its origin is unknown."""
         if self.form is not None or not self.is_low:
             return self.form
         # Written once: every experiment without rounding opens it again.

@@ -32,7 +32,7 @@ from moh_deploy.validate.compare.tolerances import rule_name
 
 @dataclass(frozen=True)
 class Interval:
-    """The nodes of which one is wrong."""
+    """Nodes with a wrong one among them."""
 
     before: Checkpoint  # the recorded value that is wrong: one of the nodes that lead to it is
     after: tuple[Checkpoint, ...]  # the values that prove nodes before it right, as few as do
@@ -87,7 +87,7 @@ IN_GRAPH: tuple[Cause, ...] = ("float32", "graph")
 
 @dataclass(frozen=True)
 class Between:
-    """Nodes of which one is wrong at least, see `Interval`."""
+    """Nodes with at least a wrong one, see `Interval`."""
 
     after: tuple[str, ...]  # the recorded values that prove what leads to them right
     before: str  # the recorded value that is wrong, or nearest to it
@@ -151,7 +151,7 @@ class Divergence:
     @property
     @in_json()
     def suspects(self) -> tuple[places.NodePlace, ...]:
-        """The nodes of which one is wrong if no more than one is."""
+        """The suspects if a single node is wrong."""
         if self.between is None:
             return ()
         return (*(self.between.alone or self.between.nodes), *self.between.unseen)

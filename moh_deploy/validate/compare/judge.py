@@ -268,7 +268,7 @@ class Judge:
         )
 
     def _floor(self, case: ComparedSet, got: Mapping[str, Array]) -> NoiseFloor:
-        """Return the noise floor of each value; nothing where there is none, or no way to ask."""
+        """Return the noise floor of each value that has a known floor."""
         if not self._rule.floor_factor:
             return NO_FLOOR
         rounding, precision = self.package.manifest.rounding, self.package.manifest.precision

@@ -170,7 +170,7 @@ class ParityResult:
 
     @property
     def unjudged_layers(self) -> tuple[str, ...]:
-        """Paths of layers of which no vector set had anything to judge."""
+        """Paths of layers that no vector set could judge."""
         judged = {layer.path for layer in self.layers if layer.judged_by != "nothing"}
         return tuple(dict.fromkeys(layer.path for layer in self.layers if layer.path not in judged))
 

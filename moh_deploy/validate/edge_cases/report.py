@@ -127,7 +127,7 @@ class ProbeReport(Report):
 
     @property
     def failure(self) -> ValidationError | None:
-        """The error that says the answer is no; None if there is none."""
+        """The error of a failed probe, if it failed."""
         if self.passed:
             return None
         first, *others = self.reasons
@@ -204,7 +204,7 @@ def _lines(report: ProbeReport) -> Iterator[str]:
 
 
 def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Fold layers of which the same is said into one row."""
+    """Fold layers with the same text into one row."""
     folded: dict[tuple[str, str, str], list[CaseResult]] = {}
     for result in results:
         folded.setdefault((result.case, result.status, result.detail), []).append(result)

@@ -36,7 +36,7 @@ class GateJudge:
     def mismatch(
         self, case: str, router: RouterLogits, logits: PortArrays, gates: Array
     ) -> str | None:
-        """Describe a fault in gates [B, S, H] of finite logits; None if there is none."""
+        """Describe a fault in gates [B, S, H] of finite logits, if any."""
         shapes = tuple((port, array.shape, array.dtype.name) for port, array in logits.items())
         attributes = tuple(sorted(router.attributes.items()))
         content = (gates.shape, gates.dtype.name, np.ascontiguousarray(gates).tobytes())
@@ -163,7 +163,7 @@ def nan_output_problem(
     recorded: VectorSet,
     counted: Callable[[str, tuple[int, ...]], BoolArray],
 ) -> str | None:
-    """Describe NaN in outputs that agree and should have none; None if there is none.
+    """Describe unexpected NaN in outputs that agree, if any.
 
     NaN is right where the recorded run has NaN, unless there is nothing but NaN.
 

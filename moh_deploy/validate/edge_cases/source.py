@@ -45,7 +45,7 @@ _LONGEST_OF_ANY = 4096
 
 @dataclass(frozen=True)
 class InputState:
-    """Inputs of one case, or why there are none."""
+    """Inputs of a case, or the reason against it."""
 
     case: str  # its name, with the sizes
     inputs: Mapping[str, Array] | None  # input name to array; None if there is no such case

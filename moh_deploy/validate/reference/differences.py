@@ -53,7 +53,7 @@ def finite(values: Array) -> Float64Array:
 
 
 def largest_finite(reference: Array) -> float:
-    """Return the largest absolute finite value; 0 if there is none."""
+    """Return the largest absolute finite value, or 0."""
     return largest(np.abs(finite(reference)))
 
 

@@ -120,7 +120,7 @@ def batch_dim(manifest: Manifest) -> str | None:
 
 
 def num_samples(manifest: Manifest, sizes: Mapping[str, int]) -> int:
-    """Return the number of samples in one run, by the batch dimension; 1 where there is none."""
+    """Return the number of samples in a run, by the batch dimension; 1 without it."""
     name, first = batch_dim(manifest), _first_axis(manifest)
     if name is not None:
         return sizes[name]

@@ -1,4 +1,4 @@
-"""Leave padding out of comparisons: nobody uses what a model computes for these tokens."""
+"""Leave padding out of comparisons: its results are undefined."""
 
 from __future__ import annotations
 
