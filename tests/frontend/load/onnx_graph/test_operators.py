@@ -517,9 +517,8 @@ def test_form_that_is_not_supported_is_refused_by_name(
 def test_the_list_in_the_documents_is_the_table() -> None:
     text = Path("docs/onnx-input.md").read_text()
     listed: set[tuple[str, str]] = set()
-    for line in text.split("## Operators")[1].splitlines():
-        if line.startswith("| `"):
-            domain, names = line.strip("|").split("|")[:2]
-            domain = domain.strip(" `").removeprefix("ai.onnx")
-            listed |= {(domain, name) for name in re.findall(r"`(\w+)`", names)}
+    section = text.split("## Operators")[1].split("**Other operators**")[0]
+    for domain, names in re.findall(r"^- `([\w.]+)`:((?:.|\n  )+)", section, re.MULTILINE):
+        domain = domain.removeprefix("ai.onnx")
+        listed |= {(domain, name) for name in re.findall(r"`(\w+)`", names)}
     assert listed == set(ONNX_OPERATORS)
