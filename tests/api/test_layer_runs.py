@@ -83,21 +83,10 @@ def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
 ):
     monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
     reports = jobs.reports(package, "auto")
+    others = {"projections_run_as": None, "by_size": None}
     expected = [
-        {
-            "path": "blocks.0.attn",
-            "runs_as": "kernel",
-            "router_runs_as": None,
-            "projections_run_as": None,
-            "by_size": None,
-        },
-        {
-            "path": "blocks.1.attn",
-            "runs_as": "function",
-            "router_runs_as": "kernel",
-            "projections_run_as": None,
-            "by_size": None,
-        },
+        {"path": "blocks.0.attn", "runs_as": "kernel", "router_runs_as": None, **others},
+        {"path": "blocks.1.attn", "runs_as": "function", "router_runs_as": "kernel", **others},
     ]
     for name in ("run", "verify", "verify files"):
         content = json.loads(to_json_text(reports[name].to_json()))
