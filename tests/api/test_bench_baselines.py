@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
@@ -20,58 +17,16 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.runtime.tensorrt.engine_dir import read_engine_dir
 from moh_deploy.runtime.tensorrt.models import EngineDir
-from moh_deploy.system.npz import Array, write_npz
+from moh_deploy.system.npz import write_npz
 from moh_deploy.system.progress import SilentProgress
 from tests.api.test_bench import Fresh, measured
 from tests.cuda.trt import builds
+from tests.fake_original import FakeOriginal
 from tests.handmade_package import MANIFEST, model, vectors, without_layers, write_package
 from tests.nightly import nightly
 from tests.trt_packages import required_rtx
 from tests.true_manifest import finish_true
 from tests.two_layers import write_two_layers
-
-
-@dataclass
-class Doubles:
-    """An original that computes `factor * x`, without PyTorch.
-
-    Attributes:
-        threads: What it was to run on, while it was.
-    """
-
-    factor: float = 1.0
-    sha256: str | None = None
-    runtime: str = "none"
-    threads: list[int | None] = field(default_factory=list)
-    runs: int = 0
-    name: str = "original model"
-
-    def called_by(self, manifest: Manifest) -> Doubles:
-        return self
-
-    def run(self, arguments: Sequence[Array]) -> list[Array]:
-        (x,) = arguments
-        return [x * np.float32(self.factor)]
-
-    def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
-        def call() -> None:
-            assert self.threads, "it runs on its own number of threads"
-            self.runs += 1
-
-        return call
-
-    @contextlib.contextmanager
-    def on_threads(self, threads: int | None) -> Iterator[None]:
-        self.threads.append(threads)
-        yield
-        self.threads.clear()
-
-    def write_onnx(self, path: Path, package: OnnxPackage) -> None:
-        content = model(with_layer=False, scale=self.factor)
-        content.graph.input[0].name = content.graph.node[0].input[0] = "args_0"
-        onnx.save(content, path)
-
-    def loader(self) -> None: ...
 
 
 def write(
@@ -93,7 +48,7 @@ def findings(report: BenchReport) -> str:
 
 
 def test_original_takes_turns_on_as_many_threads(identity: OnnxPackage):
-    original = Doubles()
+    original = FakeOriginal()
     report = measured(identity, baselines=["eager"], original=original, threads=3)
     assert original.runs == 1
     assert original.threads == []
@@ -108,7 +63,7 @@ def test_original_takes_turns_on_as_many_threads(identity: OnnxPackage):
 def test_plain_export_is_a_model_of_its_own_that_takes_inputs_by_position(identity: OnnxPackage):
     fresh = Fresh()
     report = measured(
-        identity, baselines=["plain-onnx"], original=Doubles(), measure_fresh=fresh, threads=1
+        identity, baselines=["plain-onnx"], original=FakeOriginal(), measure_fresh=fresh, threads=1
     )
     assert report.results[1].agreement.reason is None
     task = fresh.tasks[1]
@@ -118,7 +73,7 @@ def test_plain_export_is_a_model_of_its_own_that_takes_inputs_by_position(identi
 
 
 def test_baseline_that_computes_something_else_is_said_to(identity: OnnxPackage):
-    report = measured(identity, baselines=["eager", "plain-onnx"], original=Doubles(1.5))
+    report = measured(identity, baselines=["eager", "plain-onnx"], original=FakeOriginal(1.5))
     for name in ("eager", "plain-onnx"):
         assert f"those of {name} differ, so its speed is that of another" in findings(report)
     assert report.passed is None
@@ -127,10 +82,10 @@ def test_baseline_that_computes_something_else_is_said_to(identity: OnnxPackage)
 def test_original_of_another_checkpoint_is_said_to_be(tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False)
     assert package.manifest.checkpoint_sha256 is None
-    assert measured(package, baselines=["eager"], original=Doubles(sha256="1")).notes == ()
+    assert measured(package, baselines=["eager"], original=FakeOriginal(sha256="1")).notes == ()
     manifest = replace(without_layers(), checkpoint_sha256="2" * 64)
     package = write(tmp_path / "of_another", model(with_layer=False), manifest, with_layer=False)
-    report = measured(package, baselines=["eager"], original=Doubles(sha256="1"))
+    report = measured(package, baselines=["eager"], original=FakeOriginal(sha256="1"))
     assert report.notes == (
         f"the original is of another checkpoint than {package.root} was made from",
     )
@@ -140,7 +95,7 @@ def test_original_and_its_baselines_belong_together(identity: OnnxPackage):
     with pytest.raises(ConfigError, match="'plain-onnx' is the original model, which is not given"):
         measured(identity, baselines=["plain-onnx"])
     with pytest.raises(ConfigError, match="given, but no baseline is made from it"):
-        measured(identity, original=Doubles())
+        measured(identity, original=FakeOriginal())
     with pytest.raises(ConfigError, match="'eagar' is no directory and no file") as refused:
         measured(identity, baselines=["eagar"])
     assert refused.value.hint == "Did you mean 'eager'?"
@@ -159,7 +114,7 @@ def test_file_of_the_users_is_a_baseline(identity: OnnxPackage, tmp_path: Path):
 @nightly
 def test_process_of_its_own_takes_inputs_by_position_too(tmp_path: Path):
     path, inputs = tmp_path / "plain.onnx", tmp_path / "in.npz"
-    Doubles().write_onnx(path, None)
+    FakeOriginal().write_onnx(path, None)
     write_npz(inputs, vectors().inputs)
     assert (
         fresh_run(FreshTask(OnnxFile(path), Variant(kernels="off", threads=1), inputs)).first_run_ms

@@ -135,17 +135,6 @@ def build(plugin: Path, handmade: Path, tmp_path: Path) -> Build:
 
 
 @nightly
-def test_the_same_again_is_there_already(build: Build, tmp_path: Path):
-    first = build()
-    before = (tmp_path / "engine" / "engine.json").stat().st_mtime_ns
-    again = build()
-    assert (first.status, again.status) == ("built", "cached")
-    assert again.layers == first.layers
-    assert (tmp_path / "engine" / "engine.json").stat().st_mtime_ns == before
-    assert build(profiles=["batch=1..2"]).status == "built"
-
-
-@nightly
 def test_a_damaged_engine_is_built_again(build: Build, tmp_path: Path):
     build()
     (tmp_path / "engine" / "model.engine").write_bytes(b"vtrt")
@@ -255,17 +244,6 @@ def test_the_library_may_be_in_the_engine(build: Build, tmp_path: Path):
     assert report.plugin == "in the engine"
     assert (tmp_path / "engine" / "model.engine").stat().st_size > apart + 100_000
     assert not (tmp_path / "engine" / "libmoh_plugin.so").exists()
-
-
-@nightly
-def test_the_lowered_model_may_be_kept(build: Build, tmp_path: Path):
-    build(keep_onnx=True)
-    kept = onnx.load(tmp_path / "engine" / "model.onnx")
-    assert not kept.functions
-    assert "MoHAttention" in {node.op_type for node in kept.graph.node}
-    assert sorted(one.name for one in (tmp_path / "engine").iterdir()) == [
-        *("build.log", "engine.json", "libmoh_plugin.so", "model.engine", "model.onnx")
-    ]
 
 
 def test_an_engine_is_replaced_and_other_directories_are_not(build: Build, tmp_path: Path):

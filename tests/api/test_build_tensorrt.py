@@ -18,10 +18,9 @@ from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.cache_buffers import with_dtypes
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, TimingCache
+from moh_deploy.runtime.tensorrt.build_plan import TimingCache
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from moh_deploy.runtime.tensorrt.engine_dir import read_engine_dir
-from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import Stack
 from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.bounded_file import sha256_of
@@ -31,7 +30,7 @@ from tests.graph.decoders import write_decoder
 from tests.handmade_package import write_package
 from tests.nightly import nightly, one_in
 from tests.runtime.tensorrt import stand_in
-from tests.runtime.tensorrt.engines import MANIFEST, write_engine
+from tests.runtime.tensorrt.engines import MANIFEST, plan_of, write_engine
 from tests.trt_packages import other_keys, required_rtx, write_changed
 
 Build = Callable[..., BuildReport]
@@ -376,18 +375,7 @@ def test_tensorrt_without_the_layer_is_refused(
     grows: Path, written: OnnxPackage, found: str, is_refused: bool
 ):
     for package, refused in ((written, is_refused), (OnnxPackage.open(grows), False)):
-        plan = BuildPlan(
-            FLAVOURS["tensorrt"],
-            package,
-            low=None,
-            profiles=(),
-            targets=(),
-            workspace_bytes=None,
-            timing_cache=None,
-            library=None,
-            embed_plugin=False,
-            keep_onnx=False,
-        )
+        plan = plan_of(package)
         stack = Stack(found, None, None, None)
         if not refused:
             plan.require_cache_layer(stack)

@@ -11,7 +11,6 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.open_runner import open_runner
 from tests.exporting import prove_in_this_process
-from tests.frontend.inputs.test_example_inputs import MASKED
 from tests.frontend.load.onnx_graph.gated_layers import write_layer
 from tests.frontend.load.onnx_graph.onnx_models import written
 from tests.nightly import nightly
@@ -78,24 +77,6 @@ def test_options_that_have_no_meaning_for_a_file_are_refused(layer: Path, tmp_pa
         moh_deploy.export(layer, tmp_path / "package", factory="m:f")
     with pytest.raises(ConfigError, match="--dtype float16 was given, but the model is an ONNX"):
         moh_deploy.export(layer, tmp_path / "package", dtype="float16")
-
-
-@nightly
-def test_input_that_says_which_tokens_are_valid_is_named_in_the_manifest(tmp_path: Path) -> None:
-    path = written(MASKED, tmp_path / "model.onnx")
-    specs = ["x:[n=2,t=4,3]", "mask:[n=2,t=4]:int64"]
-    report = moh_deploy.export(path, tmp_path / "package", input_specs=specs, valid_tokens="mask")
-    assert report.valid_tokens == "mask"
-    assert report.runs[0].tokens.left_out > 0
-
-
-@nightly
-def test_file_without_layers_is_exported_as_it_is(tmp_path: Path) -> None:
-    path = written(
-        "g (float[n, 3] x) => (float[n, 3] y) { y = Softmax (x) }", tmp_path / "model.onnx"
-    )
-    report = moh_deploy.export(path, tmp_path / "package")
-    assert report.layers == ()
 
 
 @nightly

@@ -101,27 +101,6 @@ def export(
     return moh_deploy.export(model.eval(), output, **{**usual, **settings})
 
 
-class Additive(Decoder):
-    """Adds the lowest number to the scores of keys that are padding, as older masks did."""
-
-    def keys(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        lowest = torch.finfo(torch.float32).min
-        seen = super().keys(ids, valid)
-        return torch.zeros(seen.shape).masked_fill(~seen, lowest)
-
-
-class PooledToo(UnmasksEagerly):
-    """Returns a mean over valid tokens beside what it computes for each."""
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, weight = super().forward(input_ids, attention_mask), attention_mask.unsqueeze(-1)
-        # Multiplying by 0 would keep the NaN and the infinities of padding.
-        kept = torch.where(weight != 0, x, 0.0)
-        return x, kept.sum(1) / weight.sum(1)
-
-
 class NormedAttention(Attention):
     """Routes by directions: a token of zeros has none, and its router makes NaN."""
 
@@ -150,10 +129,6 @@ class WrongAtPadding(UnmasksEagerly):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         x = super().forward(input_ids, attention_mask)
         return x if torch.compiler.is_exporting() else x + 0.01
-
-
-def masks(root: Path) -> list[np.ndarray]:
-    return [run.inputs["attention_mask"] for run in OnnxPackage.open(root).vectors]
 
 
 def test_mask_that_the_graph_shows_is_used_and_said(tmp_path: Path):
@@ -187,28 +162,11 @@ def test_difference_at_valid_tokens_is_refused_though_padding_is_left_out(tmp_pa
     assert "only where" not in refused.value.message
 
 
-@nightly
-@pytest.mark.parametrize("dtype", one_in(2, [torch.bool, torch.float32]))
-def test_mask_that_is_named_may_be_of_any_dtype(dtype: torch.dtype, tmp_path: Path):
-    mask = LEFT.to(dtype)
-    report = export(UnmasksEagerly(), tmp_path / "package", mask, valid_tokens="attention_mask")
-    assert (report.valid_tokens, report.valid_tokens_found) == ("attention_mask", False)
-
-
 def test_mask_that_is_none_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="valid_tokens is 'attention_msk', but the model has inp"):
         export(Decoder(), tmp_path / "package", valid_tokens="attention_msk")
     with pytest.raises(ConfigError, match=r"'input_ids' is int64\[3, 7\] and holds other values"):
         export(Decoder(), tmp_path / "package", valid_tokens="input_ids")
-
-
-@nightly
-def test_pooled_output_is_compared_whole(tmp_path: Path):
-    report = export(PooledToo(), tmp_path / "package", output_names=["y", "pooled"])
-    assert report.valid_tokens_found
-    verified = moh_deploy.verify(tmp_path / "package", kernels="off")
-    elements = {one.name: one.elements for one in verified.outputs if one.vectors[0] == "0"}
-    assert elements == {"y": 17 * DIM, "pooled": 3 * DIM}
 
 
 @nightly
@@ -227,42 +185,6 @@ def test_router_that_makes_nan_of_padding_refuses_no_right_model(tmp_path: Path)
     assert run.scores[0] is not None
     # Padding, whose gates are all NaN, counts for nothing: two heads of four are open.
     assert layer.active_share == 0.5
-
-
-@nightly
-@pytest.mark.parametrize("model", one_in(2, [Decoder, Additive]))
-def test_padding_on_both_sides_is_recorded_whatever_the_example_holds(
-    model: type[Decoder], tmp_path: Path
-):
-    export(model(), tmp_path / "package", torch.ones_like(LEFT))
-    found = masks(tmp_path / "package")
-    assert (found[0] == 1).all()
-    assert any((mask[:, 0] == 0).any() for mask in found)
-    assert any((mask[:, -1] == 0).any() for mask in found)
-    # Of one size, too.
-    export(model(), tmp_path / "fixed", torch.ones_like(LEFT), dynamic=[])
-    assert [mask.shape for mask in masks(tmp_path / "fixed")] == [(3, 7)] * 3
-    assert [
-        int((mask[:, side] == 0).any())
-        for mask in masks(tmp_path / "fixed")[1:]
-        for side in (0, -1)
-    ] == [1, 0, 0, 1]
-
-
-@nightly
-@pytest.mark.parametrize("dtype", one_in(3, ["int64", "bool", "float32"]))
-def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
-    specs = ["input_ids:[batch=3,seq=7]:int64", f"attention_mask:[batch=3,seq=7]:{dtype}"]
-    moh_deploy.export(
-        Decoder().eval(), tmp_path / "package", input_specs=specs, valid_tokens="attention_mask"
-    )
-    example = masks(tmp_path / "package")[0]
-    assert example.dtype.name == dtype
-    assert example.astype(int).tolist() == [
-        [0, 0, 0, 1, 1, 1, 1],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 1, 1],
-    ]
 
 
 class Silence(Decoder):
@@ -355,35 +277,6 @@ def test_two_finite_masks_of_which_an_example_without_padding_shows_one(tmp_path
     assert (report.replaced_layers, report.valid_tokens) == (1, "attention_mask")
 
 
-class OpenOrClosed(NormedAttention):
-    """Opens heads or closes them: of scores that are NaN come numbers all the same."""
-
-    def gates(self, scores: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(scores).scatter(-1, scores.topk(2, dim=-1)[1], 1.0)
-
-
-class NormedHeads(Decoder):
-    """Routes by directions: the embedding of padding, which is 0, has none."""
-
-    attention = OpenOrClosed
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.Identity()
-        with torch.no_grad():
-            self.embed.weight[0] = 0
-
-
-@nightly
-def test_padding_whose_router_is_nan_becomes_valid_in_no_run(tmp_path: Path):
-    right = LEFT.flip(1)
-    inputs = {"input_ids": IDS * right, "attention_mask": right}
-    report = export(NormedHeads(), tmp_path / "package", inputs=inputs)
-    assert (report.replaced_layers, report.valid_tokens) == (1, "attention_mask")
-    for run in OnnxPackage.open(tmp_path / "package").vectors:
-        assert (run.inputs["input_ids"][run.inputs["attention_mask"] != 0] != 0).all()
-
-
 class TakesAdditive(UnmasksEagerly):
     """Is given what is added to scores, [batch, 1, queries, keys], but for causality."""
 
@@ -437,14 +330,3 @@ def test_configuration_names_the_mask_and_an_option_wins(tmp_path: Path):
     assert (report.valid_tokens, report.valid_tokens_found) == ("attention_mask", False)
     with pytest.raises(ExportError, match="differs from the original"):
         export(UnmasksEagerly(), tmp_path / "other", config=config, valid_tokens="all")
-
-
-@nightly
-def test_original_is_compared_without_padding(tmp_path: Path):
-    export(UnmasksEagerly(), tmp_path / "package")
-    original = moh_deploy.load_original(UnmasksEagerly().eval())
-    report = moh_deploy.verify(tmp_path / "package", against=[original], kernels="off")
-    report.raise_if_unequal()
-    assert report.tokens is not None
-    with pytest.raises(ExportError, match="only where input 'attention_mask' is 0"):
-        moh_deploy.verify(tmp_path / "package", against=[original], valid_tokens="all")

@@ -15,7 +15,7 @@ from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.compare.verify_runs import Way, prove
-from tests.handmade_package import vectors, write_package
+from tests.handmade_package import vectors
 from tests.kernel_library import required_library
 from tests.nightly import nightly
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
@@ -83,21 +83,10 @@ def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
 ):
     monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
     reports = jobs.reports(package, "auto")
+    others = {"projections_run_as": None, "by_size": None}
     expected = [
-        {
-            "path": "blocks.0.attn",
-            "runs_as": "kernel",
-            "router_runs_as": None,
-            "projections_run_as": None,
-            "by_size": None,
-        },
-        {
-            "path": "blocks.1.attn",
-            "runs_as": "function",
-            "router_runs_as": "kernel",
-            "projections_run_as": None,
-            "by_size": None,
-        },
+        {"path": "blocks.0.attn", "runs_as": "kernel", "router_runs_as": None, **others},
+        {"path": "blocks.1.attn", "runs_as": "function", "router_runs_as": "kernel", **others},
     ]
     for name in ("run", "verify", "verify files"):
         content = json.loads(to_json_text(reports[name].to_json()))
@@ -105,13 +94,6 @@ def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
         assert (content["kernel_nodes"], content["function_nodes"]) == (2, 1), name
     layers = json.loads(to_json_text(reports["inspect"].to_json()))["layers"]
     assert [{key: layer[key] for key in expected[0]} for layer in layers] == expected
-
-
-@nightly
-def test_package_without_layers_reports_none(jobs: Jobs, tmp_path: Path):
-    package = write_package(tmp_path / "package", with_layer=False)
-    assert jobs.layer_runs(package, "auto") == in_each_report()
-    assert prove(package.root, [Way("auto")])[0].layer_runs == ()
 
 
 def test_model_file_is_not_parsed_whole(package: OnnxPackage, monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.package import Manifest, OnnxPackage
+from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from tests.api.test_verify_against import write_model
+from tests.fake_original import FakeOriginal
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
@@ -30,22 +30,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None,
     reason="Polygraphy is not installed: pip install 'moh-deploy[polygraphy]'",
 )
-
-
-class Doubled:
-    """An original model."""
-
-    name = "original model in memory"
-    runtime = "PyTorch"
-
-    def on_threads(self, threads: int | None) -> nullcontext[None]:
-        return nullcontext()
-
-    def called_by(self, manifest: Manifest) -> Doubled:
-        return self
-
-    def run(self, arguments: list[Array]) -> list[Array]:
-        return [2 * arguments[0]]
 
 
 def ran(*runners: object) -> list[tuple[str, list[dict[str, Array]]]]:
@@ -109,11 +93,11 @@ def test_gates_are_outputs_where_they_are_asked_for(tmp_path: Path):
 
 def test_original_model_takes_names_from_its_package(tmp_path: Path):
     root = write_package(tmp_path / "package").root
-    ((name, iterations),) = ran(moh_deploy.polygraphy_runner(Doubled(), package=root))
-    assert name == "original model in memory"
+    ((name, iterations),) = ran(moh_deploy.polygraphy_runner(FakeOriginal(2), package=root))
+    assert name == "original model"
     np.testing.assert_array_equal(iterations[1]["y"], 2 * FEEDS[1]["x"])
     with pytest.raises(ConfigError, match="an original model has no names"):
-        moh_deploy.polygraphy_runner(Doubled())
+        moh_deploy.polygraphy_runner(FakeOriginal(2))
 
 
 def test_runners_of_polygraphys_are_references(tmp_path: Path):
@@ -184,7 +168,7 @@ def test_what_cannot_be_a_runner_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match=r"gates are asked of .*, and a package alone has them"):
         moh_deploy.polygraphy_runner(write_model(tmp_path / "plain.onnx"), gates=True)
     with pytest.raises(ConfigError, match="gates are asked of an original model"):
-        moh_deploy.polygraphy_runner(Doubled(), gates=True, package=root)
+        moh_deploy.polygraphy_runner(FakeOriginal(2), gates=True, package=root)
     with pytest.raises(ConfigError, match="is no original model: leave it out"):
         moh_deploy.polygraphy_runner(root, package=root)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -11,8 +11,6 @@ from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage, RouterTypes
 from tests import small_moh
-from tests.nightly import nightly
-from tests.two_layers import write_two_layers
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +34,6 @@ def test_routers_decide_in_float32_and_the_manifest_says_so(package: OnnxPackage
     moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     (layer,) = OnnxPackage.open(tmp_path / "half").manifest.layers
     assert layer.router_types == RouterTypes("float16", "float32", "float32")
-
-
-@nightly
-def test_choices_by_size_are_kept(tmp_path: Path):
-    package = write_two_layers(tmp_path / "package")
-    moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})
-    before = OnnxPackage.open(package.root).manifest.layers
-    assert any(layer.ranges for layer in before)
-    moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
-    after = OnnxPackage.open(tmp_path / "half").manifest.layers
-    assert [(one.choice, one.ranges) for one in after] == [
-        (one.choice, one.ranges) for one in before
-    ]
-    assert moh_deploy.verify(tmp_path / "half").equal
-    moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
-    assert moh_deploy.verify(tmp_path / "low").equal
 
 
 def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_path: Path):

@@ -10,7 +10,6 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.vectors import CORPUS_NAME
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.reference.reference import Answers
@@ -46,15 +45,6 @@ def probe(package: Path, **options: object) -> ProbeReport:
     return moh_deploy.probe(package, **given)  # type: ignore[arg-type]
 
 
-@nightly
-def test_right_package_passes(package: Path):
-    report = probe(package, valid_tokens="valid")
-    assert report.passed
-    report.raise_if_failed()
-    assert (report.count("failed"), report.count("not run")) == (0, 0)
-    assert (report.mining, report.corpus, report.corpus_written) == (None, (), False)
-
-
 def test_planted_bug_raises_a_sentence_that_names_layer_and_case(tmp_path: Path):
     bug = planted_bugs.nan_as_the_smallest
     report = probe(write_edge_package(tmp_path / "package", bug).root)
@@ -78,13 +68,6 @@ def test_inputs_of_nothing_but_nan_are_not_searched_and_no_pass(package: Path, t
         "there is nothing to search in these inputs: they give nothing but NaN scores.",
     )
     assert report.reasons == (found.detail,)
-
-
-@nightly
-def test_nobody_is_asked_to_guess_the_mask(package: Path):
-    (padding,) = [one for one in probe(package).results if one.case == "padding only"]
-    assert padding.status == "not run"
-    assert "--valid-tokens NAME, one of valid, or none of them" in padding.detail
 
 
 @sampled(2)
@@ -135,14 +118,6 @@ def test_corpus_is_kept_and_run_by_probe_and_verify(package: Path, files: Path):
         " model)"
     )
     assert moh_deploy.verify(package, kernels="off", vectors=1).vector_sets == 1
-
-
-@nightly
-def test_corpus_does_not_grow_by_the_same_inputs(package: Path, files: Path):
-    probe(package, inputs=[files], update_corpus=True)
-    first = (package / CORPUS_NAME).read_bytes()
-    probe(package, inputs=[files], update_corpus=True)
-    assert (package / CORPUS_NAME).read_bytes() == first
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,6 @@ def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path
     assert report.runtime.startswith("ONNX Runtime ")
 
 
-def test_layer_that_the_session_gives_to_a_kernel_runs_as_one(tmp_path: Path):
-    library = required_library()
-    report = moh_deploy.inspect(write_package(tmp_path / "package").root)
-    assert [run.runs_as for run in report.layer_runs] == ["kernel"]
-    assert report.kernels.library == library
-
-
 def test_package_without_layers_has_nothing_to_skip(tmp_path: Path):
     report = moh_deploy.inspect(write_package(tmp_path / "package", with_layer=False).root)
     assert report.layer_runs == ()

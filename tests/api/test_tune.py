@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import moh_deploy
@@ -25,6 +24,7 @@ from moh_deploy.validate.reference.input_sets import InputSet
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
 from tests.nightly import nightly, sampled
+from tests.report.shown import text_of
 from tests.two_layers import write_two_layers
 
 FIRST, SECOND, WHOLE = "blocks.0.attn", "blocks.1.attn", "whole model"
@@ -180,14 +180,6 @@ def test_outputs_on_the_users_inputs_are_compared_with_those_before(
     assert "outputs on made up were not compared with those before: 3 tokens" in text_of(report)
 
 
-@nightly
-def test_tuning_again_gives_the_same_package(package: OnnxPackage):
-    tuned(package)
-    once = files(package.root)
-    tuned(package)
-    assert files(package.root) == once
-
-
 def test_dry_run_writes_nothing(package: OnnxPackage):
     before = files(package.root)
     report = tuned(package, dry_run=True)
@@ -216,12 +208,6 @@ def test_choices_may_be_given(package: OnnxPackage):
     assert (tuning.source, tuning.layer_ms) == ("given", ())
     assert report.written
     assert "│ blocks.1.attn │ sparse │ dense" in text_of(report)
-
-
-def test_given_choices_replace_what_was_measured(package: OnnxPackage):
-    tuned(package)
-    moh_deploy.tune(package.root, choose={"all": "sparse"})
-    assert written_choices(package) == ["sparse", "sparse"]
 
 
 def test_without_kernels_there_is_nothing_to_measure(
@@ -271,12 +257,6 @@ def test_wrong_options_are_refused_and_the_package_stays(
     with pytest.raises(ConfigError, match=message):
         moh_deploy.tune(package.root, **options)
     assert files(package.root) == before
-
-
-def test_wrong_inputs_are_refused(package: OnnxPackage, tmp_path: Path):
-    write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 8))})
-    with pytest.raises(ConfigError, match=r"in\.npz: input 'x' is float64.*expected dtype float32"):
-        moh_deploy.tune(package.root, inputs=[tmp_path / "in.npz"])
 
 
 def test_package_that_cannot_be_replaced_is_refused_before_anything_is_measured(
@@ -344,12 +324,3 @@ def test_package_that_would_compute_something_else_is_not_written(tmp_path: Path
     with pytest.raises(ValidationError, match="not equal to the reference"):
         moh_deploy.tune(package.root, choose={"all": "dense"})
     assert files(package.root) == before
-
-
-def text_of(report: TuneReport) -> str:
-    from rich.console import Console
-
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(report)
-    return capture.get()

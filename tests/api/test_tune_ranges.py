@@ -18,13 +18,13 @@ from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
-from tests.api.test_tune import Meter, tuned
+from tests.api.test_tune import Meter, files, tuned
 from tests.handmade_package import vectors, write_package
-from tests.kernel_library import required_library, without_library
+from tests.kernel_library import required_library
 from tests.nightly import nightly, sampled
 from tests.projected_package import ATTENTION, OUTPUT, QUERY, write_projected
 from tests.repaired_package import rewrite_manifest
-from tests.report.test_reports import text_of
+from tests.report.shown import text_of
 from tests.two_layers import write_two_layers
 
 FIRST = "blocks.0.attn"
@@ -33,10 +33,6 @@ FIRST = "blocks.0.attn"
 @pytest.fixture
 def package(tmp_path: Path) -> OnnxPackage:
     return write_two_layers(tmp_path / "package")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def with_zero_dense_bodies(package: OnnxPackage) -> OnnxPackage:
@@ -103,14 +99,6 @@ def test_projections_depend_on_sizes_too(tmp_path: Path, kernels: str):
     assert (run.runs_as, run.projections_run_as) == (expected, expected)
 
 
-def test_package_without_kernels_runs_wherever_onnx_runtime_does(
-    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    moh_deploy.tune(package.root, choose={"all[seq<=3]": "dense"})
-    without_library(tmp_path / "none", monkeypatch)
-    assert moh_deploy.verify(package.root).equal
-
-
 def test_gates_are_read_as_ever(package: OnnxPackage):
     moh_deploy.tune(package.root, choose={"all[seq<=3]": "dense"})
     package = OnnxPackage.open(package.root)
@@ -118,13 +106,6 @@ def test_gates_are_read_as_ever(package: OnnxPackage):
     for seq in (3, 5):
         one = vectors(seq=seq)
         np.testing.assert_allclose(runner.run(one.inputs)["gates_0"], one.gates[0], atol=1e-6)
-
-
-def test_users_inputs_are_verified_at_all_sizes(package: OnnxPackage, tmp_path: Path):
-    moh_deploy.tune(package.root, choose={"all[seq<=3]": "dense"})
-    for seq in (2, 6):
-        write_npz(tmp_path / f"{seq}.npz", vectors(seq=seq).inputs)
-    assert moh_deploy.verify(package.root, inputs=sorted(tmp_path.glob("*.npz"))).equal
 
 
 def test_manifest_holds_ranges_and_taking_them_back_leaves_nothing(package: OnnxPackage):
@@ -334,10 +315,6 @@ def projected(tmp_path: Path) -> OnnxPackage:
 def domains(projected: OnnxPackage) -> tuple[str, ...]:
     nodes = {node.name: node.domain for node in onnx.load(projected.model_path).graph.node}
     return tuple(nodes[name] for name in (QUERY, ATTENTION, OUTPUT))
-
-
-def test_package_is_equal_before_anybody_chose(projected: OnnxPackage):
-    assert moh_deploy.verify(projected.root).equal
 
 
 @sampled(2)

@@ -389,41 +389,6 @@ def test_package_tuned_for_a_runtime_that_is_not_there_says_so(
     assert OnnxPackage.open(lowered.package).manifest.runtime is None
 
 
-# A metric of the user's that crashes on whatever differs from the float32 package, as a kernel may.
-CRASHING = """
-import os, signal
-import numpy as np
-seen = {}
-def score(outputs, labels):
-    (y,) = outputs.values()
-    known = seen.setdefault(labels.tobytes(), y)
-    if np.abs(y - known).max() > 1e-3 * np.abs(known).max():
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return np.ones(len(labels))
-"""
-
-
-@pytest.mark.nightly
-def test_candidate_that_crashes_does_not_end_the_search(
-    package: OnnxPackage, samples: dict[str, Path], tmp_path: Path
-):
-    (tmp_path / "mine.py").write_text(CRASHING)
-    report = moh_deploy.tune_within(
-        package.root,
-        within="mine:score >= 0.9 * reference",
-        inputs=[samples["inputs"]],
-        labels=samples["labels"],
-        code_dirs=[tmp_path],
-        min_time=0.0,
-        output=tmp_path / "fast",
-    )
-    lost = of(report, INT8)
-    assert lost.ending == "could not run"
-    assert str(lost.reason).startswith("its process ended by signal 11 (SIGSEGV)")
-    assert report.precision in ("float32", "float16")
-    assert moh_deploy.verify(tmp_path / "fast").equal
-
-
 HANGING = """
 import pathlib, time
 def score(outputs, labels):

@@ -28,18 +28,6 @@ def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
     assert "3.1 % of the whole model" in shown.out
 
 
-def test_inspect_json(cli: Cli, package: Path):
-    content = cli("inspect", package, "--kernels", "off", "--json").json
-    assert (content["moh_layers"], content["replaced_layers"]) == (1, 1)
-    assert content["kernels"]["reason"] == "switched off"
-    assert content["compute_type"] == "float32"
-    assert content["layers"][0]["runs_as"] == "function"
-    assert content["skippable_flops"] == 312
-    assert content["inputs"] == [
-        {"name": "x", "dtype": "float32", "shape": ["batch", "seq", 8]},
-    ]
-
-
 def test_inspect_says_that_there_is_no_layer(cli: Cli, tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False).root
     assert "This model has no MoH layer" in cli("inspect", package).out
@@ -78,15 +66,6 @@ def test_verify_of_nan_is_valid_json(cli: Cli, tmp_path: Path):
     assert failed.json["max_abs_error"] == "NaN"
 
 
-def test_verify_takes_several_input_files(cli: Cli, package: Path, tmp_path: Path):
-    for seed in (1, 2):
-        write_npz(tmp_path / f"{seed}.npz", vectors(seed=seed).inputs)
-    files = ["--inputs", tmp_path / "1.npz", "--inputs", tmp_path / "2.npz"]
-    content = cli("verify", package, *files, "--json").json
-    assert content["vector_sets"] == 2
-    assert content["outputs"][1]["vectors"].startswith("2.npz (")
-
-
 def test_verify_takes_the_first_recorded_runs_only(cli: Cli, tmp_path: Path):
     sets = (vectors(batch=2), vectors(batch=3))
     package = write_package(tmp_path / "package", sets=sets).root
@@ -106,25 +85,6 @@ def test_inline_writes_a_model(cli: Cli, package: Path, tmp_path: Path):
     content = cli("inline", package, "-o", tmp_path / "flat.onnx", "--json").json
     assert (content["opset"], content["weights"]) == (20, None)
     assert content["parity"]["equal"] is True
-
-
-@pytest.mark.parametrize(
-    ("scale", "output", "exit_code", "message"),
-    [
-        (2.0, "flat.onnx", 1, "the model in standard operators is not equal"),
-        (1.0, "package/flat.onnx", 2, "inside of the package"),
-        (1.0, "", 5, "is a directory"),
-    ],
-)
-def test_inline_that_is_refused_writes_nothing(
-    cli: Cli, tmp_path: Path, scale: float, output: str, exit_code: int, message: str
-):
-    package = write_package(tmp_path / "package", scale=scale).root
-    failed = cli("inline", package, "-o", tmp_path / output)
-    assert failed.exit_code == exit_code
-    assert message in failed.err
-    assert [one.name for one in tmp_path.iterdir()] == ["package"]
-    assert "flat.onnx" not in {one.name for one in package.iterdir()}
 
 
 def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
@@ -165,27 +125,7 @@ def test_required_kernels_that_are_not_there_end_with_6(
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_changed_package_ends_with_5(cli: Cli, package: Path, command: str):
-    with (package / "model.onnx").open("ab") as file:
-        file.write(b" ")
-    failed = cli(command, package)
-    assert failed.exit_code == 5
-    assert failed.out == ""
-    assert "model.onnx has changed" in failed.err
-
-
 BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
-
-
-@nightly
-def test_bench_measures_beside_baselines(cli: Cli, package: Path, tmp_path: Path):
-    report = tmp_path / "report.md"
-    shown = cli("bench", package, "--baseline", "functions", *BENCH, "--markdown", report)
-    assert (shown.exit_code, shown.err) == (0, "")
-    assert "recorded inputs at batch=2, seq=3" in shown.out
-    assert "blocks.0.attn" in shown.out
-    assert "### recorded inputs at batch=2, seq=3" in report.read_text()
 
 
 @nightly
@@ -261,14 +201,6 @@ def test_tune_takes_choices(cli: Cli, package: Path):
     assert "1 MoH layer: 1 dense" in cli("inspect", package).out
     refused = cli("tune", package, "--choose", "blocks.0.attn=fast", "--json")
     assert (refused.exit_code, refused.json["error"]["type"]) == (2, "ConfigError")
-
-
-def test_tune_refuses_inputs_as_run_does(cli: Cli, package: Path, tmp_path: Path):
-    write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 9), np.float32)})
-    files = ["--inputs", tmp_path / "in.npz"]
-    refused = cli("tune", package, *files)
-    assert refused.exit_code == 2
-    assert refused.err == cli("run", package, *files, "--outputs", tmp_path / "out.npz").err
 
 
 def test_verify_writes_reports_for_a_ci(cli: Cli, package: Path, tmp_path: Path):

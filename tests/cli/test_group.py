@@ -75,6 +75,7 @@ def test_version(cli: Cli):
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
         (["verify", "p", "--kernels", "fast"], "'fast' is not one of"),
+        (["verify", "p", "--batch-size", "0"], "0 is not in the range"),
         (["export", "m.pt"], "Missing option '--output'"),
     ],
 )

@@ -161,16 +161,6 @@ def test_error_of_the_pipeline_is_one_line_and_its_exit_code(cli: Cli, pipeline:
     }
 
 
-def test_interrupt_ends_with_130(cli: Cli, pipeline: Pipeline):
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    pipeline.act = interrupt
-    stopped = cli("export", "model.pt", "-o", "out")
-    assert stopped.exit_code == 130
-    assert stopped.err.strip() == "interrupted"
-
-
 def test_installation_without_pytorch_says_so(cli: Cli, pipeline: Pipeline):
     def miss() -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
@@ -179,13 +169,6 @@ def test_installation_without_pytorch_says_so(cli: Cli, pipeline: Pipeline):
     failed = cli("export", "model.pt", "-o", "out")
     assert failed.exit_code == 6
     assert failed.err.startswith("error: PyTorch is not installed, and this command loads")
-
-
-def test_bug_keeps_its_traceback(cli: Cli, pipeline: Pipeline):
-    pipeline.act = lambda: [][0]
-    failed = cli("export", "model.pt", "-o", "out")
-    assert failed.exit_code == 70
-    assert "IndexError: list index out of range" in failed.err
 
 
 # The command on real files: one model in each form that a checkpoint may have.

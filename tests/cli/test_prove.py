@@ -141,41 +141,7 @@ def test_users_function_is_found_in_its_directory(cli: Cli, classifier: Path, tm
     assert cli("verify", classifier, *words).exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--labels", "labels.csv"], "name --inputs, too"),
-        (["--metric", "top-1"], "name --labels"),
-        (["--labels", "none.npy", "--inputs", "val.npz"], "none.npy does not exist"),
-        (["--labels", "y", "--inputs", "val.npz"], "nor a member of val.npz, which holds 'x'"),
-        (["--labels", "labels.csv", "--inputs", "val.npz", "--batch-size", "0"], "0 is not in"),
-    ],
-)
-def test_what_is_missing_is_named(
-    cli: Cli,
-    classifier: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    message: str,
-):
-    write_data(tmp_path, 40)
-    monkeypatch.chdir(tmp_path)
-    shown = cli("verify", classifier, *words)
-    assert shown.exit_code == 2
-    assert message in shown.err
-
-
 QUICK = ["--kernels", "off", "--longest", "seq=9", "--longest", "batch=3"]
-
-
-@nightly
-def test_probe_exits_with_0_and_shows_every_case(cli: Cli, package: Path):
-    shown = cli("probe", package, *QUICK, "--valid-tokens", "valid")
-    assert (shown.exit_code, shown.err) == (0, "")
-    for text in ("ties", "saturated", "2 layers", "padding only: valid all 0", "longest: seq=9"):
-        assert text in shown.out
-    assert "PASSED: 24 passed, 0 failed, 4 not applicable, 0 not run" in shown.out
 
 
 def test_probe_json(cli: Cli, package: Path, tmp_path: Path):
@@ -232,14 +198,6 @@ def test_junit_of_a_probe_that_did_not_start_says_so(cli: Cli, tmp_path: Path):
     assert "does not exist" in str(error.get("message"))
 
 
-def test_longest_of_another_form_is_refused(cli: Cli, package: Path):
-    for given, message in (("seq", "expected DIM=N"), ("seq=x", "expected DIM=N")):
-        shown = cli("probe", package, "--longest", given)
-        assert (shown.exit_code, message in shown.err) == (2, True)
-    twice = cli("probe", package, "--longest", "seq=3", "--longest", "seq=4")
-    assert (twice.exit_code, "longest names 'seq' twice" in twice.err) == (2, True)
-
-
 # bisect as a user calls it.
 
 
@@ -294,11 +252,3 @@ def test_repaired_package_ends_with_0(cli: Cli, tmp_path: Path):
     assert "REPAIRED: passes verify" in shown.out
     content = cli("bisect", tmp_path / "out", "--target", "1e-6", "--json").json
     assert content["diverges"] is False
-
-
-def test_wrong_options_end_with_2(cli: Cli, handmade: Path, tmp_path: Path):
-    failed = cli("bisect", handmade, "--target", "2")
-    assert (failed.exit_code, failed.err.count("target is 2.0, expected a share")) == (2, 1)
-    failed = cli("bisect", handmade, "--output", tmp_path / "out")
-    assert (failed.exit_code, failed.err.count("there is nothing to put into float32")) == (2, 1)
-    assert cli("bisect", tmp_path / "none").exit_code == 5

@@ -12,7 +12,7 @@ import yaml
 
 import moh_deploy
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.made_arms import find_arms
+from moh_deploy.decision.made_arms import FoundArms, find_arms
 from moh_deploy.decision.plan import PlanFile, plan_of
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.choose_layers import write_choices
@@ -39,24 +39,25 @@ MADE: dict[str, dict[str, object]] = {
 }
 
 
+def found_arms(root: Path, arms: dict[str, dict[str, object]]) -> FoundArms:
+    """Return the arms of a plan whose reference is the first of them."""
+    latency = {"at_least": 0.1}
+    document = {"goal": "See them", "reference": next(iter(arms)), "arms": arms, "latency": latency}
+    return find_arms(PlanFile(plan_of(document, "plan.yaml"), root, "plan.yaml"), None)
+
+
+def made_arms(root: Path, arms: dict[str, dict[str, object]]) -> dict[str, Arm]:
+    found, quiet = found_arms(root, arms), SilentProgress()
+    (root / "scratch").mkdir()
+    return {one.name: one for one in found.made(found.given(quiet), root / "scratch", quiet)}
+
+
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arm]:
     root = tmp_path_factory.mktemp("made")
     write_grouped(root / "package")
-    document = {
-        "goal": "See them all",
-        "reference": "moh",
-        "arms": {
-            "moh": {"path": "package"},
-            **{name: {"made": one} for name, one in MADE.items()},
-        },
-        "latency": {"at_least": 0.1},
-    }
-    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), root, "plan.yaml"), None)
-    (root / "scratch").mkdir()
-    quiet = SilentProgress()
-    given = found.given(quiet)
-    return {one.name: one for one in found.made(given, root / "scratch", quiet)}
+    made = {name: {"made": one} for name, one in MADE.items()}
+    return made_arms(root, {"moh": {"path": "package"}, **made})
 
 
 def package_of(arm: Arm) -> OnnxPackage:
@@ -112,17 +113,9 @@ def test_package_runs_in_what_it_was_tuned_for_unless_the_plan_says_another(
     monkeypatch.setattr("moh_deploy.runtime.models.runtime_name_of", str)
     package = write_grouped(tmp_path / "plain")
     write_choices(package, package.manifest.layers, tmp_path / "tuned", runtime="openvino")
-    document = {
-        "goal": "See what runs them",
-        "reference": "plain",
-        "arms": {
-            "plain": {"path": "plain"},
-            "tuned": {"path": "tuned"},
-            "otherwise": {"path": "tuned", "runtime": "onnxruntime"},
-        },
-        "latency": {"at_least": 0.1},
-    }
-    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
+    arms = {name: {"path": name} for name in ("plain", "tuned")}
+    arms["otherwise"] = {"path": "tuned", "runtime": "onnxruntime"}
+    found = found_arms(tmp_path, arms)
     assert {one.name: one.variant.runtime for one in found.given(SilentProgress())} == {
         "plain": "onnxruntime",
         "tuned": "openvino",
@@ -140,42 +133,22 @@ def test_runtime_that_is_not_installed_is_refused_as_the_plan_is_read(tmp_path: 
         "moh": {"path": "package"},
         "int8": {"made": {"precision": "int8"}, "runtime": "openvino"},
     }
-    document = {"goal": "g", "reference": "moh", "arms": arms, "latency": {"at_least": 0.1}}
     with pytest.raises(BackendError, match="arm 'int8' cannot run: openvino is not installed"):
-        find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
+        found_arms(tmp_path, arms)
 
 
 def test_made_is_of_the_first_package_where_the_reference_is_none(tmp_path: Path):
     package = write_grouped(tmp_path / "moh")
     shutil.copyfile(package.model_path, tmp_path / "dense.onnx")
-    document = {
-        "goal": "See what it is made of",
-        "reference": "dense",
-        "arms": {
-            "dense": {"path": "dense.onnx"},
-            "moh": {"path": "moh"},
-            "open": {"made": {"all_heads_open": True}},
-        },
-        "latency": {"at_least": 0.1},
-    }
-    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
-    (tmp_path / "scratch").mkdir()
-    quiet = SilentProgress()
-    made = {one.name: one for one in found.made(found.given(quiet), tmp_path / "scratch", quiet)}
+    given = {"dense": {"path": "dense.onnx"}, "moh": {"path": "moh"}}
+    made = made_arms(tmp_path, {**given, "open": {"made": {"all_heads_open": True}}})
     assert made["open"].kind.startswith("made of 'moh'")
 
 
 def test_made_arm_that_is_called_dense_chooses_no_heads(tmp_path: Path):
     write_grouped(tmp_path / "moh")
-    arms = {
-        "moh": {"path": "moh"},
-        "half": {"made": {"precision": "float16"}, "dense": True},
-    }
-    document = {"goal": "g", "reference": "moh", "arms": arms, "latency": {"at_least": 0.1}}
-    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
-    quiet = SilentProgress()
-    (tmp_path / "scratch").mkdir()
-    _, half = found.made(found.given(quiet), tmp_path / "scratch", quiet)
+    called_dense = {"made": {"precision": "float16"}, "dense": True}
+    half = made_arms(tmp_path, {"moh": {"path": "moh"}, "half": called_dense})["half"]
     assert (half.dense, half.chooses) == (True, False)
 
 
@@ -263,6 +236,10 @@ def test_engines_take_turns_with_their_package_and_are_judged_like_it(fakes: Fak
     assert engine["not_measured"]["routing"] == "gates of its heads cannot be read here"
 
 
+def with_engine(**run: str) -> dict[str, object]:
+    return {"arms": {"package": {"path": "package"}, "engine": {"path": "engine", **run}}}
+
+
 @nightly
 @needs_polygraphy
 @pytest.mark.parametrize(
@@ -270,24 +247,8 @@ def test_engines_take_turns_with_their_package_and_are_judged_like_it(fakes: Fak
     [
         ({"sizes": [{"batch": 2, "seq": 50}]}, "engine was built for batch=1..2..4"),
         ({"batch_size": 64}, "engine was built for batch=1..2..4"),
-        (
-            {
-                "arms": {
-                    "package": {"path": "package"},
-                    "engine": {"path": "engine", "kernels": "off"},
-                }
-            },
-            "was decided when it was built",
-        ),
-        (
-            {
-                "arms": {
-                    "package": {"path": "package"},
-                    "engine": {"path": "engine", "runtime": "openvino"},
-                }
-            },
-            "arm 'engine' cannot run: ",
-        ),
+        (with_engine(kernels="off"), "was decided when it was built"),
+        (with_engine(runtime="openvino"), "arm 'engine' cannot run: "),
     ],
     ids=["sizes", "batch", "kernels", "runtime"],
 )

@@ -1,6 +1,5 @@
 """Members of `vectors.npz` that older packages lack, and of which a layer may have none."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,9 +135,3 @@ def test_corpus_of_unknown_layers_is_refused(tmp_path: Path):
     write_npz(path, members)
     with pytest.raises(PackageError, match=r"set 0 does not say what was mined"):
         read_corpus(path, MANIFEST)
-
-
-def test_package_without_corpus_names_none(tmp_path: Path):
-    package = write_package(tmp_path / "package")
-    manifest = json.loads((package.root / "manifest.json").read_text())
-    assert CORPUS_NAME not in manifest["files"]

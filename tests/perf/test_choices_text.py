@@ -12,7 +12,8 @@ from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS
-from tests.report.test_reports import KERNELS, text_of
+from tests.report.shown import text_of
+from tests.report.test_reports import KERNELS
 
 SPARSE_WINS = Prediction({"dense": 1.5, "sparse": 1.0}, {"sparse": 0.875})
 DENSE_WINS = Prediction({"dense": 1.0, "sparse": 1.25}, {"sparse": None})

@@ -1,10 +1,19 @@
-"""Reports in each format of a file."""
+"""Reports as they are printed, and in each format of a file."""
+
+from rich.console import Console, RenderableType
 
 from moh_deploy.report.document import About
 from moh_deploy.report.html.page import page
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown
 from moh_deploy.report.report import Report
+
+
+def text_of(content: RenderableType, width: int = 200) -> str:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(content)
+    return capture.get()
 
 
 def as_junit(report: Report, subject: str) -> str:

@@ -6,7 +6,6 @@ import xml.etree.ElementTree as xml
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from moh_deploy.report.document import (
     PAGE,
@@ -37,6 +36,7 @@ from moh_deploy.report.html.page import page
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown
 from moh_deploy.report.terminal import terminal
+from tests.report.shown import text_of
 
 ABOUT = About("a thing")
 COLUMNS = (
@@ -71,20 +71,13 @@ TOY = Document(
 )
 
 
-def in_terminal(document: Document) -> str:
-    console = Console(width=100)
-    with console.capture() as capture:
-        console.print(terminal(document))
-    return capture.get()
-
-
 def on_page(document: Document) -> str:
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page(document, ABOUT), flags=re.DOTALL)
     return " ".join(html.unescape(text).split())
 
 
 def test_terminal_has_the_verdict_last_and_what_it_has_room_for():
-    text = in_terminal(TOY)
+    text = text_of(terminal(TOY), 100)
     assert "│ first  │ 1.23 │ 25.0 % │  yes │ -       │" in text
     assert "│ second │  100 │      - │   no │ too big │" in text
     words = ["[not markup]", "sizes of all", "unfolded", "most is water", "on a scale"]
@@ -123,7 +116,8 @@ def test_document_without_cases_is_one():
 
 def test_document_without_a_verdict_has_none_in_any_format():
     plain = replace(TOY, verdict=None)
-    assert "TOO HEAVY" not in in_terminal(plain) + markdown(plain, ABOUT) + on_page(plain)
+    for text in (text_of(terminal(plain)), markdown(plain, ABOUT), on_page(plain)):
+        assert "TOO HEAVY" not in text
     (case,) = xml.fromstring(junit(plain, ABOUT)).iter("skipped")
     assert case.get("message") == "Nothing is judged."
 
@@ -132,11 +126,11 @@ def test_document_without_a_verdict_has_none_in_any_format():
 def test_parts_with_an_answer_of_their_own_say_it_and_their_reasons(is_good: bool):
     own = Verdict("LIGHT", is_good, lines=("1 g",), reasons=() if is_good else ("it is not",))
     document = replace(TOY, blocks=(Section("Part", (), own),))
-    for text in (in_terminal(document), markdown(document, ABOUT)):
+    for text in (text_of(terminal(document), 100), markdown(document, ABOUT)):
         assert "Part" in text
         assert ("it is not" in text) != is_good
         assert "two is not" not in text  # the parts say what is wrong
-    assert ("LIGHT: 1 g" in in_terminal(document)) is True
+    assert ("LIGHT: 1 g" in text_of(terminal(document), 100)) is True
     heading = "#### Part: light" if is_good else "#### Part: LIGHT"
     assert heading in markdown(document, ABOUT)
     assert "Part light" in on_page(document)
@@ -145,7 +139,7 @@ def test_parts_with_an_answer_of_their_own_say_it_and_their_reasons(is_good: boo
 def test_baseline_is_judged_apart():
     verdict = Verdict("WORSE", False, lines=("b.json: 1 worse",), reasons=("it was 1",))
     document = replace(TOY, baseline=Section("Baseline file", (), verdict))
-    assert in_terminal(document).rstrip().endswith("it was 1\nWORSE: b.json: 1 worse")
+    assert text_of(terminal(document), 100).rstrip().endswith("it was 1\nWORSE: b.json: 1 worse")
     assert "#### Baseline file: WORSE\n\nb.json: 1 worse\n\n- it was 1\n" in markdown(document)
     text = on_page(document)
     assert text.index("b.json: 1 worse") < text.index("it was 1") < text.index("weight")

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console, RenderableType
 
 from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.graph.layer_nodes import LayerNodes
@@ -21,7 +20,7 @@ from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests.handmade_package import LAYER, MANIFEST, without_layers
 from tests.kernel_library import NO_KERNELS
-from tests.report.shown import as_markdown, as_page
+from tests.report.shown import as_markdown, as_page, text_of
 
 KERNELS = KernelUse(Path("/there/lib.so"), None, "avx2", "bfloat16")
 
@@ -31,13 +30,6 @@ def run_of(runs_as: LayerImpl | None, router_runs_as: LayerImpl | None, index: i
 
 
 FUNCTION = run_of("function", None)
-
-
-def text_of(content: RenderableType) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(content)
-    return capture.get()
 
 
 def parity(

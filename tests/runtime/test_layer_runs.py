@@ -4,14 +4,11 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.package import LayerInfo, with_choices
-from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.runtime.layers_text import constant_gates, layer_table, runs_as, runs_text
-from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, write_package
-from tests.kernel_library import required_library
-from tests.two_layers import FIRST, LAYERS, ROUTER, SECOND, write_two_layers
+from tests.two_layers import FIRST, LAYERS, ROUTER, SECOND
 
 MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "kernel"}
 
@@ -74,33 +71,6 @@ def test_layer_that_depends_on_sizes_says_so():
 
 
 # Of a session.
-
-
-def test_session_of_function_bodies(tmp_path: Path):
-    package = write_two_layers(tmp_path / "package")
-    assert open_runner(package, Variant(kernels="off")).describe().layer_runs == (
-        LayerRun("blocks.0.attn", "function", None),
-        LayerRun("blocks.1.attn", "function", "function"),
-    )
-
-
-def test_session_on_kernels(tmp_path: Path):
-    required_library()
-    package = write_two_layers(tmp_path / "package")
-    runner = open_runner(package, Variant(kernels="require", extra_outputs=package.gate_names))
-    assert runner.describe().layer_runs == (
-        LayerRun("blocks.0.attn", "kernel", None),
-        LayerRun("blocks.1.attn", "kernel", "kernel"),
-    )
-
-
-def test_session_says_it_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No session of today mixes them; one that does must be believed."""
-    monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
-    assert open_runner(write_two_layers(tmp_path / "package")).describe().layer_runs == (
-        LayerRun("blocks.0.attn", "kernel", None),
-        LayerRun("blocks.1.attn", "function", "kernel"),
-    )
 
 
 def test_model_without_layers_or_without_manifest_has_no_layer_runs(tmp_path: Path):

@@ -36,11 +36,6 @@ def assert_loaded(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
 
 
-def test_state_dict_is_its_own_weights() -> None:
-    state = state_of(Net())
-    assert select_weights(state, state_key=None, source="f") is state
-
-
 @pytest.mark.parametrize("key", ["model", "state_dict", "net_g", "deep.er"])
 def test_only_set_of_weights_is_found_beside_other_entries(key: str) -> None:
     net = Net()
@@ -52,22 +47,26 @@ def test_only_set_of_weights_is_found_beside_other_entries(key: str) -> None:
     assert select_weights(loaded, state_key=None, source="f") is state
 
 
-def test_nested_weights_are_found() -> None:
-    state = state_of(Net())
-    assert select_weights({"a": {"b": state}}, state_key=None, source="f") is state
-
-
-@pytest.mark.parametrize("key", ["ema", "nested.model", "dotted.key", "dotted.key.deep"])
-def test_state_key_chooses(key: str) -> None:
-    state = state_of(Net())
-    loaded: dict[str, object] = {"model": state_of(Net()), "nested": {}, "ema": state_of(Net())}
-    loaded["nested"] = {"model": state}
-    loaded["ema"] = state
-    loaded["dotted.key"] = state if key == "dotted.key" else {"deep": state}
-    assert select_weights(loaded, state_key=key, source="f") is state
-
-
 STATE = state_of(Net())
+MOMENTS = {"state": {"a": {"step": STATE}}, "param_groups": []}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (lambda state: state, None),
+        (lambda state: {"a": {"b": state}}, None),
+        (lambda state: {"net": state, "opt": MOMENTS}, None),  # of an optimizer: no weights
+        (lambda state: {"model": STATE, "ema": state}, "ema"),
+        (lambda state: {"model": STATE, "nested": {"model": state}}, "nested.model"),
+        (lambda state: {"model": STATE, "dotted.key": state}, "dotted.key"),
+        (lambda state: {"model": STATE, "dotted.key": {"deep": state}}, "dotted.key.deep"),
+        (lambda state: {"net": {"ema": STATE}, "net.ema": state}, "net.ema"),  # the longest
+    ],
+)
+def test_weights_are_told_from_others(wrap: Callable[..., object], key: str | None) -> None:
+    state = state_of(Net())
+    assert select_weights(wrap(state), state_key=key, source="f") is state
 
 
 @pytest.mark.parametrize(
@@ -250,25 +249,6 @@ def test_keys_that_the_module_renames_itself_are_accepted() -> None:
         net, {k.replace("first.bias", "old_bias"): v for k, v in state.items()}, source="f"
     )
     assert_loaded(net, state)
-
-
-@pytest.mark.parametrize(
-    ("wrap", "key"),
-    [
-        (
-            lambda state: {
-                "net": state,
-                "opt": {"state": {"a": {"step": STATE}}, "param_groups": []},
-            },
-            None,
-        ),
-        (lambda state: {"net": {"ema": STATE}, "net.ema": state}, "net.ema"),
-    ],
-    ids=["moments_of_an_optimizer_are_no_weights", "longest_entry_wins"],
-)
-def test_weights_are_told_from_others(wrap: Callable[..., object], key: str | None) -> None:
-    state = state_of(Net())
-    assert select_weights(wrap(state), state_key=key, source="f") is state
 
 
 def test_factory_is_imported_from_the_code_directory_and_called(code_dir: Path) -> None:

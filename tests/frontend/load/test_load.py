@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +88,28 @@ def assert_same_outputs(loaded: LoadedModel, original: nn.Module) -> None:
     torch.testing.assert_close(loaded.module(X), original.eval()(X), rtol=0, atol=0)
 
 
-def test_state_dict_is_loaded_into_the_factory_module(tmp_path: Path, code_dir: Path) -> None:
-    net = Net()
-    torch.save(net.state_dict(), tmp_path / "model.bin")
-    loaded = read(tmp_path / "model.bin", factory="user_net:build", code_dirs=[code_dir])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_state_dict_is_loaded_into_the_factory_module(
+    tmp_path: Path, code_dir: Path, zipped: bool
+) -> None:
+    net, path = Net(), tmp_path / "model.bin"
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    loaded = read(path, factory="user_net:build", code_dirs=[code_dir])
     assert loaded.form == "state_dict"
+    assert loaded.checkpoint_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert_same_outputs(loaded, net)
 
 
-def test_old_file_format_is_loaded(tmp_path: Path, code_dir: Path) -> None:
-    net = Net()
-    path = tmp_path / "model.pt"
-    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
-    assert_same_outputs(read(path, factory="user_net:build", code_dirs=[code_dir]), net)
-
-
-def test_whole_module_is_loaded_when_trusted(tmp_path: Path, code_dir: Path) -> None:
-    net = user_net(code_dir)
-    torch.save(net, tmp_path / "model.pt")
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: {"epoch": 1, "model": net}])
+def test_module_is_loaded_when_trusted_for_evaluation(
+    tmp_path: Path, code_dir: Path, wrap: Callable[[nn.Module], object]
+) -> None:
+    net = user_net(code_dir).train()
+    torch.save(wrap(net), tmp_path / "model.pt")
     loaded = read(tmp_path / "model.pt", trust_pickle=True, code_dirs=[code_dir])
     assert loaded.form == "module"
+    assert not any(part.training for part in loaded.module.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
     assert_same_outputs(loaded, net)
 
 
@@ -126,14 +129,6 @@ def test_training_checkpoint_with_plain_data_needs_no_trust(tmp_path: Path, code
     torch.save({**extras, "net": state}, tmp_path / "epoch3.pth")
     loaded = read(tmp_path / "epoch3.pth", factory="user_net:build", code_dirs=[code_dir])
     assert loaded.form == "checkpoint"
-    assert_same_outputs(loaded, net)
-
-
-def test_module_inside_a_checkpoint_is_loaded_when_trusted(tmp_path: Path, code_dir: Path) -> None:
-    net = user_net(code_dir)
-    torch.save({"epoch": 1, "model": net}, tmp_path / "model.pt")
-    loaded = read(tmp_path / "model.pt", trust_pickle=True, code_dirs=[code_dir])
-    assert loaded.form == "module"
     assert_same_outputs(loaded, net)
 
 
@@ -165,24 +160,26 @@ def test_sharded_safetensors_are_loaded_by_their_index(tmp_path: Path, code_dir:
     assert read(index, factory="user_net:build", code_dirs=[code_dir]).checkpoint_sha256 != before
 
 
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
-def test_json_that_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "model.json").write_text(content)
-    with pytest.raises(CheckpointError, match="is not an index of safetensors shards"):
-        read(tmp_path / "model.json", factory="user_net:build")
+NO_INDEX = "is not an index of safetensors shards"
+NO_NAME = r"expected a plain file name|surrogates not allowed"
 
 
-def test_missing_shard_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text('{"weight_map": {"a": "../../absent.safetensors"}}')
-    with pytest.raises(CheckpointError, match=r"absent\.safetensors: no such file"):
-        read(tmp_path / "model.json", factory="user_net:build")
-
-
-@pytest.mark.parametrize("name", ["\\ud800", "x" * 300, ".."], ids=["no text", "long", "parent"])
-def test_shard_that_no_file_beside_the_index_can_be_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "model.json").write_text(f'{{"weight_map": {{"a": "{name}"}}}}')
-    refused = r"expected a plain file name|surrogates not allowed"
-    with pytest.raises(CheckpointError, match=refused):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, NO_INDEX),
+        ({"weight_map": 3}, NO_INDEX),
+        ({"weight_map": {"a": 3}}, NO_INDEX),
+        ({"weight_map": {"a": "../../absent.safetensors"}}, r"absent\.safetensors: no such file"),
+        ({"weight_map": {"a": "\ud800"}}, NO_NAME),
+        ({"weight_map": {"a": "x" * 300}}, NO_NAME),
+        ({"weight_map": {"a": ".."}}, NO_NAME),
+    ],
+    ids=["empty", "number", "number as a name", "missing", "no text", "long", "parent"],
+)
+def test_wrong_index_of_shards_is_refused(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
         read(tmp_path / "model.json", factory="user_net:build")
 
 
@@ -215,13 +212,6 @@ def test_program_whose_sizes_follow_from_others_is_decomposed(tmp_path: Path) ->
     torch.testing.assert_close(decomposed.module()(*longer), net(*longer))
 
 
-def test_model_saved_in_train_mode_is_in_eval_mode(tmp_path: Path, code_dir: Path) -> None:
-    torch.save(user_net(code_dir).train(), tmp_path / "model.pt")
-    loaded = read(tmp_path / "model.pt", trust_pickle=True, code_dirs=[code_dir])
-    assert not any(part.training for part in loaded.module.modules())
-    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
-
-
 def test_part_that_keeps_itself_in_train_mode_is_in_eval_mode(tmp_path: Path) -> None:
     (tmp_path / "user_stubborn.py").write_text(
         "from torch import nn\n"
@@ -242,13 +232,6 @@ def test_wrapper_of_data_parallel_is_removed(tmp_path: Path, code_dir: Path) -> 
     torch.save(nn.DataParallel(user_net(code_dir)), tmp_path / "model.pt")
     loaded = read(tmp_path / "model.pt", trust_pickle=True, code_dirs=[code_dir])
     assert type(loaded.module).__name__ == "Net"
-
-
-def test_digest_is_that_of_the_file(tmp_path: Path, code_dir: Path) -> None:
-    path = tmp_path / "model.pt"
-    torch.save(Net().state_dict(), path)
-    loaded = read(path, factory="user_net:build", code_dirs=[code_dir])
-    assert loaded.checkpoint_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -283,25 +266,19 @@ def test_untrusted_module_is_refused_naming_its_classes(tmp_path: Path, code_dir
         read(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("beside_its_code", [True, False])
 def test_class_that_cannot_be_imported_is_refused_naming_its_module(
-    tmp_path: Path, code_dir: Path
+    tmp_path: Path, code_dir: Path, beside_its_code: bool
 ) -> None:
-    torch.save(user_net(code_dir), tmp_path / "model.pt")
-    sys.path.remove(str(code_dir))
-    del sys.modules["user_net"]
-    with pytest.raises(CheckpointError, match="module 'user_net', which cannot be") as caught:
-        read(tmp_path / "model.pt", trust_pickle=True)
-    assert "--code-dir" in str(caught.value.hint)
-
-
-def test_directory_that_holds_the_module_is_named(tmp_path: Path, code_dir: Path) -> None:
-    path = code_dir / "model.pt"
+    path = (code_dir if beside_its_code else tmp_path) / "model.pt"
     torch.save(user_net(code_dir), path)
     sys.path.remove(str(code_dir))
     del sys.modules["user_net"]
     with pytest.raises(CheckpointError, match="module 'user_net', which cannot be") as caught:
         read(path, trust_pickle=True)
-    assert caught.value.hint == f"'user_net' lies in '{code_dir}': add --code-dir {code_dir}"
+    found = f"'user_net' lies in '{code_dir}': add --code-dir {code_dir}"
+    assert "--code-dir" in caught.value.hint
+    assert (caught.value.hint == found) == beside_its_code
 
 
 def test_class_that_its_module_lost_is_refused_naming_it(tmp_path: Path, code_dir: Path) -> None:

@@ -103,10 +103,8 @@ def test_class_of_the_users_trusts_no_code_of_the_directory(tmp_path: Path, name
 
 
 def test_missing_part_of_the_users_code_may_be_the_directorys(tmp_path: Path):
-    root, code = tmp_path / "model", tmp_path / "code"
-    model = write_plain_torch(root)
-    code.mkdir()
-    (root / "modeling_small.py").rename(code / "modeling_small.py")
+    root, code, model = with_code_apart(tmp_path)
+    (code / "sizes.py").rename(root / "sizes.py")
     with pytest.raises(ConfigError, match=r"No module named '\w+\.sizes'") as error:
         load(root, code_dirs=(code,), trust_code=False)
     assert "directory of sizes.py with --code-dir, or add --trust-code" in error.value.hint
@@ -215,9 +213,7 @@ def test_code_of_another_repository_that_lies_here_is_used(tmp_path: Path, besid
 
 
 def test_lock_of_an_editor_is_no_code(tmp_path: Path):
-    root, code = tmp_path / "model", tmp_path / "code"
-    model = write_plain_torch(root)
-    code.mkdir()
+    root, code, model = with_code_apart(tmp_path)
     (code / ".#model.py").symlink_to("somebody@somewhere.1234")
     assert same_logits(load(root, code_dirs=(code,))[0], model)
 

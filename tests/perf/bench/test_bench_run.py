@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 import pytest
 
-from moh_deploy.package import Manifest, OnnxPackage, VectorSet
+from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.perf.bench.bench_run import FaultFinder
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates, find_candidates
 from moh_deploy.perf.bench.measured import Agreement
@@ -21,6 +20,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.reference.input_sets import InputSet
 from moh_deploy.validate.reference.reference import Answers
 from moh_deploy.validate.reference.samples import Sample
+from tests.fake_original import FakeOriginal
 from tests.handmade_package import vectors, write_package
 
 DIFFERS = Agreement(1.0, 1e-4, "output 'y' differs.")
@@ -28,33 +28,17 @@ RUN = vectors(batch=5)
 TIMED = InputSet("random", RUN.sizes, RUN.inputs, 1.0)
 
 
-@dataclass(frozen=True)
-class Remembered:
-    """An original that computes what it is told to."""
+@dataclass
+class Remembered(FakeOriginal):
+    """It computes what it is told to."""
 
-    known: VectorSet
-    sha256: str | None = None
-    name: str = "original model"
-    runtime: str = "PyTorch"
+    known: VectorSet = RUN
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
         return Answers((self.known,), has_gates=True)
 
-    def called_by(self, manifest: Manifest) -> Remembered:
-        return self
-
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         return list(self.known.outputs.values())
-
-    def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
-        return lambda: self.run(arguments)
-
-    def on_threads(self, threads: int | None) -> nullcontext[None]:
-        return nullcontext()
-
-    def write_onnx(self, path: Path, package: OnnxPackage) -> None: ...
-
-    def loader(self) -> None: ...
 
 
 @pytest.fixture
@@ -94,8 +78,8 @@ def test_package_that_differs_from_its_function_bodies_is_wrong(package: OnnxPac
 @pytest.mark.parametrize("baseline", ["eager", "plain-onnx"])
 def test_package_that_differs_from_its_original_is_wrong(package: OnnxPackage, baseline: str):
     lines = candidates(package)
-    assert fault(lines, baseline, Remembered(RUN)) is None
-    other = Remembered(replace(RUN, outputs={"y": RUN.outputs["y"] + 1}))
+    assert fault(lines, baseline, Remembered()) is None
+    other = Remembered(known=replace(RUN, outputs={"y": RUN.outputs["y"] + 1}))
     assert "against original model it is not equal" in str(fault(lines, baseline, other))
     of_other = replace(lines.first.manifest, checkpoint_sha256="2" * 64)
     lines = replace(lines, first=replace(lines.first, manifest=of_other))

@@ -11,7 +11,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.package import TensorInfo
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
 from moh_deploy.runtime.tensorrt.engine_dir import (
     ENGINE_MANIFEST_NAME,
     ENGINE_NAME,
@@ -20,7 +21,7 @@ from moh_deploy.runtime.tensorrt.engine_dir import (
     PluginInfo,
     engine_manifest_text,
 )
-from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import Span
 from moh_deploy.system.bounded_file import sha256_of
 from tests.fakes import Fakes
@@ -71,6 +72,23 @@ def write_engine(
     text = engine_manifest_text(replace(manifest, files=files))
     (root / ENGINE_MANIFEST_NAME).write_text(text)
     return root
+
+
+def plan_of(package: OnnxPackage, flavour: str = "tensorrt", **changes: object) -> BuildPlan:
+    """Return what to build, without anything that may be left out."""
+    plan = BuildPlan(
+        FLAVOURS[flavour],
+        package,
+        low=None,
+        profiles=(),
+        targets=(),
+        workspace_bytes=None,
+        timing_cache=None,
+        library=None,
+        embed_plugin=False,
+        keep_onnx=False,
+    )
+    return replace(plan, **changes)
 
 
 def simulate_gpu(fakes: Fakes, *, count: int = 1, module: str = "tensorrt") -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import BackendError
-from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, TimingCache
-from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.build_plan import TimingCache
 from moh_deploy.runtime.tensorrt.messages import Stack
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
+from tests.runtime.tensorrt.engines import plan_of
 
 
 @pytest.mark.parametrize(
@@ -25,19 +25,7 @@ from tests.handmade_package import write_package
 def test_level_that_tensorrt_does_not_have_yet_is_refused(
     tmp_path: Path, level: str | None, found: str, is_refused: bool
 ):
-    plan = BuildPlan(
-        FLAVOURS["tensorrt"],
-        write_package(tmp_path / "package"),
-        low=None,
-        profiles=(),
-        targets=(),
-        workspace_bytes=None,
-        timing_cache=None,
-        library=None,
-        embed_plugin=False,
-        keep_onnx=False,
-        hardware_compatibility=level,
-    )
+    plan = plan_of(write_package(tmp_path / "package"), hardware_compatibility=level)
     assert plan.is_portable == (level == "AMPERE_PLUS")
     stack = Stack(found, None, None, None)
     if not is_refused:

@@ -12,7 +12,6 @@ import pytest
 import moh_deploy
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.tensorrt import worker
-from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, flavour_of
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.candidate_networks import candidate_requests, estimated_choice
 from moh_deploy.runtime.tensorrt.candidates import (
@@ -31,6 +30,7 @@ from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.nightly import nightly
+from tests.runtime.tensorrt.engines import plan_of
 from tests.trt_packages import other_keys, required_rtx, write_changed
 
 NO_LIBRARY: Mapping[AttentionWay, str] = {"kernel": "there is no plugin library"}
@@ -210,18 +210,8 @@ def built(tmp_path: Path) -> Callable[..., tuple[PackageGraph, Answers]]:
             moh_deploy.precision(root, to=precision, output=tmp_path / precision)
             root = tmp_path / precision
         package = OnnxPackage.open(root)
-        plan = BuildPlan(
-            flavour_of("tensorrt-rtx"),
-            package,
-            low=None,
-            profiles=make_profiles(profiles, package.manifest),
-            targets=("8.6",),
-            workspace_bytes=None,
-            timing_cache=None,
-            library=library,
-            embed_plugin=False,
-            keep_onnx=False,
-        )
+        spans = make_profiles(profiles, package.manifest)
+        plan = plan_of(package, "tensorrt-rtx", profiles=spans, targets=("8.6",), library=library)
         read = read_graph(package, plan.profiles, no_plugins=None)
         log = tmp_path / "timing.log"
         answers: Answers = {}

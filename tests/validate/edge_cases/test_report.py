@@ -2,7 +2,6 @@ import xml.etree.ElementTree as xml
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from moh_deploy.package import CorpusSample, MinedToken
 from moh_deploy.validate.edge_cases.mining import Mined
@@ -11,7 +10,7 @@ from moh_deploy.validate.edge_cases.source import CaseResult
 from tests.handmade_package import vectors
 from tests.kernel_library import NO_KERNELS
 from tests.report.json_schema import assert_of_form
-from tests.report.shown import as_junit
+from tests.report.shown import as_junit, text_of
 
 PASSED = CaseResult("routing", "ties", "blocks.0", "passed", "all agrees")
 SKIPPED = CaseResult("input", "padding only", "model outputs", "not run", "no mask")
@@ -30,13 +29,6 @@ REPORT = ProbeReport(
 )
 
 
-def shown(report: ProbeReport) -> str:
-    console = Console(width=160)
-    with console.capture() as capture:
-        console.print(report)
-    return capture.get()
-
-
 @pytest.mark.parametrize(
     "report", [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))]
 )
@@ -45,7 +37,7 @@ def test_reports_are_of_the_form(report: ProbeReport):
 
 
 def test_layers_of_which_the_same_is_said_are_one_row():
-    text = shown(REPORT)
+    text = text_of(REPORT, 160)
     assert "2 layers" in text
     assert "PASSED: 2 passed, 0 failed, 0 not applicable, 1 not run" in text
     assert "2 samples of the least clear left out: a corpus has room for 4 MiB" in text
@@ -55,7 +47,7 @@ def test_layers_of_which_the_same_is_said_are_one_row():
 
 def test_layers_without_margins_are_named_up_to_eight():
     many = replace(MINED, unknown=tuple(f"blocks.{index}" for index in range(9)))
-    assert "blocks.7 and 1 more." in " ".join(shown(replace(REPORT, mining=many)).split())
+    assert "blocks.7 and 1 more." in " ".join(text_of(replace(REPORT, mining=many), 160).split())
 
 
 def test_what_failed_is_said_in_full():
@@ -64,7 +56,7 @@ def test_what_failed_is_said_in_full():
     assert failed.failure.message == (
         "the package does not stand its edge cases: gates of layer 'blocks.1' [0] hide it (1 more)"
     )
-    assert "FAILED: 1 passed, 2 failed" in shown(failed)
+    assert "FAILED: 1 passed, 2 failed" in text_of(failed, 160)
 
 
 def test_nothing_that_ran_is_no_pass():

@@ -6,28 +6,23 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from tests.validate.mutations.faults import FAULTS
 from tests.validate.mutations.packages import PRECISIONS
-from tests.validate.mutations.planting import planted_from
 from tests.validate.mutations.problems import problems
 from tests.validate.mutations.runs import Found, Task, carry_out
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
-from tests.validate.mutations.variations import varied_from
 from tests.zoo import ZooModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for, and print the tables; return 1 if they show what must not be."""
     options = _parser().parse_args(arguments)
-    if options.read:
-        return _print_tables([_read(path) for path in options.read], whole=False)
-    if options.cache is None:
-        raise SystemExit("--cache DIR says where packages are kept.")
     models = _chosen(options.only, options.models)
     # Float32 first: the packages of the others are made of it, in whichever process asks for them.
     tasks = [Task(model.name, p) for p in options.precision or PRECISIONS for model in models]
@@ -76,8 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--opsets", action="store_true", help="export anew for other opsets")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="write every row there")
-    parser.add_argument("--cache", type=Path, help="where packages are kept")
-    parser.add_argument("--read", type=Path, nargs="*", help="print the tables of such files again")
+    parser.add_argument("--cache", type=Path, required=True, help="where packages are kept")
     return parser
 
 
@@ -101,19 +95,10 @@ def _run(tasks: Sequence[Task], options: argparse.Namespace) -> Iterable[Found]:
 def _write(path: Path, found: Sequence[Found]) -> None:
     rows = {
         "faults": [row.to_json() for one in found for row in one.planted],
-        "honest": [row.to_json() for one in found for row in one.varied],
+        "honest": [asdict(row) for one in found for row in one.varied],
         "skipped": [one.skipped for one in found],
     }
     path.write_text(json.dumps(rows, indent=1))
-
-
-def _read(path: Path) -> Found:
-    rows = json.loads(path.read_text())
-    return Found(
-        [planted_from(row) for row in rows["faults"]],
-        [varied_from(row) for row in rows["honest"]],
-        {},
-    )
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -3,10 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -26,7 +25,7 @@ from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY, plant
 from tests.validate.mutations.packages import Precision, package_of, write_package
 from tests.validate.mutations.sessions import one_thread
 from tests.validate.mutations.site import DoesNotApplyError
-from tests.validate.mutations.verdicts import Verdict, verdict_from, verdict_of
+from tests.validate.mutations.verdicts import Verdict, verdict_of
 from tests.zoo import ZooModel
 
 WITHOUT_EFFECT = 3.0
@@ -89,16 +88,6 @@ class Planted:
             "in_scores_only": self.is_in_scores_only,
             "named_rightly": self.named_rightly,
         }
-
-
-def planted_from(row: dict[str, Any]) -> Planted:
-    """Return what `Planted.to_json` made a row of."""
-    found = {**row, "verdict": verdict_from(row["verdict"])}
-    found["beside"] = None if row["beside"] is None else verdict_from(row["beside"])
-    found["effects"] = tuple(
-        Effect(value, one["size"], one["floor"]) for value, one in row["effects"].items()
-    )
-    return Planted(**{each.name: found[each.name] for each in fields(Planted)})
 
 
 @dataclass

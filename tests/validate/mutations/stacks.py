@@ -33,12 +33,16 @@ class Block(nn.Module):
         return x + self.narrow(F.gelu(self.wide(self.between(x))))
 
 
-class PaddedEncoder(nn.Module):
-    """Keys that are padding are hidden by a boolean mask, in each of three layers."""
+class Stack(nn.Module):
+    """Three such layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block() for _ in range(DEPTH))
+
+
+class PaddedEncoder(Stack):
+    """Keys that are padding are hidden by a boolean mask, in each layer."""
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -46,12 +50,8 @@ class PaddedEncoder(nn.Module):
         return x
 
 
-class BiasedEncoder(nn.Module):
+class BiasedEncoder(Stack):
     """Each layer adds a bias of its own to the scores: a table of relative positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Block() for _ in range(DEPTH))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         at = torch.arange(x.shape[1])
@@ -61,12 +61,8 @@ class BiasedEncoder(nn.Module):
         return x
 
 
-class CausalDecoder(nn.Module):
-    """Three causal layers without any mask tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Block() for _ in range(DEPTH))
+class CausalDecoder(Stack):
+    """Causal layers without any mask tensor."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -74,16 +70,10 @@ class CausalDecoder(nn.Module):
         return x
 
 
-class NearTies(published.TinyVision):
-    """A MoH-ViT whose routers hardly prefer one head to another: every margin is below 0.01."""
-
-    def __init__(self) -> None:
-        super().__init__(depth=DEPTH)
-
-
 def near_ties() -> nn.Module:
-    """Build the ViT, and take nearly all out of what its routers rank."""
-    model = seeded(NearTies)()
+    """Build a MoH-ViT whose routers hardly prefer one head to another: every margin is below
+    0.01."""
+    model = seeded(lambda: published.TinyVision(depth=DEPTH))()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(".route.weight"):
@@ -114,13 +104,10 @@ class WindowedStack(nn.Module):
         return x
 
 
-class TiedRouters(CausalDecoder):
-    """The routers' weights of heads 1 and 2 are the same: whoever breaks the tie decides."""
-
-
 def tied_routers() -> nn.Module:
-    """Build the decoder, and give two heads of each router the same weights."""
-    model = seeded(TiedRouters)()
+    """Build the decoder with the same weights of heads 1 and 2 in each router: whoever breaks the
+    tie decides."""
+    model = seeded(CausalDecoder)()
     with torch.no_grad():
         for layer in model.layers:
             layer.router.weight[2] = layer.router.weight[1]

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +21,7 @@ from tests.validate.mutations.packages import Precision, package_of, write_packa
 from tests.validate.mutations.rotary import ROTARY, prompt_of
 from tests.validate.mutations.sessions import session_settings
 from tests.validate.mutations.site import DoesNotApplyError, Site
-from tests.validate.mutations.verdicts import Verdict, verdict_from, verdict_of
+from tests.validate.mutations.verdicts import Verdict, verdict_of
 from tests.zoo import ZooModel
 
 
@@ -34,15 +33,6 @@ class Varied:
     precision: Precision
     variation: str
     verdict: Verdict
-
-    def to_json(self) -> dict[str, object]:
-        """Return all of it in plain JSON types."""
-        return asdict(self)
-
-
-def varied_from(row: dict[str, Any]) -> Varied:
-    """Return what `Varied.to_json` made a row of."""
-    return Varied(**{**row, "verdict": verdict_from(row["verdict"])})
 
 
 @dataclass

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import moh_deploy
 from moh_deploy.errors import MoHDeployError
@@ -40,11 +39,6 @@ def verdict_of(root: Path, layers: Sequence[LayerInfo], **options: object) -> Ve
         return Verdict(False, "")
     message = str(report.failure)
     return Verdict(True, message, named_in(message, layers))
-
-
-def verdict_from(row: dict[str, Any]) -> Verdict:
-    """Return what `asdict` made a row of."""
-    return Verdict(**{**row, "named": tuple(row["named"])})
 
 
 def named_in(message: str, layers: Sequence[LayerInfo]) -> tuple[str, ...]:

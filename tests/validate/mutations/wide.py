@@ -12,7 +12,6 @@ from moh_deploy.package.graph_nodes import reads
 from moh_deploy.system.npz import Array
 
 _FLOAT, _DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
-_MAKERS_OF_FLOATS = ("Constant", "ConstantOfShape", "RandomNormalLike", "RandomUniformLike")
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
