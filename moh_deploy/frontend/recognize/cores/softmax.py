@@ -27,6 +27,8 @@ from moh_deploy.frontend.recognize.layer import Factor, MaskTerm, Scores
 HIDING_FILL = -1e4
 _NO_PRODUCT = "the softmax is not over products of queries and keys"
 JOINT_SOFTMAX = "one softmax spans several products of queries and keys"
+_ALL_COMPUTED = "the layer computes its closed heads, too"
+_INSTEAD_OF_A_CAP = "; an op skips them if a norm of queries and keys is trained instead"
 
 ReadConstant = Callable[[Node], torch.Tensor | None]
 
@@ -104,10 +106,13 @@ class ScoreReader:
                 return JOINT_SOFTMAX
             return (
                 f"{named(node)} joins the scores with others that are no products with keys (a"
-                " sink), which no MoH op computes"
+                f" sink), which no MoH op computes: {_ALL_COMPUTED}; a first key and value of zeros"
+                " with the sink as a bias give the same result in an op that skips them"
             )
+        remedy = _INSTEAD_OF_A_CAP if name in ("tanh", "clamp") else ""
         return (
-            f"{named(node)} stands between the scores and their softmax, which no MoH op computes"
+            f"{named(node)} stands between the scores and their softmax, which no MoH op computes:"
+            f" {_ALL_COMPUTED}{remedy}"
         )
 
     def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
