@@ -1,10 +1,10 @@
-"""Measure what `moh_deploy/perf/cost_model/milliseconds.py` predicts, and fit its costs.
+"""Measure operators, and fit the costs of `moh_deploy/perf/cost_model/milliseconds.py` to them.
 
     python benchmarks/cost_model.py --measure times.json
+    python benchmarks/cost_model.py --measure bfloat16.json --runtime openvino --dtype bfloat16
     python benchmarks/cost_model.py --fit times.json
 
-One thread, CPU time, float32. Candidates take turns; what a session costs that does nothing is
-taken off.
+CPU time of one thread. Candidates take turns. The time of an empty session is subtracted.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -24,21 +26,23 @@ from onnx import helper, numpy_helper
 from moh_deploy.ops import OPS
 from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
+from moh_deploy.package import ComputeType
 from moh_deploy.perf.cost_model import milliseconds as cost_model
 from moh_deploy.perf.cost_model.milliseconds import LayerShape
 from moh_deploy.perf.timing import Stopwatch
-from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.base import Runner, Runtime, Variant
 from moh_deploy.runtime.open_runner import open_runner
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 COPIES = 6
+NUMPY_TYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: the name of a function of the cost model, what it gets, and what it took."""
+    """One measurement: a function of the cost model by name, its arguments, and the time."""
 
     what: str
     shape: LayerShape
@@ -55,9 +59,19 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=0.5, help="For each comparison.")
     parser.add_argument("--library", type=Path, help="A kernel library other than installed.")
+    parser.add_argument("--runtime", choices=get_args(Runtime), default="onnxruntime")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compute-type", choices=get_args(ComputeType), default="float32")
     options = parser.parse_args()
     if options.measure:
-        bench = Bench(Stopwatch.for_threads(1, options.seconds), options.library)
+        variant = Variant(
+            runtime=options.runtime,
+            kernels="require",
+            library=options.library,
+            compute_type=options.compute_type,
+            threads=1,
+        )
+        bench = Bench(Stopwatch.for_threads(1, options.seconds), variant, options.dtype)
         rows = [*bench.attention(), *bench.aggregated(), *bench.projections()]
         options.measure.write_text(json.dumps([asdict(row) for row in rows]))
     if options.fit:
@@ -65,21 +79,24 @@ def main() -> None:
         report([Row(**{**one, "shape": LayerShape(**one["shape"])}) for one in content])
 
 
-# What is measured.
+# Shapes.
 
 
 def attention_shapes() -> Iterator[LayerShape]:
     """Yield self-attention, causal with grouped heads, steps on a cache, and biases of scores."""
     square = [(1, 4, 16, 16), (2, 6, 64, 64), (1, 16, 49, 24), (1, 16, 196, 24), (4, 12, 196, 32)]
-    square += [(2, 6, 256, 64), (2, 16, 256, 72), (1, 8, 400, 40), (1, 8, 1024, 64)]
+    square += [(4, 8, 16, 8), (1, 4, 64, 4), (4, 4, 64, 8), (2, 6, 256, 8), (2, 6, 256, 64)]
+    square += [(2, 16, 256, 72), (1, 8, 400, 40), (1, 8, 1024, 64)]
     for batch, heads, tokens, dim in [*square, (1, 4, 2048, 32)]:
         yield LayerShape(batch, tokens, tokens, heads, heads, dim, 0, 1.0)
-    causal = [(1, 8, 2, 64, 64), (2, 8, 2, 256, 64), (1, 32, 8, 128, 128), (1, 16, 4, 512, 128)]
+    causal = [(2, 8, 2, 12, 4), (2, 8, 2, 16, 64), (1, 8, 2, 64, 64), (2, 8, 2, 256, 64)]
+    causal += [(1, 32, 8, 128, 128), (1, 8, 2, 512, 64), (1, 16, 4, 512, 128), (1, 8, 2, 2048, 128)]
     for batch, heads, kv_heads, tokens, dim in [*causal, (1, 8, 8, 1024, 64)]:
         yield LayerShape(batch, tokens, tokens, heads, kv_heads, dim, 0, 1.0, is_causal=True)
     steps = [(1, 8, 2, 128, 64), (1, 12, 12, 512, 64), (1, 32, 8, 512, 128), (8, 8, 2, 256, 64)]
     for batch, heads, kv_heads, keys, dim in [*steps, (1, 32, 32, 1024, 128)]:
         yield LayerShape(batch, 1, keys, heads, kv_heads, dim, 0, 1.0)
+    yield LayerShape(2, 3, 8, 8, 2, 64, 0, 1.0)
     for batch, heads, tokens, dim in [(2, 6, 64, 64), (4, 12, 196, 32), (1, 8, 512, 64)]:
         yield LayerShape(batch, tokens, tokens, heads, heads, dim, 0, 1.0, has_mask=True)
 
@@ -87,13 +104,14 @@ def attention_shapes() -> Iterator[LayerShape]:
 def aggregated_shapes() -> Iterator[LayerShape]:
     """Yield square images with windows of 3x3 and images pooled to 7x7 and others."""
     sizes = [(2, 3, 56, 24, 7), (2, 6, 28, 24, 7), (2, 12, 14, 24, 7), (1, 4, 8, 16, 2)]
-    for batch, heads, side, dim, pooled in [*sizes, (1, 8, 24, 32, 12)]:
+    for batch, heads, side, dim, pooled in [*sizes, (2, 4, 8, 8, 2), (1, 8, 24, 32, 12)]:
         yield LayerShape(batch, side**2, pooled**2, heads, heads, dim, 0, 1.0, window=9)
 
 
 def projection_shapes() -> Iterator[LayerShape]:
     """Yield layers whose projections are as wide as their heads together."""
     sizes = [(1, 16, 4, 16), (1, 64, 6, 64), (2, 196, 6, 64), (2, 196, 16, 24), (2, 256, 6, 64)]
+    sizes += [(4, 16, 8, 8), (2, 12, 8, 4), (2, 64, 4, 8), (2, 256, 6, 8), (2, 3, 8, 64)]
     sizes += [(2, 256, 16, 72), (1, 512, 16, 128), (1, 1, 16, 128), (8, 1, 8, 64), (1, 784, 8, 24)]
     for batch, tokens, heads, dim in sizes:
         yield LayerShape(batch, tokens, tokens, heads, heads, dim, 0, 1.0)
@@ -109,13 +127,13 @@ def gates_of(shape: LayerShape, share: float, rng: np.random.Generator) -> np.nd
 
 
 def with_gates(shape: LayerShape, gates: np.ndarray) -> LayerShape:
-    """Return the shape with what these gates open."""
+    """Return the shape with the share of open heads of these gates."""
     share = np.count_nonzero(gates) / gates.size
     shared = round(share * shape.num_heads) // 2
     return replace(shape, active_share=share, num_shared_heads=shared)
 
 
-# How it is measured.
+# Measuring.
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,8 @@ class Bench:
     """Times dense and sparse operators in turn."""
 
     stopwatch: Stopwatch
-    library: Path | None
+    variant: Variant
+    dtype: str
 
     def attention(self) -> Iterator[Row]:
         """Time function body and kernel of MoHAttention."""
@@ -135,7 +154,7 @@ class Bench:
                 "K": rng.standard_normal(keys, np.float32),
                 "V": rng.standard_normal(keys, np.float32),
             }
-            if shape.has_mask:  # of which no key is hidden: what masks hide is not known
+            if shape.has_mask:  # hides no key, as a prediction does not know the numbers of a mask
                 sizes = (1, 1, shape.seq_len, shape.kv_len)
                 inputs["attn_mask"] = rng.standard_normal(sizes, np.float32)
             attributes = {
@@ -192,7 +211,10 @@ class Bench:
         attributes: Mapping[str, int | float],
     ) -> Iterator[Row]:
         rng = np.random.default_rng(2)
-        drawn = {f"{share}": gates_of(shape, share, rng) for share in SHARES}
+        dtype = NUMPY_TYPES[self.dtype]
+        inputs = {name: array.astype(dtype) for name, array in inputs.items()}
+        weights = {name: array.astype(dtype) for name, array in weights.items()}
+        drawn = {f"{share}": gates_of(shape, share, rng).astype(dtype) for share in SHARES}
         arrays = {**inputs, **weights, "gates": drawn["1.0"]}
         model = node_model(op, arrays, weights, attributes)
         dense = self._open(in_domain(model, "moh.dense"))
@@ -215,13 +237,13 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
             onnx.save(model, path)
-            return open_runner(path, Variant(kernels="require", library=self.library, threads=1))
+            return open_runner(path, self.variant)
 
 
 def by_turns(runner: Runner, inputs: Arrays) -> Callable[[], object]:
     """Return a call that reads other copies of its inputs each time.
 
-    Within a model the near caches hold what other operators wrote since the last call.
+    Within a model other operators fill the near caches between two calls.
     """
     copies = [{name: array.copy() for name, array in inputs.items()} for _ in range(COPIES)]
     calls = itertools.cycle([runner.bound(copy) for copy in copies])
@@ -233,7 +255,9 @@ def node_model(
 ) -> onnx.ModelProto:
     """Return a model of one node, whose weights are constants."""
     types = [
-        TensorType("float32", arrays[one.name].shape) if one.name in arrays else None
+        TensorType(arrays[one.name].dtype.name, arrays[one.name].shape)
+        if one.name in arrays
+        else None
         for one in OPS[op].inputs
     ]
     model = single_node_model(op, types, attributes)
@@ -264,7 +288,7 @@ def empty_model(model: onnx.ModelProto) -> onnx.ModelProto:
     return empty
 
 
-# What it comes to.
+# Fitting.
 
 
 def report(rows: Sequence[Row]) -> None:
@@ -286,7 +310,7 @@ def report(rows: Sequence[Row]) -> None:
 
 
 def counts_of(row: Row) -> Mapping[str, float]:
-    """Return what the cost model counts for a measurement."""
+    """Return the counts of the cost model for a measurement."""
     count = getattr(cost_model, row.what)
     found: Mapping[str, float] = (
         count(row.shape) if row.features is None else count(row.shape, row.features)
@@ -295,7 +319,7 @@ def counts_of(row: Row) -> Mapping[str, float]:
 
 
 def fit(counts: Sequence[Mapping[str, float]], ms: Sequence[float]) -> dict[str, float]:
-    """Return nanoseconds for each count, none negative: least squares of relative errors."""
+    """Return nanoseconds for each count, 0 or more: least squares of relative errors."""
     names = list(counts[0])
     matrix = np.array([[one[name] for name in names] for one in counts])
     relative = matrix / (np.array(ms)[:, None] * 1e6)

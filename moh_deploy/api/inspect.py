@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import model_bytes
-from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.cost_model.prediction import platform_of, predict
 from moh_deploy.perf.inspect_report import InspectReport, decoder_savings
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
@@ -35,15 +35,14 @@ def inspect(
         # Asked of a session, not read from the file: only the runtime knows what has a kernel here.
         found = open_runner(package, Variant(kernels=kernels)).describe()
     use = found.kernels
+    platform = platform_of(package.manifest, use)
     by_layer = zip(package.manifest.layers, found.layer_nodes, strict=True)
     return InspectReport(
         package=package.root,
         manifest=package.manifest,
         layer_runs=found.layer_runs,
         layer_nodes=found.layer_nodes,
-        predictions=tuple(
-            predict(layer, nodes, instruction_set=use.instruction_set) for layer, nodes in by_layer
-        ),
+        predictions=tuple(predict(layer, nodes, platform) for layer, nodes in by_layer),
         runtime=found.runtime,
         kernels=use,
         node_runs=found.layer_impl,

@@ -16,6 +16,7 @@ from moh_deploy.graph.prune_heads import Pruned, prune_heads
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import MODEL_NAME, LayerInfo, Made, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.perf.cost_model.milliseconds import Platform
 from moh_deploy.report.document import Block, Document, Share, Table, Text
 from moh_deploy.report.report import Report, count, si
 from moh_deploy.runtime.kernel_use import choose_kernels
@@ -166,10 +167,11 @@ def write_pruned(
         # As `before`, of a model whose layers do not depend on sizes yet.
         after = _size(model, pruned.layers, old)
         # Each layer runs as is predicted to be the fastest, as in an export.
+        kernels = choose_kernels("auto", compute_type=old.compute_type)
         layers = first_choices(
             model,
             pruned.layers,
-            instruction_set=choose_kernels("auto").instruction_set,
+            platform=Platform(kernels.instruction_set, compute_type=kernels.compute_type),
             dims=old.dims,
             dim_ranges=old.dim_ranges,
         )

@@ -29,6 +29,7 @@ from moh_deploy.package.facts import with_shown
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.perf.cost_model.milliseconds import Platform
 from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.layers_text import not_layers, reasons
@@ -110,10 +111,11 @@ def _export(
     require_layers(config.require_layers, converted.layers, converted.near_misses)
     # Each layer runs as is predicted to be the fastest: here, or where there are kernels. Without
     # a library AVX-512 is assumed, the only one that costs were measured on.
+    kernels = choose_kernels("auto", compute_type=config.compute_type)
     layers = first_choices(
         converted.model,
         converted.layers,
-        instruction_set=choose_kernels("auto").instruction_set,
+        platform=Platform(kernels.instruction_set, compute_type=kernels.compute_type),
         dims=converted.dims,
         dim_ranges=converted.dim_ranges,
     )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.cost_model.prediction import break_even
+from moh_deploy.perf.cost_model.prediction import break_even, platform_of
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.bounded_json import to_json_text
@@ -144,7 +144,7 @@ def test_break_even_of_a_package_is_predicted_for_the_batches_of_traffic(cli: Cl
         found.layer_nodes,
         [1],
         example=1,
-        instruction_set=found.kernels.instruction_set,
+        platform=platform_of(opened.manifest, found.kernels),
     )
     assert layer["sizes"][0]["dense_ms"] == pytest.approx(half.sizes[0].dense_ms)
     text = cli("cost", *arguments(tmp_path), "--package", package.root).out

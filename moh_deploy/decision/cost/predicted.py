@@ -6,7 +6,7 @@ from moh_deploy.decision.cost.prices import SizedRequests
 from moh_deploy.decision.size_break_even import SizeBreakEven, along_lines
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.cost_model.prediction import LayerBreakEven, break_even
+from moh_deploy.perf.cost_model.prediction import LayerBreakEven, break_even, platform_of
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.suggest import shortened
@@ -67,5 +67,5 @@ def predicted_break_even(
         found.layer_nodes,
         sorted(asked | doubled),
         example=manifest.dims[batch],
-        instruction_set=found.kernels.instruction_set,
+        platform=platform_of(manifest, found.kernels),
     )

@@ -13,7 +13,7 @@ from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import Choice, LayerInfo, OnnxPackage, current_choice, without_ranges
 from moh_deploy.perf.bench.candidate import LEAST_RUNS, FreshRun, Latency, fed_by
-from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.cost_model.prediction import platform_of, predict
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.layers import at_sizes_of
 from moh_deploy.report.document import Cell, Share
@@ -208,7 +208,7 @@ def layer_work(
     # Nodes within branches that depend on sizes are not found by name otherwise.
     choose_layers(model, without_ranges(package.manifest.layers))
     with open_runner(package, variant.returning(_read_by_layers(package, model))) as runner:
-        return [_works(package, model, runner, input_set, variant.threads) for input_set in sets]
+        return [_works(package, model, runner, input_set, variant) for input_set in sets]
 
 
 def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
@@ -224,20 +224,19 @@ def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
 
 
 def _works(
-    package: OnnxPackage, model: ir.Model, runner: Runner, input_set: InputSet, threads: int | None
+    package: OnnxPackage, model: ir.Model, runner: Runner, input_set: InputSet, variant: Variant
 ) -> tuple[LayerWork, ...]:
     # Another package may have made these inputs, and call them and its dimensions otherwise.
     inputs = fed_by(input_set, package.manifest.inputs, str(package.root))
     sizes = check_inputs(package.manifest.inputs, inputs)
     values = {**inputs, **runner.run(inputs)}
     found = runner.describe()
+    platform = platform_of(package.manifest, found.kernels, variant.runtime, variant.threads)
     layers = zip(package.manifest.layers, found.layer_nodes, found.layer_runs, strict=True)
 
     def work(layer: LayerInfo, nodes: LayerNodes, run: LayerRun) -> LayerWork:
         sized = at_sizes_of(model, layer, values)
-        predicted = predict(
-            sized, nodes, instruction_set=found.kernels.instruction_set, threads=threads or 1
-        )
+        predicted = predict(sized, nodes, platform)
         # Rows of attention: one head of one token each.
         gates = values[layer.gates]
         rows, active = gates.size, int(np.count_nonzero(gates))

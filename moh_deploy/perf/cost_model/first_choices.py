@@ -12,6 +12,7 @@ from moh_deploy import package as pkg
 from moh_deploy.config.dims import size_at
 from moh_deploy.graph.layer_nodes import layer_nodes
 from moh_deploy.ops import OPS, op_names
+from moh_deploy.perf.cost_model.milliseconds import Platform
 from moh_deploy.perf.cost_model.prediction import Prediction, predict
 
 # Turn choices at some sizes, measured or predicted, into ranges of sizes.
@@ -162,7 +163,7 @@ def first_choices(
     model: ir.Model,
     layers: Sequence[pkg.LayerInfo],
     *,
-    instruction_set: str | None,
+    platform: Platform,
     dims: Mapping[str, int],
     dim_ranges: DimRanges,
 ) -> tuple[pkg.LayerInfo, ...]:
@@ -174,7 +175,7 @@ def first_choices(
     Args:
         model: Its nodes tell what the layers do.
         layers: The layers.
-        instruction_set: What kernels run on; None for AVX-512.
+        platform: What runs them.
         dims: Dynamic dimension to the example's size.
         dim_ranges: Dynamic dimension to the sizes that it may have, where that is limited.
     """
@@ -184,7 +185,7 @@ def first_choices(
     sizes = other_sizes(dims, dim_ranges)
     chosen = []
     for layer, nodes in zip(layers, layer_nodes(_graph_of(model, layers), layers), strict=True):
-        found = predict(layer, nodes, instruction_set=instruction_set)
+        found = predict(layer, nodes, platform)
         if found is None:
             # The last choice is the one with the most kernels: what MoH is for, if nothing speaks
             # against it.
@@ -197,7 +198,7 @@ def first_choices(
         node = attention.get(layer.node or "")
         for at in sizes[1:]:
             sized = None if node is None else at_other_sizes(layer, node, at)
-            there = sized and predict(sized, nodes, instruction_set=instruction_set)
+            there = sized and predict(sized, nodes, platform)
             choices.append(_clearly_best(there, otherwise=best) if there else best)
         # Where no size tells the choices apart, the example decides: it is there to be like what
         # will run.

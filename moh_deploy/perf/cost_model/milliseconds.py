@@ -7,7 +7,7 @@ costs. `benchmarks/cost_model.py` measures the costs; docs/tune.md says how well
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moh_deploy.package import Choice
+from moh_deploy.package import Choice, ComputeType, Runtime
 
 # The sizes of a layer that its time is predicted from.
 
@@ -88,32 +88,77 @@ class LayerShape:
         return used * group / self.num_heads
 
 
+@dataclass(frozen=True)
+class Platform:
+    """What runs a layer."""
+
+    instruction_set: str | None = None  # of the kernels, such as `avx2`; None for AVX-512
+    threads: int = 1  # within an operator; they share everything but the cost of a call
+    runtime: Runtime = "onnxruntime"
+    precision: str = "float32"  # of the package
+    compute_type: ComputeType = "float32"  # operands of the products in the attention kernel
+
+
 Terms = Mapping[str, float]
 """What is counted to how much of it there is; or to what one of it costs, in nanoseconds."""
 
 COSTS: Mapping[str, Terms] = {
     "dense_attention": {
-        "call": 13200,
-        "multiply-add": 0.0104,
-        "score": 0.762,
-        "masked score": 0.463,
-        "element": 1.53,
+        "call": 2800,
+        "head": 191,
+        "row": 73.9,
+        "multiply-add": 0.0106,
+        "score": 0.322,
+        "masked score": 0.372,
+        "element": 0.984,
     },
     "sparse_attention": {
-        "gate": 28.1,
+        "gate": 15.5,
         "multiply-add": 0.0114,
-        "masked score": 0.479,
-        "element": 0.53,
+        "score": 0.00734,
+        "masked score": 0.492,
+        "element": 0.34,
     },
-    "dense_aggregated": {"call": 73600, "multiply-add": 0.0184, "window element": 2.69},
-    "sparse_aggregated": {"multiply-add": 0.0203, "element": 2.58},
-    "dense_projection": {"call": 1750, "multiply-add": 0.0122, "weight": 0.117},
-    "sparse_projection": {"call": 1020, "gate": 10.4, "multiply-add": 0.0132, "weight": 0.074},
+    "dense_aggregated": {"call": 115000, "score": 1.75, "window element": 2.06},
+    "sparse_aggregated": {"gate": 5.62, "multiply-add": 0.02, "element": 2.24},
+    "dense_projection": {"call": 83.5, "multiply-add": 0.00953, "weight": 0.03},
+    "sparse_projection": {"call": 309, "gate": 3.22, "multiply-add": 0.0108, "weight": 0.0263},
+    # Where ONNX Runtime in float32 does not stand for all.
+    "dense_attention, openvino": {
+        "call": 5210,
+        "head": 409,
+        "row": 15.6,
+        "multiply-add": 0.00698,
+        "score": 0.35,
+        "masked score": 0.2,
+        "element": 2.03,
+    },
+    "dense_aggregated, openvino": {"call": 211000, "window element": 2.34},
+    "dense_projection, openvino": {"call": 2070, "multiply-add": 0.0123, "weight": 0.181},
+    "dense_projection, openvino, bfloat16": {
+        "call": 2020,
+        "multiply-add": 0.00575,
+        "weight": 0.0821,
+    },
+    "sparse_attention, bfloat16": {
+        "gate": 17.5,
+        "multiply-add": 0.00577,
+        "score": 0.0733,
+        "masked score": 0.342,
+        "element": 0.389,
+    },
+    "sparse_aggregated, openvino": {"call": 4760, "multiply-add": 0.0191, "element": 3.76},
+    "sparse_aggregated, openvino, bfloat16": {
+        "call": 5680,
+        "multiply-add": 0.00478,
+        "score": 0.463,
+        "element": 2.92,
+    },
 }
-"""Nanoseconds of each count that was not fitted to 0.
+"""Nanoseconds of each count that was not fitted to 0, by operator, runtime and dtype.
 
-Source: `benchmarks/cost_model.py`, float32 with AVX-512 on one core; attention of an AMD EPYC
-(Zen 5), projections of an Intel Xeon; benchmarks/RESULTS.md has the figures.
+Source: `benchmarks/cost_model.py` with AVX-512 on one core: projections in ONNX Runtime of an Intel
+Xeon, all others of an AMD EPYC (Zen 5); benchmarks/RESULTS.md has the figures.
 """
 
 # Vectors of fewer lanes compute as many products in more instructions. Only AVX-512 was measured.
@@ -122,33 +167,41 @@ _VECTOR_SLOWDOWN = {"avx2": 2.0, "baseline": 4.0}
 _VECTOR_WORK = ("multiply-add", "score", "masked score")
 
 
-def milliseconds(
-    shape: LayerShape, choice: Choice, *, instruction_set: str | None = None, threads: int = 1
-) -> float:
+def milliseconds(shape: LayerShape, choice: Choice, platform: Platform = Platform()) -> float:
     """Predict what a layer takes with a choice.
 
     Args:
         shape: Its sizes.
         choice: How it is run.
-        instruction_set: What kernels run on, such as `avx2`; None for AVX-512.
-        threads: Threads within an operator; they share everything but the cost of a call.
+        platform: What runs it.
     """
-    slowdown = _VECTOR_SLOWDOWN.get(instruction_set or "", 1.0)
+    slowdown = _VECTOR_SLOWDOWN.get(platform.instruction_set or "", 1.0)
     # Setting up an operator is done by one thread; what it computes is shared by all.
     call, work = 0.0, 0.0
-    for kind, counts in _operators(shape, choice):
+    for kind, counts in _operators(shape, choice, platform.runtime):
         # Counts without an entry in COSTS were fitted to 0: they are counted to be fitted again.
-        for name, cost in COSTS[kind].items():
+        for name, cost in _costs(kind, platform).items():
             nanoseconds = cost * counts[name]
             if name == "call":
                 call += nanoseconds
             else:
                 work += nanoseconds * (slowdown if name in _VECTOR_WORK else 1.0)
-    return (call + work / threads) / 1e6
+    return (call + work / platform.threads) / 1e6
 
 
-def _operators(shape: LayerShape, choice: Choice) -> Iterator[tuple[str, Terms]]:
-    """Yield each operator's entry in COSTS, and what it does."""
+def _costs(kind: str, platform: Platform) -> Terms:
+    """Return the costs of an operator: those of the runtime and dtype where it has its own."""
+    # The kernel of attention rounds operands of products in packages of other dtypes, too.
+    dtype = platform.compute_type if kind == "sparse_attention" else platform.precision
+    runtime = platform.runtime
+    names = (f"{kind}, {runtime}, {dtype}", f"{kind}, {runtime}", f"{kind}, {dtype}", kind)
+    return next(COSTS[name] for name in names if name in COSTS)
+
+
+def _operators(
+    shape: LayerShape, choice: Choice, runtime: Runtime = "onnxruntime"
+) -> Iterator[tuple[str, Terms]]:
+    """Yield each operator's kind, and what it does."""
     # `sparse` and `projected` differ in their projections only: the attention is one kernel.
     attention = "dense" if choice == "dense" else "sparse"
     if shape.window:
@@ -160,7 +213,8 @@ def _operators(shape: LayerShape, choice: Choice) -> Iterator[tuple[str, Terms]]
     # A projection that is not the layer's to choose takes the same with every choice: it is left
     # out.
     for features in (shape.query_features, shape.output_features):
-        if features is not None and choice == "projected":
+        # OpenVINO multiplies all heads: its extension has no kernel for projections.
+        if features is not None and choice == "projected" and runtime == "onnxruntime":
             yield "sparse_projection", sparse_projection(shape, features)
         elif features is not None:
             yield "dense_projection", dense_projection(shape, features)
@@ -174,6 +228,7 @@ def dense_attention(shape: LayerShape) -> Terms:
     return {
         "call": 1,
         "head": shape.batch * shape.num_heads,
+        "row": shape.tokens * shape.num_heads,  # of scores: its softmax starts anew
         "multiply-add": 2 * shape.scores * shape.head_dim,  # Q K^T, and the weights times V
         "score": shape.scores,
         "masked score": shape.scores if masked else 0,

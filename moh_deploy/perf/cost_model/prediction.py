@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.package import CHOICES, Choice, LayerInfo, choices_for
-from moh_deploy.perf.cost_model.milliseconds import LayerShape, milliseconds
+from moh_deploy.package import CHOICES, Choice, LayerInfo, Manifest, Runtime, choices_for
+from moh_deploy.perf.cost_model.milliseconds import LayerShape, Platform, milliseconds
+from moh_deploy.runtime.kernel_use import KernelUse
 
 # A predicted difference smaller than this is none: the plainer choice is made.
 _CLEAR = 0.03
@@ -35,16 +35,34 @@ class Prediction:
         return best
 
 
-def predict(
-    layer: LayerInfo, nodes: LayerNodes, *, instruction_set: str | None, threads: int = 1
-) -> Prediction | None:
+def platform_of(
+    manifest: Manifest,
+    kernels: KernelUse,
+    runtime: Runtime | None = None,
+    threads: int | None = None,
+) -> Platform:
+    """Return what runs the layers of a package.
+
+    Args:
+        manifest: The manifest of the package.
+        kernels: The kernels that a session of it uses.
+        runtime: None for the runtime that the package was tuned for. Without one that is OpenVINO
+            where ONNX Runtime only emulates the package's dtype.
+        threads: Threads within an operator; None for one.
+    """
+    emulated = kernels.emulated_dtype is not None
+    runtime = runtime or manifest.runtime or ("openvino" if emulated else "onnxruntime")
+    precision, compute_type = manifest.precision, kernels.compute_type
+    return Platform(kernels.instruction_set, threads or 1, runtime, precision, compute_type)
+
+
+def predict(layer: LayerInfo, nodes: LayerNodes, platform: Platform) -> Prediction | None:
     """Predict a layer's times at the example's sizes.
 
     Args:
         layer: The layer.
         nodes: Its operators.
-        instruction_set: What kernels run on; None for AVX-512.
-        threads: Threads within an operator.
+        platform: What runs it.
 
     Returns:
         The prediction; None where a size is not known or nothing can be chosen.
@@ -54,7 +72,7 @@ def predict(
         return None
 
     def ms(choice: Choice, at: LayerShape) -> float:
-        return milliseconds(at, choice, instruction_set=instruction_set, threads=threads)
+        return milliseconds(at, choice, platform)
 
     def gains_up_to(choice: Choice, plainer: Choice) -> float | None:
         """Return the share up to which a choice gains: sparse time rises with it, dense not."""
@@ -189,8 +207,7 @@ def break_even(
     batches: Sequence[int],
     *,
     example: int,
-    instruction_set: str | None,
-    threads: int = 1,
+    platform: Platform,
 ) -> tuple[LayerBreakEven, ...]:
     """Predict where layers break even.
 
@@ -199,14 +216,12 @@ def break_even(
         nodes: Their operators.
         batches: Batch sizes.
         example: The batch size that the layers' own sizes are of.
-        instruction_set: What kernels run on; None for AVX-512.
-        threads: Threads within an operator.
+        platform: What runs them.
 
     Returns:
         Each layer that something is predicted for, and last, if there are any, all of these
         together.
     """
-    ms = partial(milliseconds, instruction_set=instruction_set, threads=threads)
     known = [
         (layer, shape, choices)
         for layer, node in zip(layers, nodes, strict=True)
@@ -225,10 +240,11 @@ def break_even(
             total = 0.0
             for own, choices in sized:
                 shape = own if share is None else at_share(own, share)
-                total += min(ms(shape, choice) for choice in choices if choice != "dense")
+                skipping = (choice for choice in choices if choice != "dense")
+                total += min(milliseconds(shape, choice, platform) for choice in skipping)
             return total
 
-        dense = sum(ms(shape, "dense") for shape, _ in sized)
+        dense = sum(milliseconds(shape, "dense", platform) for shape, _ in sized)
         share = largest_share(lambda share: fastest(share) < dense)
         return BreakEven(batch, fastest(None), fastest(1.0), dense, share)
 

@@ -12,7 +12,7 @@ from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.perf.choices_text import gain
 from moh_deploy.perf.cost_model.first_choices import SWITCH_MS, by_size, dense_at
-from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.cost_model.prediction import platform_of, predict
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.perf.tune import layers as timed
@@ -186,9 +186,11 @@ class TuneJob:
         # Nothing was measured: at the example's sizes.
         if not times:
             sizes, weights = (self.package.manifest.dims,), (1.0,)
-            on, threads = self.kernels.instruction_set, self.variant.threads or 1
+            platform = platform_of(
+                self.package.manifest, self.kernels, self.variant.runtime, self.variant.threads
+            )
             found = [
-                predict(layer, node, instruction_set=on, threads=threads)
+                predict(layer, node, platform)
                 for layer, node in zip(outcome.layers, nodes, strict=True)
             ]
             times = tuple(({} if layer is None else layer.ms,) for layer in found)

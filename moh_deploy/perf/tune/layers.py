@@ -14,7 +14,7 @@ from moh_deploy.graph.layer_models import attention_inputs, empty_model, fed_nam
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
-from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.cost_model.prediction import platform_of, predict
 from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
@@ -65,11 +65,13 @@ class LayerBench:
         runner = open_runner(self.package, self.variant.returning(inner))
         values = [{**feeds, **runner.run(feeds)} for feeds in self.feeds]
         found = runner.describe()
-        on, threads = found.kernels.instruction_set, self.variant.threads or 1
+        platform = platform_of(
+            self.package.manifest, found.kernels, self.variant.runtime, self.variant.threads
+        )
         times: list[LayerTimes] = []
         for layer, nodes in zip(layers, found.layer_nodes, strict=True):
             predicted = [
-                predict(sized, nodes, instruction_set=on, threads=threads)
+                predict(sized, nodes, platform)
                 for sized in (at_sizes_of(model, layer, arrays) for arrays in values)
             ]
             samples = self._samples(model, layer, values, measure) if choices_for(layer) else []

@@ -4,6 +4,7 @@ import pytest
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo
+from moh_deploy.perf.cost_model.milliseconds import Platform
 from moh_deploy.perf.cost_model.prediction import BreakEven, LayerBreakEven, break_even, predict
 from tests.handmade_package import LAYER
 
@@ -27,12 +28,12 @@ BATCHES = (32, 1, 2, 8)
 
 def found(*layers: LayerInfo, example: int = 2) -> tuple[LayerBreakEven, ...]:
     nodes = [NODES] * len(layers)
-    return break_even(layers, nodes, BATCHES, example=example, instruction_set="avx512")
+    return break_even(layers, nodes, BATCHES, example=example, platform=Platform("avx512"))
 
 
 def test_example_is_what_one_layer_is_predicted_at():
     at_two = found(SMALL)[0].sizes[1]
-    prediction = predict(SMALL, NODES, instruction_set="avx512")
+    prediction = predict(SMALL, NODES, Platform("avx512"))
     assert at_two.batch == 2
     assert at_two.dense_ms == pytest.approx(prediction.ms["dense"])
     assert at_two.ms == pytest.approx(min(prediction.ms["sparse"], prediction.ms["projected"]))
@@ -60,7 +61,7 @@ def test_all_layers_together_are_the_sum_of_each():
 def test_batches_are_of_the_model_and_windows_are_samples_of_a_layer():
     # Eight windows of two samples: a sample is four of them.
     windowed = found(replace(SMALL, batch=8), example=2)[0].sizes[0]
-    four = predict(replace(SMALL, batch=4), NODES, instruction_set="avx512")
+    four = predict(replace(SMALL, batch=4), NODES, Platform("avx512"))
     assert (windowed.batch, windowed.dense_ms) == (1, pytest.approx(four.ms["dense"]))
 
 

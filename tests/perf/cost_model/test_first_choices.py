@@ -9,6 +9,7 @@ from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, choice_text, current_choice
 from moh_deploy.perf.cost_model import first_choices as module
 from moh_deploy.perf.cost_model.first_choices import SWITCH_MS, by_size, dense_at, first_choices
+from moh_deploy.perf.cost_model.milliseconds import Platform
 from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.perf.tune.job import fastest_there
 from tests.graph.models import attention, value
@@ -25,13 +26,13 @@ def model(tmp_path: Path) -> ir.Model:
 
 
 def test_every_layer_is_chosen_by_its_own_prediction(model: ir.Model, monkeypatch):
-    def told(layer: LayerInfo, nodes: LayerNodes, **_: object) -> Prediction:
+    def told(layer: LayerInfo, nodes: LayerNodes, _: Platform) -> Prediction:
         assert nodes.op == "MoHAttention"
         sparse = 0.5 if layer.path == "blocks.1.attn" else 2.0
         return Prediction({"dense": 1.0, "sparse": sparse}, {})
 
     monkeypatch.setattr(module, "predict", told)
-    chosen = first_choices(model, LAYERS, instruction_set="avx2", dims=DIMS, dim_ranges={})
+    chosen = first_choices(model, LAYERS, platform=Platform("avx2"), dims=DIMS, dim_ranges={})
     assert [layer.choice for layer in chosen] == ["dense", "sparse"]
     assert [replace(layer, choice=None) for layer in chosen] == list(LAYERS)
 
@@ -42,7 +43,7 @@ def test_layer_of_unknown_sizes_runs_on_kernels(model: ir.Model):
         replace(LAYERS[1], seq_len=None, output_projection="o"),
         replace(LAYERS[0], node=None, replaced=False),
     ]
-    chosen = first_choices(model, layers, instruction_set=None, dims=DIMS, dim_ranges={})
+    chosen = first_choices(model, layers, platform=Platform(), dims=DIMS, dim_ranges={})
     assert [layer.choice for layer in chosen] == ["sparse", "projected", None]
 
 
@@ -63,14 +64,14 @@ def chosen_by_size(
 ) -> str | None:
     """Return what a layer of 2 x 4 queries and 4 keys is, where `ms` is predicted."""
 
-    def told(layer: LayerInfo, _: LayerNodes, **__: object) -> Prediction:
+    def told(layer: LayerInfo, _: LayerNodes, __: Platform) -> Prediction:
         dense, sparse = ms(layer)
         return Prediction({"dense": dense, "sparse": sparse}, {})
 
     monkeypatch.setattr(module, "predict", told)
     built = built or one_layer(["batch", "seq"], ["batch", "seq"])
     layer = replace(layer, batch=2, seq_len=4, kv_len=4)
-    (found,) = first_choices(built, [layer], instruction_set=None, dims=DIMS, dim_ranges=dim_ranges)
+    (found,) = first_choices(built, [layer], platform=Platform(), dims=DIMS, dim_ranges=dim_ranges)
     return choice_text(found)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.perf.cost_model import milliseconds as cost_model
-from moh_deploy.perf.cost_model.milliseconds import COSTS, LayerShape, milliseconds
+from moh_deploy.perf.cost_model.milliseconds import COSTS, LayerShape, Platform, milliseconds
 
 VIT = LayerShape(1, 196, 196, 16, 16, 24, 4, 0.5)
 PROJECTED = replace(VIT, query_features=384, output_features=384)
@@ -75,21 +75,40 @@ def test_grouped_heads_read_less():
 
 
 def test_threads_share_the_work_but_not_the_call():
-    one, two = (milliseconds(VIT, "dense", threads=threads) for threads in (1, 2))
+    one, two = (milliseconds(VIT, "dense", Platform(threads=threads)) for threads in (1, 2))
     call = COSTS["dense_attention"]["call"] / 1e6
     assert two == pytest.approx(call + (one - call) / 2)
 
 
 def test_narrow_vectors_are_slower():
     sets = ("avx512", "avx2", "baseline")
-    times = [milliseconds(VIT, "sparse", instruction_set=one) for one in sets]
+    times = [milliseconds(VIT, "sparse", Platform(one)) for one in sets]
     assert times[0] < times[1] < times[2]
-    assert milliseconds(VIT, "sparse") == milliseconds(VIT, "sparse", instruction_set="avx512_bf16")
+    assert milliseconds(VIT, "sparse") == milliseconds(VIT, "sparse", Platform("avx512_bf16"))
+
+
+def test_openvino_multiplies_all_heads_in_projections():
+    openvino = Platform(runtime="openvino")
+    few = replace(PROJECTED, active_share=0.25)
+    assert milliseconds(few, "projected", openvino) == milliseconds(few, "sparse", openvino)
+    assert milliseconds(few, "sparse", openvino) < milliseconds(few, "dense", openvino)
+
+
+def test_products_of_bfloat16_are_faster_where_they_are():
+    kernel = Platform(compute_type="bfloat16")
+    assert milliseconds(VIT, "sparse", kernel) < milliseconds(VIT, "sparse")
+    # ONNX Runtime computes function bodies in float32, and a package says what projections are in.
+    assert milliseconds(PROJECTED, "dense", kernel) == milliseconds(PROJECTED, "dense")
+    exact = Platform(runtime="openvino", compute_type="bfloat16")
+    low = replace(exact, precision="bfloat16")
+    assert milliseconds(VIT, "dense", low) == milliseconds(VIT, "dense", exact)
+    assert milliseconds(PROJECTED, "dense", low) < milliseconds(PROJECTED, "dense", exact)
 
 
 def test_every_cost_has_its_count():
     """A misspelt name would cost nothing."""
     for kind, costs in COSTS.items():
+        kind, *_ = kind.split(", ")  # the runtime and dtype that the costs are of come behind it
         count = getattr(cost_model, kind)
         counts = count(PROJECTED, 384) if kind.endswith("projection") else count(WINDOWED)
         assert costs.keys() <= counts.keys(), kind

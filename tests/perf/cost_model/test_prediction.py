@@ -1,12 +1,20 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo
 from moh_deploy.perf.cost_model import prediction as module
-from moh_deploy.perf.cost_model.prediction import Prediction, predict, shape_of
-from tests.handmade_package import LAYER
+from moh_deploy.perf.cost_model.milliseconds import Platform
+from moh_deploy.perf.cost_model.prediction import (
+    Prediction,
+    platform_of,
+    predict,
+    shape_of,
+)
+from moh_deploy.runtime.kernel_use import KernelUse
+from tests.handmade_package import LAYER, MANIFEST
 
 BIG = replace(
     LAYER,
@@ -26,7 +34,7 @@ WITH_PROJECTIONS = LayerNodes("MoHAttention", query_features=384, output_feature
 def predicted(
     layer: LayerInfo = PROJECTED, nodes: LayerNodes = WITH_PROJECTIONS, **options: object
 ) -> Prediction:
-    found = predict(layer, nodes, instruction_set="avx512", **options)
+    found = predict(layer, nodes, Platform("avx512", **options))
     assert found is not None
     return found
 
@@ -53,7 +61,7 @@ def test_choice_that_always_wins_gains_up_to_all_heads_and_one_that_never_does_h
     monkeypatch: pytest.MonkeyPatch,
 ):
     assert predicted().break_even["sparse"] == 1.0
-    monkeypatch.setattr(module, "milliseconds", lambda shape, choice, **_: float(choice != "dense"))
+    monkeypatch.setattr(module, "milliseconds", lambda shape, choice, _: float(choice != "dense"))
     assert predicted().break_even == {"sparse": None, "projected": None}
     assert predicted().best == "dense"
 
@@ -69,17 +77,17 @@ def test_nearly_equal_choices_are_decided_for_the_plainer():
 )
 def test_nothing_is_predicted_where_a_size_is_unknown(unknown: str):
     layer = replace(PROJECTED, **{unknown: None})
-    assert predict(layer, WITH_PROJECTIONS, instruction_set=None) is None
+    assert predict(layer, WITH_PROJECTIONS, Platform()) is None
 
 
 def test_nothing_is_predicted_for_projections_of_unknown_width():
     for nodes in (replace(WITH_PROJECTIONS, query_features=None), NODES):
-        assert predict(PROJECTED, nodes, instruction_set=None) is None
+        assert predict(PROJECTED, nodes, Platform()) is None
 
 
 def test_nothing_is_predicted_where_nothing_can_be_chosen():
     kept = replace(LAYER, replaced=False, node=None)
-    assert predict(kept, LayerNodes(None), instruction_set=None) is None
+    assert predict(kept, LayerNodes(None), Platform()) is None
 
 
 def test_window_is_told_apart_from_pooled_keys():
@@ -92,3 +100,19 @@ def test_window_is_told_apart_from_pooled_keys():
 def test_more_heads_are_not_shared_than_are_active():
     shape = shape_of(replace(BIG, active_share=0.1), NODES)
     assert shape.num_shared_heads == 1
+
+
+def test_platform_is_the_runtime_that_the_package_was_tuned_for():
+    """And OpenVINO where ONNX Runtime rounds results to bfloat16, which has no speed of its own."""
+    kernels = KernelUse(Path("lib.so"), None, "avx512_bf16", "bfloat16")
+    emulated = replace(kernels, emulated_dtype="bfloat16")
+    tuned = replace(MANIFEST, runtime="openvino")
+    assert platform_of(MANIFEST, kernels) == Platform("avx512_bf16", compute_type="bfloat16")
+    assert platform_of(MANIFEST, emulated).runtime == "openvino"
+    assert platform_of(tuned, kernels).runtime == "openvino"
+    assert platform_of(tuned, emulated, "onnxruntime", 2) == Platform(
+        "avx512_bf16", 2, compute_type="bfloat16"
+    )
+    low = replace(MANIFEST, precision="bfloat16")
+    plain = replace(kernels, instruction_set="avx512")
+    assert platform_of(low, plain) == Platform("avx512", precision="bfloat16")
