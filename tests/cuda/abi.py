@@ -152,12 +152,13 @@ class TritonAttentionArguments(Structure):
     _fields_ = [
         *(
             (name, c_void_p)
-            for name in ("query", "key", "value", "gates", "output", "rows", "counts")
+            for name in ("query", "key", "value", "gates", "output", "rows", "counts", "ranges")
         ),
         ("query_strides", HeadStrides),
         ("key_strides", HeadStrides),
         ("value_strides", HeadStrides),
         ("output_strides", HeadStrides),
+        ("ranges_batch", c_int64),
         *(
             (name, c_int32)
             for name in (

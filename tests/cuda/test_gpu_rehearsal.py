@@ -19,7 +19,7 @@ from tests.cuda import abi, conformance, golden
 from tests.cuda.libraries import ROOT, Emulator
 from tests.cuda.test_gpu_stages import write_tool
 from tests.gpu import aggregated, correctness, parts, primitives, router, timings, workloads
-from tests.gpu.attention import KernelCall, Tensors, reference, with_gates
+from tests.gpu.attention import Hiding, KernelCall, Tensors, reference, with_gates
 from tests.gpu.attention_candidates import CANDIDATES
 from tests.gpu.build import PLUGINS, sources
 from tests.gpu.device import Host
@@ -149,8 +149,10 @@ def test_golden_vectors_are_compared_by_the_tolerance_of_the_primitive(name: str
 # Timings.
 
 
-def small(*, causal: bool = False, queries: int = 20, kv_heads: int = 2) -> AttentionShape:
-    return AttentionShape("small", 2, 4, kv_heads, queries, 20, 24, causal)
+def small(
+    *, causal: bool = False, queries: int = 20, kv_heads: int = 2, hides: str = ""
+) -> AttentionShape:
+    return AttentionShape("small", 2, 4, kv_heads, queries, 20, 24, causal, hides)
 
 
 def expected_of(tensors: Tensors) -> Expected:
@@ -169,6 +171,34 @@ def test_timed_call_computes_attention(bench: Bench, tactic: str, causal: bool):
     assert expected_of(tensors).judge(tensors.output, gated=True, ours=True)["right"]
 
 
+@pytest.mark.parametrize("hides", ["padding", "mask", "window", "lengths"])
+def test_timed_call_hides_what_its_shape_says(bench: Bench, hides: str):
+    queries = 3 if hides == "lengths" else 20
+    tensors, *_ = Tensors.draw(
+        small(causal=True, queries=queries, hides=hides), 0.75, torch.float32, 2, "cpu"
+    )
+    KernelCall(bench, tensors, "chosen")()
+    assert expected_of(tensors).judge(tensors.output, gated=True, ours=True)["right"]
+    # With nothing hidden but by position, the result is another.
+    plain = replace(tensors, shape=small(queries=queries), hiding=Hiding(tensors.hiding.seen))
+    KernelCall(bench, plain, "chosen")()
+    assert not expected_of(tensors).judge(tensors.output, gated=True, ours=True)["right"]
+
+
+@pytest.mark.parametrize("shape", workloads.FULL.masked, ids=lambda shape: shape.name)
+def test_masked_shapes_hide_as_their_names_say(shape: AttentionShape):
+    """Every query sees keys: a softmax over none would be NaN for the others."""
+    for sequence in range(shape.batch):
+        for query in (0, shape.queries // 2, shape.queries - 1):
+            first, end = shape.seen(sequence, query)
+            assert 0 <= first < end <= shape.keys
+    assert shape.flops(1.0) < replace(shape, hides="", causal=False).flops(1.0)
+    padded = {shape.tokens(sequence) for sequence in range(shape.batch)}
+    assert (len(padded) == shape.batch) == (
+        shape.hides in ("padding", "lengths") or shape.batch < 2
+    )
+
+
 @sampled(2)
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=nightly)])
 @pytest.mark.parametrize(
@@ -178,6 +208,10 @@ def test_timed_call_computes_attention(bench: Bench, tactic: str, causal: bool):
         pytest.param(small(causal=True), id="causal"),
         pytest.param(small(causal=True, queries=1), id="decode"),
         pytest.param(small(kv_heads=4), marks=nightly, id="ungrouped"),
+        pytest.param(small(hides="padding"), marks=nightly, id="padding"),
+        pytest.param(small(causal=True, hides="window"), marks=nightly, id="window"),
+        pytest.param(small(causal=True, hides="mask"), marks=nightly, id="mask"),
+        pytest.param(small(causal=True, queries=1, hides="lengths"), marks=nightly, id="lengths"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,10 +15,42 @@ from tests.gpu.workloads import AttentionShape
 
 
 @dataclass(frozen=True)
+class Hiding:
+    """Which keys queries see, and the inputs of our kernels that say so beside `causal`."""
+
+    seen: torch.Tensor  # [B, S, 2]: the first key and the end
+    mask: torch.Tensor | None = None  # bool [B, 1, 1, T] or [1, 1, S, T]
+    lengths: torch.Tensor | None = None  # [B]
+    ranges: torch.Tensor | None = None  # [1, S, 2]
+
+    @classmethod
+    def of(cls, shape: AttentionShape, device: str) -> Hiding:
+        rows = [[shape.seen(b, s) for s in range(shape.queries)] for b in range(shape.batch)]
+        tokens = [shape.tokens(b) for b in range(shape.batch)]
+        seen, lengths = (torch.tensor(numbers, device=device) for numbers in (rows, tokens))
+        hiding = cls(seen)
+        if shape.hides == "padding":
+            keys = torch.arange(shape.keys, device=device)
+            return replace(hiding, mask=(keys < lengths[:, None])[:, None, None])
+        if shape.hides == "mask":
+            return replace(hiding, mask=hiding.by_key(shape.keys))
+        if shape.hides == "window":
+            # As of a model that is causal besides: `is_causal` says where they end.
+            return replace(hiding, ranges=torch.stack([seen[..., 0], seen[..., 1] + 99], dim=-1))
+        return replace(hiding, lengths=lengths) if shape.hides == "lengths" else hiding
+
+    def by_key(self, keys: int) -> torch.Tensor:
+        """Return whether a query sees a key, bool [B, 1, S, T]."""
+        key, seen = torch.arange(keys, device=self.seen.device), self.seen[:, None, :, None]
+        return (key >= seen[..., 0]) & (key < seen[..., 1])
+
+
+@dataclass(frozen=True)
 class Tensors:
     """Inputs and output of one attention, each [B, S, H, D]; gates [B, S, H]."""
 
     shape: AttentionShape
+    hiding: Hiding
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
@@ -43,7 +75,8 @@ class Tensors:
         query = normal(shape.queries, shape.heads)
         key, value = (normal(shape.keys, shape.kv_heads) for _ in range(2))
         drawn = (query, key, value, gates, torch.full_like(query, math.nan))
-        return [cls(shape, *of_one_set) for of_one_set in zip(*drawn, strict=True)]
+        hiding = Hiding.of(shape, device)
+        return [cls(shape, hiding, *of_one_set) for of_one_set in zip(*drawn, strict=True)]
 
     @staticmethod
     def sets_for(shape: AttentionShape, dtype: torch.dtype, rotated_bytes: int) -> int:
@@ -118,8 +151,13 @@ class KernelCall:
 
 def arguments(tensors: Tensors) -> abi.AttentionArgs:
     """Return the C struct for tensors, which may have any strides."""
-    shape = tensors.shape
+    shape, hiding = tensors.shape, tensors.hiding
     name = str(tensors.query.dtype).removeprefix("torch.")
+    mask = abi.AttentionMask()
+    if hiding.mask is not None:
+        # A size of 1 is one for all.
+        strides = (hiding.mask.stride(i) if hiding.mask.shape[i] > 1 else 0 for i in range(4))
+        mask = abi.AttentionMask(hiding.mask.data_ptr(), abi.DTYPES["bool"], *strides)
     return abi.AttentionArgs(
         dtype=abi.DTYPES[name],
         query=tensors.query.data_ptr(),
@@ -131,6 +169,9 @@ def arguments(tensors: Tensors) -> abi.AttentionArgs:
         key_strides=_strides(tensors.key),
         value_strides=_strides(tensors.value),
         output_strides=_strides(tensors.output),
+        mask=mask,
+        nonpad_kv_seqlen=None if hiding.lengths is None else hiding.lengths.data_ptr(),
+        key_ranges=None if hiding.ranges is None else hiding.ranges.data_ptr(),
         batch=shape.batch,
         q_heads=shape.heads,
         kv_heads=shape.kv_heads,
@@ -139,7 +180,7 @@ def arguments(tensors: Tensors) -> abi.AttentionArgs:
         head_dim=shape.head_dim,
         value_dim=shape.head_dim,
         scale=shape.head_dim**-0.5,
-        causal=shape.causal,
+        causal=shape.causal and shape.hides != "mask",
     )
 
 
@@ -160,12 +201,11 @@ def _of_batch(tensors: Tensors, batch: int) -> torch.Tensor:
         tensor[batch].double().transpose(0, 1)  # [H, S, D]
         for tensor in (tensors.query, tensors.key, tensors.value)
     )
+    hidden = ~tensors.hiding.by_key(shape.keys)[batch, 0]
     heads = []
     for head in range(shape.heads):
         scores = query[head] @ key[head // group].T * shape.head_dim**-0.5  # [S, T]
-        if shape.causal:
-            seen = torch.ones_like(scores, dtype=torch.bool).tril(shape.keys - shape.queries)
-            scores = scores.masked_fill(~seen, -math.inf)
+        scores = scores.masked_fill(hidden, -math.inf)
         heads.append(scores.softmax(dim=-1) @ value[head // group])
     return torch.stack(heads, dim=1)  # [S, H, D]
 

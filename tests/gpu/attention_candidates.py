@@ -5,7 +5,7 @@ A new candidate is one line in `CANDIDATES`.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -86,12 +86,13 @@ def _compiled(name: str, make: Callable[[Bench, Tensors], Attend]) -> list[Candi
 def _sdpa(one: Tensors, *, grouped: bool) -> Attend:
     shape = one.shape
     # A single query sees every key; torch's own flag would let it see the first one only.
-    causal = shape.causal and shape.queries > 1
+    causal = shape.causal and shape.queries > 1 and not shape.hides
+    mask = one.hiding.by_key(shape.keys) if shape.hides else None
     grouped = grouped and shape.heads != shape.kv_heads
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, enable_gqa=grouped
+            query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
 
     return attend
@@ -100,10 +101,14 @@ def _sdpa(one: Tensors, *, grouped: bool) -> Attend:
 def _flex(bench: Bench, one: Tensors) -> Attend:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    shape = one.shape
-    causal = shape.causal and shape.queries > 1
+    shape, seen = one.shape, one.hiding.seen
     mask = None
-    if causal:
+    if shape.hides:
+        mask = create_block_mask(
+            lambda b, h, q, k: (k >= seen[b, q, 0]) & (k < seen[b, q, 1]),
+            *(shape.batch, None, shape.queries, shape.keys, bench.device.kind),
+        )
+    elif shape.causal and shape.queries > 1:
         mask = create_block_mask(
             lambda b, h, q, k: q >= k, None, None, shape.queries, shape.keys, bench.device.kind
         )
@@ -142,7 +147,7 @@ def _torch_call(function: Callable[..., torch.Tensor], one: Tensors) -> TorchCal
 def _ungrouped(one: Tensors) -> Tensors:
     group = one.shape.heads // one.shape.kv_heads
     key, value = (t.repeat_interleave(group, dim=2) for t in (one.key, one.value))
-    return Tensors(one.shape, one.query, key, value, one.gates, one.output)
+    return replace(one, key=key, value=value)
 
 
 CANDIDATES: tuple[Candidate, ...] = (

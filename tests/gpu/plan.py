@@ -93,7 +93,7 @@ def _speed(ingredients: Ingredients) -> Iterator[Step]:
     yield from _attention(sizes, [best], [first])
     yield from _aggregated(sizes, [best], [first])
     yield from _attention(sizes, soon, [first], seconds=1.6)
-    yield from _decode(sizes, first)
+    yield from _once(sizes, (*sizes.decode, *sizes.masked), first)
     yield from _routers(sizes, first)
     yield from _attention(sizes, [best], [first], compiled=True, seconds=13.0)
     yield from _attention(sizes, late, [first], seconds=1.6)
@@ -132,8 +132,8 @@ def _attention(
         )
 
 
-def _decode(sizes: Sizes, dtype: str) -> Iterator[Step]:
-    for shape in sizes.decode:
+def _once(sizes: Sizes, shapes: Iterable[AttentionShape], dtype: str) -> Iterator[Step]:
+    for shape in shapes:
         arguments = {"shape": shape.json(), "share": 0.75, "dtype": dtype, "compiled": False}
         yield Step(
             f"attention/{shape.name}/{dtype}/0.75",

@@ -1,13 +1,20 @@
 """What is timed: shapes, shares of open heads, dtypes. Without torch, for a plan needs none."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from tests.gpu.steps import Json
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """An attention of [batch, queries, heads, head_dim]; keys are more in decoding."""
+    """An attention of [batch, queries, heads, head_dim]; keys are more in decoding.
+
+    Attributes:
+        hides: What else hides keys, as an exported model says it: a mask of padded keys
+            [B, 1, 1, T], a mask of queries and keys [S, T] that says `causal`, ranges of a window
+            of a quarter of the keys, or the lengths of a cache in place.
+    """
 
     name: str
     batch: int
@@ -17,18 +24,26 @@ class AttentionShape:
     keys: int
     head_dim: int
     causal: bool = False
+    hides: Literal["", "padding", "mask", "window", "lengths"] = ""
 
-    @property
-    def pairs(self) -> int:
-        """Pairs of a query and a key that it sees, of one head."""
-        if not self.causal:
-            return self.queries * self.keys
-        first = self.keys - self.queries + 1
-        return sum(range(first, self.keys + 1))
+    def tokens(self, sequence: int) -> int:
+        """How many keys of a sequence are no padding: more of each than of the one before."""
+        if self.hides not in ("padding", "lengths"):
+            return self.keys
+        return self.keys - (self.batch - sequence) * self.keys // (4 * self.batch)
+
+    def seen(self, sequence: int, query: int) -> tuple[int, int]:
+        """The first key that a query sees, and the end of those."""
+        tokens = self.tokens(sequence)
+        last = (tokens if self.hides == "lengths" else self.keys) - self.queries + query
+        first = max(0, last - self.keys // 4 + 1) if self.hides == "window" else 0
+        return first, min(tokens, last + 1) if self.causal else tokens
 
     def flops(self, share: float) -> float:
         """Operations of the two products, for a share of open heads."""
-        return 4 * self.batch * self.heads * self.pairs * self.head_dim * share
+        seen = (self.seen(b, query) for b in range(self.batch) for query in range(self.queries))
+        pairs = sum(end - first for first, end in seen)
+        return 4 * self.heads * pairs * self.head_dim * share
 
     def json(self) -> dict[str, Json]:
         return asdict(self)
@@ -94,6 +109,7 @@ class Sizes:
 
     attention: tuple[AttentionShape, ...]
     decode: tuple[AttentionShape, ...]
+    masked: tuple[AttentionShape, ...]
     aggregated: tuple[AggregatedShape, ...]
     router: tuple[RouterShape, ...]
     shares: tuple[float, ...]
@@ -127,6 +143,13 @@ FULL = Sizes(
         AttentionShape("decode", 1, 32, 8, 1, 4096, 128, causal=True),
         AttentionShape("decode-16", 16, 32, 8, 1, 2048, 128, causal=True),
     ),
+    masked=(
+        AttentionShape("LLaMA-2k-padding", 2, 32, 8, 2048, 2048, 128, True, "padding"),
+        AttentionShape("LLaMA-2k-window", 1, 32, 8, 2048, 2048, 128, True, "window"),
+        AttentionShape("LLaMA-2k-mask", 1, 32, 8, 2048, 2048, 128, True, "mask"),
+        AttentionShape("decode-16-lengths", 16, 32, 8, 1, 2048, 128, True, "lengths"),
+        AttentionShape("generic-padding", 2, 32, 32, 1024, 1024, 64, False, "padding"),
+    ),
     # The first three stages of a pyramid of 224 x 224 pixels.
     aggregated=(
         AggregatedShape("pyramid-56", 8, 3, 56, 24, 49),
@@ -152,6 +175,12 @@ SMALL = Sizes(
         _square("ViT-small", 2, 4, 4, 10, 24),
     ),
     decode=(AttentionShape("decode-small", 1, 4, 2, 1, 70, 24, causal=True),),
+    masked=(
+        AttentionShape("padding-small", 2, 4, 2, 20, 20, 24, True, "padding"),
+        AttentionShape("window-small", 1, 4, 2, 20, 20, 24, True, "window"),
+        AttentionShape("mask-small", 1, 4, 2, 20, 20, 24, True, "mask"),
+        AttentionShape("lengths-small", 2, 4, 2, 1, 70, 24, True, "lengths"),
+    ),
     aggregated=(AggregatedShape("pyramid-small", 1, 2, 5, 24, 4),),
     router=(RouterShape("router-small", 37, 2, 6, 4),),
     shares=(0.75, 1.0),

@@ -70,7 +70,11 @@ def _named() -> Iterator[Case]:
 def _drawn() -> list[Case]:
     cases: list[Case] = []
     options = settings(
-        max_examples=DRAWS, derandomize=True, database=None, suppress_health_check=HealthCheck
+        max_examples=DRAWS,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=HealthCheck,
     )
 
     @options

@@ -1,8 +1,9 @@
 """The numbers that a mask is computed with: they tell how large it has to be tried."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import sympy
 import torch
@@ -29,6 +30,14 @@ _VIEWS |= {"_to_copy", "to", "clone", "select", "_unsafe_view", "alias", "sym_si
 _LOOKUPS = frozenset(("index", "gather", "index_select", "take", "take_along_dim"))
 # Whole numbers above are bounds (the end of a slice), and no sizes of windows.
 _LARGEST = 1 << 20
+
+
+class RowsRead(NamedTuple):
+    """An operator reads rows of a table of one size; inputs say which."""
+
+    table: Node
+    places: Node
+    rows: int  # of the table
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,37 @@ class MaskNumbers:
     def looks_up(self, part: Sequence[Node]) -> bool:
         """Tell whether inputs say which places of a tensor are read."""
         return any(graph.op(node) in _LOOKUPS and node in self.dependent for node in part)
+
+    def rows_read(self, part: Sequence[Node]) -> dict[Node, RowsRead] | None:
+        """Return the operators that read rows of tables where inputs say; None if inputs look
+        something up in another way."""
+        found: dict[Node, RowsRead] = {}
+        for node in part:
+            if graph.op(node) not in _LOOKUPS or node not in self.dependent:
+                continue
+            table, given = node.args[:2]
+            read = list(enumerate(given)) if isinstance(given, Sequence) else []
+            nodes = [(dim, places) for dim, places in read if isinstance(places, Node)]
+            if not isinstance(table, Node) or table in self.dependent or len(nodes) != 1:
+                return None
+            dim, places = nodes[0]
+            rows = graph.shape(table)[dim]
+            if not rows.is_Integer or graph.tensor(places).dtype == torch.bool:
+                return None
+            found[node] = RowsRead(table, places, int(rows))
+        return found
+
+    def without_tables(
+        self, part: Sequence[Node], reads: Mapping[Node, RowsRead]
+    ) -> Collection[Node]:
+        """Return a part without the nodes that make tables alone, of which rows are read."""
+        kept: set[Node] = set()
+        for node in reversed(part):
+            users = [user for user in node.users if user in part]
+            used = [u for u in users if u in kept and not (u in reads and reads[u].table is node)]
+            if used or not users:
+                kept.add(node)
+        return kept
 
     def unknown(self, part: Sequence[Node]) -> Node | None:
         """Return an operator of which numbers do not tell where it acts; None if there is none."""

@@ -157,23 +157,36 @@ class MaskRuns:
             if graph.tensor(node).dtype == torch.bool
             and (node in self.dependent or (graph.op(node) in COMPARISONS and not is_fixed))
         }
+        # A row of a table may hide anything until a run has read it.
+        reads = MaskNumbers(self.dependent, self.constants).rows_read(part) or {}
+        unread = {node: set(range(read.rows)) for node, read in reads.items()}
+        rows = max(map(len, unread.values()), default=0)
         found: list[MaskRun] = []
         large = self._large(part)
-        for sizes in (*self.trials.small(), *large):
-            for drawn in self._drawn(sizes, part):
-                values = self._run(part, drawn)
-                trial = None if values is None else self._trial(terms, values, drawn)
-                if values is None or trial is None:
-                    continue
-                found.append(trial)
-                for node, seen in conditions.items():
-                    seen |= {bool(flag) for flag in (values[node].any(), values[node].all())}
+        sizes = [*self.trials.small(), *large]
+        draws = [self._drawn(at, part) for at in sizes]
+        if rows:
+            most = max(sizes, key=lambda at: self._scores_at(at)[1])
+            draws.append(self.trials.in_order(most, rows, self._scores_at(most)[1]))
+        for drawn in itertools.chain(*draws):
+            values = self._run(part, drawn)
+            trial = None if values is None else self._trial(terms, values, drawn)
+            if values is None or trial is None:
+                continue
+            found.append(trial)
+            for node, seen in conditions.items():
+                seen |= {bool(flag) for flag in (values[node].any(), values[node].all())}
+            for node, read in reads.items():
+                unread[node] -= set((values[read.places] % read.rows).flatten().tolist())
         if not found:
             raise NoStructureError("it could not be run on its own")
         # What no run changed may hide more than is seen.
         same = next((node for node, seen in conditions.items() if len(seen) < 2), None)
         if same is not None:
             raise NoStructureError(f"{graph.named(same)} was the same in all that was tried")
+        left = next((node for node, places in unread.items() if places), None)
+        if left is not None:
+            raise NoStructureError(f"not all rows that {graph.named(left)} may read could be tried")
         needed = max((self._scores_at(sizes)[2] for sizes in large), default=0)
         tried = {trial.seen.shape[1:] for trial in found}
         if needed > max(keys for _, keys in tried):
@@ -211,12 +224,16 @@ class MaskRuns:
         unknown = numbers.unknown(part)
         if unknown is not None:
             raise NoStructureError(f"no number tells at which keys {graph.named(unknown)} acts")
-        stored = [value for value in map(self.constants, part) if value is not None and value.ndim]
+        reads = numbers.rows_read(part)
+        # With one number of keys, tables are seen whole at any size: all their rows are read.
+        is_fixed = self._score_sizes[2].is_Integer
+        sized = numbers.without_tables(part, reads) if reads and is_fixed else part
+        stored = [value for value in map(self.constants, sized) if value is not None and value.ndim]
         table = max((size for value in stored for size in value.shape), default=0)
         # A window shows where there are more keys than it has; a chunk where there are three.
         largest, scaled = numbers.largest(part)
         by_inputs, _ = numbers.largest([node for node in part if node in self.dependent])
-        if max(by_inputs, table if numbers.looks_up(part) else 0) > _MOST_BY_INPUTS:
+        if max(by_inputs, table if reads is None else 0) > _MOST_BY_INPUTS:
             raise NoStructureError("the numbers that inputs are computed with are too large to try")
         if (largest <= 4 and table <= 4) or not self.trials.sizes:
             return []  # all is to be seen at small sizes, or the model has one size only

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Runs, to read all rows of a table.
+_MOST_IN_ORDER = 2048
+
 
 @dataclass(frozen=True)
 class MaskTrials:
@@ -31,6 +34,23 @@ class MaskTrials:
         least = {name: self._within(name, others) for name in self.sizes}
         for name in self.sizes:
             yield {**least, name: self._within(name, size)}
+
+    def in_order(
+        self, sizes: Mapping[str, int], rows: int, queries: int
+    ) -> Iterator[Sequence[Tensor]]:
+        """Yield inputs of these sizes that count through all rows of a table, unless that takes
+        long."""
+        resized = self.resize(sizes)
+        for start in range(0, rows, queries) if rows <= _MOST_IN_ORDER * queries else ():
+            yield [
+                value
+                if value.is_floating_point() or value.ndim == 0 or is_flags(value)
+                else (start + torch.arange(value.shape[-1]))
+                .clamp(max=rows - 1)
+                .to(value.dtype)
+                .expand(value.shape)
+                for value in resized
+            ]
 
     def _within(self, name: str, size: int) -> int:
         least, most = self.ranges.get(name, (1, None))

@@ -86,10 +86,12 @@ TritonAttentionArguments arguments_of(const AttentionParams& params) {
   arguments.output = args.output;
   arguments.rows = params.rows;
   arguments.counts = params.counts;
+  arguments.ranges = args.key_ranges;
   arguments.query_strides = args.query_strides;
   arguments.key_strides = args.key_strides;
   arguments.value_strides = args.value_strides;
   arguments.output_strides = args.output_strides;
+  arguments.ranges_batch = args.key_ranges == nullptr ? -1 : args.key_ranges_batch;
   arguments.pairs = args.batch * args.kv_heads;
   arguments.q_heads = args.q_heads;
   arguments.kv_heads = args.kv_heads;
@@ -104,7 +106,7 @@ TritonAttentionArguments arguments_of(const AttentionParams& params) {
 }
 
 // Where each parameter is: a launch wants an address for each.
-constexpr size_t kAddresses = 7 + 4 * 3, kNumbers = 10, kScratch = 2;
+constexpr size_t kAddresses = 8 + 4 * 3 + 1, kNumbers = 10, kScratch = 2;
 static_assert(sizeof(HeadStrides) == 3 * sizeof(int64_t) && sizeof(void*) == sizeof(int64_t));
 static_assert(sizeof(TritonAttentionArguments) == 8 * (kAddresses + kScratch) + 4 * kNumbers);
 
@@ -139,10 +141,6 @@ const TritonCode* find_triton_code(const AttentionArgs& args, const Device& devi
   }
   if (args.nonpad_kv_seqlen != nullptr) {
     *reason = "the kernel of Triton takes no nonpad_kv_seqlen";
-    return nullptr;
-  }
-  if (args.key_ranges != nullptr) {
-    *reason = "the kernel of Triton takes no key_ranges";
     return nullptr;
   }
   if (key_splits != 1) {

@@ -14,7 +14,9 @@ struct TritonAttentionArguments {
   const void *query, *key, *value, *gates;
   void* output;
   const int32_t *rows, *counts;  // null if all rows are computed
+  const int64_t* ranges;
   HeadStrides query_strides, key_strides, value_strides, output_strides;
+  int64_t ranges_batch;  // stride; -1: there are no ranges
   int32_t pairs, q_heads, kv_heads, queries, keys, head_dim, value_dim, causal, listed;
   float scale_log2;
   const void *global_scratch, *profile_scratch;  // that Triton appends. Null: no kernel uses them

@@ -18,6 +18,7 @@ def attend(
     output,
     rows,  # [pair, place]: ids of open rows, query * group + head in the group, ascending
     counts,  # [pair]: how many; both are read only if `listed`
+    ranges,  # [batch or 1, query, 2], int64: the first key that a query sees, and the end of those
     query_batch_stride,
     query_head_stride,
     query_token_stride,
@@ -30,6 +31,7 @@ def attend(
     output_batch_stride,
     output_head_stride,
     output_token_stride,
+    ranges_batch,  # numbers from a batch's ranges to the next; below 0: there are no ranges
     pairs,
     q_heads,
     kv_heads,
@@ -68,11 +70,21 @@ def attend(
     gate = tl.load(gates + (batch * queries + token) * q_heads + head).to(tl.float32)
     is_open = is_row & (gate != 0)
 
-    # Which keys a row sees, the one place that says so: those before `visible`.
+    # Which keys a row sees, the one place that says so: those from `start` on, before `visible`.
+    start = token * 0
     visible = tl.where(causal != 0, tl.maximum(keys - queries + token + 1, 0), keys)
-    end = tl.max(tl.where(is_open, visible, 0), 0)
-    seen_by_all = tl.minimum(tl.min(tl.where(is_open, visible, keys), 0), end)
-    edge = seen_by_all // TILE_KEYS * TILE_KEYS
+    if ranges_batch >= 0:
+        at = ranges + batch * ranges_batch + token.to(tl.int64) * 2
+        # Ranges may leave the keys, by more than 32 bits hold.
+        start = tl.minimum(tl.maximum(tl.load(at), 0), keys).to(tl.int32)
+        visible = tl.minimum(tl.minimum(tl.maximum(tl.load(at + 1), 0), keys).to(tl.int32), visible)
+    sees = is_open & (start < visible)
+    end = tl.max(tl.where(sees, visible, 0), 0)
+    begin = tl.min(tl.where(sees, start, end), 0) // TILE_KEYS * TILE_KEYS
+    # All rows see the keys [inner, edge), whole tiles: a row that sees none is overwritten below.
+    inner = tl.cdiv(tl.max(tl.where(sees, start, 0), 0), TILE_KEYS) * TILE_KEYS
+    edge = tl.min(tl.where(sees, visible, end), 0) // TILE_KEYS * TILE_KEYS
+    edge = tl.maximum(edge, inner)
 
     column = tl.arange(0, COLUMNS)
     from_query = batch * query_batch_stride + head * query_head_stride + token * query_token_stride
@@ -91,17 +103,24 @@ def attend(
     sums = tl.zeros([TILE_ROWS, COLUMNS], tl.float32)
     maximum, total, sums = _add_keys(
         queries_tile, key_start, value_start, key_token_stride, value_token_stride,
-        head_dim, value_dim, visible, factor, maximum, total, sums,
-        0, edge, end, COLUMNS, TILE_KEYS, False,
+        head_dim, value_dim, start, visible, factor, maximum, total, sums,
+        inner, edge, end, COLUMNS, TILE_KEYS, False,
     )  # fmt: skip
     maximum, total, sums = _add_keys(
         queries_tile, key_start, value_start, key_token_stride, value_token_stride,
-        head_dim, value_dim, visible, factor, maximum, total, sums,
+        head_dim, value_dim, start, visible, factor, maximum, total, sums,
+        begin, tl.minimum(inner, end), end, COLUMNS, TILE_KEYS, True,
+    )  # fmt: skip
+    maximum, total, sums = _add_keys(
+        queries_tile, key_start, value_start, key_token_stride, value_token_stride,
+        head_dim, value_dim, start, visible, factor, maximum, total, sums,
         edge, end, end, COLUMNS, TILE_KEYS, True,
     )  # fmt: skip
 
     # A row that sees no key has attention 0; one whose scores are all -inf has 0 / 0.
-    attention = tl.where((visible > 0)[:, None], sums * (gate / total)[:, None], gate[:, None] * 0)
+    attention = tl.where(
+        (start < visible)[:, None], sums * (gate / total)[:, None], gate[:, None] * 0
+    )
     result = tl.where(is_open[:, None], attention, 0.0)
     to = batch * output_batch_stride + head * output_head_stride + token * output_token_stride
     tl.store(
@@ -114,7 +133,7 @@ def attend(
 @triton.jit
 def _add_keys(
     queries_tile, key_start, value_start, key_stride, value_stride,
-    head_dim, value_dim, visible, factor, maximum, total, sums,
+    head_dim, value_dim, start, visible, factor, maximum, total, sums,
     first, last, end, COLUMNS: tl.constexpr, TILE_KEYS: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Add the keys [first, last) to a softmax over scores in base 2, and its sums of values.
@@ -126,7 +145,9 @@ def _add_keys(
     # [COLUMNS, TILE_KEYS], and [TILE_KEYS, COLUMNS]
     key_at = key_start + number[None, :] * key_stride + column[:, None]
     value_at = value_start + number[:, None] * value_stride + column[None, :]
-    for at in range(first, last, TILE_KEYS):
+    # From 0: Triton (3.9) loads no tile ahead in a loop that begins at a variable.
+    for step in range(0, last - first, TILE_KEYS):
+        at = first + step
         is_key_part = column[:, None] < head_dim
         is_value_part = column[None, :] < value_dim
         if IS_EDGE:
@@ -135,7 +156,8 @@ def _add_keys(
         keys_tile = tl.load(key_at + at * key_stride, mask=is_key_part, other=0.0)
         scores = tl.dot(queries_tile, keys_tile)  # [TILE_ROWS, TILE_KEYS]
         if IS_EDGE:
-            is_seen = at + number[None, :] < visible[:, None]
+            key = at + number[None, :]
+            is_seen = (key >= start[:, None]) & (key < visible[:, None])
             scores = tl.where(is_seen, scores * factor, float("-inf"))
             largest = tl.maximum(maximum, tl.max(scores, 1))
         else:

@@ -100,7 +100,9 @@ def signature(dtype: str) -> dict[str, str]:
             types[name] = f"*{DTYPES[dtype]}"
         elif name in LISTS:
             types[name] = "*i32"
-        elif name.endswith("_stride"):
+        elif name == "ranges":
+            types[name] = "*i64"
+        elif name.endswith("_stride") or name == "ranges_batch":
             types[name] = "i64"
         else:
             types[name] = "fp32" if name == "scale_log2" else "i32"

@@ -139,9 +139,11 @@ def _value(name: str, address: int, dtype: str) -> object:
         return _tensor_at(address, getattr(torch, dtype))
     if name in ("rows", "counts"):
         return _tensor_at(address, torch.int32)
+    if name == "ranges":
+        return _tensor_at(address, torch.int64)
     if name == "scale_log2":
         return float(ctypes.c_float.from_address(address).value)
-    if name.endswith("_stride"):
+    if name.endswith("_stride") or name == "ranges_batch":
         return _int64(ctypes.c_int64.from_address(address).value)
     return int(ctypes.c_int32.from_address(address).value)
 

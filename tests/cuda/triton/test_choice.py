@@ -80,12 +80,10 @@ def test_lengths_are_for_the_other_kernel(emulator: Emulator, with_codes: None):
     assert choice.kernel_reason == b"the kernel of Triton takes no nonpad_kv_seqlen"
 
 
-def test_ranges_are_for_the_other_kernel(emulator: Emulator, with_codes: None):
+def test_ranges_are_taken(emulator: Emulator, with_codes: None):
     args = LLAMA.args()
     args.key_ranges = 4096
-    choice = _choose(emulator, args, H100)
-    assert choice.kernel == CUDA
-    assert choice.kernel_reason == b"the kernel of Triton takes no key_ranges"
+    assert _choose(emulator, args, H100).kernel == TRITON
 
 
 def test_a_misplaced_tensor_is_for_the_other_kernel(emulator: Emulator, with_codes: None):
@@ -119,6 +117,7 @@ class Call:
     kernel: int = TRITON
     key: int = 4096
     mask: int | None = None
+    ranges: int | None = None
 
     def run(self, emulator: Emulator) -> tuple[str, str]:
         """Return the status, and the text of the error."""
@@ -126,6 +125,7 @@ class Call:
         for name in ("query", "key", "value", "gates", "output"):
             setattr(args, name, 4096)
         args.key, args.mask.data = self.key, self.mask
+        args.key_ranges, args.key_ranges_batch = self.ranges, 2 * args.queries
         choice = abi.AttentionChoice(
             tactic=abi.TACTICS[self.tactic], key_splits=self.key_splits, kernel=self.kernel
         )
@@ -179,23 +179,26 @@ def launched(emulator: Emulator, with_codes: None):
 
 
 def _bytes(parameters: Callable[[int], int]) -> bytes:
-    sizes = [8] * 19 + [4] * 10 + [8] * 2
+    sizes = [8] * 21 + [4] * 10 + [8] * 2
     return b"".join(ctypes.string_at(parameters[at], size) for at, size in enumerate(sizes))
 
 
-def test_parameters_are_the_arguments(emulator: Emulator, launched: list):
+@pytest.mark.parametrize(("ranges", "ranges_batch"), [(None, -1), (8192, 600)])
+def test_parameters_are_the_arguments(
+    emulator: Emulator, launched: list, ranges: int | None, ranges_batch: int
+):
     sizes = replace(SMALL, batch=2, queries=300)
     with emulator.configured(compute_capability=90):
-        assert Call(sizes).run(emulator)[0] == "kOk"
+        assert Call(sizes, ranges=ranges).run(emulator)[0] == "kOk"
     ((name, grid, block, shared_bytes, parameters),) = launched
     # 600 rows of each pair are 5 tiles of 128.
     assert (name, grid, block) == (b"attend", [2 * 5, 1, 1], [256, 1, 1])
     assert shared_bytes == SHARED_BYTES
     args = sizes.args()
     expected = abi.TritonAttentionArguments(
-        *(4096,) * 5, None, None,
+        *(4096,) * 5, None, None, ranges,
         args.query_strides, args.key_strides, args.value_strides, args.output_strides,
-        2, 2, 1, 300, 5, 64, 64, 0, 0, 0.125 * 1.4426950408889634,
+        ranges_batch, 2, 2, 1, 300, 5, 64, 64, 0, 0, 0.125 * 1.4426950408889634,
     )  # fmt: skip
     assert parameters == bytes(expected)
 

@@ -32,6 +32,7 @@ class Bug:
         return self.name
 
 
+TILES = ("--sets", "tiles", "--match", "dtype='float16'.*, [a-z]")
 BUGS = (
     Bug("the list of rows is not read", "        row = tl.load(rows +", "        tl.load(rows +"),
     Bug(
@@ -47,8 +48,35 @@ BUGS = (
     Bug("queries begin at the first key", "keys - queries + token + 1", "token + 1"),
     Bug(
         "every tile counts as seen by all",
-        "edge = seen_by_all // TILE_KEYS * TILE_KEYS",
+        "edge = tl.maximum(edge, inner)",
         "edge = tl.cdiv(end, TILE_KEYS) * TILE_KEYS",
+    ),
+    Bug("the first key of a range is left out", "(key >= start[", "(key > start[", TILES),
+    Bug("the end of a range is seen", "tl.load(at + 1), 0)", "tl.load(at + 1) + 1, 0)", TILES),
+    Bug("ranges of the first sequence serve all", "ranges + batch * ranges_batch", "ranges", TILES),
+    Bug(
+        "ranges are cut to 32 bits",
+        "tl.load(at + 1), 0)",
+        "tl.load(at + 1).to(tl.int32), 0)",
+        TILES,
+    ),
+    Bug(
+        "the tile of the first keys is left out",
+        "sees, start, end), 0) //",
+        "sees, start + 63, end), 0) //",
+        TILES,
+    ),
+    Bug(
+        "tiles before the first key count as seen by all",
+        "inner = tl.cdiv(tl.max(tl.where(sees, start, 0), 0), TILE_KEYS)",
+        "inner = begin // TILE_KEYS",
+        TILES,
+    ),
+    Bug(
+        "keys between the edges count twice", "begin, tl.minimum(inner, end),", "begin, end,", TILES
+    ),
+    Bug(
+        "the second edge is left out", "        edge, end, end,", "        edge, edge, end,", TILES
     ),
     Bug("gates are ignored", "sums * (gate / total)[:, None]", "sums * (1.0 / total)[:, None]"),
     Bug(
@@ -59,7 +87,7 @@ BUGS = (
     ),
     Bug("sums are not rescaled", "sums * decay[:, None])", "sums)"),
     Bug("the total is not rescaled", "total = total * decay +", "total = total +"),
-    Bug("a blind row is divided by 0", "(visible > 0)[:, None]", "(visible >= 0)[:, None]"),
+    Bug("a blind row is divided by 0", "(start < visible)[:, None]", "(start <= visible)[:, None]"),
     Bug("the sign of the scale is lost", "tl.where(scale_log2 < 0, -1.0, 1.0)", "1.0"),
     Bug("the first tile is left out", "TILE_ROWS) - 1 - turn)", "TILE_ROWS) - turn)"),
     Bug(

@@ -12,7 +12,13 @@ from moh_deploy.frontend.convert import mask_trials
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
-from tests.frontend.recognize.masked_layers import CASES, HEAD_DIM, HEADS, MaskedModel
+from tests.frontend.recognize.masked_layers import (
+    CASES,
+    HEAD_DIM,
+    HEADS,
+    MaskedModel,
+    StaticCache,
+)
 from tests.frontend.traced import traced
 
 SIZES = ((2, 7, 3), (3, 23, 1), (2, 50, 10))  # batch, seq, past
@@ -134,3 +140,24 @@ def test_masks_of_a_model_of_one_size_are_read():
     program = traced(MaskedModel(names).eval(), example)
     rewrites = insert(program, recognize(program), mask_trials(program, example))
     assert [rewrite.mask for rewrite in rewrites] == ["causal", "causal"]
+
+
+@pytest.mark.parametrize("wrong_row", [None, 513])
+def test_rows_of_a_large_table_are_all_read(wrong_row: int | None):
+    size = 700
+    model = StaticCache(size, wrong_row).eval()
+    values = (torch.randn(2, 5, HEADS * HEAD_DIM), torch.arange(7, 12))
+    caches = torch.randn(2, 2, HEADS, size, HEAD_DIM).unbind()
+    dims = ({0: "batch", 1: "seq"}, {0: "seq"}, {0: "batch"}, {0: "batch"})
+    names = ("x", "positions", "keys", "values")
+    example = [ModelInput(*item) for item in zip(names, (*values, *caches), dims, strict=True)]
+    program = traced(model, example)
+    (rewrite,) = insert(program, recognize(program), mask_trials(program, example))
+    if wrong_row is not None:
+        assert rewrite.mask is not None
+        assert rewrite.mask.startswith("no known structure: ")
+        return
+    assert rewrite.mask == "keys up to a position"
+    got, *_ = commit(program, [rewrite]).module()(*values, *caches)  # and the caches
+    with torch.no_grad():
+        torch.testing.assert_close(got, model(*values, *caches), atol=2e-6, rtol=2e-6)
