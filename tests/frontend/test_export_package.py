@@ -18,7 +18,7 @@ from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import DimSum, OnnxPackage, PackageWriter
-from moh_deploy.perf.cost_model import first_choices
+from moh_deploy.perf.cost_model import first_choices, milliseconds
 from moh_deploy.validate.reference.layer_values import Recorder
 from tests import small_moh
 from tests.exporting import (
@@ -118,7 +118,13 @@ def test_package_says_what_was_exported(tmp_path: Path):
     assert manifest.dims == {"batch": 2, "seq": 5}
     assert [(one.name, one.shape) for one in manifest.inputs] == [("x", ("batch", "seq", 8))]
     assert [(one.name, one.shape) for one in manifest.outputs] == [("hidden", ("batch", "seq", 8))]
-    assert manifest.ops == dict.fromkeys([f"moh::{name}" for name in SMALL_MOH_OPS], 1)
+    assert manifest.ops == dict.fromkeys(
+        [
+            f"moh.dense::{name}" if "Projection" in name else f"moh::{name}"
+            for name in SMALL_MOH_OPS
+        ],
+        1,
+    )
     assert layer.query_projection.endswith("MoHQueryProjection")
     assert layer.output_projection.endswith("MoHOutputProjection")
     assert (manifest.opset, manifest.precision) == (21, "float32")
@@ -200,8 +206,10 @@ def test_layers_that_could_be_merged_or_folded_are_those_of_the_package(
 
 
 def test_choices_that_depend_on_sizes_are_exported_and_proven(tmp_path: Path, monkeypatch):
-    """So small a layer gains too little for a range, unless nothing is too little."""
+    """With projections that pay from some 27 tokens on: those of so small a layer never do."""
     monkeypatch.setattr(first_choices, "_WORTH_MS", 0.0)
+    costs = {"call": 100.0, "gate": 0.0, "multiply-add": 0.0, "weight": 0.03}
+    monkeypatch.setattr(milliseconds, "COSTS", {**milliseconds.COSTS, "sparse_projection": costs})
     report = export(small_moh.build(), tmp_path / "package")
     (layer,) = report.layers
     assert layer.ranges

@@ -157,8 +157,8 @@ COSTS: Mapping[str, Terms] = {
 }
 """Nanoseconds of each count that was not fitted to 0, by operator, runtime and dtype.
 
-Source: `benchmarks/cost_model.py` with AVX-512 on one core: projections in ONNX Runtime of an Intel
-Xeon, all others of an AMD EPYC (Zen 5); benchmarks/RESULTS.md has the figures.
+Source: `benchmarks/cost_model.py` with AVX-512 on one core of an AMD EPYC (Zen 5);
+benchmarks/RESULTS.md has the figures.
 """
 
 # Vectors of fewer lanes compute as many products in more instructions. Only AVX-512 was measured.
