@@ -206,10 +206,13 @@ def test_layers_that_could_be_merged_or_folded_are_those_of_the_package(
 
 
 def test_choices_that_depend_on_sizes_are_exported_and_proven(tmp_path: Path, monkeypatch):
-    """With projections that pay from some 27 tokens on: those of so small a layer never do."""
+    """With planted costs of projections, of which the sparse ones pay from 16 tokens on."""
     monkeypatch.setattr(first_choices, "_WORTH_MS", 0.0)
-    costs = {"call": 100.0, "gate": 0.0, "multiply-add": 0.0, "weight": 0.03}
-    monkeypatch.setattr(milliseconds, "COSTS", {**milliseconds.COSTS, "sparse_projection": costs})
+    planted = {
+        "dense_projection": {"multiply-add": 1.0},
+        "sparse_projection": {"call": 1000.0},
+    }
+    monkeypatch.setattr(milliseconds, "COSTS", {**milliseconds.COSTS, **planted})
     report = export(small_moh.build(), tmp_path / "package")
     (layer,) = report.layers
     assert layer.ranges

@@ -34,8 +34,10 @@ def problems(planted: Sequence[Planted], varied: Sequence[Varied], *, whole: boo
 
 
 def _is_promised(one: Varied) -> bool:
-    """Tell whether docs/verify-method.md says that it is accepted. In half precision an expert's choice,
-    say, may be another one, which nothing explains: that goes for the models there."""
+    """Tell whether docs/verify-method.md says that it is accepted.
+
+    In half precision an expert's choice may be another one: that goes for the models there.
+    """
     return one.precision not in LEAST_REFUSED or one.model in IN_THE_DOCS
 
 
