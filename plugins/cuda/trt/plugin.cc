@@ -20,14 +20,14 @@ constexpr int32_t kOk = 0, kFailed = 1;
 // Empty if it was linked without.
 std::string build_id() {
   struct Search {
-    ElfW(Addr) inside;
+    Elf64_Addr inside;
     std::string found;
-  } search{reinterpret_cast<ElfW(Addr)>(&build_id), {}};
+  } search{reinterpret_cast<Elf64_Addr>(&build_id), {}};
   const auto look = [](dl_phdr_info* object, size_t, void* data) {
     Search& search = *static_cast<Search*>(data);
     const auto* first = object->dlpi_phdr;
     const auto* last = first + object->dlpi_phnum;
-    const bool is_this = std::any_of(first, last, [&](const ElfW(Phdr) & part) {
+    const bool is_this = std::any_of(first, last, [&](const Elf64_Phdr& part) {
       return part.p_type == PT_LOAD &&
              search.inside - object->dlpi_addr - part.p_vaddr < part.p_memsz;
     });
@@ -39,8 +39,8 @@ std::string build_id() {
       // bytes.
       const auto* at = reinterpret_cast<const unsigned char*>(object->dlpi_addr + first->p_vaddr);
       const auto* end = at + first->p_memsz;
-      while (at + sizeof(ElfW(Nhdr)) <= end) {
-        const auto& note = *reinterpret_cast<const ElfW(Nhdr)*>(at);
+      while (at + sizeof(Elf64_Nhdr) <= end) {
+        const auto& note = *reinterpret_cast<const Elf64_Nhdr*>(at);
         const auto* content = at + sizeof(note) + (note.n_namesz + 3) / 4 * 4;
         if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4) {
           for (uint32_t i = 0; i < note.n_descsz; ++i) {
