@@ -184,7 +184,7 @@ def attend_for_read_tokens(node: Node) -> None:
         return
     if graph.argument(node, "is_causal", False) and start != 0:
         return  # the first of these queries is no longer the one that sees a single key
-    builder = GraphBuilder(node.graph, part)
+    builder, before = GraphBuilder(node.graph, part), part.prev
 
     def cut(operand: Node) -> Node:
         cutter = _cutter(part, current)
@@ -207,6 +207,8 @@ def attend_for_read_tokens(node: Node) -> None:
             axes.resolve((*layout[:dim], tokens, *layout[dim + 1 :])),
         )
     except UnknownSizeError:
+        while part.prev is not before:
+            node.graph.erase_node(part.prev)
         return
     part.replace_all_uses_with(viewed)
     for old in reversed(list(dict.fromkeys([*replaced, part]))):
