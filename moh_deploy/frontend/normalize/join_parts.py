@@ -158,7 +158,7 @@ _ORIGINS = ("nn_module_stack", "stack_trace")
 
 
 def attend_for_read_tokens(node: Node) -> None:
-    """Let an attention leave out queries whose results nobody reads, if a node is one.
+    """Attend for the tokens that are read only, if a node is an attention.
 
     `attention(q, k, v)[:, :n]` is `attention(q[:, :n], k, v)`, through views of it.
     """
@@ -212,7 +212,7 @@ def attend_for_read_tokens(node: Node) -> None:
         return
     part.replace_all_uses_with(viewed)
     for old in reversed(list(dict.fromkeys([*replaced, part]))):
-        node.graph.erase_node(old)  # torch takes attention for random, and keeps what nobody reads
+        node.graph.erase_node(old)  # torch takes attention for random, and keeps it unread
 
 
 # Gates of heads in front of gates of channels: `attention * channels * heads` in the other order.
