@@ -32,7 +32,7 @@ from moh_deploy.frontend.prove import original
 from moh_deploy.frontend.prove.measured_rounding import ValidElements
 from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.size_runs import record_sizes
-from moh_deploy.frontend.recognize import MoHLayer, survey
+from moh_deploy.frontend.recognize import MoHLayer, Recognized, survey
 from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
@@ -55,20 +55,15 @@ class Converted:
     layers: tuple[package.LayerInfo, ...]
     # Operators outside of layers that stay because their replacement differed.
     kept: tuple[package.KeptOperators, ...]
-    near_misses: tuple[package.NearMiss, ...]
-    other_routers: tuple[package.OtherRouter, ...]
-    ungated: int  # how many attentions have no gates
-    other_gates: Mapping[package.OtherGates, int]  # how many have gates of another kind
+    found: Recognized  # what recognition says of attention outside of layers
     vectors: tuple[package.VectorSet, ...]  # runs of the original
     total_flops: int | None  # of the original at the example's sizes
     precision: str  # the shortest floating-point dtype among weights and outputs
     dim_ranges: Ranges  # dimension to the sizes that the trace is good for, where it limits them
     dim_sums: tuple[package.DimSum, ...]  # dimensions that the trace limits together
     limits: dict[str, str]  # why dimensions have such ranges, where that is no matter of size 0
-    # Dimensions of a program that have no name of the user's, and their places.
-    unnamed: dict[str, str]
-    # How far rounding moves the original; None where it does not run in float64.
-    rounding: package.Rounding | None
+    unnamed: dict[str, str]  # dimensions of a program that the user did not name: their places
+    rounding: package.Rounding | None  # of the original; None where it does not run in float64
     # How the original takes the inputs; None where they are its positional arguments.
     call: package.Call | None
     valid_tokens: str | None  # the input that says which tokens are valid; None if all are
@@ -150,10 +145,7 @@ def convert(
             for i, (rewrite, named) in enumerate(zip(rewrites, names_of, strict=True))
         ),
         kept=kept,
-        near_misses=found.near_misses,
-        other_routers=found.other_routers,
-        ungated=found.ungated,
-        other_gates=found.other_gates,
+        found=found,
         vectors=tuple(
             original.recorded_vectors(run, recording, outputs)
             for run, recording in zip(sizes.runs, sizes.recordings, strict=True)
@@ -246,9 +238,7 @@ def _with_padding_input(
     if taken is not None and not tokens_of(taken).mask.any():
         # As of a bool that was made up: without a valid token nothing is measured or compared.
         (taken,) = named_tokens([taken], taken.mask_name, made=True)
-    marked = tuple(
-        taken if taken is not None and item.name == taken.name else item for item in inputs
-    )
+    marked = tuple(taken if taken and item.name == taken.name else item for item in inputs)
     return marked, tuple(item.mask_name for item in shown)
 
 
@@ -326,8 +316,7 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
     """The coarsest dtype: outputs may be cast up after a model has computed in half."""
     tensors = [*program.state_dict.values(), *outputs]
     floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    coarsest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-    return dtype_name(coarsest)
+    return dtype_name(max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
 
 
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
@@ -345,8 +334,7 @@ def _agreeing(
     agreeing: list[Swap] = []
     kept: list[package.KeptOperators] = []
     for index, swap in enumerate(swaps):
-        found = [recording.disagreements[index] for recording in recordings]
-        differences = [difference for difference in found if difference is not None]
+        differences = [d for run in recordings if (d := run.disagreements[index]) is not None]
         if not differences:
             agreeing.append(swap)
             continue
@@ -365,13 +353,12 @@ def _layer_info(
     rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]
 ) -> package.LayerInfo:
     batch, seq_len, num_heads = records[0].gates.shape
-    fixed = rewrite.router.fixed_gates
     counted = [record.gates[record.counted] for record in records]  # [tokens, H], no padding
     open_gates = sum(int((gates != 0).sum()) for gates in counted)
-    closed: tuple[int, ...] = ()
-    if fixed is not None:  # gates [..., H] that no input changes: closed for every query
-        is_open = (fixed != 0).reshape(-1, num_heads).any(0)
-        closed = tuple(torch.nonzero(~is_open).flatten().tolist())
+    closed: list[int] = []
+    fixed = rewrite.router.fixed_gates  # [..., H] where no input changes them
+    if fixed is not None:
+        closed = torch.nonzero((fixed == 0).reshape(-1, num_heads).all(0)).flatten().tolist()
     return package.LayerInfo(
         path=names.layer,
         num_heads=num_heads,
@@ -393,16 +380,14 @@ def _layer_info(
         kv_len=rewrite.kv_len,
         active_share=open_gates / max(1, sum(gates.numel() for gates in counted)),
         attention=names.attention,
-        closed_heads=closed,
+        closed_heads=tuple(closed),
         mask=rewrite.mask,
     )
 
 
 def _input_info(item: ModelInput) -> package.TensorInfo:
-    dims = item.parsed_dims
-    shape = tuple(
-        str(dims[axis]) if axis in dims else size for axis, size in enumerate(item.value.shape)
-    )
+    named = {axis: str(dim) for axis, dim in item.parsed_dims.items()}
+    shape = tuple(named.get(axis, size) for axis, size in enumerate(item.value.shape))
     return package.TensorInfo(item.name, dtype_name(item.value.dtype), shape)
 
 

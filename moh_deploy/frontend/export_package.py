@@ -108,7 +108,7 @@ def _export(
     progress: SilentProgress,
 ) -> ExportReport:
     converted, source = _convert(options, config, progress)
-    require_layers(config.require_layers, converted.layers, converted.near_misses)
+    require_layers(config.require_layers, converted.layers, converted.found.near_misses)
     # Each layer runs as is predicted to be the fastest: here, or where there are kernels. Without
     # a library AVX-512 is assumed, the only one that costs were measured on.
     kernels = choose_kernels("auto", compute_type=config.compute_type)
@@ -258,10 +258,10 @@ def _manifest(
         total_flops=converted.total_flops,
         precision=converted.precision,
         kept=converted.kept,
-        near_misses=converted.near_misses,
-        other_routers=converted.other_routers,
-        ungated=converted.ungated,
-        other_gates=dict(converted.other_gates),
+        near_misses=converted.found.near_misses,
+        other_routers=converted.found.other_routers,
+        ungated=converted.found.ungated,
+        other_gates=dict(converted.found.other_gates),
         rounding=converted.rounding,
         call=converted.call,
         valid_tokens=converted.valid_tokens,

@@ -74,7 +74,7 @@ def watch_sizes() -> Iterator[dict[str, list[_Frame]]]:
         def listening(self: ShapeEnv, *given: Any, **named: Any) -> Any:
             stack = [frame for frame in traceback.walk_stack(None) if frame[0].f_code not in own]
             users = _users((f.f_code.co_filename, line, f.f_code.co_name) for f, line in stack)
-            if users:  # two axes that one name makes equal have none
+            if users:  # axes that are equal by their name have no line
                 found.setdefault(text(*given), users)
             return called(self, *given, **named)
 
@@ -248,7 +248,7 @@ def _related_sizes(module: torch.nn.Module, inputs: Sequence[ModelInput]) -> Ite
         for axis, expr in item.parsed_dims.items():
             places.setdefault(expr.name, []).append((index, axis, expr))
 
-    cls = type(module)  # that of `taking_tensors`, which nobody else has
+    cls = type(module)  # that of `taking_tensors`, which is for this model alone
     called = cls.__call__
 
     def checked(self: torch.nn.Module, *tensors: torch.Tensor) -> object:
@@ -344,8 +344,8 @@ def _check_dynamic(
         others = [first[symbol] for symbol in form.free_symbols if symbol in first]
         if others:
             raise ExportError(
-                f"dimension '{name}' must be {text}{at}: PyTorch makes a constant of a size that"
-                " follows from both while it traces the model.",
+                f"dimension '{name}' must be {text}{at}: while it traces the model, PyTorch"
+                " fixes a size that follows from both.",
                 hint=f"Leave the axes of '{name}' and '{', '.join(others)}' out of --dynamic, or"
                 " make the model independent of that size.",
             )

@@ -73,6 +73,10 @@ _FILLED_NEW = ("new_ones", "new_zeros", "new_full", "new_empty")
 _SHAPE_ONLY = frozenset((*_SIZES, *_FILLED, *_FILLED_LIKE, *_FILLED_NEW))
 
 
+# `_safe_softmax` is 0, not NaN, in rows of -inf.
+SOFTMAXES = ("softmax", "safe_softmax")
+
+
 def op(node: Node) -> str:
     """Name of a node's operator without overload or in-place mark: `softmax`; else empty."""
     if node.op != "call_function":

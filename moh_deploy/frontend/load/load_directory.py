@@ -110,8 +110,8 @@ def _tie_embeddings(module: nn.Module) -> None:
 
 
 def _strange(state: Mapping[str, torch.Tensor], module: nn.Module) -> list[str]:
-    """Return the names of weights that a module has no place for. A table of positions, which its
-    code computes anew, needs none."""
+    """Return the names of weights that a module does not have, except tables of positions, which
+    its code computes."""
     known = module.state_dict().keys()
     return [name for name in state if name not in known and not name.endswith(_POSITIONS)]
 
@@ -119,7 +119,7 @@ def _strange(state: Mapping[str, torch.Tensor], module: nn.Module) -> list[str]:
 def _with_names_of_class(
     module: nn.Module, directory: ModelDirectory
 ) -> dict[str, torch.Tensor] | None:
-    """Return the weights by the names that today's class has for them; None where it has none.
+    """Return the weights under the names of today's class; None where it does not read them.
 
     Transformers renames weights when it reads a file: files of ViT have those of its first version.
     """

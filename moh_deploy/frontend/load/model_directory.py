@@ -108,13 +108,10 @@ def read_model_directory(root: Path) -> ModelDirectory:
 
 
 # Find the class of a model directory: in code of the user's, in its own, or in transformers.
-
-# Import a model directory's own code, with names that transformers has given up since.
 #
-# Code that lies beside a checkpoint was written for the transformers of its day. What it imports
-# there and is gone, or has lost methods, comes from `old_transformers` instead: in that code alone,
-# whose imports are rewritten as it is compiled. Nobody else sees these names, and no file is
-# written.
+# Code beside a checkpoint was written for the transformers of its day. Names that are gone since,
+# or have lost methods, come from `old_transformers`: imports are rewritten as that code is
+# compiled. Other code keeps its imports, and no file is written.
 
 TRANSFORMERS_HINT = "pip install 'moh-deploy[transformers]'"
 
@@ -347,14 +344,10 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(_PREFIX):
-            return None
-        for folder in path or ():
-            finder = importlib.machinery.FileFinder(folder, (_Loader, [".py"]))
-            spec = finder.find_spec(fullname)
-            if spec is not None:
-                return spec
-        return None
+        folders = (path or ()) if fullname.startswith(_PREFIX) else ()
+        finders = (importlib.machinery.FileFinder(at, (_Loader, [".py"])) for at in folders)
+        specs = (finder.find_spec(fullname) for finder in finders)
+        return next((spec for spec in specs if spec is not None), None)
 
 
 class _Loader(importlib.machinery.SourceFileLoader):

@@ -105,7 +105,7 @@ def drop_derived_sizes(program: torch.export.ExportedProgram) -> None:
 
     torch.export.load enters each size that has a range among the symbols, and torch.onnx takes a
     product or sum there for an error ("expected sympy.Symbol"). Their ranges follow from those of
-    the symbols in them. A program that never was in a file has none.
+    the symbols in them. Only programs that were loaded from a file have such entries.
     """
     for node in program.graph.nodes:
         for size in getattr(node.meta.get("val"), "shape", ()):

@@ -32,9 +32,10 @@ from moh_deploy.frontend.normalize.assemble import (
 )
 from moh_deploy.frontend.normalize.complex_pairs import pair_complex_numbers
 from moh_deploy.frontend.normalize.decompose import (
+    DIVISIONS,
     decompose,
     drop_no_op,
-    is_division,
+    replace_safe_softmax,
     replace_spreads,
     replace_unfold,
     replace_written_softmax,
@@ -71,8 +72,10 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     for node in list(graph.nodes):
         # An operator has one rule at most.
         builder = GraphBuilder(graph, node)
-        if is_division(node):
+        if op(node) in DIVISIONS:
             replace_written_softmax(builder, node)
+        elif op(node) == "where":
+            replace_safe_softmax(builder, node)
         elif op(node) == "im2col":
             replace_unfold(builder, node)
         elif is_joined(node):

@@ -7,6 +7,7 @@ split into parts of a dynamic size is a choice of parts; a sigmoid of the best i
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Sequence
 from typing import cast
@@ -263,14 +264,14 @@ def drop_no_op(node: Node) -> None:
 # Softmax that is written out, as the operator: `exp(x - max(x)) / sum(exp(x - max(x)))`.
 
 
-_DIVISIONS = frozenset(["div", "divide", "true_divide"])
+DIVISIONS = frozenset(["div", "divide", "true_divide"])
 
 
 def replace_written_softmax(builder: GraphBuilder, node: Node) -> None:
     """Let a softmax take over from a division, if that is one.
 
     Args:
-        builder: Inserts in front of `node`.
+        builder: Inserts in front of `node`, one of `DIVISIONS`.
     """
     powers = node.args[0]
     if not is_tensor(powers) or op(cast(Node, powers)) != "exp" or node.kwargs:
@@ -285,9 +286,33 @@ def replace_written_softmax(builder: GraphBuilder, node: Node) -> None:
     node.replace_all_uses_with(builder.call(aten.softmax.int, scores, dim))
 
 
-def is_division(node: Node) -> bool:
-    """True for a node that `replace_written_softmax` may apply to."""
-    return op(node) in _DIVISIONS
+def replace_safe_softmax(builder: GraphBuilder, node: Node) -> None:
+    """Let `_safe_softmax`, which is 0 in rows of -inf, take over from what torch decomposes it
+    into: `where(all(scores == -inf), 0, softmax(scores))`.
+
+    Args:
+        builder: Inserts in front of `node`, a `where`.
+    """
+    hidden, zero, weights = cast(tuple[Node, Node, Node], node.args)
+    if not all(map(is_tensor, node.args)) or op(weights) != "softmax":
+        return
+    scores, dim = cast(Node, weights.args[0]), cast(int, argument(weights, "dim"))
+    # Core ATen has no `all`: it is `not any(not ...)`.
+    negated = op(hidden) == "logical_not"
+    rows = cast(Node, hidden.args[0]) if negated else hidden
+    each = cast(Node, rows.args[0]) if op(rows) in ("any", "all") else rows
+    equal = cast(Node, each.args[0]) if negated and op(each) == "logical_not" else each
+    if (
+        op(zero) in ("full_like", "zeros_like")
+        and argument(zero, "fill_value", 0) == 0
+        and equal.target is aten.eq.Scalar
+        and equal.args == (scores, -math.inf)
+        and negated == (equal is not each)
+        and _reduced_dim(each, rows, "any" if negated else "all") == dim % rank(weights)
+        and shape(node) == shape(weights)
+        and tensor(node).dtype == tensor(scores).dtype
+    ):
+        node.replace_all_uses_with(builder.call(aten._safe_softmax.default, scores, dim))
 
 
 def _without_maximum(scores: Node, dim: int) -> Node:

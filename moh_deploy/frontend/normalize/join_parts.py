@@ -158,7 +158,7 @@ _ORIGINS = ("nn_module_stack", "stack_trace")
 
 
 def attend_for_read_tokens(node: Node) -> None:
-    """Let an attention leave out queries whose results nobody reads, if a node is one.
+    """Attend for the tokens that are read only, if a node is an attention.
 
     `attention(q, k, v)[:, :n]` is `attention(q[:, :n], k, v)`, through views of it.
     """
@@ -184,7 +184,7 @@ def attend_for_read_tokens(node: Node) -> None:
         return
     if graph.argument(node, "is_causal", False) and start != 0:
         return  # the first of these queries is no longer the one that sees a single key
-    builder = GraphBuilder(node.graph, part)
+    builder, before = GraphBuilder(node.graph, part), part.prev
 
     def cut(operand: Node) -> Node:
         cutter = _cutter(part, current)
@@ -207,10 +207,12 @@ def attend_for_read_tokens(node: Node) -> None:
             axes.resolve((*layout[:dim], tokens, *layout[dim + 1 :])),
         )
     except UnknownSizeError:
+        while part.prev is not before:
+            node.graph.erase_node(part.prev)
         return
     part.replace_all_uses_with(viewed)
     for old in reversed(list(dict.fromkeys([*replaced, part]))):
-        node.graph.erase_node(old)  # torch takes attention for random, and keeps what nobody reads
+        node.graph.erase_node(old)  # torch takes attention for random, and keeps it unread
 
 
 # Gates of heads in front of gates of channels: `attention * channels * heads` in the other order.

@@ -9,7 +9,16 @@ from torch.fx import Node
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.graph import argument, is_tensor, module_path, op, rank, shape, tensor
+from moh_deploy.frontend.fx.graph import (
+    SOFTMAXES,
+    argument,
+    is_tensor,
+    module_path,
+    op,
+    rank,
+    shape,
+    tensor,
+)
 from moh_deploy.frontend.fx.views import through_views
 
 aten = torch.ops.aten
@@ -104,5 +113,5 @@ def is_attention(node: Node) -> bool:
     if op(node) == "scaled_dot_product_attention":
         return True
     return op(node) in _PRODUCTS and any(
-        op(through_views(source)) == "softmax" for source in node.all_input_nodes
+        op(through_views(source)) in SOFTMAXES for source in node.all_input_nodes
     )

@@ -16,6 +16,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.axes import size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import (
+    SOFTMAXES,
     ancestors,
     argument,
     arguments,
@@ -34,7 +35,7 @@ from moh_deploy.frontend.normalize.plain_attention import is_attention
 
 aten = torch.ops.aten
 
-_ATTENTION = frozenset(["softmax", "scaled_dot_product_attention"])
+_ATTENTION = frozenset((*SOFTMAXES, "scaled_dot_product_attention"))
 _ZEROS = ("zeros", "zeros_like", "new_zeros")
 # Of a head, nodes that are looked at: a head is a dozen of them, and a model is thousands.
 _MOST_NODES = 400

@@ -266,7 +266,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("cat", "stack"), _joined),
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     **dict.fromkeys(("softmax", "unsqueeze", "squeeze", "unflatten"), _along("dim")),
-    **dict.fromkeys(("mean", "sum", "amax"), _along("dim")),
+    **dict.fromkeys(("mean", "sum", "amax", "safe_softmax"), _along("dim")),
     "transpose": _along("dim0", "dim1"),
     "flatten": _along("start_dim", "end_dim"),
     "permute": _permuted,

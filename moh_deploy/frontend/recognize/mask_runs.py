@@ -72,7 +72,7 @@ _MOST_NODES = 400
 _MOST_BY_INPUTS = 256
 _CONTENT = frozenset(
     ("linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum", "embedding", "convolution")
-    + ("scaled_dot_product_attention", "layer_norm", "native_layer_norm", "softmax")
+    + (*graph.SOFTMAXES, "scaled_dot_product_attention", "layer_norm", "native_layer_norm")
 )
 
 

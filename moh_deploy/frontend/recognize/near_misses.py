@@ -57,8 +57,8 @@ def find_near_misses(
     dynamic: Collection[Node],
     constant: Constants,
 ) -> Recognized:
-    """Return the layers with what looks like one and is none, routers that weigh no attention, and
-    how many attentions have no gates of heads.
+    """Return the layers, the gated attention that is no layer, the routers that weigh no attention,
+    and how many attentions have no gates of heads.
 
     Args:
         tracked: What recognition knows of the tensors that carry attention.
@@ -81,10 +81,9 @@ def find_near_misses(
     told = [_told(miss, tracked, dynamic) for miss in (*misses, *in_front)]
     for place in (place for place in elsewhere if place.are_heads):
         maker = place.made_by
-        reason = (
-            f"gates of heads multiply what {graph.op(maker)} makes, which is no softmax of scores"
-        )
-        if graph.op(maker) in _INDEX_SUMS:
+        name = graph.op(maker)
+        reason = f"gates of heads multiply the output of {name}, which is no softmax of scores"
+        if name in _INDEX_SUMS:
             reason = _index_sum(maker)
         told.append(_Told(maker, reason, maker, place.applied))
     in_order = {node: position for position, node in enumerate(nodes)}
@@ -208,7 +207,7 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
 
 
 # Find products with what looks like gates, where no attention is known to be multiplied. What is
-# multiplied is followed back through views and functions of elements to what makes it:
+# multiplied is followed back through views and functions of elements to its operator:
 #
 #   sums over an index, moved tokens   heads, if they are merged behind the product: attention in
 #                                      another form than softmax(query @ key) @ value
@@ -225,7 +224,7 @@ class HeadsElsewhere:
     applied: Node
     gate: Node
     router: Node  # what ranks or weighs candidates for the gates
-    made_by: Node  # the operator that makes what is multiplied
+    made_by: Node  # the operator that computes what is multiplied
     are_heads: bool  # that operator mixes tokens, and the product's heads are merged
 
 

@@ -110,7 +110,7 @@ class Tracker:
             core = read_fused(node)
             return None if core is None else Tracked(core.output.layout, "output", core)
         sources = [source for source in node.all_input_nodes if source in self._tracked]
-        if name in ("softmax", "_softmax"):
+        if name in graph.SOFTMAXES:
             return self._softmax(node)
         if not sources:
             return None

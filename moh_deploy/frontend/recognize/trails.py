@@ -24,7 +24,7 @@ from moh_deploy.frontend.recognize.track import Tracked, token_axes
 from moh_deploy.frontend.recognize.walk import walk
 
 _CHOICES = frozenset(["gather", "index_select", "index", "take_along_dim"])
-_ATTENTION = frozenset(["softmax", "scaled_dot_product_attention"])
+_ATTENTION = frozenset((*graph.SOFTMAXES, "scaled_dot_product_attention"))
 _SUMS = frozenset(["add", "sub", "subtract"])
 
 # So many nodes are looked at behind a product for the attention that it is the scores of.
@@ -119,7 +119,7 @@ class Follower:
         if node in self._tracked:
             return _trail_of(self._tracked[node])
         # A softmax that tracking could not read: of scores [B, H, S, T], or of a router's logits.
-        if graph.op(node) == "softmax":
+        if graph.op(node) in graph.SOFTMAXES:
             lost = self._lost_scores(node)
             return None if lost is None else Trail(node, True, None, None, lost=lost)
         sources = [source for source in node.all_input_nodes if source in self._trails]

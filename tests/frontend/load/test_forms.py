@@ -14,6 +14,7 @@ from torch import nn
 from moh_deploy.config.export_config import ModelSection
 from moh_deploy.frontend.load.load import load
 from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.quiet import no_warnings
 from moh_deploy.frontend.trace import trace
 from tests.frontend.load.onnx_graph.test_zoo import layers_of_file, write_plain
 from tests.frontend.rewritten import checked_layers, results
@@ -57,6 +58,12 @@ def write_program(animal: ZooModel, path: Path) -> None:
     torch.export.save(trace(loaded(animal.build().eval()), animal.inputs()), path)
 
 
+def write_decomposed(animal: ZooModel, path: Path) -> None:
+    with no_warnings():
+        program = trace(loaded(animal.build().eval()), animal.inputs()).run_decompositions()
+    torch.export.save(program, path)
+
+
 def write_by_torchscript(animal: ZooModel, path: Path) -> None:
     inputs = animal.inputs()
     with warnings.catch_warnings(), torch.no_grad():
@@ -89,6 +96,7 @@ WEIGHTS: dict[str, Write] = {
     "training checkpoint": write_training_checkpoint,
     "safetensors": write_safetensors,
 }
+PROGRAMS: dict[str, Write] = {".pt2": write_program, "core ATen": write_decomposed}
 ONNX: dict[str, Write] = {
     "torch.onnx": write_plain,
     "TorchScript": write_by_torchscript,
@@ -120,8 +128,8 @@ def test_weights_of_each_form_are_those_of_the_model(name: str, form: str, tmp_p
 @pytest.mark.parametrize("name", BY_NAME)
 def test_table_of_forms_has_the_layers_that_are_found(name: str, tmp_path: Path) -> None:
     animal = BY_NAME[name]
-    cells = [_cell(_layers(form, animal, tmp_path / form), animal) for form in WEIGHTS]
-    cells.append(_cell(_layers(".pt2", animal, tmp_path / "model.pt2"), animal))
+    forms = (*WEIGHTS, *PROGRAMS)
+    cells = [_cell(_layers(form, animal, tmp_path / f"{form}.pt2"), animal) for form in forms]
     for form, write in ONNX.items():
         path = tmp_path / f"{form}.onnx"
         try:
@@ -138,7 +146,7 @@ def _layers(form: str, animal: ZooModel, path: Path) -> tuple[ExpectedLayer, ...
     if form in WEIGHTS:
         model = loaded(read(form, animal, path))
     else:
-        write_program(animal, path)
+        PROGRAMS[form](animal, path)
         model = load(path, ModelSection())
     program = normalize(trace(model, animal.inputs()))
     return checked_layers(program, animal.build().eval(), animal)

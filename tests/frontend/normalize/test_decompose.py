@@ -10,6 +10,7 @@ from torch import Tensor
 from moh_deploy.frontend.fx.graph import shape
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.quiet import no_warnings
 from tests.frontend.traced import nodes, plain_trace, traced
 from tests.nightly import nightly, sampled
 
@@ -277,6 +278,63 @@ def test_anything_else_keeps_its_meaning(name: str):
     program = normalize(plain_trace(OTHER[name], X))
     assert nodes(program, "softmax") == []
     torch.testing.assert_close(program.module()(X), OTHER[name](X))
+
+
+# Softmax whose rows of -inf are 0.
+
+
+def safe(x: Tensor, hidden: Tensor) -> Tensor:
+    return torch.where(hidden, torch.zeros_like(p := x.softmax(-1)), p)
+
+
+SOME_HIDDEN = X.clone()
+SOME_HIDDEN[:, 1] = SOME_HIDDEN[:, 2, 1:] = SOME_HIDDEN[1, :, 0] = -torch.inf
+NO = -torch.inf
+
+
+def some(hidden: Tensor) -> Tensor:
+    return hidden.logical_not().any(-1, keepdim=True)
+
+
+SAFE: dict[str, Callable[[Tensor], Tensor]] = {
+    "all_hidden": lambda x: safe(x, (x == NO).all(-1, keepdim=True)),
+    "none_visible": lambda x: safe(x, some(x == NO).logical_not()),
+}
+UNSAFE: dict[str, Callable[[Tensor], Tensor]] = {
+    "along_another_dimension": lambda x: safe(x, (x == NO).all(1, keepdim=True)),
+    "along_all_dimensions": lambda x: safe(x, (x == NO).all()),
+    "some_hidden": lambda x: safe(x, (x == NO).any(-1, keepdim=True)),
+    "not_all_hidden": lambda x: safe(x, (x == NO).all(-1, keepdim=True).logical_not()),
+    "some_visible": lambda x: safe(x, some(x == NO)),
+    "none_hidden": lambda x: safe(x, (x == NO).any(-1, keepdim=True).logical_not()),
+    "another_number": lambda x: safe(x, (x == 0).all(-1, keepdim=True)),
+    "other_scores": lambda x: safe(x, (X == NO).all(-1, keepdim=True)),
+    "ones": lambda x: torch.where(
+        (x == NO).all(-1, keepdim=True), torch.ones_like(p := x.softmax(-1)), p
+    ),
+}
+
+
+@sampled(3)
+@pytest.mark.parametrize("name", [*SAFE, *UNSAFE])
+def test_softmax_of_hidden_rows_is_zero_where_that_is_written(name: str):
+    function = {**SAFE, **UNSAFE}[name]
+    program = normalize(plain_trace(function, SOME_HIDDEN))
+    assert len(nodes(program, "safe_softmax")) == (name in SAFE)
+    got = program.module()(SOME_HIDDEN)
+    torch.testing.assert_close(got, function(SOME_HIDDEN), equal_nan=True)
+
+
+@nightly
+def test_attention_that_torch_decomposed_has_one_softmax():
+    def model(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(X, X, X, attn_mask=x)
+
+    with no_warnings():
+        program = normalize(plain_trace(model, SOME_HIDDEN).run_decompositions())
+    assert len(nodes(program, "safe_softmax")) == 1
+    assert nodes(program, "where") == []
+    torch.testing.assert_close(program.module()(SOME_HIDDEN), model(SOME_HIDDEN))
 
 
 IMAGE = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))

@@ -3,12 +3,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.plain_attention import is_attention
 from tests.frontend.traced import nodes, plain_trace
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 
 # Queries, keys and values [B, H, S, D], gates of two tokens and of three [B, S, H].
 ARGUMENTS = tuple(
@@ -240,6 +241,26 @@ def behind_a_projection(q, k, v, a, b):
 )
 def test_attention_that_is_read_otherwise_stays(function: Function):
     assert queries(function) == [5]
+
+
+class PairsOfTokens(nn.Module):
+    """Attends with a head for each pair of a first and a second tensor [n, S, D]."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        pairs = (x[:, None] * y).view(2, -1, 5, 3)
+        attended = F.scaled_dot_product_attention(pairs, pairs, pairs)
+        return attended.view(-1, y.shape[0], 5, 3)[:, :, :2]
+
+
+@nightly
+def test_attention_whose_result_has_a_part_of_unknown_size_stays():
+    # x has 2n rows, attention 2 x (n m) heads, and no tensor n of anything.
+    x, y = torch.randn(6, 5, 3), torch.randn(4, 5, 3)
+    sizes = {0: 2 * Dim("n", max=9)}, {0: Dim("m", max=9)}
+    program = normalize(torch.export.export(PairsOfTokens(), (x, y), dynamic_shapes=sizes))
+    (attention,) = nodes(program, "scaled_dot_product_attention")
+    assert attention.meta["val"].shape[-2] == 5
+    torch.testing.assert_close(program.module()(x, y), PairsOfTokens()(x, y))
 
 
 # Gates of heads come first, gates of channels behind them.

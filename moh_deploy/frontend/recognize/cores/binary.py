@@ -82,7 +82,7 @@ def value_where(operand: Operand, mask: Operand, is_kept: bool, number: Number) 
 
 
 def calculated(node: Node, number: Number) -> float | None:
-    """The number that arithmetic makes of numbers; None where an operand is none, or for others."""
+    """Compute an arithmetic operator on numbers; None for other operators and operands."""
     name = "logical_not" if op(node) == "bitwise_not" else op(node)
     if name not in _ARITHMETIC or len(node.args) > 2:
         return None
