@@ -6,7 +6,6 @@ It speaks to a stage as tests/gpu/worker.py does, and loads no torch.
 import ctypes
 import math
 import os
-import sys
 import time
 
 from tests.gpu.serve import serve
@@ -33,7 +32,6 @@ def hang(library: str) -> Facts:
 
 
 def exits(library: str) -> Facts:
-    print("what the driver says last", file=sys.stderr, flush=True)
     os._exit(7)
 
 
@@ -60,12 +58,6 @@ def missing(library: str) -> Facts:
     raise Missing("no such tool")
 
 
-def noise(library: str) -> Facts:
-    print("printed by a library in the middle of a job")
-    os.write(1, b"and by C code\n")
-    return {"us": math.inf}
-
-
 def is_healthy() -> str:
     return _ILLNESS[-1] if _ILLNESS else ""
 
@@ -81,7 +73,6 @@ JOBS = (
     exception,
     wrong,
     missing,
-    noise,
 )
 
 if __name__ == "__main__":

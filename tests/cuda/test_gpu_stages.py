@@ -1,37 +1,25 @@
 """A stage of the GPU tests loses one step to whatever goes wrong in it, and nothing else."""
 
-import json
 import os
 import stat
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.gpu import plan, workloads
 from tests.gpu.build import BuildFailed, build, target
-from tests.gpu.isolated import Worker, run_command
 from tests.gpu.plan import BUDGETS_S, STAGES, Ingredients
-from tests.gpu.report import Report, plan_lines
-from tests.gpu.stage import MOST_ENDED_WORKERS, NothingTested, Options, conclude, run_stage
-from tests.gpu.steps import Facts, Step
-from tests.gpu.tools import TimedOut, Tools
+from tests.gpu.report import Report
+from tests.gpu.stage import NothingTested, Options, conclude, run_stage
+from tests.gpu.steps import Step
+from tests.gpu.tools import Tools
 from tests.nightly import nightly, sampled
 
 STUB = (sys.executable, "-m", "tests.cuda.stub_worker")
 MACHINE = Step("machine", "machine", timeout_s=20)
-
-
-def run(folder: Path, *jobs: str, budget_s: float = 60.0, **options: float) -> dict[str, Facts]:
-    """Run a stage of these jobs, a measurement between any two, and read its report."""
-    steps = [MACHINE]
-    for job in jobs:
-        steps += [Step(job, job, timeout_s=20, **options), Step(f"after {job}", "measured")]
-    report = run_steps(folder, steps, budget_s)
-    return {row["step"]: row for row in json.loads(report.path.read_text())["rows"]}
 
 
 def run_steps(folder: Path, steps: list[Step], budget_s: float = 60.0) -> Report:
@@ -59,13 +47,9 @@ def run_steps(folder: Path, steps: list[Step], budget_s: float = 60.0) -> Report
     ],
 )
 def test_what_goes_wrong_ends_one_step(tmp_path: Path, job: str, status: str, problem: str):
-    rows = run(tmp_path, job)
-    assert (rows[job]["status"], rows[job]["problem"]) == (status, problem)
-    assert rows[f"after {job}"]["status"] == "passed"
-
-
-def test_end_of_the_output_of_a_crash_is_kept(tmp_path: Path):
-    assert "what the driver says last" in run(tmp_path, "exits")["exits"]["output"]
+    steps = [MACHINE, Step(job, job, timeout_s=20), Step("after", "measured")]
+    wrong, after = run_steps(tmp_path, steps).results
+    assert (wrong.status, wrong.problem, after.status) == (status, problem, "passed")
 
 
 def test_step_that_hangs_is_killed(tmp_path: Path):
@@ -75,31 +59,6 @@ def test_step_that_hangs_is_killed(tmp_path: Path):
     assert time.monotonic() - start < 20
     assert [result.status for result in report.results] == ["hung", "passed"]
     assert conclude(report) == 1
-
-
-def test_worker_stays_while_nothing_ends_it(tmp_path: Path):
-    rows = run(tmp_path, "measured", "exception", "wrong", "sticky")
-    pids = [rows[f"after {job}"]["pid"] for job in ("measured", "exception", "wrong", "sticky")]
-    assert pids[0] == pids[1] == pids[2] != pids[3]
-
-
-def test_fresh_step_has_a_process_of_its_own(tmp_path: Path):
-    steps = [Step(str(i), "measured", fresh=i == 1) for i in range(3)]
-    pids = [result.facts["pid"] for result in run_steps(tmp_path, [MACHINE, *steps]).results]
-    assert pids[0] != pids[1] == pids[2]
-
-
-def test_what_libraries_print_is_no_result(tmp_path: Path):
-    row = run(tmp_path, "noise")["noise"]
-    assert (row["status"], row["us"]) == ("passed", "inf")
-
-
-def test_kind_of_step_that_keeps_ending_processes_is_cut(tmp_path: Path):
-    steps = [Step(f"case/op/{i}", "exits") for i in range(MOST_ENDED_WORKERS + 2)]
-    report = run_steps(tmp_path, [MACHINE, *steps, Step("case/other/0", "measured")])
-    statuses = [result.status for result in report.results]
-    assert statuses == ["crashed"] * MOST_ENDED_WORKERS + ["cut", "cut", "passed"]
-    assert report.results[-2].problem == f"{MOST_ENDED_WORKERS} processes have ended in a case/op"
 
 
 def test_budget_cuts_what_does_not_fit_and_says_so(tmp_path: Path):
@@ -112,97 +71,6 @@ def test_budget_cuts_what_does_not_fit_and_says_so(tmp_path: Path):
     assert [result.status for result in report.results] == ["passed", "cut", "passed"]
     assert report.results[1].problem.startswith("it takes 100 s; ")
     assert conclude(report) == 0
-
-
-def test_report_is_whole_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[list[str]] = []
-    add = Report.add
-
-    def adding(self: Report, result: object) -> None:
-        add(self, result)
-        seen.append([row["step"] for row in json.loads(self.path.read_text())["rows"]])
-
-    monkeypatch.setattr(Report, "add", adding)
-    run(tmp_path, "exits")
-    assert seen == [["exits"], ["exits", "after exits"]]
-
-
-def test_full_disk_loses_only_what_has_no_room(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    """A limit on the size of files stands for it: writing fails in the same place."""
-    script = (
-        "import resource, tests.cuda.test_gpu_stages as t, pathlib;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500));"
-        f"steps = [t.MACHINE, *(t.Step(str(i), 'measured') for i in range(40))];"
-        f"report = t.run_steps(pathlib.Path({str(tmp_path)!r}), steps);"
-        "raise SystemExit(t.conclude(report))"
-    )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 1, ran.stderr
-    printed = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
-    assert [row["step"] for row in printed] == [str(i) for i in range(40)]
-    assert "stage.json could not be written: File too large" in ran.stdout
-    kept = json.loads((tmp_path / "out" / "stage.json").read_text())["rows"]
-    assert 5 < len(kept) < 40
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stage.json"]
-
-
-def test_report_is_written_as_soon_as_there_is_room(tmp_path: Path):
-    blocked = tmp_path / "out"
-    blocked.touch()  # no folder can be made here
-    report = Report(blocked / "stage.json", {"stage": "test"})
-    assert report.problem
-    blocked.unlink()
-    report.note(seconds=1.0)
-    assert (report.problem, json.loads(report.path.read_text())["rows"]) == ("", [])
-
-
-def test_worker_that_cannot_start_is_said(tmp_path: Path):
-    worker = Worker([sys.executable, "-c", "raise SystemExit('no torch here')"])
-    result = worker.run(MACHINE, {}, 20)
-    assert result.status == "crashed"
-    assert "no torch here" in str(result.facts["output"])
-
-
-@nightly
-def test_grandchildren_are_killed_too():
-    script = (
-        "import subprocess as s;p = s.Popen(['sleep', '3600']); print(p.pid, flush=True); p.wait()"
-    )
-    code, output = run_command([sys.executable, "-c", script], 2.0)
-    assert code is None
-    assert becomes(lambda: is_gone(int(output.split()[0])))
-
-
-def test_worker_ends_with_its_stage():
-    """A killed stage would else leave a worker that hangs, and has the device."""
-    script = (
-        "import tests.cuda.test_gpu_stages as t;"
-        "w = t.Worker(t.STUB);"
-        "print(w.run(t.Step('a', 'measured'), {'library': ''}, 20).facts['pid'], flush=True);"
-        "w.run(t.Step('b', 'hang'), {'library': ''}, 600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as stage:
-        pid = int(stage.stdout.readline())
-        assert not is_gone(pid)
-        stage.kill()
-    assert becomes(lambda: is_gone(pid))
-
-
-def becomes(holds: Callable[[], bool]) -> bool:
-    """Wait until something holds, for some seconds at most."""
-    for _ in range(50):
-        if holds():
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; its parent may not have asked how."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 # What a stage needs.
@@ -222,16 +90,6 @@ def test_missing_library_is_said(tmp_path: Path):
     options = Options(tmp_path / "none.so", "cuda", tmp_path, tmp_path, STUB, 10)
     with pytest.raises(NothingTested, match=r"there is no file .*none\.so"):
         run_stage([MACHINE], Report(tmp_path / "stage.json", {}), options)
-
-
-@nightly
-def test_compiler_errors_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    write_tool(tmp_path / "nvcc", "echo 'error: no such thing'; exit 2")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("tests.gpu.build.BUILDS", tmp_path / "build")
-    monkeypatch.setattr("tests.gpu.build.find_spec", lambda _: None)  # Triton, which takes seconds
-    with pytest.raises(BuildFailed, match="error: no such thing"):
-        build(90)
 
 
 @nightly
@@ -332,26 +190,6 @@ def test_stage_without_time_has_tested_nothing(tmp_path: Path, capsys: pytest.Ca
     assert "nothing was tested: no step has passed" in capsys.readouterr().out
 
 
-def test_profile_is_kept_where_all_results_are(tools: Tools, tmp_path: Path):
-    find = 'for a; do case "$a" in --log-file=*) f="${a#--log-file=}";; esac; done; '
-    write_tool(tmp_path / "ncu", find + 'echo "$@" >"$f"')
-    arguments: dict[str, object] = {"kernel": "attend", "program": ["attention", "--small"]}
-    assert tools.run("profile", 20, arguments) == {"file": "ncu-attend.csv"}
-    given = (tmp_path / "ncu-attend.csv").read_text()
-    assert "--kernel-name=regex:(^|::)attend$ " in given
-    assert "--clock-control=none" in given
-    write_tool(tmp_path / "ncu", "echo 'no permission to read counters'")
-    with pytest.raises(RuntimeError, match="ncu has not profiled 'attend'"):
-        tools.run("profile", 20, arguments)
-
-
-@nightly
-def test_profiler_that_hangs_is_killed(tools: Tools, tmp_path: Path):
-    write_tool(tmp_path / "ncu", "sleep 100")
-    with pytest.raises(TimedOut):
-        tools.run("profile", 0.5, {"kernel": "attend", "program": ["attention"]})
-
-
 # The plan.
 
 
@@ -394,18 +232,3 @@ def test_timings_that_do_not_fit_are_of_the_least_value():
     kinds = {name.split("/")[0] for name in certain}
     assert kinds >= {"copy", "matrices", "aggregated", "router"}
     assert any("bfloat16" in name for name in certain)
-
-
-def test_ops_and_dtypes_take_turns():
-    steps = [s for s in plan.steps_of("correct", ingredients()) if s.job == "case"]
-    assert len({tuple(s.name.split("/")[1::2]) for s in steps[:9]}) == 9
-
-
-def test_plan_says_when_each_kind_is_done_and_what_is_cut():
-    steps = [MACHINE, Step("a/1", "a", expected_s=30), Step("a/2", "a", expected_s=60)]
-    assert list(plan_lines("speed", steps, 60)) == [
-        "speed: 60 s",
-        "      20 s  build, unless it was built before",
-        "      21 s     1 x machine",
-        "      51 s     2 x a, 1 cut",
-    ]
