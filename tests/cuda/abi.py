@@ -50,6 +50,9 @@ class AttentionMask(Structure):
     ]
 
 
+ATTENTION_SIZES = ("q_heads", "kv_heads", "queries", "keys", "head_dim", "value_dim")
+
+
 class AttentionArgs(Structure):
     _fields_ = [
         ("dtype", c_uint8),
@@ -62,47 +65,20 @@ class AttentionArgs(Structure):
         ("nonpad_kv_seqlen", c_void_p),
         ("key_ranges", c_void_p),
         ("key_ranges_batch", c_ssize_t),
-        *(
-            (name, c_int32)
-            for name in (
-                "batch",
-                "q_heads",
-                "kv_heads",
-                "queries",
-                "keys",
-                "head_dim",
-                "value_dim",
-            )
-        ),
+        *((name, c_int32) for name in ("batch", *ATTENTION_SIZES)),
         ("scale", c_float),
         ("causal", c_bool),
     ]
 
 
 AGGREGATED_POINTERS = (
-    "query",
-    "key",
-    "value",
-    "pooled_key",
-    "pooled_value",
-    "gates",
-    "query_embedding",
-    "query_scale",
-    "window_bias",
-    "pooled_bias",
-    "window_tokens",
-    "window_offset",
-    "output",
+    *("query", "key", "value", "pooled_key", "pooled_value", "gates"),
+    *("query_embedding", "query_scale", "window_bias", "pooled_bias"),
+    *("window_tokens", "window_offset", "output"),
 )
 AGGREGATED_SIZES = (
-    "batch",
-    "heads",
-    "head_dim",
-    "height",
-    "width",
-    "kernel_height",
-    "kernel_width",
-    "pooled",
+    *("batch", "heads", "head_dim", "height", "width"),
+    *("kernel_height", "kernel_width", "pooled"),
 )
 
 
@@ -158,20 +134,7 @@ class TritonAttentionArguments(Structure):
         ("key_strides", HeadStrides),
         ("value_strides", HeadStrides),
         ("output_strides", HeadStrides),
-        *(
-            (name, c_int32)
-            for name in (
-                "pairs",
-                "q_heads",
-                "kv_heads",
-                "queries",
-                "keys",
-                "head_dim",
-                "value_dim",
-                "causal",
-                "listed",
-            )
-        ),
+        *((name, c_int32) for name in ("pairs", *ATTENTION_SIZES, "causal", "listed")),
         ("scale_log2", c_float),
         ("global_scratch", c_void_p),
         ("profile_scratch", c_void_p),
@@ -244,17 +207,8 @@ class EmulatorCounts(Structure):
     _fields_ = [
         (name, c_uint64)
         for name in (
-            "launches",
-            "blocks",
-            "switches",
-            "barriers",
-            "warp_operations",
-            "matrix_loads",
-            "matrix_load_conflicts",
-            "matrix_products",
-            "copies",
-            "max_shared_bytes",
-            "loads",
+            *("launches", "blocks", "switches", "barriers", "warp_operations", "matrix_loads"),
+            *("matrix_load_conflicts", "matrix_products", "copies", "max_shared_bytes", "loads"),
         )
     ]
 
