@@ -221,56 +221,27 @@ CodeHook = ctypes.CFUNCTYPE(
     c_int, c_void_p, c_char_p, POINTER(c_uint32), POINTER(c_uint32), c_size_t, POINTER(c_void_p)
 )
 
-_KERNELS = {
+_ARGS, _DEVICE, _CHOICE = POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)
+FUNCTIONS = {
     "moh_cuda_last_error": (c_char_p, []),
-    "moh_cuda_device": (c_int32, [POINTER(Device)]),
+    "moh_cuda_device": (c_int32, [_DEVICE]),
     "moh_cuda_load_only": (None, [c_bool]),
     "moh_cuda_router": (c_int32, [POINTER(RouterArgs), c_void_p, c_void_p]),
     "moh_cuda_triton_kernels": (c_char_p, []),
-    "moh_cuda_attention_choose": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(Device), c_float, POINTER(AttentionChoice)],
-    ),
-    "moh_cuda_attention_estimate": (
-        c_int32,
-        [
-            POINTER(AttentionArgs),
-            POINTER(Device),
-            c_float,
-            POINTER(AttentionChoice),
-            POINTER(c_double),
-        ],
-    ),
-    "moh_cuda_attention_workspace": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(c_size_t)],
-    ),
-    "moh_cuda_attention_check": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)],
-    ),
-    "moh_cuda_attention": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(AttentionChoice), c_void_p, c_size_t, c_void_p],
-    ),
+    "moh_cuda_attention_choose": (c_int32, [_ARGS, _DEVICE, c_float, _CHOICE]),
+    "moh_cuda_attention_estimate": (c_int32, [_ARGS, _DEVICE, c_float, _CHOICE, POINTER(c_double)]),
+    "moh_cuda_attention_workspace": (c_int32, [_ARGS, _CHOICE, POINTER(c_size_t)]),
+    "moh_cuda_attention_check": (c_int32, [_ARGS, _DEVICE, _CHOICE]),
+    "moh_cuda_attention": (c_int32, [_ARGS, _CHOICE, c_void_p, c_size_t, c_void_p]),
     "moh_cuda_synthetic_gates": (c_int32, [c_void_p, c_uint8, c_int64, c_float, c_void_p]),
     "moh_cuda_aggregated_attention": (c_int32, [POINTER(AggregatedAttentionArgs), c_void_p]),
 }
 _TESTING = {
     "moh_cuda_layout": (c_char_p, []),
-    "moh_cuda_attention_order": (
-        None,
-        [c_int32, c_int32, c_int32, POINTER(c_int32), POINTER(c_int32)],
-    ),
-    "moh_cuda_attention_resident_blocks": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(Device)],
-    ),
+    "moh_cuda_attention_order": (None, [*[c_int32] * 3, POINTER(c_int32), POINTER(c_int32)]),
+    "moh_cuda_attention_resident_blocks": (c_int32, [_ARGS, _CHOICE, _DEVICE]),
     "moh_cuda_conformance_list": (c_char_p, []),
-    "moh_cuda_conformance": (
-        c_int,
-        [c_char_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p],
-    ),
+    "moh_cuda_conformance": (c_int, [c_char_p, *[c_void_p, c_size_t] * 2, c_void_p]),
     "moh_emulator_configure": (None, [POINTER(EmulatorOptions)]),
     "moh_emulator_counts": (None, [POINTER(EmulatorCounts)]),
     "moh_emulator_error": (c_char_p, []),
@@ -285,7 +256,7 @@ _TESTING = {
 
 def declare(library: ctypes.CDLL) -> None:
     """Give the functions that the library has their types."""
-    for name, (result, arguments) in (_KERNELS | _TESTING).items():
+    for name, (result, arguments) in (FUNCTIONS | _TESTING).items():
         if hasattr(library, name):
             function = getattr(library, name)
             function.restype = result
