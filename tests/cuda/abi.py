@@ -50,6 +50,9 @@ class AttentionMask(Structure):
     ]
 
 
+ATTENTION_SIZES = ("q_heads", "kv_heads", "queries", "keys", "head_dim", "value_dim")
+
+
 class AttentionArgs(Structure):
     _fields_ = [
         ("dtype", c_uint8),
@@ -62,47 +65,20 @@ class AttentionArgs(Structure):
         ("nonpad_kv_seqlen", c_void_p),
         ("key_ranges", c_void_p),
         ("key_ranges_batch", c_ssize_t),
-        *(
-            (name, c_int32)
-            for name in (
-                "batch",
-                "q_heads",
-                "kv_heads",
-                "queries",
-                "keys",
-                "head_dim",
-                "value_dim",
-            )
-        ),
+        *((name, c_int32) for name in ("batch", *ATTENTION_SIZES)),
         ("scale", c_float),
         ("causal", c_bool),
     ]
 
 
 AGGREGATED_POINTERS = (
-    "query",
-    "key",
-    "value",
-    "pooled_key",
-    "pooled_value",
-    "gates",
-    "query_embedding",
-    "query_scale",
-    "window_bias",
-    "pooled_bias",
-    "window_tokens",
-    "window_offset",
-    "output",
+    *("query", "key", "value", "pooled_key", "pooled_value", "gates"),
+    *("query_embedding", "query_scale", "window_bias", "pooled_bias"),
+    *("window_tokens", "window_offset", "output"),
 )
 AGGREGATED_SIZES = (
-    "batch",
-    "heads",
-    "head_dim",
-    "height",
-    "width",
-    "kernel_height",
-    "kernel_width",
-    "pooled",
+    *("batch", "heads", "head_dim", "height", "width"),
+    *("kernel_height", "kernel_width", "pooled"),
 )
 
 
@@ -159,20 +135,7 @@ class TritonAttentionArguments(Structure):
         ("value_strides", HeadStrides),
         ("output_strides", HeadStrides),
         ("ranges_batch", c_int64),
-        *(
-            (name, c_int32)
-            for name in (
-                "pairs",
-                "q_heads",
-                "kv_heads",
-                "queries",
-                "keys",
-                "head_dim",
-                "value_dim",
-                "causal",
-                "listed",
-            )
-        ),
+        *((name, c_int32) for name in ("pairs", *ATTENTION_SIZES, "causal", "listed")),
         ("scale_log2", c_float),
         ("global_scratch", c_void_p),
         ("profile_scratch", c_void_p),
@@ -245,17 +208,8 @@ class EmulatorCounts(Structure):
     _fields_ = [
         (name, c_uint64)
         for name in (
-            "launches",
-            "blocks",
-            "switches",
-            "barriers",
-            "warp_operations",
-            "matrix_loads",
-            "matrix_load_conflicts",
-            "matrix_products",
-            "copies",
-            "max_shared_bytes",
-            "loads",
+            *("launches", "blocks", "switches", "barriers", "warp_operations", "matrix_loads"),
+            *("matrix_load_conflicts", "matrix_products", "copies", "max_shared_bytes", "loads"),
         )
     ]
 
@@ -268,56 +222,27 @@ CodeHook = ctypes.CFUNCTYPE(
     c_int, c_void_p, c_char_p, POINTER(c_uint32), POINTER(c_uint32), c_size_t, POINTER(c_void_p)
 )
 
-_KERNELS = {
+_ARGS, _DEVICE, _CHOICE = POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)
+FUNCTIONS = {
     "moh_cuda_last_error": (c_char_p, []),
-    "moh_cuda_device": (c_int32, [POINTER(Device)]),
+    "moh_cuda_device": (c_int32, [_DEVICE]),
     "moh_cuda_load_only": (None, [c_bool]),
     "moh_cuda_router": (c_int32, [POINTER(RouterArgs), c_void_p, c_void_p]),
     "moh_cuda_triton_kernels": (c_char_p, []),
-    "moh_cuda_attention_choose": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(Device), c_float, POINTER(AttentionChoice)],
-    ),
-    "moh_cuda_attention_estimate": (
-        c_int32,
-        [
-            POINTER(AttentionArgs),
-            POINTER(Device),
-            c_float,
-            POINTER(AttentionChoice),
-            POINTER(c_double),
-        ],
-    ),
-    "moh_cuda_attention_workspace": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(c_size_t)],
-    ),
-    "moh_cuda_attention_check": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)],
-    ),
-    "moh_cuda_attention": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(AttentionChoice), c_void_p, c_size_t, c_void_p],
-    ),
+    "moh_cuda_attention_choose": (c_int32, [_ARGS, _DEVICE, c_float, _CHOICE]),
+    "moh_cuda_attention_estimate": (c_int32, [_ARGS, _DEVICE, c_float, _CHOICE, POINTER(c_double)]),
+    "moh_cuda_attention_workspace": (c_int32, [_ARGS, _CHOICE, POINTER(c_size_t)]),
+    "moh_cuda_attention_check": (c_int32, [_ARGS, _DEVICE, _CHOICE]),
+    "moh_cuda_attention": (c_int32, [_ARGS, _CHOICE, c_void_p, c_size_t, c_void_p]),
     "moh_cuda_synthetic_gates": (c_int32, [c_void_p, c_uint8, c_int64, c_float, c_void_p]),
     "moh_cuda_aggregated_attention": (c_int32, [POINTER(AggregatedAttentionArgs), c_void_p]),
 }
 _TESTING = {
     "moh_cuda_layout": (c_char_p, []),
-    "moh_cuda_attention_order": (
-        None,
-        [c_int32, c_int32, c_int32, POINTER(c_int32), POINTER(c_int32)],
-    ),
-    "moh_cuda_attention_resident_blocks": (
-        c_int32,
-        [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(Device)],
-    ),
+    "moh_cuda_attention_order": (None, [*[c_int32] * 3, POINTER(c_int32), POINTER(c_int32)]),
+    "moh_cuda_attention_resident_blocks": (c_int32, [_ARGS, _CHOICE, _DEVICE]),
     "moh_cuda_conformance_list": (c_char_p, []),
-    "moh_cuda_conformance": (
-        c_int,
-        [c_char_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p],
-    ),
+    "moh_cuda_conformance": (c_int, [c_char_p, *[c_void_p, c_size_t] * 2, c_void_p]),
     "moh_emulator_configure": (None, [POINTER(EmulatorOptions)]),
     "moh_emulator_counts": (None, [POINTER(EmulatorCounts)]),
     "moh_emulator_error": (c_char_p, []),
@@ -332,7 +257,7 @@ _TESTING = {
 
 def declare(library: ctypes.CDLL) -> None:
     """Give the functions that the library has their types."""
-    for name, (result, arguments) in (_KERNELS | _TESTING).items():
+    for name, (result, arguments) in (FUNCTIONS | _TESTING).items():
         if hasattr(library, name):
             function = getattr(library, name)
             function.restype = result

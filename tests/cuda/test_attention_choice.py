@@ -48,13 +48,13 @@ def _strides(tokens: int, heads: int, features: int) -> abi.HeadStrides:
 
 def _choose(
     emulator: Emulator, sizes: Sizes, share: float = abi.USUAL_OPEN_SHARE
-) -> abi.AttentionChoice:
+) -> tuple[str, abi.AttentionChoice]:
+    """Return the status and the choice."""
     choice = abi.AttentionChoice()
     status = emulator.library.moh_cuda_attention_choose(
         ctypes.byref(sizes.args()), ctypes.byref(H100), share, ctypes.byref(choice)
     )
-    assert status == 0, emulator.library.moh_cuda_last_error()
-    return choice
+    return abi.STATUSES[status], choice
 
 
 def _workspace(emulator: Emulator, sizes: Sizes, tactic: str, splits: int) -> int:
@@ -100,7 +100,8 @@ def test_choice(
     block: str,
     reason: str,
 ):
-    choice = _choose(emulator, sizes, share)
+    status, choice = _choose(emulator, sizes, share)
+    assert status == "kOk", emulator.library.moh_cuda_last_error()
     assert (choice.tactic, choice.key_splits) == (abi.TACTICS[tactic], splits)
     assert choice.block == abi.BLOCKS[block]
     assert reason in choice.reason.decode()
@@ -109,7 +110,7 @@ def test_choice(
 def test_the_largest_sizes_are_chosen_for_in_no_time(emulator: Emulator):
     """The model looks at few of the blocks of a grid, however many there are."""
     sizes = Sizes(batch=2**10, q_heads=2**10, kv_heads=2**10, queries=2**12, keys=2**30)
-    assert _choose(emulator, sizes).key_splits == 1
+    assert _choose(emulator, sizes)[1].key_splits == 1
 
 
 def test_workspace(emulator: Emulator):
@@ -140,25 +141,13 @@ def test_workspace(emulator: Emulator):
     ids=str,
 )
 def test_sizes_are_refused(emulator: Emulator, sizes: Sizes, status: str, text: str):
-    got = emulator.library.moh_cuda_attention_choose(
-        ctypes.byref(sizes.args()),
-        ctypes.byref(H100),
-        abi.USUAL_OPEN_SHARE,
-        ctypes.byref(abi.AttentionChoice()),
-    )
-    assert abi.STATUSES[got] == status
+    assert _choose(emulator, sizes)[0] == status
     assert text in emulator.library.moh_cuda_last_error().decode()
 
 
 @pytest.mark.parametrize("share", [-0.25, 1.25, float("nan")])
 def test_a_share_that_is_none_is_refused(emulator: Emulator, share: float):
-    status = emulator.library.moh_cuda_attention_choose(
-        ctypes.byref(Sizes().args()),
-        ctypes.byref(H100),
-        share,
-        ctypes.byref(abi.AttentionChoice()),
-    )
-    assert abi.STATUSES[status] == "kInvalidArgument"
+    assert _choose(emulator, Sizes(), share)[0] == "kInvalidArgument"
     text = emulator.library.moh_cuda_last_error().decode()
     assert f"open_share {share:g}; expected 0 to 1" in text
 
@@ -168,7 +157,7 @@ MASK = abi.AttentionMask(4096, abi.DTYPES["bool"], 0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "choice", "missing", "workspace", "status", "text"),
+    ("sizes", "choice", "wrong", "workspace", "status", "text"),
     [
         (SMALL, (2, 1), None, 0, "kInvalidArgument", "tactic 2; expected 0 (sparse), 1 (dense)"),
         (SMALL, (1, 0), None, 0, "kInvalidArgument", "0 key splits; expected 1 to 128"),
@@ -180,6 +169,7 @@ MASK = abi.AttentionMask(4096, abi.DTYPES["bool"], 0, 0, 0, 1)
         (SMALL, (1, 1), "gates", 0, "kInvalidArgument", "gates is null"),
         (SMALL, (1, 1), "key", 0, "kInvalidArgument", "key is null"),
         (replace(SMALL, batch=0), (1, 1), "output", 0, "kOk", ""),
+        (SMALL, (0, 1), "workspace", 512, "kInvalidArgument", "multiple of 16"),
     ],
     ids=str,
 )
@@ -187,30 +177,20 @@ def test_calls_are_refused(
     emulator: Emulator,
     sizes: Sizes,
     choice: tuple[int, ...],
-    missing: str | None,
+    wrong: str | None,
     workspace: int,
     status: str,
     text: str,
 ):
-    """Before anything is launched: no pointer here is one."""
+    """Before anything is launched: no pointer here is one; a workspace may be misplaced."""
     args = sizes.args()
     for name in ("query", "key", "value", "gates", "output"):
-        setattr(args, name, None if name == missing else 4096)
+        setattr(args, name, None if name == wrong else 4096)
+    place = 4104 if wrong == "workspace" else 4096
     with emulator.configured():
         got = emulator.library.moh_cuda_attention(
-            ctypes.byref(args), ctypes.byref(abi.AttentionChoice(*choice)), 4096, workspace, None
+            ctypes.byref(args), ctypes.byref(abi.AttentionChoice(*choice)), place, workspace, None
         )
         assert emulator.counts().launches == 0
     assert abi.STATUSES[got] == status
     assert text in emulator.library.moh_cuda_last_error().decode()
-
-
-def test_a_misplaced_workspace_is_refused(emulator: Emulator):
-    args = SMALL.args()
-    for name in ("query", "key", "value", "gates", "output"):
-        setattr(args, name, 4096)
-    status = emulator.library.moh_cuda_attention(
-        ctypes.byref(args), ctypes.byref(abi.AttentionChoice(0, 1)), 4104, 512, None
-    )
-    assert abi.STATUSES[status] == "kInvalidArgument"
-    assert "multiple of 16" in emulator.library.moh_cuda_last_error().decode()

@@ -11,6 +11,7 @@ from tests.cuda.makespan import (
     SHAPES,
     SHARES,
     Card,
+    Job,
     Kernel,
     Shape,
     Way,
@@ -136,21 +137,15 @@ def test_as_many_blocks_are_resident_as_the_library_says(
     assert resident == Kernel.of(block, head_dim).resident(card)
 
 
-def test_one_block_takes_its_latency_and_its_tiles():
-    assert schedule([(100, 5)], 4, 2, rates=(10, 7)) == pytest.approx(100 + 5 * 10)
-
-
-def test_blocks_of_a_multiprocessor_share_its_rate():
-    """Two of 5 and 3 tiles: 3 tiles each at 14 clocks, then 2 alone."""
-    assert schedule([(0, 5), (0, 3)], 1, 2, rates=(10, 7)) == pytest.approx(3 * 14 + 2 * 10)
-
-
-def test_a_block_starts_when_there_is_room():
-    jobs = [(0.0, 4.0), (0.0, 2.0), (0.0, 3.0)]
-    assert schedule(jobs, 2, 1, rates=(10, 7)) == pytest.approx(2 * 10 + 3 * 10)
-
-
-def test_longest_first_ends_sooner():
-    short_first = [(0.0, 1.0)] * 4 + [(0.0, 6.0)]
-    rates = (10, 7)
-    assert schedule(short_first[::-1], 2, 1, rates) < schedule(short_first, 2, 1, rates)
+@pytest.mark.parametrize(
+    ("jobs", "multiprocessors", "resident", "clocks"),
+    [
+        ([(100, 5)], 4, 2, 100 + 5 * 10),  # its latency and its tiles
+        ([(0, 5), (0, 3)], 1, 2, 3 * 14 + 2 * 10),  # 3 tiles each share the rate, 2 are alone
+        ([(0, 4), (0, 2), (0, 3)], 2, 1, 2 * 10 + 3 * 10),  # the last waits until there is room
+    ],
+)
+def test_schedule_ends_when_its_last_block_does(
+    jobs: list[Job], multiprocessors: int, resident: int, clocks: float
+):
+    assert schedule(jobs, multiprocessors, resident, rates=(10, 7)) == pytest.approx(clocks)

@@ -17,18 +17,6 @@ def test_loops_of_different_lengths_end_for_each_thread():
     np.testing.assert_array_equal(evaluate(code, THREADS)[0], THREADS * (THREADS + 1) // 2 + 1)
 
 
-def test_branch_by_a_table():
-    code = """mov.u32 d0, 9; and.b32 x0, thread, 3;
-    table: .branchtargets zero, one, two, done;
-    brx.idx x0, table;
-    zero: mov.u32 d0, 100; bra done;
-    one: mov.u32 d0, 101; bra done;
-    two: mov.u32 d0, 102;
-    done: add.u32 d0, d0, 1;"""
-    expected = np.array([101, 102, 103, 10])[THREADS % 4]
-    np.testing.assert_array_equal(evaluate(code, THREADS)[0], expected)
-
-
 def test_barriers_in_a_loop_hold_for_each_block():
     """Each round passes a number on to the next thread; blocks do a different number of rounds."""
     code = """mov.u32 x9, shared; shl.b32 x0, tid, 2; add.u32 x1, x9, x0; mov.u32 d0, a0;
@@ -77,6 +65,43 @@ def test_barrier_that_some_threads_leave_out_is_reported():
 def test_barrier_after_some_threads_have_ended_is_reported():
     code = "mov.u32 d0, 0; setp.lt.u32 p0, tid, 32; @p0 ret; bar.sync 0;"
     with pytest.raises(Divergence, match="some of its threads have ended"):
+        evaluate(code, THREADS)
+
+
+def test_threads_of_half_a_warp_exchange_among_themselves():
+    code = """and.b32 x0, thread, 16; setp.eq.u32 p0, x0, 0; mov.u32 d0, 0;
+    @p0 bra first;
+    shfl.sync.bfly.b32 d0, a0, 1, 31, 0xffff0000; bra done;
+    first: shfl.sync.bfly.b32 d0, a0, 2, 31, 0x0000ffff;
+    done: bar.warp.sync -1;"""
+    expected = np.where(THREADS % 32 < 16, THREADS ^ 2, THREADS ^ 1)
+    np.testing.assert_array_equal(evaluate(code, THREADS)[0], expected)
+
+
+def test_lanes_wait_for_the_members_that_come_later():
+    """The odd lanes arrive over a detour that lies behind the instruction."""
+    code = """and.b32 x0, thread, 1; setp.eq.u32 p0, x0, 1; mov.u32 x1, a0;
+    @p0 bra detour;
+    meet: shfl.sync.bfly.b32 d0, x1, 1, 31, -1; bra done;
+    detour: add.u32 x1, x1, 1; bra meet;
+    done: mov.u32 x2, 0;"""
+    expected = (THREADS + (THREADS & 1))[THREADS ^ 1]
+    np.testing.assert_array_equal(evaluate(code, THREADS)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "shfl.sync.bfly.b32 d0, a0, 1, 31, -1;",
+        "vote.sync.ballot.b32 d0, p0, -1;",
+        "redux.sync.add.u32 d0, a0, -1;",
+        "bar.warp.sync -1;",
+    ],
+)
+def test_members_that_never_come_are_reported(instruction: str):
+    code = f"""and.b32 x0, thread, 16; setp.eq.u32 p0, x0, 0; mov.u32 d0, 0; @p0 bra done;
+    {instruction} done:"""
+    with pytest.raises(Divergence, match=r"\[16, 17, .*" + instruction.split()[0]):
         evaluate(code, THREADS)
 
 

@@ -8,6 +8,7 @@ from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import GATE_PATTERNS, PATTERNS, AttentionSetup, MaskSetup
+from tests.plugins.nbits_projection_setups import NBitsProjectionSetup
 from tests.plugins.projection_setups import GATE_PATTERNS as PROJECTION_GATE_PATTERNS
 from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import LOGITS, RouterSetup
@@ -109,6 +110,13 @@ def projection_setups(draw: st.DrawFn, most_products: int = MOST_PRODUCTS) -> Pr
     if setup.products > most_products:
         setup = replace(setup, seq_len=max(1, setup.seq_len * most_products // setup.products))
     return setup
+
+
+def nbits_projection_setups(
+    most_products: int = MOST_PRODUCTS,
+) -> st.SearchStrategy[NBitsProjectionSetup]:
+    setups = projection_setups(most_products=most_products)
+    return setups.map(lambda setup: NBitsProjectionSetup(**vars(setup)))
 
 
 @st.composite

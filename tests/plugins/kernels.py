@@ -1,7 +1,7 @@
 """Runs a case on the kernels of a library, and nowhere else."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 
 from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.cases import Case, find_mismatch, numpy_dtype
+from moh_deploy.ops.onnx_schema import ELEMENT_TYPES
 from moh_deploy.runtime import kernel_use as ort_kernels
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime.placement import Placement
@@ -91,6 +92,39 @@ def run_session(session: ort.InferenceSession, case: Case) -> list[np.ndarray]:
     arrays = named_inputs(case)  # An OrtValue does not own the array that it was made from.
     values = {name: to_ort(array) for name, array in arrays.items()}
     return [from_ort(value) for value in session.run_with_ort_values(None, values)]
+
+
+def with_inputs(case: Case, **arrays: np.ndarray) -> Case:
+    """Return the case with other arrays for the inputs of these names."""
+    names = (given.name for given in OPS[case.op].inputs)
+    pairs = zip(names, case.inputs(), strict=False)
+    inputs = tuple(arrays.get(name, array) for name, array in pairs)
+    return replace(case, build=lambda _: inputs)
+
+
+def with_constants(case: Case, **arrays: np.ndarray) -> onnx.ModelProto:
+    """Return the model of a case whose inputs of these names are constants."""
+    model = case_model(case)
+    given = [one for one in model.graph.input if one.name not in arrays]
+    del model.graph.input[:]
+    model.graph.input.extend(given)
+    for name, array in arrays.items():
+        packed = array.dtype == np.uint8
+        element = onnx.TensorProto.UINT8 if packed else ELEMENT_TYPES[case.dtype]
+        tensor = onnx.helper.make_tensor(name, element, array.shape, array.tobytes(), raw=True)
+        model.graph.initializer.append(tensor)
+    return model
+
+
+def run_with_constants(kernels: Kernels, case: Case, *names: str) -> np.ndarray:
+    """Return what a session gives whose inputs of these names are constants, twice the same."""
+    arrays = named_inputs(case)
+    session = kernels.session(with_constants(case, **{name: arrays.pop(name) for name in names}))
+    assert {given.name for given in session.get_inputs()} == set(arrays)
+    values = {name: to_ort(array) for name, array in arrays.items()}
+    first, second = (from_ort(session.run_with_ort_values(None, values)[0]) for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+    return first
 
 
 def memory_for(case: Case, value: float) -> np.ndarray:

@@ -25,12 +25,12 @@ from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import (
     aggregated_attention_setups,
     attention_setups,
+    nbits_projection_setups,
     projection_setups,
     router_setups,
     token_conv_setups,
 )
 from tests.plugins.kernels import EMULATED_AMX, Kernels, assert_right, memory_for, run_into
-from tests.plugins.nbits_projection_setups import case_of
 
 DRAWS = 60
 MOST_PRODUCTS = 1_000_000
@@ -69,50 +69,22 @@ def _named() -> Iterator[Case]:
 
 def _drawn() -> list[Case]:
     cases: list[Case] = []
-    options = settings(
-        max_examples=DRAWS,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=HealthCheck,
-    )
-
-    @options
-    @given(attention_setups(most_products=MOST_PRODUCTS))
-    def draw_attention(setup: AttentionSetup) -> None:
-        cases.append(setup.case())
-
-    @options
-    @given(aggregated_attention_setups(most_products=MOST_PRODUCTS))
-    def draw_aggregated_attention(setup) -> None:
-        cases.append(setup.case())
-
-    @options
-    @given(projection_setups(most_products=MOST_PRODUCTS))
-    def draw_projection(setup) -> None:
-        cases.append(setup.case())
-
-    @options
-    @given(projection_setups(most_products=MOST_PRODUCTS))
-    def draw_nbits_projection(setup) -> None:
-        cases.append(case_of(setup))
-
-    @options
-    @given(router_setups())
-    def draw_router(setup) -> None:
-        cases.append(setup.case())
-
-    @options
-    @given(token_conv_setups())
-    def draw_token_conv(setup) -> None:
-        cases.append(setup.case())
-
-    draw_attention()
-    draw_aggregated_attention()
-    draw_projection()
-    draw_nbits_projection()
-    draw_router()
-    draw_token_conv()
+    for setups in (
+        attention_setups(most_products=MOST_PRODUCTS),
+        aggregated_attention_setups(most_products=MOST_PRODUCTS),
+        projection_setups(most_products=MOST_PRODUCTS),
+        nbits_projection_setups(most_products=MOST_PRODUCTS),
+        router_setups(),
+        token_conv_setups(),
+    ):
+        draw = given(setups)(lambda setup: cases.append(setup.case()))
+        settings(
+            max_examples=DRAWS,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=HealthCheck,
+        )(draw)()
     return cases
 
 

@@ -11,6 +11,7 @@ from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
 from tests.nightly import in_turn, sampled
 from tests.ops.case_models import case_model
+from tests.ops.cases.nbits_product import product_case
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.kernels import VECTOR_SETS, Kernels, assert_right, kernels_of, run_session
@@ -47,26 +48,32 @@ SETUPS = {
 }
 
 
-def _bits(kernels: Kernels, case: Case) -> list[bytes]:
-    return [output.tobytes() for output in kernels.run(case)]
+def assert_same_bits_by_any_number_of_threads(kernels: Kernels, case: Case) -> None:
+    one, two, eight = (
+        [output.tobytes() for output in replace(kernels, threads=n).run(case)] for n in (1, 2, 8)
+    )
+    assert one == two == eight
 
 
 @sampled(10)
 @pytest.mark.parametrize(("name", "dtype"), in_turn(SETUPS, FLOAT_TYPES))
 def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, name: str, dtype: str):
-    case = replace(SETUPS[name], dtype=dtype).case()
-    one, two, eight = (_bits(replace(kernels, threads=n), case) for n in (1, 2, 8))
-    assert one == two
-    assert one == eight
+    assert_same_bits_by_any_number_of_threads(kernels, replace(SETUPS[name], dtype=dtype).case())
 
 
 @pytest.mark.parametrize("instruction_set", BFLOAT16_SETS)
 def test_one_two_and_eight_threads_give_the_same_bits_of_bfloat16_products(instruction_set: str):
     kernels = replace(kernels_of(instruction_set), compute_type="bfloat16")
-    case = replace(_MANY_TASKS, is_causal=True).case()
-    one, two, eight = (_bits(replace(kernels, threads=n), case) for n in (1, 2, 8))
-    assert one == two
-    assert one == eight
+    assert_same_bits_by_any_number_of_threads(kernels, SETUPS["causal"].case())
+
+
+@sampled(4)
+@pytest.mark.parametrize("tokens", [1, 1500])
+def test_threads_change_no_bit_of_products_of_few_bits(kernels: Kernels, tokens: int):
+    """1500 tokens are more than are rounded at a time."""
+    assert_same_bits_by_any_number_of_threads(
+        kernels, product_case("threads", "", (1, tokens, 70), 333)
+    )
 
 
 @sampled(10)

@@ -4,18 +4,21 @@ from dataclasses import replace
 from math import erfc, sqrt
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.onnx_schema import ELEMENT_TYPES
 from moh_deploy.ops.spec import FLOAT_TYPES
-from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.nightly import sampled
-from tests.ops.case_models import case_model, named_inputs
+from tests.ops.case_models import named_inputs
 from tests.plugins.draws import token_conv_setups
-from tests.plugins.kernels import Kernels, assert_right
+from tests.plugins.kernels import (
+    Kernels,
+    assert_right,
+    run_with_constants,
+    with_constants,
+    with_inputs,
+)
 from tests.plugins.token_conv_setups import TokenConvSetup
 
 
@@ -51,11 +54,10 @@ def test_a_pixel_depends_on_its_neighbours_only(kernels: Kernels, gated: bool):
     """Bits of all others stay, whatever stands in the row's border or the other image."""
     setup = TokenConvSetup(batch=2, height=9, width=11, channels=37, gated=gated, activation="gelu")
     case = setup.case()
-    tokens, *others = case.inputs()
-    changed = tokens.copy()
+    changed = case.inputs()[0].copy()
     changed.reshape(2, 9, 11, -1)[0, 4, 5] = np.nan
     (before,) = kernels.run(case)
-    (after,) = kernels.run(replace(case, build=lambda _: (changed, *others)))
+    (after,) = kernels.run(with_inputs(case, X=changed))
     near = np.zeros((2, 9, 11), bool)
     near[0, 3:6, 4:7] = True
     far = ~near.reshape(2, 99)
@@ -71,29 +73,6 @@ SETUPS = {
 }
 
 
-def _with_constants(case: Case, *names: str, **arrays: np.ndarray) -> onnx.ModelProto:
-    model = case_model(case)
-    given = [one for one in model.graph.input if one.name not in names]
-    del model.graph.input[:]
-    model.graph.input.extend(given)
-    for name in names:
-        array = arrays.get(name, named_inputs(case)[name])
-        type_ = ELEMENT_TYPES[case.dtype]
-        tensor = onnx.helper.make_tensor(name, type_, array.shape, array.tobytes(), raw=True)
-        model.graph.initializer.append(tensor)
-    return model
-
-
-def _run_with_constants(kernels: Kernels, case: Case, *names: str) -> np.ndarray:
-    session = kernels.session(_with_constants(case, *names))
-    arrays = {n: a for n, a in named_inputs(case).items() if n not in names}
-    assert {given.name for given in session.get_inputs()} == set(arrays)
-    values = {name: to_ort(array) for name, array in arrays.items()}
-    first, second = (from_ort(session.run_with_ort_values(None, values)[0]) for _ in range(2))
-    assert first.tobytes() == second.tobytes()
-    return first
-
-
 @sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("name", SETUPS)
@@ -104,13 +83,13 @@ def test_constant_weights_give_the_same_bits_as_those_of_each_call(
     (of_each_call,) = kernels.run(case)
     taps = [one for one in ("W", "bias", "input_bias") if one in named_inputs(case)]
     for constant in (taps, taps[:1], taps[1:]):
-        got = _run_with_constants(kernels, case, *constant)
+        got = run_with_constants(kernels, case, *constant)
         assert got.tobytes() == of_each_call.tobytes()
 
 
 def test_constant_weight_of_another_shape_is_refused(kernels: Kernels):
     case = SETUPS["no_bias"].case()
     weight = np.zeros((64, 2, 3, 3), np.float32)
-    session = kernels.session(_with_constants(case, "W", W=weight))
+    session = kernels.session(with_constants(case, W=weight))
     with pytest.raises(Exception, match=r"W is \[64, 2, 3, 3\]; expected \[64, 1, kernel height"):
         session.run(None, {"X": named_inputs(case)["X"]})

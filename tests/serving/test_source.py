@@ -158,7 +158,13 @@ def test_the_session_that_answers_is_tried_beside_the_one_that_shows_gates(tmp_p
 
 
 def test_a_tie_that_goes_the_other_way_is_no_wrong_answer(tmp_path: Path):
-    opened(write_routed(tmp_path / "package", "other tie order", tied=True))
+    package = write_routed(tmp_path / "package", "other tie order", tied=True)
+    model = open_model(PackageDir(package.root, package), (), WAY)
+    asked = package.vectors[0].inputs
+    with PackageDir(package.root, package).open(WAY) as untried:
+        expected = untried.run(asked)["y"]
+    np.testing.assert_array_equal(model.run(asked, ("y",), ()).results["y"], expected)
+    model.close()
 
 
 def test_damaged_kernels_are_refused_and_named(tmp_path: Path):
@@ -296,8 +302,11 @@ def test_genai_runs_no_code_of_others(tmp_path: Path):
         moh_deploy.verify_genai_bundle(tmp_path, trust_code=True)
 
 
-def test_files_that_are_no_code_need_no_trust(tmp_path: Path):
+def test_files_that_are_no_code_need_no_trust_and_those_beside_them_do(tmp_path: Path):
     (tmp_path / "empty").touch()
     (tmp_path / "dangling").symlink_to("nothing")
     (tmp_path / "folder").mkdir()
     require_own_code(tmp_path, trust_code=False)
+    other_name(tmp_path / "folder")
+    with pytest.raises(ConfigError, match=r"weights\.bin is 'native code"):
+        require_own_code(tmp_path, trust_code=False)

@@ -11,6 +11,14 @@ RACE = "ThreadSanitizer: data race"
 BEYOND = "AddressSanitizer: .*buffer-overflow|AddressSanitizer: .*poison"
 DAMAGED = "written to"
 """What the harness says of bytes outside of an output or workspace."""
+SYMPTOMS = {
+    "wrong": WRONG,
+    "crashed": CRASHED,
+    "race": RACE,
+    "beyond": BEYOND,
+    "damaged": DAMAGED,
+}
+"""Their names in the tables; any other text stands for itself."""
 
 
 class TextNotFound(Exception):

@@ -31,14 +31,9 @@ class Copies:
 
     def where(self, chosen: np.ndarray) -> Copies:
         """Return some of them."""
-        return Copies(
-            self.lane[chosen],
-            self.group[chosen],
-            self.target[chosen],
-            self.source[chosen],
-            self.filled[chosen],
-            self.size,
-        )
+        arrays = (self.lane, self.group, self.target, self.source, self.filled)
+        lane, group, target, source, filled = (array[chosen] for array in arrays)
+        return Copies(lane, group, target, source, filled, self.size)
 
 
 class AsyncCopies:
@@ -61,17 +56,16 @@ class AsyncCopies:
         """Close the open group of each lane."""
         self.closed = self.closed + (1 if mask is None else mask)
 
-    def wait(self, open_groups: int | None, mask: Mask, done: Callable[[Copies], None]) -> None:
+    def wait(self, open_groups: int, mask: Mask, done: Callable[[Copies], None]) -> None:
         """Finish the copies of all but the newest groups of each lane.
 
         Args:
-            open_groups: How many groups may be left; None: not even the one that is not closed.
+            open_groups: How many groups may be left.
             done: Called with the copies that are waited for, in the order of issue.
         """
         left = []
         for copies in self._open:
-            newest = self.closed[copies.lane] - (open_groups or 0)
-            ready = copies.group < newest if open_groups is not None else newest >= 0
+            ready = copies.group < self.closed[copies.lane] - open_groups
             if mask is not None:
                 ready = ready & mask[copies.lane]
             if ready.all():

@@ -21,7 +21,7 @@ DTYPES = {
     **{f"b{8 * t.itemsize}": t for t in (U8, U16, U32, U64)},
     **{f"u{8 * t.itemsize}": t for t in (U8, U16, U32, U64)},
     **{f"s{8 * t.itemsize}": t for t in (S8, S16, S32, S64)},
-    **{f"f{8 * t.itemsize}": t for t in (F16, F32, F64)},
+    **{f"f{8 * t.itemsize}": t for t in (F16, F32)},
     "bf16": U16,
     "f16x2": U32,
     "bf16x2": U32,

@@ -62,7 +62,7 @@ class Interpreter:
         """
         try:
             program = self.program(kernel)
-            memory = GlobalMemory([*allocations, *program.layout.arrays])
+            memory = GlobalMemory(allocations)
             launch = Launch(grid, block, shared_bytes, params, memory, checks)
             with np.errstate(all="ignore"):
                 for blocks in _batches(launch):

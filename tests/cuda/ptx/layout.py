@@ -1,8 +1,6 @@
 """Where the variables of an entry are, and which register each special one is kept in."""
 
-from collections.abc import Mapping
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from tests.cuda.ptx.errors import SyntaxFault, Unsupported
 from tests.cuda.ptx.syntax import Entry, Variable
@@ -11,12 +9,8 @@ from tests.cuda.ptx.syntax import Entry, Variable
 WINDOWS = {"shared": 1 << 56, "local": 2 << 56, "param": 3 << 56}
 WINDOW_SHIFT = 56
 
-SPECIAL_REGISTERS = (
-    *(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"),
-    "%laneid",
-    "%warpid",
-    "%nwarpid",
-    *(f"%lanemask_{which}" for which in ("eq", "le", "lt", "ge", "gt")),
+SPECIAL_REGISTERS = tuple(
+    f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"
 )
 
 
@@ -27,23 +21,17 @@ class Layout:
         static_shared_bytes: In front of the dynamic shared memory.
         local_bytes: Of a thread.
         param_bytes: Of all parameters.
-        arrays: Memory of the entry's constant and global variables.
     """
 
     def __init__(self, entry: Entry) -> None:
         self._specials: dict[str, int] = {}
         self._first_special = len(entry.register_types)
         self._addresses: dict[str, int] = {}
-        self.arrays: list[np.ndarray] = []
-        of_space = _by_space(entry.variables)
-        self.static_shared_bytes = self._place(
-            [v for v in of_space["shared"] if not v.is_dynamic]
-            + [v for v in of_space["shared"] if v.is_dynamic]
-        )
-        self.local_bytes = self._place(of_space["local"])
+        shared = [variable for variable in entry.variables if variable.space == "shared"]
+        # The dynamic memory is behind all other.
+        self.static_shared_bytes = self._place(sorted(shared, key=lambda one: one.is_dynamic))
+        self.local_bytes = self._place([one for one in entry.variables if one.space == "local"])
         self.param_bytes = self._place(entry.params)
-        for variable in (*of_space["const"], *of_space["global"]):
-            self._allocate(variable)
 
     @property
     def specials(self) -> Mapping[str, int]:
@@ -62,24 +50,10 @@ class Layout:
             raise SyntaxFault(f"no variable '{name}'.")
         return self._addresses[name]
 
-    def _place(self, variables: list[Variable] | tuple[Variable, ...]) -> int:
+    def _place(self, variables: Sequence[Variable]) -> int:
         end = 0
         for variable in variables:
             start = -(-end // variable.align) * variable.align
             self._addresses[variable.name] = start
             end = start + (0 if variable.is_dynamic else variable.size)
         return end
-
-    def _allocate(self, variable: Variable) -> None:
-        array = np.zeros(-(-variable.size // 16), np.complex128)  # aligned
-        raw = array.view(np.uint8)[: variable.size]
-        raw[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
-        self.arrays.append(raw)
-        self._addresses[variable.name] = raw.ctypes.data
-
-
-def _by_space(variables: tuple[Variable, ...]) -> dict[str, list[Variable]]:
-    spaces: dict[str, list[Variable]] = {s: [] for s in ("shared", "local", "const", "global")}
-    for variable in variables:
-        spaces[variable.space].append(variable)
-    return spaces

@@ -83,7 +83,6 @@ class Machine:
         self.local = OwnedMemory("local", layout.local_bytes, np.arange(self.lanes))
         self.spaces: dict[str, Memory] = {
             "global": launch.memory,
-            "const": launch.memory,
             "param": ParamMemory(launch.params),
             "shared": self.shared,
             "local": self.local,
@@ -148,21 +147,11 @@ def _unwritten(types: Sequence[str]) -> list[Value]:
 def _special_values(launch: Launch, blocks: range) -> dict[str, Value]:
     thread = np.tile(np.arange(launch.lanes, dtype=np.uint32), len(blocks))
     block = np.repeat(np.arange(blocks.start, blocks.stop, dtype=np.uint32), launch.lanes)
-    lane = thread % np.uint32(WARP)
-    bit = np.uint32(1) << lane
     return {
         **_coordinates("tid", thread, launch.block),
         **_coordinates("ctaid", block, launch.grid),
         **_sizes("ntid", launch.block),
         **_sizes("nctaid", launch.grid),
-        "%laneid": lane,
-        "%warpid": thread // np.uint32(WARP),
-        "%nwarpid": np.uint32(launch.lanes // WARP),
-        "%lanemask_eq": bit,
-        "%lanemask_lt": bit - np.uint32(1),
-        "%lanemask_le": bit | (bit - np.uint32(1)),
-        "%lanemask_gt": ~(bit | (bit - np.uint32(1))),
-        "%lanemask_ge": ~(bit - np.uint32(1)),
     }
 
 

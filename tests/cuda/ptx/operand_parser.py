@@ -1,7 +1,6 @@
 """Text of an operand -> Operand."""
 
 import re
-import struct
 
 from tests.cuda.ptx.errors import SyntaxFault
 from tests.cuda.ptx.syntax import (
@@ -16,9 +15,8 @@ from tests.cuda.ptx.syntax import (
     Vector,
 )
 
-_INTEGER = re.compile(r"([-+]?)(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
-_FLOAT_BITS = re.compile(r"0([fFdD])([0-9a-fA-F]+)$")
-_DECIMAL = re.compile(r"[-+]?\d+\.\d*(?:[eE][-+]?\d+)?$")
+_INTEGER = re.compile(r"(-?(?:0[xX][0-9a-fA-F]+|\d+))U?$")
+_FLOAT_BITS = re.compile(r"0[fF]([0-9a-fA-F]+)$")
 _ADDRESS = re.compile(r"\[\s*([%$\w]+)\s*(?:\+\s*(-?\w+))?\s*\]$")
 _RANGE = re.compile(r"(%?[\w$]+)<(\d+)>$")
 
@@ -106,16 +104,9 @@ def _address(text: str, scopes: Scopes) -> Address:
 def _number(text: str) -> Immediate | None:
     match = _INTEGER.match(text)
     if match is not None:
-        magnitude = match[2]
-        is_octal = magnitude.startswith("0") and magnitude.isdigit()
-        value = int(magnitude, 8 if is_octal else 0)
-        return Immediate(-value if match[1] == "-" else value)
+        return Immediate(int(match[1], 0))
     match = _FLOAT_BITS.match(text)
-    if match is not None:
-        return Immediate(int(match[2], 16), 4 if match[1] in "fF" else 8)
-    if _DECIMAL.match(text):
-        return Immediate(int.from_bytes(struct.pack("<d", float(text)), "little"), 8)
-    return None
+    return None if match is None else Immediate(int(match[1], 16), is_float=True)
 
 
 def _name(text: str, scopes: Scopes) -> Operand:

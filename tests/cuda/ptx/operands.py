@@ -66,17 +66,10 @@ def constant(operand: Immediate, dtype: np.dtype) -> Value:
     """Return an immediate as a type."""
     if dtype is BOOL:
         return np.bool_(operand.bits)
-    if dtype.kind == "f" and operand.size != dtype.itemsize:
-        return _constant_float(operand, dtype)
+    if dtype.kind == "f" and not operand.is_float:
+        return dtype.type(operand.bits)
     bits = operand.bits & ((1 << 8 * dtype.itemsize) - 1)
     return UNSIGNED[dtype.itemsize].type(bits).view(dtype)
-
-
-def _constant_float(operand: Immediate, dtype: np.dtype) -> Value:
-    if operand.size is None:
-        return dtype.type(operand.bits)
-    bits = UNSIGNED[operand.size].type(operand.bits)
-    return dtype.type(bits.view(np.dtype(f"f{operand.size}")))
 
 
 def elements(operand: Operand) -> tuple[Operand, ...]:

@@ -1,7 +1,6 @@
 """Text of a PTX module -> entries. An entry is parsed when it is asked for."""
 
 import re
-import struct
 from collections.abc import Iterator
 
 from tests.cuda.ptx.element_types import DTYPES
@@ -12,8 +11,8 @@ from tests.cuda.ptx.syntax import Entry, Instruction, Register, Variable
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?[^{;]*\{")
 _VARIABLE = re.compile(
-    r"[.\w\s]*\.(shared|local|const|global|param)\s+(?:\.align\s+(\d+)\s+)?"
-    r"\.(\w+)\s+([\w$]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$",
+    r"[.\w\s]*\.(shared|local|param)\s+(?:\.align\s+(\d+)\s+)?"
+    r"\.(\w+)\s+([\w$]+)\s*(?:\[(\d*)\])?$",
     re.S,
 )
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
@@ -48,7 +47,7 @@ class Module:
         return _EntryParser(name, head[2] or "", body, self._variables).parse()
 
     def _module_variables(self) -> Iterator[Variable]:
-        for line in re.findall(r"^[^\S\n]*(\.[^;{}()]*(?:=\s*\{[^}]*\})?);", self._outside(), re.M):
+        for line in re.findall(r"^[^\S\n]*(\.[^;{}()]*);", self._outside(), re.M):
             variable = _variable(line)
             if variable is not None:
                 yield variable
@@ -75,25 +74,9 @@ def _variable(text: str) -> Variable | None:
     match = _VARIABLE.match(text.strip())
     if match is None:
         return None
-    space, align, type_, name, count, initial = match.groups()
+    space, align, type_, name, count = match.groups()
     size = DTYPES[type_].itemsize
-    return Variable(
-        name,
-        space,
-        int(align or size),
-        size * int(count or 1),
-        is_dynamic=count == "",
-        initial=_initial(initial, type_),
-    )
-
-
-def _initial(text: str | None, type_: str) -> bytes:
-    if text is None:
-        return b""
-    numbers = [int(number, 0) for number in re.findall(r"-?\w+", text.strip("{} \n\t"))]
-    mask = (1 << 8 * DTYPES[type_].itemsize) - 1
-    code = {1: "B", 2: "H", 4: "I", 8: "Q"}[DTYPES[type_].itemsize]
-    return struct.pack(f"<{len(numbers)}{code}", *(number & mask for number in numbers))
+    return Variable(name, space, int(align or size), size * int(count or 1), is_dynamic=count == "")
 
 
 class _EntryParser:
@@ -111,7 +94,6 @@ class _EntryParser:
         self.variables = [v for v in module_variables.values() if v.name in body]
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
-        self.tables: dict[str, tuple[str, ...]] = {}
 
     def parse(self) -> Entry:
         position, end = 0, len(self.body.rstrip())
@@ -128,7 +110,6 @@ class _EntryParser:
             tuple(self.scopes.types),
             tuple(self.instructions),
             self.labels,
-            self.tables,
         )
 
     def _take(self, brace: str | None, label: str | None, statement: str | None) -> None:
@@ -146,17 +127,10 @@ class _EntryParser:
             self.instructions.append(self._instruction(text))
         elif (registers := _REGISTERS.match(text)) is not None:
             self.scopes.declare(registers[1], registers[2])
-        elif text.startswith(".branchtargets"):
-            self._branch_targets(text)
         elif (variable := _variable(text)) is not None:
             self.variables.append(variable)
         elif not text.startswith((".pragma", ".loc", ".file")):
             raise SyntaxFault(f"{self.name}: not understood: {text!r}")
-
-    def _branch_targets(self, text: str) -> None:
-        """Take the label in front of the table as its name."""
-        name = list(self.labels)[-1]
-        self.tables[name] = tuple(split_operands(text.split(None, 1)[1]))
 
     def _instruction(self, text: str) -> Instruction:
         match = _INSTRUCTION.match(text)

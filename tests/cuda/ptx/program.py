@@ -20,14 +20,6 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class IndexedBranch:
-    """To one of several targets."""
-
-    index: Read
-    targets: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Exit:
     """The thread ends, where the guard is true."""
 
@@ -41,7 +33,7 @@ class Barrier:
     text: str
 
 
-Control = Branch | IndexedBranch | Exit | Barrier
+Control = Branch | Exit | Barrier
 
 
 @dataclass(frozen=True)
@@ -94,8 +86,6 @@ def _control(instruction: Instruction, entry: Entry, layout: Layout) -> Control 
     guard = reader(instruction.guard, BOOL, layout) if instruction.guard else None
     if name == "bra":
         return Branch(_label(instruction.operands[0], entry), guard)
-    if name == "brx" and guard is None:
-        return _indexed_branch(instruction, entry, layout)
     if name in ("ret", "exit"):
         return Exit(guard)
     if name in ("bar", "barrier") and "warp" not in modifiers:
@@ -109,14 +99,6 @@ def _barrier(instruction: Instruction) -> Barrier:
     if instruction.guard is not None or not (is_plain and everybody):
         raise Unsupported(f"a barrier other than the one of the whole block: {instruction.text}")
     return Barrier(instruction.text)
-
-
-def _indexed_branch(instruction: Instruction, entry: Entry, layout: Layout) -> IndexedBranch:
-    index, table = instruction.operands
-    if not isinstance(table, Symbol) or table.name not in entry.tables:
-        raise Unsupported(instruction.text)
-    targets = tuple(entry.labels[label] for label in entry.tables[table.name])
-    return IndexedBranch(reader(index, U32, layout), targets)
 
 
 def _label(operand: object, entry: Entry) -> int:
@@ -172,7 +154,7 @@ def _granule(entry: Entry) -> int:
     sizes = [
         DTYPES[i.modifiers[-1]].itemsize
         for i in entry.instructions
-        if i.name in ("ld", "st", "atom", "red") and i.modifiers[-1] in DTYPES
+        if i.name in ("ld", "st", "atom") and i.modifiers[-1] in DTYPES
     ]
     return min([4, *sizes])
 

@@ -11,7 +11,7 @@ import numpy as np
 from tests.cuda.ptx.errors import Divergence, Runaway
 from tests.cuda.ptx.machine import WARP, Machine
 from tests.cuda.ptx.operands import Mask, Read
-from tests.cuda.ptx.program import Barrier, Branch, Exit, IndexedBranch, Program
+from tests.cuda.ptx.program import Barrier, Branch, Exit, Program
 
 Group = np.ndarray | Literal[False] | None
 
@@ -101,8 +101,6 @@ class Scheduler:
         control = self.program.controls[position]
         if isinstance(control, Branch):
             self._branch(control, position, mask)
-        elif isinstance(control, IndexedBranch):
-            self._branch_by_index(control, mask)
         elif isinstance(control, Exit):
             self._leave(control, position, mask)
         elif isinstance(control, Barrier):
@@ -136,14 +134,6 @@ class Scheduler:
         if not others.any():
             return mask, False
         return taken, others
-
-    def _branch_by_index(self, branch: IndexedBranch, mask: Mask) -> None:
-        index = self.machine.spread(branch.index(self.machine.registers))
-        for number, target in enumerate(branch.targets):
-            chosen = index == number
-            chosen = chosen if mask is None else chosen & mask
-            if chosen.any():
-                self._continue(target, None if chosen.all() else chosen)
 
     def _exit(self, mask: Mask) -> None:
         live = self.machine.live

@@ -23,10 +23,10 @@ class Special:
 
 @dataclass(frozen=True)
 class Immediate:
-    """A number in the text; of a floating-point one, `bits` are those of `size` bytes."""
+    """A number in the text, or the bits of a float32."""
 
     bits: int
-    size: int | None = None
+    is_float: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,13 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable in memory: `space` is shared, local, const, global or param."""
+    """A variable in memory: `space` is shared, local or param."""
 
     name: str
     space: str
     align: int
     size: int
     is_dynamic: bool = False
-    initial: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ class Entry:
 
     Attributes:
         labels: The instruction behind each label.
-        tables: Labels of each .branchtargets.
         register_types: Of each register, by index.
     """
 
@@ -106,4 +104,3 @@ class Entry:
     register_types: tuple[str, ...]
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
-    tables: dict[str, tuple[str, ...]]

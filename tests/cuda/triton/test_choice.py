@@ -62,36 +62,29 @@ def test_choice(
     assert reason in choice.kernel_reason.decode()
 
 
-def test_a_mask_is_for_the_other_kernel(emulator: Emulator, with_codes: None):
+@pytest.mark.parametrize(
+    ("name", "pointer", "reason"),
+    [
+        ("mask.data", 4096, "the kernel of Triton takes no attn_mask"),
+        ("nonpad_kv_seqlen", 4096, "the kernel of Triton takes no nonpad_kv_seqlen"),
+        ("key", 4096 + 8, "aligned 16 bytes"),
+    ],
+)
+def test_what_triton_does_not_take_is_for_the_other_kernel(
+    emulator: Emulator, with_codes: None, name: str, pointer: int, reason: str
+):
     args = LLAMA.args()
-    args.mask.data = 4096
-    choice = _choose(emulator, args, H100)
-    assert (choice.kernel, choice.kernel_reason) == (
-        CUDA,
-        b"the kernel of Triton takes no attn_mask",
-    )
-
-
-def test_lengths_are_for_the_other_kernel(emulator: Emulator, with_codes: None):
-    args = LLAMA.args()
-    args.nonpad_kv_seqlen = 4096
+    *structure, field = name.split(".")
+    setattr(getattr(args, structure[0]) if structure else args, field, pointer)
     choice = _choose(emulator, args, H100)
     assert choice.kernel == CUDA
-    assert choice.kernel_reason == b"the kernel of Triton takes no nonpad_kv_seqlen"
+    assert reason in choice.kernel_reason.decode()
 
 
 def test_ranges_are_taken(emulator: Emulator, with_codes: None):
     args = LLAMA.args()
     args.key_ranges = 4096
     assert _choose(emulator, args, H100).kernel == TRITON
-
-
-def test_a_misplaced_tensor_is_for_the_other_kernel(emulator: Emulator, with_codes: None):
-    args = LLAMA.args()
-    args.key = 4096 + 8
-    choice = _choose(emulator, args, H100)
-    assert choice.kernel == CUDA
-    assert b"aligned 16 bytes" in choice.kernel_reason
 
 
 def test_a_library_without_triton_says_so(emulator: Emulator):

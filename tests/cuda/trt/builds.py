@@ -27,6 +27,11 @@ PROGRAM = _LINKED
 SHARED = ("-fPIC", "-shared", "-fvisibility=hidden", *_LINKED)
 OBJECT = ("-fPIC", "-fvisibility=hidden", "-r", "-nostdlib")
 """What is built: a program, a shared library, or several sources as one object for others."""
+EXPORTS = (
+    *("getCreators", "moh_plugin_cuda", "moh_plugin_table", "moh_plugin_triton_kernels"),
+    *("moh_plugin_version", "setLoggerFinder"),
+)
+"""What the plugin library exports, in order."""
 
 
 def plugin_sources() -> list[Path]:

@@ -7,48 +7,20 @@ from pathlib import Path
 
 from tests.cuda import abi
 
-_STATUS = ctypes.c_int32
-_POINTER = ctypes.POINTER
-_SIGNATURES = {
-    "last_error": ctypes.CFUNCTYPE(ctypes.c_void_p),
-    "device": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.Device)),
-    "router": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.RouterArgs), ctypes.c_void_p, ctypes.c_void_p),
-    "choose": ctypes.CFUNCTYPE(
-        _STATUS,
-        _POINTER(abi.AttentionArgs),
-        _POINTER(abi.Device),
-        ctypes.c_float,
-        _POINTER(abi.AttentionChoice),
-    ),
-    "workspace": ctypes.CFUNCTYPE(
-        _STATUS,
-        _POINTER(abi.AttentionArgs),
-        _POINTER(abi.AttentionChoice),
-        _POINTER(ctypes.c_size_t),
-    ),
-    "attention": ctypes.CFUNCTYPE(
-        _STATUS,
-        _POINTER(abi.AttentionArgs),
-        _POINTER(abi.AttentionChoice),
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_void_p,
-    ),
-    "gates": ctypes.CFUNCTYPE(
-        _STATUS,
-        ctypes.c_void_p,
-        ctypes.c_uint8,
-        ctypes.c_int64,
-        ctypes.c_float,
-        ctypes.c_void_p,
-    ),
-    "aggregated": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.AggregatedAttentionArgs), ctypes.c_void_p),
-    "check": ctypes.CFUNCTYPE(
-        _STATUS,
-        _POINTER(abi.AttentionArgs),
-        _POINTER(abi.Device),
-        _POINTER(abi.AttentionChoice),
-    ),
+# In the order of the table in fake_kernels.cc, with the function that each stands for.
+_STANDS_FOR = {
+    "device": "device",
+    "router": "router",
+    "choose": "attention_choose",
+    "workspace": "attention_workspace",
+    "attention": "attention",
+    "gates": "synthetic_gates",
+    "aggregated": "aggregated_attention",
+    "check": "attention_check",
+}
+_SIGNATURES = {"last_error": ctypes.CFUNCTYPE(ctypes.c_void_p)} | {
+    name: ctypes.CFUNCTYPE(ctypes.c_int32, *abi.FUNCTIONS[f"moh_cuda_{function}"][1])
+    for name, function in _STANDS_FOR.items()
 }
 
 

@@ -53,43 +53,31 @@ def test_nvcc_compiles_it_too(tmp_path: Path):
     include = ["-I", str(builds.PLUGINS), "-I", str(builds.PLUGINS / "include")]
     headers = ["-isystem", str(builds.required_headers())]
     for source in builds.plugin_sources():
-        command = [
-            nvcc,
-            "-std=c++17",
-            "-x",
-            "cu",
+        command = [nvcc, "-std=c++17", "-x", "cu", *include, *headers]
+        command += [
             "-Xcompiler",
             "-Wall,-Werror",
-            *include,
-            *headers,
+            '-DMOH_VERSION="0"',
+            "-arch=sm_80",
+            "-ptx",
+            str(source),
+            "-o",
+            "x.ptx",
         ]
-        command += ['-DMOH_VERSION="0"', "-arch=sm_80", "-ptx", str(source), "-o", "x.ptx"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
 
 
 def _undefined(library: Path, word: str) -> list[str]:
-    symbols = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
-    ).stdout
-    return [line for line in symbols.splitlines() if word in line]
+    return [line for line in _symbols(library, "--undefined-only") if word in line]
+
+
+def _symbols(library: Path, which: str) -> list[str]:
+    command = ["nm", "-D", which, str(library)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_nothing_but_the_entry_points_is_exported(fake_library: Path):
-    symbols = subprocess.run(
-        ["nm", "-D", "--defined-only", str(fake_library)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    strong = [line.split()[-1] for line in symbols.splitlines() if line.split()[-2] in "TDB"]
-    own = [
-        "getCreators",
-        "moh_plugin_cuda",
-        "moh_plugin_table",
-        "moh_plugin_triton_kernels",
-        "moh_plugin_version",
-        "setLoggerFinder",
-    ]
-    fakes = ["fake_kernels", "fake_kernels_take_loads"]
-    assert sorted(strong) == [*fakes, *own]
+    symbols = [line.split() for line in _symbols(fake_library, "--defined-only")]
+    strong = [symbol[-1] for symbol in symbols if symbol[-2] in "TDB"]
+    assert sorted(strong) == ["fake_kernels", "fake_kernels_take_loads", *builds.EXPORTS]

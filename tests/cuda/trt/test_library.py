@@ -20,15 +20,6 @@ from tests.ops.cases import OP_CASES
 
 # Of every Linux.
 SYSTEM = {"libc", "libm", "libdl", "libpthread", "librt", "ld-linux-x86-64", "ld-linux-aarch64"}
-EXPORTS = [
-    "getCreators",
-    "moh_plugin_cuda",
-    "moh_plugin_table",
-    "moh_plugin_triton_kernels",
-    "moh_plugin_version",
-    "setLoggerFinder",
-]
-
 
 pytestmark = nightly  # nvcc builds the plugin and all kernels
 
@@ -77,7 +68,7 @@ def _run(*command: str | Path) -> str:
 
 def test_it_exports_its_entry_points_and_nothing_else(library: Path):
     symbols = _run("nm", "-D", "--defined-only", library)
-    assert sorted(line.split()[-1] for line in symbols.splitlines()) == EXPORTS
+    assert sorted(line.split()[-1] for line in symbols.splitlines()) == [*builds.EXPORTS]
 
 
 def test_it_needs_nothing_that_a_linux_may_lack(library: Path):

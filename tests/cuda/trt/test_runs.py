@@ -232,27 +232,22 @@ def _attention(harness: Harness, *, phase: int, **fields: float) -> Plugin:
     return harness.create("MoHAttention", given, phase=phase, layer="l")
 
 
-def test_both_tactics_are_offered(harness: Harness, kernels: Kernels):
-    plugin = _attention(harness, phase=0)
-    assert plugin.configure(_tensors((1, 100, 2000)))
-    assert plugin.tactics() == [SPARSE, DENSE]
-
-
-def test_tactics_of_tritons_kernel_are_offered_where_it_runs(harness: Harness, kernels: Kernels):
-    kernels.has_triton = True
-    plugin = _attention(harness, phase=0)
-    assert plugin.configure(_tensors((1, 100, 2000)))
-    assert plugin.tactics() == [SPARSE, DENSE, SPARSE_BY_TRITON, DENSE_BY_TRITON]
-
-
-def test_an_engine_for_other_gpus_is_offered_no_kernel_of_some_alone(
-    harness: Harness, kernels: Kernels
+@pytest.mark.parametrize(
+    ("has_triton", "fields", "tactics"),
+    [
+        (False, {}, [SPARSE, DENSE]),
+        (True, {}, [SPARSE, DENSE, SPARSE_BY_TRITON, DENSE_BY_TRITON]),
+        (True, {"portable": 1}, [SPARSE, DENSE]),  # an engine for other GPUs, too
+    ],
+)
+def test_tactics_of_every_kernel_that_runs_there_are_offered(
+    harness: Harness, kernels: Kernels, has_triton: bool, fields: dict, tactics: list[int]
 ):
-    kernels.has_triton = True
-    plugin = _attention(harness, phase=0, portable=1)
+    kernels.has_triton = has_triton
+    plugin = _attention(harness, phase=0, **fields)
     assert plugin.configure(_tensors((1, 100, 2000)))
-    assert plugin.tactics() == [SPARSE, DENSE]
-    assert plugin.serialize()["portable"] == 1
+    assert plugin.tactics() == tactics
+    assert plugin.serialize()["portable"] == fields.get("portable", 0)
 
 
 @pytest.mark.parametrize(("most", "tactics"), [(32, [DENSE]), (33, [SPARSE, DENSE])])

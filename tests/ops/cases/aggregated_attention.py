@@ -1,6 +1,6 @@
 """The cases of MoHAggregatedAttention."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,11 +8,8 @@ import numpy as np
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays
+from tests.ops.cases.edits import Edit, in_order, plus, put, times
 from tests.ops.cases.in_every_dtype import in_every_dtype
-
-Edit = Callable[[dict[str, np.ndarray]], None]
-"""Puts special values into the inputs, in place. Q, K, V and the pooled ones are
-[B, N or P, H, D]."""
 
 _VECTORS = REQUIRED[:5]
 
@@ -31,7 +28,7 @@ class _Setup:
     epsilon: float = 1e-12
     optional: tuple[str, ...] = OPTIONAL
     open_share: float = 0.6
-    edit: Edit | None = None
+    edit: Edit | None = None  # Q, K, V and the pooled ones are [B, N or P, H, D]
     score_bound: float = 8.0
 
     def case(self, name: str, why: str) -> Case:
@@ -96,66 +93,44 @@ def _only(*names: str, normalize: bool = False) -> _Setup:
     return _Setup(normalize=normalize, optional=names, score_bound=bound)
 
 
-def _close(values: dict[str, np.ndarray]) -> None:
-    """Close head 1 for every token of batch 0, and head 0 for token 2 of batch 1."""
-    values["gates"][0, :, 1] = 0.0
-    values["gates"][1, 2, 0] = 0.0
-
-
-def _nan_query_closed(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["Q"][0, :, 1] = np.nan
-    values["Q"][1, 2, 0, :2] = (np.inf, -np.inf)
-
-
-def _nan_key_closed(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["K"][0, ::2, 1] = np.nan
-    values["pooled_K"][0, 1, 1] = np.inf
-
-
-def _nan_value_closed(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["V"][0, ::2, 1] = np.nan
-    values["pooled_V"][0, 1, 1] = -np.inf
-
-
-def _nan_query(values: dict[str, np.ndarray]) -> None:
-    values["Q"][0, 8, 2, 1] = np.nan
-
-
-def _nan_key(values: dict[str, np.ndarray]) -> None:
-    """Seen by the windows around token 9, which is at row 1, column 2."""
-    values["K"][1, 9, 0, 3] = np.nan
-
-
-def _nan_key_at_the_edge(values: dict[str, np.ndarray]) -> None:
-    """Token 6 ends the first row: the tokens that begin a row do not see it."""
-    values["K"][:, 6, :, 0] = np.nan
-
-
-def _nan_value_at_the_edge(values: dict[str, np.ndarray]) -> None:
-    values["V"][:, 6, :, 0] = np.nan
-    values["V"][:, 28, :, 1] = np.nan
-
-
-def _infinite_value(values: dict[str, np.ndarray]) -> None:
-    values["V"][0, 17, 1, 2] = np.inf
-    values["pooled_V"][1, 2, 0, 4] = -np.inf
-
-
-def _nan_pooled_key(values: dict[str, np.ndarray]) -> None:
-    values["pooled_K"][0, 3, 2, 0] = np.nan
-
-
-def _nan_pooled_value(values: dict[str, np.ndarray]) -> None:
-    values["pooled_V"][0, 3, 2, 0] = np.nan
-
-
-def _nan_bias(values: dict[str, np.ndarray]) -> None:
-    """The first place lies outside for the first row and column: their scores have no bias."""
-    values["window_bias"][2, 0] = np.nan
-    values["pooled_bias"][0, 17, 1] = np.nan
+# Closes head 1 for every token of batch 0, and head 0 for token 2 of batch 1.
+_CLOSED = in_order(put("gates", np.s_[0, :, 1], 0.0), put("gates", np.s_[1, 2, 0], 0.0))
+_NAN_QUERY_CLOSED = in_order(
+    _CLOSED, put("Q", np.s_[0, :, 1], np.nan), put("Q", np.s_[1, 2, 0, :2], (np.inf, -np.inf))
+)
+_NAN_KEY_CLOSED = in_order(
+    _CLOSED, put("K", np.s_[0, ::2, 1], np.nan), put("pooled_K", np.s_[0, 1, 1], np.inf)
+)
+_NAN_VALUE_CLOSED = in_order(
+    _CLOSED, put("V", np.s_[0, ::2, 1], np.nan), put("pooled_V", np.s_[0, 1, 1], -np.inf)
+)
+_NAN_QUERY = put("Q", np.s_[0, 8, 2, 1], np.nan)
+# Seen by the windows around token 9, which is at row 1, column 2.
+_NAN_KEY = put("K", np.s_[1, 9, 0, 3], np.nan)
+# Token 6 ends the first row: the tokens that begin a row do not see it.
+_NAN_KEY_AT_THE_EDGE = put("K", np.s_[:, 6, :, 0], np.nan)
+_NAN_VALUE_AT_THE_EDGE = in_order(
+    put("V", np.s_[:, 6, :, 0], np.nan), put("V", np.s_[:, 28, :, 1], np.nan)
+)
+_INFINITE_VALUE = in_order(
+    put("V", np.s_[0, 17, 1, 2], np.inf), put("pooled_V", np.s_[1, 2, 0, 4], -np.inf)
+)
+_NAN_POOLED_KEY = put("pooled_K", np.s_[0, 3, 2, 0], np.nan)
+_NAN_POOLED_VALUE = put("pooled_V", np.s_[0, 3, 2, 0], np.nan)
+# The first place lies outside for the first row and column: their scores have no bias.
+_NAN_BIAS = in_order(
+    put("window_bias", np.s_[2, 0], np.nan), put("pooled_bias", np.s_[0, 17, 1], np.nan)
+)
+_NAN_GATE = put("gates", np.s_[1, 4, 0], np.nan)
+_NEGATIVE_GATES = times("gates", -1.0)  # closed gates become -0.0
+_LARGE_SCALE = times("query_scale", 100.0)
+_SHARP_SCALE = times("query_scale", 10.0)
+_LARGE_VECTORS = in_order(times("Q", 6.0), times("K", 6.0), times("pooled_K", 6.0))
+_FAR_BETTER_POOL = plus("pooled_bias", 300.0)
+_FAR_BETTER_WINDOW = plus("window_bias", 300.0)
+_ZERO_VECTORS = in_order(
+    put("Q", np.s_[:, ::3], 0.0), put("K", np.s_[:, ::2], 0.0), put("pooled_K", np.s_[:, 1], 0.0)
+)
 
 
 def _infinite_bias(values: dict[str, np.ndarray]) -> None:
@@ -163,43 +138,6 @@ def _infinite_bias(values: dict[str, np.ndarray]) -> None:
     values["window_bias"][0, :] = -np.inf
     values["window_bias"][1, (1, 4)] = -np.inf
     values["pooled_bias"][:, :, :-1][values["pooled_bias"][:, :, :-1] > 0.5] = -np.inf
-
-
-def _nan_gate(values: dict[str, np.ndarray]) -> None:
-    values["gates"][1, 4, 0] = np.nan
-
-
-def _negative_gates(values: dict[str, np.ndarray]) -> None:
-    values["gates"] *= -1.0  # closed gates become -0.0
-
-
-def _large_scale(values: dict[str, np.ndarray]) -> None:
-    values["query_scale"] *= 100.0
-
-
-def _sharp_scale(values: dict[str, np.ndarray]) -> None:
-    values["query_scale"] *= 10.0
-
-
-def _large_vectors(values: dict[str, np.ndarray]) -> None:
-    values["Q"] *= 6.0
-    values["K"] *= 6.0
-    values["pooled_K"] *= 6.0
-
-
-def _far_better_pool(values: dict[str, np.ndarray]) -> None:
-    """The row maximum is a pooled score, hundreds above the window's."""
-    values["pooled_bias"] += 300.0
-
-
-def _far_better_window(values: dict[str, np.ndarray]) -> None:
-    values["window_bias"] += 300.0
-
-
-def _zero_vectors(values: dict[str, np.ndarray]) -> None:
-    values["Q"][:, ::3] = 0.0
-    values["K"][:, ::2] = 0.0
-    values["pooled_K"][:, 1] = 0.0
 
 
 def _equal_keys(values: dict[str, np.ndarray]) -> None:
@@ -225,7 +163,7 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "all_closed": ("Every row is exactly 0.", _Setup(open_share=-1.0)),
     "negative_gates": (
         "A gate may be negative; -0.0 is closed.",
-        _Setup(edit=_negative_gates),
+        _Setup(edit=_NEGATIVE_GATES),
     ),
     "sparse_routing": (
         "Some heads are chosen by nobody, some by one token.",
@@ -268,28 +206,28 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "many_pooled": ("More pooled tokens than a tile of any kernel.", _Setup(batch=1, pooled=301)),
     "sharp_scale": (
         "A learned temperature as it may be: what is lost of a query's direction shows.",
-        _Setup(edit=_sharp_scale, score_bound=64.0),
+        _Setup(edit=_SHARP_SCALE, score_bound=64.0),
     ),
     "large_scale": (
         "Scores of several hundred: exp overflows unless the row maximum is taken off first.",
-        _Setup(edit=_large_scale, score_bound=700.0),
+        _Setup(edit=_LARGE_SCALE, score_bound=700.0),
     ),
     "large_vectors": (
         "The same from vectors that are not normalized.",
-        _Setup(normalize=False, edit=_large_vectors, score_bound=1600.0),
+        _Setup(normalize=False, edit=_LARGE_VECTORS, score_bound=1600.0),
     ),
     "far_better_pool": (
         "The row maximum is that of window and pooled scores together.",
-        _Setup(edit=_far_better_pool, score_bound=300.0),
+        _Setup(edit=_FAR_BETTER_POOL, score_bound=300.0),
     ),
     "far_better_window": (
         "The same the other way.",
-        _Setup(edit=_far_better_window, score_bound=300.0),
+        _Setup(edit=_FAR_BETTER_WINDOW, score_bound=300.0),
     ),
     "equal_keys": ("All keys are equal.", _Setup(edit=_equal_keys)),
     "zero_vectors": (
         "A vector of length 0 stays 0: it is divided by epsilon.",
-        _Setup(edit=_zero_vectors),
+        _Setup(edit=_ZERO_VECTORS),
     ),
     "large_epsilon": (
         "Vectors shorter than epsilon are divided by it, not by the sum of both.",
@@ -301,28 +239,28 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     ),
     "nan_query_closed": (
         "A closed gate silences NaN and Inf in queries.",
-        _Setup(edit=_nan_query_closed),
+        _Setup(edit=_NAN_QUERY_CLOSED),
     ),
-    "nan_key_closed": ("A closed gate silences them in keys.", _Setup(edit=_nan_key_closed)),
-    "nan_value_closed": ("A closed gate silences them in values.", _Setup(edit=_nan_value_closed)),
-    "nan_query": ("An open gate hides nothing: a query.", _Setup(edit=_nan_query, open_share=1.1)),
-    "nan_key": ("A NaN key reaches the windows that hold it, no others.", _Setup(edit=_nan_key)),
+    "nan_key_closed": ("A closed gate silences them in keys.", _Setup(edit=_NAN_KEY_CLOSED)),
+    "nan_value_closed": ("A closed gate silences them in values.", _Setup(edit=_NAN_VALUE_CLOSED)),
+    "nan_query": ("An open gate hides nothing: a query.", _Setup(edit=_NAN_QUERY, open_share=1.1)),
+    "nan_key": ("A NaN key reaches the windows that hold it, no others.", _Setup(edit=_NAN_KEY)),
     "nan_key_at_the_edge": (
         "The window does not run on into the next row.",
-        _Setup(edit=_nan_key_at_the_edge),
+        _Setup(edit=_NAN_KEY_AT_THE_EDGE),
     ),
     "nan_value_at_the_edge": (
         "Nor do the values.",
-        _Setup(edit=_nan_value_at_the_edge),
+        _Setup(edit=_NAN_VALUE_AT_THE_EDGE),
     ),
     "infinite_value": (
         "An infinite value reaches its channel only.",
-        replace(_only(), edit=_infinite_value, open_share=1.1),
+        replace(_only(), edit=_INFINITE_VALUE, open_share=1.1),
     ),
-    "nan_pooled_key": ("A NaN pooled key reaches every token.", _Setup(edit=_nan_pooled_key)),
-    "nan_pooled_value": ("A NaN pooled value reaches its channel.", _Setup(edit=_nan_pooled_value)),
-    "nan_bias": ("A NaN bias reaches the scores that it is added to.", _Setup(edit=_nan_bias)),
-    "nan_gate": ("A NaN gate propagates.", _Setup(edit=_nan_gate)),
+    "nan_pooled_key": ("A NaN pooled key reaches every token.", _Setup(edit=_NAN_POOLED_KEY)),
+    "nan_pooled_value": ("A NaN pooled value reaches its channel.", _Setup(edit=_NAN_POOLED_VALUE)),
+    "nan_bias": ("A NaN bias reaches the scores that it is added to.", _Setup(edit=_NAN_BIAS)),
+    "nan_gate": ("A NaN gate propagates.", _Setup(edit=_NAN_GATE)),
 }
 
 CASES = in_every_dtype(tuple(setup.case(name, why) for name, (why, setup) in _TABLE.items()))

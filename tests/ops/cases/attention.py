@@ -8,11 +8,10 @@ import numpy as np
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays
+from tests.ops.cases.edits import Edit, in_order, put, times
 from tests.ops.cases.in_every_dtype import in_every_dtype
 
 MaskMaker = Callable[[np.random.Generator], np.ndarray]
-Edit = Callable[[dict[str, np.ndarray]], None]
-"""Puts special values into Q, K, V [B, H, S, D], gates [B, S, H] or attn_mask, in place."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class _Setup:
     mask: MaskMaker | None = None
     filled: tuple[int, ...] | None = None
     ranges: MaskMaker | None = None
-    edit: Edit | None = None
+    edit: Edit | None = None  # of Q, K, V [B, H, S, D], gates [B, S, H] or attn_mask
     score_bound: float = 8.0
 
     def case(self, name: str, why: str) -> Case:
@@ -175,39 +174,23 @@ def _nan_bias_behind(_: np.random.Generator) -> np.ndarray:
     return np.array([0.5, -1.0, 0.0, 2.0, 1.0, -np.inf, np.nan])
 
 
-def _close(values: dict[str, np.ndarray]) -> None:
-    """Close head 1 for every token of batch 0, and head 0 for token 2 of batch 1."""
-    values["gates"][0, :, 1] = 0.0
-    values["gates"][1, 2, 0] = 0.0
-
-
-def _nan_query(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["Q"][0, 1] = np.nan
-    values["Q"][1, 0, 2] = np.nan
-
-
-def _inf_query(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["Q"][0, 1] = np.inf
-    values["Q"][1, 0, 2, :2] = (np.inf, -np.inf)
-
-
-def _nan_key(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["K"][0, 1, 3] = np.nan
-    values["K"][0, 1, 5] = np.inf
-
-
-def _nan_value(values: dict[str, np.ndarray]) -> None:
-    _close(values)
-    values["V"][0, 1, 0] = np.nan
-    values["V"][0, 1, 4] = -np.inf
-
-
-def _nan_query_open(values: dict[str, np.ndarray]) -> None:
-    values["gates"][0, 3, 2] = 1.0
-    values["Q"][0, 2, 3, 1] = np.nan
+# Closes head 1 for every token of batch 0, and head 0 for token 2 of batch 1.
+_CLOSED = in_order(put("gates", np.s_[0, :, 1], 0.0), put("gates", np.s_[1, 2, 0], 0.0))
+_NAN_QUERY = in_order(_CLOSED, put("Q", np.s_[0, 1], np.nan), put("Q", np.s_[1, 0, 2], np.nan))
+_INF_QUERY = in_order(
+    _CLOSED, put("Q", np.s_[0, 1], np.inf), put("Q", np.s_[1, 0, 2, :2], (np.inf, -np.inf))
+)
+_NAN_KEY = in_order(_CLOSED, put("K", np.s_[0, 1, 3], np.nan), put("K", np.s_[0, 1, 5], np.inf))
+_NAN_VALUE = in_order(_CLOSED, put("V", np.s_[0, 1, 0], np.nan), put("V", np.s_[0, 1, 4], -np.inf))
+_NAN_QUERY_OPEN = in_order(put("gates", np.s_[0, 3, 2], 1.0), put("Q", np.s_[0, 2, 3, 1], np.nan))
+_INF_VALUE_OPEN = in_order(put("gates", np.s_[0, :, 2], 1.0), put("V", np.s_[0, 2, 3, 1], np.inf))
+_NAN_QUERY_BLIND = in_order(put("gates", np.s_[:, 0], 1.0), put("Q", np.s_[:, :, 0, 1], np.nan))
+_NAN_GATE = put("gates", np.s_[1, 4, 0], np.nan)
+_NAN_GATE_OF_BLIND_QUERY = put("gates", np.s_[:, 0, 0], np.nan)
+_NEGATIVE_GATES = times("gates", -1.0)  # closed gates become -0.0
+_LARGE_SCORES = in_order(times("Q", 12.0), times("K", 12.0))
+_VERY_NEGATIVE_SCORES = in_order(put("Q", np.s_[..., 0], 20.0), put("K", np.s_[..., 0], -20.0))
+_ONLY_LAST_QUERY_OPEN = in_order(put("gates", np.s_[:, :-1], 0.0), put("gates", np.s_[:, -1], 1.5))
 
 
 def _inf_query_open(values: dict[str, np.ndarray]) -> None:
@@ -224,43 +207,6 @@ def _inf_key_open(values: dict[str, np.ndarray]) -> None:
     values["Q"][0, 2, :, 1] = -1.0 - values["Q"][0, 2, :, 1] ** 2
 
 
-def _inf_value_open(values: dict[str, np.ndarray]) -> None:
-    values["gates"][0, :, 2] = 1.0
-    values["V"][0, 2, 3, 1] = np.inf
-
-
-def _nan_query_blind(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:, 0] = 1.0
-    values["Q"][:, :, 0, 1] = np.nan
-
-
-def _nan_gate(values: dict[str, np.ndarray]) -> None:
-    values["gates"][1, 4, 0] = np.nan
-
-
-def _nan_gate_of_blind_query(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:, 0, 0] = np.nan
-
-
-def _negative_gates(values: dict[str, np.ndarray]) -> None:
-    values["gates"] *= -1.0  # closed gates become -0.0
-
-
-def _large_scores(values: dict[str, np.ndarray]) -> None:
-    values["Q"] *= 12.0
-    values["K"] *= 12.0
-
-
-def _very_negative_scores(values: dict[str, np.ndarray]) -> None:
-    values["Q"][..., 0] = 20.0
-    values["K"][..., 0] = -20.0
-
-
-def _only_last_query_open(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:, :-1] = 0.0
-    values["gates"][:, -1] = 1.5
-
-
 def _equal_keys(values: dict[str, np.ndarray]) -> None:
     values["K"][:] = values["K"][:, :, :1]
 
@@ -272,7 +218,7 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "all_closed": ("Every row is exactly 0.", _Setup(open_share=-1.0)),
     "negative_gates": (
         "A gate may be negative; -0.0 is closed.",
-        _Setup(edit=_negative_gates),
+        _Setup(edit=_NEGATIVE_GATES),
     ),
     "single_everything": (
         "One batch, token, key, head, channel.",
@@ -316,19 +262,19 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "equal_keys": ("All scores of a row are equal.", _Setup(edit=_equal_keys)),
     "large_scores": (
         "Scores of several hundred: exp overflows unless the row maximum is taken off first.",
-        _Setup(edit=_large_scores, score_bound=1000.0),
+        _Setup(edit=_LARGE_SCORES, score_bound=1000.0),
     ),
     "very_negative_scores": (
         "Scores far below 0: every weight underflows unless the row maximum is taken off first.",
-        _Setup(edit=_very_negative_scores, score_bound=200.0),
+        _Setup(edit=_VERY_NEGATIVE_SCORES, score_bound=200.0),
     ),
     "negative_scale": (
         "The largest product has the smallest weight.",
-        _Setup(kv_len=131, edit=_large_scores, scale=-(5**-0.5), score_bound=1000.0),
+        _Setup(kv_len=131, edit=_LARGE_SCORES, scale=-(5**-0.5), score_bound=1000.0),
     ),
     "one_open_query": (
         "Of many queries, the last alone chose the heads.",
-        _Setup(seq_len=37, edit=_only_last_query_open),
+        _Setup(seq_len=37, edit=_ONLY_LAST_QUERY_OPEN),
     ),
     "grouped": (
         "Query head h reads key/value head h // (Hq / Hkv).",
@@ -408,32 +354,32 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "The same with grouped heads.",
         _Setup(q_num_heads=4, kv_num_heads=2, mask=_blind_rows(2, 4, 7, 7), rank=4),
     ),
-    "nan_query_closed": ("A closed gate silences a NaN query.", _Setup(edit=_nan_query)),
-    "inf_query_closed": ("A closed gate silences an infinite query.", _Setup(edit=_inf_query)),
+    "nan_query_closed": ("A closed gate silences a NaN query.", _Setup(edit=_NAN_QUERY)),
+    "inf_query_closed": ("A closed gate silences an infinite query.", _Setup(edit=_INF_QUERY)),
     "nan_key_closed": (
         "A closed gate silences NaN and Inf in keys.",
-        _Setup(edit=_nan_key),
+        _Setup(edit=_NAN_KEY),
     ),
-    "nan_value_closed": ("A closed gate silences NaN and Inf in values.", _Setup(edit=_nan_value)),
+    "nan_value_closed": ("A closed gate silences NaN and Inf in values.", _Setup(edit=_NAN_VALUE)),
     "nan_query_closed_masked": (
         "The same in a masked variant.",
-        _Setup(edit=_nan_query, mask=_bool_mask(7, 7), rank=4),
+        _Setup(edit=_NAN_QUERY, mask=_bool_mask(7, 7), rank=4),
     ),
-    "nan_query_open": ("An open gate hides nothing.", _Setup(edit=_nan_query_open)),
+    "nan_query_open": ("An open gate hides nothing.", _Setup(edit=_NAN_QUERY_OPEN)),
     "inf_query_open": (
         "A query whose scores are all -inf is not one that sees no key: NaN.",
         _Setup(edit=_inf_query_open),
     ),
     "inf_key_open": ("A key whose score is -inf has no weight.", _Setup(edit=_inf_key_open)),
-    "inf_value_open": ("An infinite value reaches its channel.", _Setup(edit=_inf_value_open)),
+    "inf_value_open": ("An infinite value reaches its channel.", _Setup(edit=_INF_VALUE_OPEN)),
     "nan_query_blind": (
         "A NaN query that sees no key gives 0.",
-        _Setup(edit=_nan_query_blind, mask=_blind_rows(7, 7)),
+        _Setup(edit=_NAN_QUERY_BLIND, mask=_blind_rows(7, 7)),
     ),
-    "nan_gate": ("A NaN gate propagates.", _Setup(edit=_nan_gate)),
+    "nan_gate": ("A NaN gate propagates.", _Setup(edit=_NAN_GATE)),
     "nan_gate_blind": (
         "A NaN gate propagates where the query sees no key.",
-        _Setup(edit=_nan_gate_of_blind_query, mask=_blind_rows(7, 7)),
+        _Setup(edit=_NAN_GATE_OF_BLIND_QUERY, mask=_blind_rows(7, 7)),
     ),
     "filled": (
         "Keys from nonpad_kv_seqlen on are not seen: each sequence has its own length.",
@@ -492,7 +438,7 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     ),
     "filled_with_nothing": (
         "No key is filled: every query sees none and gives 0.",
-        _Setup(filled=(0, 5), edit=_nan_gate),
+        _Setup(filled=(0, 5), edit=_NAN_GATE),
     ),
     "filled_with_nothing_causal": (
         "The same with a causal mask.",
@@ -534,7 +480,7 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     ),
     "ranges_documents": (
         "Sequences have ranges of their own; two queries see nothing and give 0.",
-        _Setup(ranges=_documents(7, (3, 4), (1, 2, 2)), edit=_nan_gate),
+        _Setup(ranges=_documents(7, (3, 4), (1, 2, 2)), edit=_NAN_GATE),
     ),
     "ranges_documents_causal": (
         "Both hide, with grouped heads.",
@@ -614,7 +560,7 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "empty_keys_masked": ("A mask of no key.", _Setup(rank=4, kv_len=0, mask=_no_keys)),
     "empty_keys_nan_gate": (
         "A NaN gate propagates here, too.",
-        _Setup(rank=4, kv_len=0, edit=_nan_gate),
+        _Setup(rank=4, kv_len=0, edit=_NAN_GATE),
     ),
 }
 

@@ -1,16 +1,13 @@
 """The cases of MoHQueryProjection and MoHOutputProjection."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays
+from tests.ops.cases.edits import Edit, in_order, put, times
 from tests.ops.cases.in_every_dtype import in_every_dtype
-
-Edit = Callable[[dict[str, np.ndarray]], None]
-"""Puts special values into X, W, gates or bias, in place; runs before closed rows become 0."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Setup:
     width: int = 11
     biased: bool = True
     open_share: float = 0.6
-    edit: Edit | None = None
+    edit: Edit | None = None  # runs before closed rows become 0
 
     def query_case(self, name: str, why: str) -> Case:
         return Case(name, "MoHQueryProjection", why, {"num_heads": self.num_heads}, self._query)
@@ -67,21 +64,19 @@ class Setup:
         return gates
 
 
-def _negative_gates(values: dict[str, np.ndarray]) -> None:
-    values["gates"] *= -1.0  # a closed gate becomes -0.0
-
-
-def _tiny_gates(values: dict[str, np.ndarray]) -> None:
-    values["gates"] *= 1e-6
-
-
-def _nan_gates(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:, ::2, 0] = np.nan
-
-
-def _one_open_head(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:] = 0
-    values["gates"][-1, -1, -1] = 1.0
+_NEGATIVE_GATES = times("gates", -1.0)  # a closed gate becomes -0.0
+_TINY_GATES = times("gates", 1e-6)
+_NAN_GATES = put("gates", np.s_[:, ::2, 0], np.nan)
+_ONE_OPEN_HEAD = in_order(put("gates", np.s_[:], 0), put("gates", np.s_[-1, -1, -1], 1.0))
+_NO_FIRST_HEAD = in_order(put("gates", np.s_[:], 1.0), put("gates", np.s_[..., 0], 0))
+_SHARED_HEADS = put("gates", np.s_[..., :2], 1.0)
+_FIRST_TOKEN_CLOSED = put("gates", np.s_[:, 0], 0)
+_SECOND_BATCH_CLOSED = put("gates", 1, 0)
+_NAN_TOKEN = in_order(put("X", np.s_[0, 1], np.nan), put("gates", np.s_[0, 1], 1.0))
+# A token of NaN that chose nothing; an output projection has 0 there.
+_NAN_CLOSED = in_order(put("X", np.s_[1, 3], np.nan), put("gates", np.s_[1, 3], 0))
+_NAN_BIAS = put("bias", [1, -1], np.nan)
+_LARGE_BIAS = times("bias", 100.0)
 
 
 def _one_open_row_each(values: dict[str, np.ndarray]) -> None:
@@ -91,52 +86,15 @@ def _one_open_row_each(values: dict[str, np.ndarray]) -> None:
     np.fill_diagonal(by_token, 1.0)
 
 
-def _no_first_head(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:] = 1.0
-    values["gates"][..., 0] = 0
-
-
-def _shared_heads(values: dict[str, np.ndarray]) -> None:
-    values["gates"][..., :2] = 1.0
-
-
 def _same_for_all_tokens(values: dict[str, np.ndarray]) -> None:
     values["gates"][:] = values["gates"][0, 0]
     values["gates"][..., 1] = 0.5
-
-
-def _first_token_closed(values: dict[str, np.ndarray]) -> None:
-    values["gates"][:, 0] = 0
-
-
-def _second_batch_closed(values: dict[str, np.ndarray]) -> None:
-    values["gates"][1] = 0
-
-
-def _nan_token(values: dict[str, np.ndarray]) -> None:
-    """A token of NaN with an open gate."""
-    values["X"][0, 1] = np.nan
-    values["gates"][0, 1] = 1.0
 
 
 def _inf_token(values: dict[str, np.ndarray]) -> None:
     values["X"][0, 1, 0] = np.inf
     values["W"][0] = np.abs(values["W"][0]) + 0.1
     values["gates"][0, 1] = 1.0
-
-
-def _nan_closed(values: dict[str, np.ndarray]) -> None:
-    """A token of NaN that chose nothing; an output projection has 0 there."""
-    values["X"][1, 3] = np.nan
-    values["gates"][1, 3] = 0
-
-
-def _nan_bias(values: dict[str, np.ndarray]) -> None:
-    values["bias"][[1, -1]] = np.nan
-
-
-def _large_bias(values: dict[str, np.ndarray]) -> None:
-    values["bias"] *= 100.0
 
 
 SETUPS: dict[str, tuple[str, Setup]] = {
@@ -151,21 +109,21 @@ SETUPS: dict[str, tuple[str, Setup]] = {
     "all_closed": ("Nothing to multiply: the bias alone.", Setup(open_share=-1.0)),
     "all_closed_no_bias": ("The same: 0.", Setup(open_share=-1.0, biased=False)),
     "few_open": ("Most heads of a token are closed.", Setup(open_share=0.1, num_heads=8)),
-    "one_open_gate": ("One row in all.", Setup(edit=_one_open_head)),
+    "one_open_gate": ("One row in all.", Setup(edit=_ONE_OPEN_HEAD)),
     "one_row_a_head": ("Lists of one row.", Setup(edit=_one_open_row_each)),
-    "no_first_head": ("A head without rows.", Setup(edit=_no_first_head, num_heads=4)),
-    "shared_heads": ("Heads that every token chose.", Setup(edit=_shared_heads, num_heads=6)),
+    "no_first_head": ("A head without rows.", Setup(edit=_NO_FIRST_HEAD, num_heads=4)),
+    "shared_heads": ("Heads that every token chose.", Setup(edit=_SHARED_HEADS, num_heads=6)),
     "same_heads_for_all": ("Equal choices.", Setup(edit=_same_for_all_tokens)),
-    "first_token_closed": ("A token without heads at the start.", Setup(edit=_first_token_closed)),
-    "second_batch_closed": ("A batch without heads.", Setup(edit=_second_batch_closed)),
-    "negative_gates": ("Only 0 closes; -0 is 0.", Setup(edit=_negative_gates)),
-    "tiny_gates": ("A gate is a choice here, not a factor.", Setup(edit=_tiny_gates)),
-    "nan_gates": ("A NaN gate is open.", Setup(edit=_nan_gates)),
-    "nan_token": ("NaN in, NaN out, in that token alone.", Setup(edit=_nan_token)),
+    "first_token_closed": ("A token without heads at the start.", Setup(edit=_FIRST_TOKEN_CLOSED)),
+    "second_batch_closed": ("A batch without heads.", Setup(edit=_SECOND_BATCH_CLOSED)),
+    "negative_gates": ("Only 0 closes; -0 is 0.", Setup(edit=_NEGATIVE_GATES)),
+    "tiny_gates": ("A gate is a choice here, not a factor.", Setup(edit=_TINY_GATES)),
+    "nan_gates": ("A NaN gate is open.", Setup(edit=_NAN_GATES)),
+    "nan_token": ("NaN in, NaN out, in that token alone.", Setup(edit=_NAN_TOKEN)),
     "inf_token": ("Inf in, Inf out.", Setup(edit=_inf_token)),
-    "nan_closed": ("A token that chose nothing reaches no other.", Setup(edit=_nan_closed)),
-    "nan_bias": ("A NaN bias reaches its column.", Setup(edit=_nan_bias)),
-    "large_bias": ("The bias is added once, not once a head.", Setup(edit=_large_bias)),
+    "nan_closed": ("A token that chose nothing reaches no other.", Setup(edit=_NAN_CLOSED)),
+    "nan_bias": ("A NaN bias reaches its column.", Setup(edit=_NAN_BIAS)),
+    "large_bias": ("The bias is added once, not once a head.", Setup(edit=_LARGE_BIAS)),
     "one_token": ("Decoding.", Setup(batch=1, seq_len=1, num_heads=5)),
     "one_token_a_batch": ("Decoding in a batch.", Setup(batch=3, seq_len=1)),
     "one_head": ("H = 1.", Setup(num_heads=1)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -40,20 +41,20 @@ def dumped(folder: Path, recorded: RecordedWindow) -> Path:
     return path
 
 
-def test_dump_is_cut_into_windows_and_the_rest_goes_to_the_last(
-    made_up: RoutingReference, tmp_path: Path
+@pytest.mark.parametrize(
+    ("requests_in_it", "windows"),
+    [(130, [(0, 50), (50, 130)]), (20, [(0, 20)]), (0, [])],
+    ids=["the rest goes to the last", "too short", "empty"],
+)
+def test_dump_is_cut_into_windows(
+    made_up: RoutingReference, tmp_path: Path, requests_in_it: int, windows: list[tuple[int, int]]
 ):
-    rows = requests(130, seed=1)
+    rows = requests(requests_in_it, seed=1)
     found = windows_of_dump(dumped(tmp_path, window(rows)), made_up)
-    assert [item.requests for item in found] == [50, 80]
-    assert [(item.since, item.until) for item in found] == [(0, 49), (50, 129)]
-    np.testing.assert_allclose(found[0].totals, rows[:50].sum(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(found[1].totals, rows[50:].sum(axis=0), rtol=1e-6)
-
-
-def test_dump_that_is_too_short_is_one_window(made_up: RoutingReference, tmp_path: Path):
-    found = windows_of_dump(dumped(tmp_path, window(requests(20, seed=1))), made_up)
-    assert [item.requests for item in found] == [20]
+    assert [(item.since, item.until) for item in found] == [(a, b - 1) for a, b in windows]
+    assert [item.requests for item in found] == [b - a for a, b in windows]
+    for item, (begin, end) in zip(found, windows, strict=True):
+        np.testing.assert_allclose(item.totals, rows[begin:end].sum(axis=0), rtol=1e-6)
 
 
 def test_rows_of_several_requests_count_as_these(made_up: RoutingReference, tmp_path: Path):
@@ -62,10 +63,6 @@ def test_rows_of_several_requests_count_as_these(made_up: RoutingReference, tmp_
     twos = RecordedWindow(about, rows, np.full(60, 2), np.arange(60) * 1.0)
     found = windows_of_dump(dumped(tmp_path, twos), made_up)
     assert [item.requests for item in found] == [50, 70]
-
-
-def test_empty_dump_has_no_window(made_up: RoutingReference, tmp_path: Path):
-    assert windows_of_dump(dumped(tmp_path, window(requests(0, seed=1))), made_up) == ()
 
 
 def test_dump_of_another_package_is_refused(made_up: RoutingReference, tmp_path: Path):
@@ -125,22 +122,19 @@ def test_windows_are_what_was_counted_between_two_looks(
         np.testing.assert_allclose(found.totals, totals, rtol=1e-5)
 
 
-def test_windows_that_are_too_small_are_put_together(
-    package: OnnxPackage, reference: RoutingReference
+@pytest.mark.parametrize(
+    ("answered", "windows"),
+    [([30, 30, 30, 30], [60, 60]), ([0, 50], [0, 50])],
+    ids=["too small ones are put together", "none is a window of its own"],
+)
+def test_windows_have_enough_requests_or_none(
+    package: OnnxPackage, reference: RoutingReference, answered: list[int], windows: list[int]
 ):
     served = RandomGates(package)
     with metrics_at(served.text) as url:
-        actions: list[object] = [lambda: served.answer(30) for _ in range(4)]
+        actions: list[object] = [partial(served.answer, number) for number in answered]
         found = watched(url, reference, actions)
-    assert [item.requests for item in found] == [60, 60]
-
-
-def test_no_request_is_a_window_of_its_own(package: OnnxPackage, reference: RoutingReference):
-    served = RandomGates(package)
-    with metrics_at(served.text) as url:
-        actions: list[object] = [lambda: None, lambda: served.answer(50)]
-        found = watched(url, reference, actions)
-    assert [item.requests for item in found] == [0, 50]
+    assert [item.requests for item in found] == windows
 
 
 def test_server_that_began_anew_has_counted_from_nothing(

@@ -1,4 +1,4 @@
-"""atom and red. Threads of the same address take turns, in the order of their numbers."""
+"""atom. Threads of the same address take turns, in the order of their numbers."""
 
 from __future__ import annotations
 
@@ -19,29 +19,18 @@ OPERATIONS: dict[str, Callable[..., Value]] = {
     "add": lambda old, a: old + a,
     "min": np.minimum,
     "max": np.maximum,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-    "exch": lambda old, a: a,
-    "cas": lambda old, compare, a: np.where(old == compare, a, old),
-    "inc": lambda old, limit: np.where(old >= limit, old.dtype.type(0), old + old.dtype.type(1)),
-    "dec": lambda old, limit: np.where((old == 0) | (old > limit), limit, old - old.dtype.type(1)),
 }
-ORDERS = ("relaxed", "acquire", "release", "acq_rel", "cta", "gpu", "sys")
 
 
-@decodes("atom", "red")
+@decodes("atom")
 def atomic(decoding: Decoding) -> Step:
-    returns = decoding.instruction.name == "atom"
-    options = decoding.options(*SPACES, *ORDERS, *OPERATIONS)
-    if decoding.type not in ("u32", "s32", "b32", "u64", "s64", "b64", "f32", "f64"):
+    options = decoding.options(*SPACES, *OPERATIONS)
+    if decoding.type not in ("u32", "s32", "u64", "f32"):
         raise decoding.unsupported()
     (operation,) = (OPERATIONS[option] for option in options if option in OPERATIONS)
     dtype, text = decoding.dtype, decoding.text
-    first = 1 if returns else 0
-    where = locate(decoding, options, decoding.operands[first])
-    reads = [decoding.read(n, dtype) for n in range(first + 1, len(decoding.operands))]
-    write = decoding.write(dtype) if returns else None
+    where = locate(decoding, options, decoding.operands[1])
+    read, write = decoding.read(2, dtype), decoding.write(dtype)
 
     def step(machine: Machine, mask: Mask) -> None:
         memory, space, addresses = where(machine, mask)
@@ -51,18 +40,16 @@ def atomic(decoding: Decoding) -> Step:
                 shared_access(machine, machine.races, addresses, dtype.itemsize, mask, text)
             )
         lanes = machine.chosen(mask)
-        values = [machine.spread(read(machine.registers))[lanes] for read in reads]
-        old = _take_turns(memory.view(dtype), index[lanes], operation, values)
-        if write is not None:
-            whole = np.zeros(machine.lanes, dtype)
-            whole[lanes] = old
-            write(machine, whole, mask)
+        values = machine.spread(read(machine.registers))[lanes]
+        old = np.zeros(machine.lanes, dtype)
+        old[lanes] = _take_turns(memory.view(dtype), index[lanes], operation, values)
+        write(machine, old, mask)
 
     return step
 
 
 def _take_turns(
-    view: np.ndarray, index: np.ndarray, operation: Callable[..., Value], values: list[np.ndarray]
+    view: np.ndarray, index: np.ndarray, operation: Callable[..., Value], values: np.ndarray
 ) -> np.ndarray:
     """Apply an operation at each index; return what was there before."""
     old = np.empty(len(index), view.dtype)
@@ -70,7 +57,7 @@ def _take_turns(
     for turn in range(int(turns.max()) + 1):
         now = np.flatnonzero(turns == turn)
         old[now] = view[index[now]]
-        view[index[now]] = operation(old[now], *[value[now] for value in values])
+        view[index[now]] = operation(old[now], values[now])
     return old
 
 

@@ -23,7 +23,7 @@ UNITS: dict[int, np.dtype[Any]] = {
     8: np.dtype(np.uint64),
     16: np.dtype(np.complex128),
 }
-CACHES = ("ca", "cg", "L2::64B", "L2::128B", "L2::256B")
+CACHES = ("ca", "cg")
 
 
 @decodes("cp")
@@ -33,8 +33,6 @@ def copy(decoding: Decoding) -> Step:
         return lambda machine, mask: machine.copies.commit(mask)
     if modifiers == ("async", "wait_group"):
         return _wait(_number(decoding, 0))
-    if modifiers == ("async", "wait_all"):
-        return _wait(None)
     if modifiers[:1] == ("async",) and {"shared", "global"} <= set(modifiers):
         return _issue(decoding)
     raise decoding.unsupported()
@@ -83,7 +81,7 @@ def _source_index(
     return np.where(reads, index, -1)
 
 
-def _wait(open_groups: int | None) -> Step:
+def _wait(open_groups: int) -> Step:
     def step(machine: Machine, mask: Mask) -> None:
         def done(copies: Copies) -> None:
             if machine.copies.late:

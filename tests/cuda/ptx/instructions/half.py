@@ -13,43 +13,18 @@ from tests.cuda.ptx.instructions.rounding import (
 )
 
 TYPES = ("f16", "f16x2", "bf16", "bf16x2")
-Function = Callable[..., Value]
+
 
 # Sums and products of two numbers of 11 bits are exact in float64, or rounded so late that it does
 # not show.
-BINARY: dict[str, Function] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "min": np.fmin,
-    "max": np.fmax,
-}
-BINARY_NAN: dict[str, Function] = {"min": np.minimum, "max": np.maximum}
-UNARY: dict[str, Function] = {"neg": np.negative, "abs": np.abs}
-
-
-def binary(decoding: Decoding) -> Step:
-    name = decoding.instruction.name
-    if name in ("min", "max"):
-        options = decoding.options("ftz", "NaN")
-        return _step(decoding, (BINARY_NAN if "NaN" in options else BINARY)[name], 2)
+def add(decoding: Decoding) -> Step:
     decoding.options("rn")
-    return _step(decoding, BINARY[name], 2)
-
-
-def unary(decoding: Decoding) -> Step:
-    decoding.options()
-    return _step(decoding, UNARY[decoding.instruction.name], 1)
+    return _step(decoding, np.add, 2)
 
 
 def fused(decoding: Decoding) -> Step:
-    options = decoding.options("rn", "relu")
-
-    def function(a: Value, b: Value, c: Value) -> Value:
-        total = sum_to_odd(a * b, c)
-        return np.maximum(total, 0) if "relu" in options else total
-
-    return _step(decoding, function, 3)
+    decoding.options("rn")
+    return _step(decoding, lambda a, b, c: sum_to_odd(a * b, c), 3)
 
 
 def numbers(bits: Value, type_: str) -> Value:
@@ -63,19 +38,17 @@ def numbers(bits: Value, type_: str) -> Value:
 
 def bits_of(values: Value, type_: str) -> Value:
     """Round float64 numbers to a type, and return their bits."""
-    is_bfloat = type_.startswith("bf16")
-    bits = float64_to_bfloat16(values) if is_bfloat else _to_float16(values)
+    if type_.startswith("bf16"):
+        bits = float64_to_bfloat16(values)
+    else:
+        bits = np.where(np.isnan(values), U16.type(0x7FFF), values.astype(F16).view(U16))
     if type_.endswith("x2"):
         wide = bits.astype(U32)
         return wide[..., 0] | (wide[..., 1] << np.uint32(16))
     return bits
 
 
-def _to_float16(values: Value) -> Value:
-    return np.where(np.isnan(values), U16.type(0x7FFF), values.astype(F16).view(U16))
-
-
-def _step(decoding: Decoding, function: Function, count: int) -> Step:
+def _step(decoding: Decoding, function: Callable[..., Value], count: int) -> Step:
     type_ = decoding.type
     dtype = U32 if type_.endswith("x2") else U16
 

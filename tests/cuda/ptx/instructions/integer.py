@@ -8,20 +8,27 @@ from tests.cuda.ptx.element_types import S64, SIGNED, U32, U64, UNSIGNED, Value
 from tests.cuda.ptx.instructions.registry import Decoding, Step, decodes, elementwise
 from tests.cuda.ptx.syntax import Immediate
 
-LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+# Results wrap around.
+FUNCTIONS: dict[str, np.ufunc] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "min": np.minimum,
+    "max": np.maximum,
+    "neg": np.negative,
+    "abs": np.abs,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": np.invert,
+    "rem": np.fmod,  # with the sign of the dividend
+}
 
 
-@decodes("and", "or", "xor")
-def logic(decoding: Decoding) -> Step:
+@decodes("and", "or", "xor", "not", "rem")
+def arithmetic(decoding: Decoding) -> Step:
     decoding.options()
-    dtype = decoding.dtype
-    return elementwise(decoding, LOGIC[decoding.instruction.name], (dtype, dtype), dtype)
-
-
-@decodes("not")
-def complement(decoding: Decoding) -> Step:
-    decoding.options()
-    return elementwise(decoding, np.invert, (decoding.dtype,), decoding.dtype)
+    function, dtype = FUNCTIONS[decoding.instruction.name], decoding.dtype
+    return elementwise(decoding, function, (dtype,) * function.nin, dtype)
 
 
 @decodes("shl")
@@ -67,74 +74,53 @@ def funnel_shift(decoding: Decoding) -> Step:
     return elementwise(decoding, function, (U32, U32, U32), U32)
 
 
-def arithmetic(decoding: Decoding) -> Step:
-    """add, sub, min, max of integers; they wrap around."""
-    decoding.options()
-    functions = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}
-    dtype = decoding.dtype
-    return elementwise(decoding, functions[decoding.instruction.name], (dtype, dtype), dtype)
-
-
-def negate(decoding: Decoding) -> Step:
-    decoding.options()
-    return elementwise(decoding, np.negative, (decoding.dtype,), decoding.dtype)
-
-
-def absolute(decoding: Decoding) -> Step:
-    decoding.options()
-    return elementwise(decoding, np.abs, (decoding.dtype,), decoding.dtype)
+@decodes("mad")
+def multiply_add(decoding: Decoding) -> Step:
+    product, dtype, result = _product(decoding)
+    return elementwise(decoding, lambda a, b, c: product(a, b) + c, (dtype, dtype, result), result)
 
 
 def multiply(decoding: Decoding) -> Step:
-    part, dtype = decoding.choose("lo", "hi", "wide"), decoding.dtype
-    if part == "wide":
-        wide = _double(dtype)
-        return elementwise(
-            decoding, lambda a, b: a.astype(wide) * b.astype(wide), (dtype, dtype), wide
-        )
-    function = np.multiply if part == "lo" else _high_product(dtype)
-    return elementwise(decoding, function, (dtype, dtype), dtype)
+    product, dtype, result = _product(decoding)
+    return elementwise(decoding, product, (dtype, dtype), result)
 
 
-@decodes("mad")
-def multiply_add(decoding: Decoding) -> Step:
+def _product(decoding: Decoding) -> tuple[Callable[[Value, Value], Value], np.dtype, np.dtype]:
+    """Return a function, the type of its operands and that of its result."""
     part, dtype = decoding.choose("lo", "hi", "wide"), decoding.dtype
+    if part == "lo":
+        return np.multiply, dtype, dtype
+    if dtype.itemsize == 8:
+        return (_high_unsigned if dtype.kind == "u" else _high_signed), dtype, dtype
+    wide = (SIGNED if dtype.kind == "i" else UNSIGNED)[2 * dtype.itemsize]
     if part == "wide":
-        wide = _double(dtype)
-        return elementwise(
-            decoding,
-            lambda a, b, c: a.astype(wide) * b.astype(wide) + c,
-            (dtype, dtype, wide),
-            wide,
-        )
-    product = np.multiply if part == "lo" else _high_product(dtype)
-    return elementwise(decoding, lambda a, b, c: product(a, b) + c, (dtype, dtype, dtype), dtype)
+        return lambda a, b: a.astype(wide) * b.astype(wide), dtype, wide
+    shift = wide.type(8 * dtype.itemsize)
+    return lambda a, b: ((a.astype(wide) * b.astype(wide)) >> shift).astype(dtype), dtype, dtype
+
+
+def _high_unsigned(a: Value, b: Value) -> Value:
+    """Upper 64 bits of the product, from halves of 32."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a1, a0, b1, b0 = a >> half, a & low, b >> half, b & low
+    middle = a1 * b0 + ((a0 * b0) >> half)
+    other = a0 * b1 + (middle & low)
+    return a1 * b1 + (middle >> half) + (other >> half)
+
+
+def _high_signed(a: Value, b: Value) -> Value:
+    high = _high_unsigned(a.view(U64), b.view(U64)).view(S64)
+    return high - np.where(a < 0, b, 0) - np.where(b < 0, a, 0)
 
 
 def divide(decoding: Decoding) -> Step:
     """Rounded towards zero; what a division by zero gives is not defined, and 0 here."""
     decoding.options()
-    dtype = decoding.dtype
-    return elementwise(decoding, _quotient, (dtype, dtype), dtype)
 
+    def quotient(a: Value, b: Value) -> Value:
+        return (a - np.fmod(a, b)) // np.where(b == 0, 1, b).astype(b.dtype) * (b != 0)
 
-@decodes("rem")
-def remainder(decoding: Decoding) -> Step:
-    """With the sign of the dividend."""
-    decoding.options()
-    return elementwise(decoding, np.fmod, (decoding.dtype, decoding.dtype), decoding.dtype)
-
-
-@decodes("sad")
-def sum_of_absolute_difference(decoding: Decoding) -> Step:
-    decoding.options()
-    dtype = decoding.dtype
-    return elementwise(
-        decoding,
-        lambda a, b, c: np.maximum(a, b) - np.minimum(a, b) + c,
-        (dtype, dtype, dtype),
-        dtype,
-    )
+    return elementwise(decoding, quotient, (decoding.dtype, decoding.dtype), decoding.dtype)
 
 
 @decodes("popc")
@@ -159,61 +145,47 @@ def count_leading_zeros(decoding: Decoding) -> Step:
 
 @decodes("bfind")
 def find_highest_bit(decoding: Decoding) -> Step:
-    """The position of the highest bit that is not the sign's, or all ones if there is none."""
+    """The position of the highest bit, or by how much to shift it to the top; all ones if there is
+    none."""
     options, dtype = decoding.options("shiftamt"), decoding.dtype
-    unsigned, bits = UNSIGNED[dtype.itemsize], 8 * dtype.itemsize
+    if dtype.kind == "i":
+        raise decoding.unsupported()
 
     def function(value: Value) -> Value:
-        value = np.where(value < 0, ~value, value).astype(dtype) if dtype.kind == "i" else value
-        count = np.bitwise_count(_smear(value.view(unsigned))).astype(np.uint32)
+        count = np.bitwise_count(_smear(value)).astype(np.uint32)
         position = count - np.uint32(1)
         if "shiftamt" in options:
-            position = np.where(count == 0, position, np.uint32(bits) - count)
+            position = np.where(count == 0, position, np.uint32(8 * dtype.itemsize) - count)
         return position
 
     return elementwise(decoding, function, (dtype,), U32)
+
+
+def _smear(value: Value) -> Value:
+    """Set all bits below the highest one."""
+    dtype = value.dtype
+    shift = 1
+    while shift < 8 * dtype.itemsize:
+        value = value | (value >> dtype.type(shift))
+        shift *= 2
+    return value
 
 
 @decodes("brev")
 def reverse_bits(decoding: Decoding) -> Step:
     decoding.options()
     dtype = decoding.dtype
-    bits = 8 * dtype.itemsize
+    last = 8 * dtype.itemsize - 1
 
     def function(value: Value) -> Value:
         result = 0 * value
-        for bit in range(bits):
+        for bit in range(last + 1):
             result = result | (
-                ((value >> dtype.type(bit)) & dtype.type(1)) << dtype.type(bits - 1 - bit)
+                ((value >> dtype.type(bit)) & dtype.type(1)) << dtype.type(last - bit)
             )
         return result
 
     return elementwise(decoding, function, (dtype,), dtype)
-
-
-@decodes("bfe")
-def extract_bits(decoding: Decoding) -> Step:
-    """`length` bits from `start`, extended by zeros, or by their highest bit if signed."""
-    decoding.options()
-    dtype = decoding.dtype
-    bits = 8 * dtype.itemsize
-    wide = S64 if dtype.kind == "i" else U64
-
-    def function(value: Value, start: Value, length: Value) -> Value:
-        start, length = start & np.uint32(0xFF), length & np.uint32(0xFF)
-        if dtype.kind == "u":
-            moved = np.where(
-                start < bits, value >> np.minimum(start, bits - 1).astype(dtype), 0 * value
-            )
-            return moved & _low_ones(length, dtype)
-        end = np.minimum(start.astype(np.int64) + length, bits)
-        left = value.astype(wide) << (64 - end).astype(wide)
-        taken = left >> np.minimum(64 - np.maximum(end - start, 0), 63).astype(wide)
-        sign = value >> dtype.type(bits - 1)
-        taken = np.where(start >= bits, sign.astype(wide), taken)
-        return np.where(length == 0, 0, taken).astype(dtype)
-
-    return elementwise(decoding, function, (dtype, U32, U32), dtype)
 
 
 @decodes("bfi")
@@ -226,7 +198,9 @@ def insert_bits(decoding: Decoding) -> Step:
     def function(field: Value, value: Value, start: Value, length: Value) -> Value:
         start, length = start & np.uint32(0xFF), length & np.uint32(0xFF)
         by = np.minimum(start, bits - 1).astype(dtype)
-        where = np.where(start < bits, _low_ones(length, dtype) << by, dtype.type(0))
+        ones = (dtype.type(1) << np.minimum(length, bits - 1).astype(dtype)) - dtype.type(1)
+        ones = np.where(length < bits, ones, ~dtype.type(0))
+        where = np.where(start < bits, ones << by, dtype.type(0))
         return (value & ~where) | ((field << by) & where)
 
     return elementwise(decoding, function, (dtype, dtype, U32, U32), dtype)
@@ -251,63 +225,3 @@ def permute_bytes(decoding: Decoding) -> Step:
         return result
 
     return elementwise(decoding, function, (U32, U32, U32), U32)
-
-
-@decodes("lop3")
-def logic_of_three(decoding: Decoding) -> Step:
-    """Any function of three bits, given by its table."""
-    decoding.options()
-
-    def function(a: Value, b: Value, c: Value, table: Value) -> Value:
-        result = 0 * a
-        for row in range(8):
-            bits = (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
-            result = result | (bits * ((table >> np.uint32(row)) & np.uint32(1)))
-        return result
-
-    return elementwise(decoding, function, (U32, U32, U32, U32), U32)
-
-
-def _double(dtype: np.dtype) -> np.dtype:
-    return (SIGNED if dtype.kind == "i" else UNSIGNED)[2 * dtype.itemsize]
-
-
-def _high_product(dtype: np.dtype) -> Callable[[Value, Value], Value]:
-    if dtype.itemsize == 8:
-        return _high_unsigned if dtype.kind == "u" else _high_signed
-    wide, bits = _double(dtype), 8 * dtype.itemsize
-    return lambda a, b: ((a.astype(wide) * b.astype(wide)) >> wide.type(bits)).astype(dtype)
-
-
-def _high_unsigned(a: Value, b: Value) -> Value:
-    """Upper 64 bits of the product, from halves of 32."""
-    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
-    a1, a0, b1, b0 = a >> half, a & low, b >> half, b & low
-    middle = a1 * b0 + ((a0 * b0) >> half)
-    other = a0 * b1 + (middle & low)
-    return a1 * b1 + (middle >> half) + (other >> half)
-
-
-def _high_signed(a: Value, b: Value) -> Value:
-    high = _high_unsigned(a.view(U64), b.view(U64)).view(S64)
-    return high - np.where(a < 0, b, 0) - np.where(b < 0, a, 0)
-
-
-def _quotient(a: Value, b: Value) -> Value:
-    return (a - np.fmod(a, b)) // np.where(b == 0, 1, b).astype(b.dtype) * (b != 0)
-
-
-def _smear(value: Value) -> Value:
-    """Set all bits below the highest one."""
-    dtype = value.dtype
-    shift = 1
-    while shift < 8 * dtype.itemsize:
-        value = value | (value >> dtype.type(shift))
-        shift *= 2
-    return value
-
-
-def _low_ones(length: Value, dtype: np.dtype) -> Value:
-    bits = 8 * dtype.itemsize
-    ones = (dtype.type(1) << np.minimum(length, bits - 1).astype(dtype)) - dtype.type(1)
-    return np.where(length < bits, ones, ~dtype.type(0))

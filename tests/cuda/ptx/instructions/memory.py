@@ -18,28 +18,18 @@ if TYPE_CHECKING:
     from tests.cuda.ptx.machine import Machine, Memory
     from tests.cuda.ptx.races import Access, RaceCheck
 
-SPACES = ("global", "shared", "local", "param", "const")
+SPACES = ("global", "shared", "local", "param")
 VECTORS = {"v2": 2, "v4": 4}
-# How and for whom an access is ordered or cached: all accesses here are done at once.
-ORDERS = ("volatile", "weak", "relaxed", "acquire", "release", "cta", "gpu", "sys", "nc")
-CACHES = ("ca", "cg", "cs", "lu", "cv", "wb", "wt")
 _WINDOW_SPACES = {window >> WINDOW_SHIFT: space for space, window in WINDOWS.items()}
 
 Where = Callable[["Machine", Mask], "tuple[Memory, str, Value]"]
 """Returns the memory, its space and the addresses in it."""
 
 
-def options_of(decoding: Decoding) -> set[str]:
-    """Return the modifiers that matter; those of caches, which do not, are left out."""
-    options = {m for m in decoding.instruction.modifiers[:-1] if not m.startswith(("L1::", "L2::"))}
-    if not options <= {*SPACES, *VECTORS, *ORDERS, *CACHES}:
-        raise decoding.unsupported()
-    return options
-
-
-@decodes("ld", "ldu")
+@decodes("ld")
 def load(decoding: Decoding) -> Step:
-    options, dtype = options_of(decoding), decoding.dtype
+    # nc: by a cache that is not coherent. All accesses here are done at once.
+    options, dtype = decoding.options(*SPACES, *VECTORS, "nc"), decoding.dtype
     targets = elements(decoding.operands[0])
     _require_length(decoding, options, targets)
     writes = [writer(target, dtype) for target in targets]
@@ -60,7 +50,7 @@ def load(decoding: Decoding) -> Step:
 
 @decodes("st")
 def store(decoding: Decoding) -> Step:
-    options, dtype = options_of(decoding), decoding.dtype
+    options, dtype = decoding.options(*SPACES, *VECTORS), decoding.dtype
     sources = elements(decoding.operands[1])
     _require_length(decoding, options, sources)
     reads = [reader(source, dtype, decoding.layout) for source in sources]

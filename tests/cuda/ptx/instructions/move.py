@@ -1,4 +1,4 @@
-"""mov, cvta and the like: bits go from one register to another."""
+"""mov and cvta: bits go from one register to another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.cuda.ptx.element_types import BOOL, DTYPES, U64, UNSIGNED, Value
+from tests.cuda.ptx.element_types import DTYPES, U64, UNSIGNED, Value
 from tests.cuda.ptx.instructions.registry import Decoding, Step, decodes, elementwise
 from tests.cuda.ptx.layout import WINDOWS
 from tests.cuda.ptx.operands import Mask, elements, reader, writer
@@ -71,12 +71,3 @@ def convert_address(decoding: Decoding) -> Step:
     window = np.uint64(WINDOWS.get(space, 0))
     shift = np.subtract if options else np.add
     return elementwise(decoding, lambda value: shift(value, window), (U64,), U64)
-
-
-@decodes("isspacep")
-def is_in_space(decoding: Decoding) -> Step:
-    space = decoding.instruction.modifiers[-1]
-    if space not in ("global", "shared", "local"):
-        raise decoding.unsupported()
-    window = np.uint64(WINDOWS.get(space, 0) >> 56)
-    return elementwise(decoding, lambda value: (value >> np.uint64(56)) == window, (U64,), BOOL)

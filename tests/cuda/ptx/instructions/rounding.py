@@ -4,8 +4,6 @@ A sum of float64 numbers is rounded to odd: to the neighbour whose last bit is 1
 exact. Rounding that to a type of at least two bits less is then as if the sum had been exact.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from tests.cuda.ptx.element_types import F32, F64, Value
@@ -38,26 +36,11 @@ def towards_zero(exact: Value) -> Value:
     return np.where(beyond, np.nextafter(nearest, F32.type(0)), nearest)
 
 
-def directed(function: Callable[..., Value], rounding: str) -> Callable[..., Value]:
-    """Return a function of float32 that rounds as rz, rm or rp say.
-
-    Args:
-        function: Of float64: exact, or rounded to odd.
-    """
-
-    def rounded(*values: Value) -> Value:
-        exact = function(*[value.astype(F64) for value in values])
-        nearest = exact.astype(F32)
-        towards = {"rm": -np.inf, "rp": np.inf, "rz": 0.0}[rounding]
-        is_above, is_below = nearest > exact, nearest < exact
-        if rounding == "rz":
-            is_above, is_below = is_above & (exact > 0), is_below & (exact < 0)
-        beyond = (
-            is_above if rounding == "rm" else is_below if rounding == "rp" else is_above | is_below
-        )
-        return np.where(beyond, np.nextafter(nearest, F32.type(towards)), nearest)
-
-    return rounded
+def fused_rounded_down(a: Value, b: Value, c: Value) -> Value:
+    """Return a * b + c of float32, rounded towards minus infinity."""
+    exact = sum_to_odd(np.multiply(a, b, dtype=F64), c.astype(F64))
+    nearest = exact.astype(F32)
+    return np.where(nearest > exact, np.nextafter(nearest, F32.type(-np.inf)), nearest)
 
 
 def sum_to_odd(a: Value, b: Value) -> Value:

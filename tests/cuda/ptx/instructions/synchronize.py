@@ -1,4 +1,4 @@
-"""Barriers of a warp, and fences. The barrier of a block is the scheduler's."""
+"""The barrier of a warp. That of a block is the scheduler's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.cuda.ptx.errors import PtxError
 from tests.cuda.ptx.instructions.registry import Decoding, Step, collective, decodes
 from tests.cuda.ptx.operands import Mask
 
@@ -25,19 +24,5 @@ def barrier_of_warp(decoding: Decoding) -> Step:
         if machine.races is not None:
             warps = machine.live if mask is None else mask
             machine.races.synchronize_warps(np.any(warps.reshape(-1, 32), axis=1))
-
-    return step
-
-
-@decodes("fence", "membar")
-def fence(decoding: Decoding) -> Step:
-    """Every access is done at once: there is nothing to wait for."""
-    return lambda machine, mask: None
-
-
-@decodes("trap")
-def trap(decoding: Decoding) -> Step:
-    def step(machine: Machine, mask: Mask) -> None:
-        raise PtxError("The kernel stopped itself: trap.")
 
     return step

@@ -1,4 +1,4 @@
-"""Exchange between the threads of a warp: shfl, vote, match, redux."""
+"""Exchange between the threads of a warp: shfl, vote, redux."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.cuda.ptx.element_types import BOOL, S32, U32, Value
+from tests.cuda.ptx.element_types import BOOL, U32, Value
 from tests.cuda.ptx.instructions.registry import Decoding, Step, collective, decodes
 from tests.cuda.ptx.operands import Mask, writer
 from tests.cuda.ptx.syntax import Pair
@@ -18,7 +18,7 @@ WARP = 32
 _LANE = np.arange(WARP, dtype=np.uint32)
 _BIT = np.uint32(1) << _LANE
 
-for _name in ("shfl", "vote", "match", "redux"):
+for _name in ("shfl", "vote", "redux"):
     collective(_name, lambda instruction: instruction.operands[-1])
 
 
@@ -69,7 +69,7 @@ def _source_lane(mode: str, lane: Value, by: Value, clamp: Value) -> tuple[Value
 
 @decodes("vote")
 def vote(decoding: Decoding) -> Step:
-    mode = decoding.choose_of("sync", "all", "any", "uni", "ballot")
+    mode = decoding.choose_of("sync", "all", "any", "ballot")
     predicate = decoding.read(1, BOOL)
     members = decoding.read(2, U32)
     write = decoding.write(U32 if mode == "ballot" else BOOL)
@@ -99,76 +99,20 @@ def _tally(mode: str, votes: np.ndarray, groups: np.ndarray) -> np.ndarray:
     if mode == "ballot":
         ballot: np.ndarray = np.where(votes & groups, _BIT, np.uint32(0)).sum(2, dtype=np.uint32)
         return ballot
-    everybody: np.ndarray = (votes | ~groups).all(2)
-    anybody: np.ndarray = (votes & groups).any(2)
-    unanimous: np.ndarray = everybody | ~anybody
-    return {"all": everybody, "any": anybody, "uni": unanimous}[mode]
-
-
-@decodes("activemask")
-def active_mask(decoding: Decoding) -> Step:
-    write = decoding.write(U32)
-
-    def step(machine: Machine, mask: Mask) -> None:
-        present = _groups(machine, U32.type(0xFFFFFFFF), mask)
-        write(machine, _for_each_lane(_tally("ballot", present, present)), mask)
-
-    return step
-
-
-@decodes("match")
-def match(decoding: Decoding) -> Step:
-    """Which lanes hold the same; `all`: everybody if all do, and nobody otherwise."""
-    mode = decoding.choose_of("sync", "any", "all")
-    target = decoding.operands[0]
-    write = writer(target.first if isinstance(target, Pair) else target, U32)
-    write_all = writer(target.second, BOOL) if isinstance(target, Pair) else None
-    read, members = decoding.read(1, decoding.dtype), decoding.read(2, U32)
-
-    def step(machine: Machine, mask: Mask) -> None:
-        values = machine.spread(read(machine.registers)).reshape(-1, WARP)
-        groups = _groups(machine, members(machine.registers), mask)
-        same = (values[:, :, None] == values[:, None, :]) & groups
-        found = _tally("ballot", same, same)
-        everybody = _tally("ballot", groups, groups)
-        if mode == "all":
-            found = np.where(found == everybody, found, np.uint32(0))
-        write(machine, found.reshape(-1), mask)
-        if write_all is not None:
-            write_all(machine, (found == everybody).reshape(-1), mask)
-
-    return step
+    decided: np.ndarray = (votes | ~groups).all(2) if mode == "all" else (votes & groups).any(2)
+    return decided
 
 
 @decodes("redux")
-def reduce(decoding: Decoding) -> Step:
-    mode = decoding.choose_of("sync", *REDUCTIONS)
-    dtype = S32 if decoding.type == "s32" else U32
-    operation = REDUCTIONS[mode]
-    absent = _neutral(mode, dtype)
-    read, members, write = decoding.read(1, dtype), decoding.read(2, U32), decoding.write(dtype)
+def add_up(decoding: Decoding) -> Step:
+    if decoding.instruction.modifiers != ("sync", "add", "u32"):
+        raise decoding.unsupported()
+    read, members, write = decoding.read(1, U32), decoding.read(2, U32), decoding.write(U32)
 
     def step(machine: Machine, mask: Mask) -> None:
         values = machine.spread(read(machine.registers)).reshape(-1, 1, WARP)
         groups = _groups(machine, members(machine.registers), mask)
-        result = operation.reduce(np.where(groups, values, absent), axis=2, dtype=dtype)
-        write(machine, _for_each_lane(result), mask)
+        sums = np.where(groups, values, np.uint32(0)).sum(2, dtype=np.uint32)
+        write(machine, _for_each_lane(sums), mask)
 
     return step
-
-
-REDUCTIONS: dict[str, np.ufunc] = {
-    "add": np.add,
-    "min": np.minimum,
-    "max": np.maximum,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-}
-
-
-def _neutral(mode: str, dtype: np.dtype) -> Value:
-    """Return what changes no result."""
-    bounds = np.iinfo(dtype)
-    ones = bounds.max if dtype is U32 else -1
-    return dtype.type({"min": bounds.max, "max": bounds.min, "and": ones}.get(mode, 0))
