@@ -20,9 +20,11 @@ from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.tensorrt import engine_dir
 from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
 from moh_deploy.runtime.tensorrt.engine_contexts import GpuContext, HostContext, is_torch, stand_in
+from moh_deploy.runtime.tensorrt.engine_report import EngineReport
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine, on_first_gpu
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text
+from moh_deploy.runtime.tensorrt.tool_lines import tool_lines
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
@@ -210,8 +212,15 @@ class EngineDir(Deployed):
             plain=True,
             version_compatible=manifest.version_compatible,
             hardware_compatibility=levels.get(manifest.hardware_compatibility or ""),
+            refit=manifest.builder.refit,
+            weight_streaming=manifest.builder.weight_streaming,
+            builder_optimization_level=manifest.builder.optimization_level,
             progress=progress,
         )
+
+    def inspected(self) -> EngineReport:
+        size = (self.root / engine_dir.ENGINE_NAME).stat().st_size
+        return EngineReport(self.root, self.manifest, size, tool_lines(self.root, self.manifest))
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         return self.manifest.fits(sizes)

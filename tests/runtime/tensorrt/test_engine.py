@@ -13,6 +13,7 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME
+from moh_deploy.runtime.tensorrt.messages import BuilderOptions
 from tests.fakes import Fakes
 from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
@@ -381,6 +382,7 @@ print(json.dumps([same, attempt(lambda: Engine(old))]))
         ),
         ({"versions": {"TensorRT": "9.3.0"}, "version_compatible": True}, "by TensorRT 9.3.0"),
         ({"backend": "tensorrt-rtx"}, "TensorRT-RTX"),
+        ({"builder": BuilderOptions(strip_weights=True)}, "was built without its weights"),
     ],
 )
 def test_what_was_built_for_something_else_is_refused(

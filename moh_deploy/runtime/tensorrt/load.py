@@ -1,0 +1,58 @@
+"""Load the engine beside this file, or the network that it was built from, with its plugins.
+
+`moh-deploy build` puts this file into the engine's directory. It needs TensorRT and nothing else,
+and is of the form that Polygraphy takes:
+
+    TrtRunner(InvokeFromScript("ENGINE_DIR/load.py", "load_engine"))
+    polygraphy convert ENGINE_DIR/load.py -o rebuilt.engine
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def load_engine() -> Any:
+    """Return the `ICudaEngine`."""
+    trt, logger = _with_plugins()
+    runtime = trt.Runtime(logger)
+    # An engine may hold its plugins, or the code that runs it: load only one that you trust.
+    runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine((FOLDER / "model.engine").read_bytes())
+    if engine is None:
+        raise RuntimeError(f"TensorRT cannot load {FOLDER / 'model.engine'}.")
+    return engine
+
+
+def load_network() -> Any:
+    """Return builder, network and parser of the lowered model."""
+    model = FOLDER / "model.onnx"
+    if not model.is_file():
+        raise RuntimeError(
+            f"there is no {model}: build with --keep-onnx. The model.onnx of a package is for"
+            " moh-deploy build to lower; TensorRT's parser may abort on it."
+        )
+    trt, logger = _with_plugins()
+    builder = trt.Builder(logger)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        raise RuntimeError(f"TensorRT's parser refuses {model}: {parser.get_error(0).desc()}")
+    return builder, network, parser
+
+
+def _with_plugins() -> tuple[Any, Any]:
+    """Return TensorRT, whose registry knows the plugins, and a logger."""
+    manifest = json.loads((FOLDER / "engine.json").read_text(encoding="utf-8"))
+    trt = importlib.import_module(manifest["backend"].replace("-", "_"))
+    file = (manifest["plugin"] or {}).get("file")
+    registry = trt.get_plugin_registry()
+    # A registry takes a library once, and Polygraphy may call this again.
+    is_known = any(creator.plugin_namespace == "moh" for creator in registry.all_creators)
+    if file and not is_known and registry.load_library(str(FOLDER / file)) is None:
+        raise RuntimeError(f"TensorRT's plugin registry did not take {FOLDER / file}.")
+    return trt, trt.Logger(trt.Logger.WARNING)
