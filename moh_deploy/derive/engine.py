@@ -36,7 +36,8 @@ ENGINE = DirectoryKind(
     noun="engine",
     manifest=engine_dir.ENGINE_MANIFEST_NAME,
     is_manifest=engine_dir.looks_like_engine,
-    files=frozenset(engine_dir.ENGINE_FILES),
+    # Python leaves its cache beside the loader.
+    files=frozenset({*engine_dir.ENGINE_FILES, "__pycache__"}),
 )
 
 

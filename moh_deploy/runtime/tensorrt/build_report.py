@@ -56,7 +56,7 @@ class BuildReport(Report):
         blocks: list[Block] = [Text(subject)]
         blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
-            blocks.append(layer_table(self.layers))
+            blocks.append(layer_ways(self.layers))
         blocks += map(Text, self.notes)
         blocks += (Text(line, is_whole=True) for line in self.tool_lines)
         blocks.append(Text(self._verdict(), self.status != "refused"))
@@ -75,7 +75,7 @@ class BuildReport(Report):
         return f"BUILT {self.output} in {self.build_seconds:.1f} s ({size}; MoH layers: {layers})"
 
 
-def layer_table(layers: Sequence[EngineLayer]) -> Table:
+def layer_ways(layers: Sequence[EngineLayer]) -> Table:
     """Return what runs each layer, and why."""
     columns = ("layer", "attention", "router", "ms", "why")
     rows = []

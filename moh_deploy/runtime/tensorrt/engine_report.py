@@ -6,7 +6,7 @@ from pathlib import Path
 from moh_deploy.package import TensorInfo
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.report import Report, si
-from moh_deploy.runtime.tensorrt.build_report import layer_table
+from moh_deploy.runtime.tensorrt.build_report import layer_ways
 from moh_deploy.runtime.tensorrt.engine_dir import EngineManifest
 from moh_deploy.runtime.tensorrt.profiles import profile_text
 
@@ -48,7 +48,7 @@ class EngineReport(Report):
             if (value := getattr(manifest.builder, field.name)) not in (False, None)
         ]
         blocks += [Text(f"built with {', '.join(asked)}")] if asked else []
-        blocks += [layer_table(manifest.layers)] if manifest.layers else []
+        blocks += [layer_ways(manifest.layers)] if manifest.layers else []
         blocks += (Text(line, is_whole=True) for line in self.tool_lines)
         return Document("inspect", tuple(blocks))
 

@@ -52,7 +52,7 @@ def on_first_gpu() -> AbstractContextManager[object]:
     return chosen
 
 
-def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
+def open_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
     """Load what `moh-deploy build` wrote.
 
     Args:

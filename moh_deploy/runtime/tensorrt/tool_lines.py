@@ -20,7 +20,7 @@ def tool_lines(root: Path, manifest: EngineManifest) -> tuple[str, ...]:
     """Return lines for a shell, for engines at the sizes that their first profile is tuned for.
 
     With the lowered model beside the engine, there are lines that build it, too: of a package's own
-    `model.onnx` TensorRT's parser may refuse nodes, or abort.
+    `model.onnx` TensorRT's parser may refuse nodes, or take one function for another.
     """
     flavour, plugin = FLAVOURS[manifest.backend], manifest.plugin
     file = None if plugin is None else plugin.file
@@ -37,6 +37,9 @@ def tool_lines(root: Path, manifest: EngineManifest) -> tuple[str, ...]:
         environment = [] if file is None else _environment(flavour)
         if flavour.name == "tensorrt-rtx":
             environment.append("POLYGRAPHY_USE_TENSORRT_RTX=1")
+        # Else the parser ends the process when it meets a plugin.
+        if is_kept and file is not None and (link := flavour.library_to_name()) is not None:
+            lines.append(_joined(["ln", "-s", link[0].name, str(link[0].with_name(link[1]))]))
         polygraphy = _Polygraphy(root, manifest, file)
         lines += [polygraphy.run(environment)] if not manifest.builder.strip_weights else []
         lines += [polygraphy.build(environment)] if is_kept and not is_embedded else []

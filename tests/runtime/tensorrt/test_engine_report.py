@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
+from moh_deploy.derive.engine import ENGINE
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.runtime.tensorrt.messages import BuilderOptions
+from moh_deploy.system.replaceable import check_output
 from tests.cli.conftest import cli
 from tests.cli.run_cli import Cli
 from tests.runtime.tensorrt.engines import MANIFEST, write_engine
@@ -54,3 +56,12 @@ def test_an_engine_that_has_changed_is_refused(tmp_path: Path):
     (root / "model.engine").write_text("other")
     with pytest.raises(PackageError, match=r"model\.engine"):
         moh_deploy.inspect(root)
+
+
+def test_an_engine_whose_loader_was_imported_is_replaced(tmp_path: Path):
+    root = write_engine(tmp_path / "engine")
+    (root / "__pycache__").mkdir()
+    check_output(root, ENGINE)
+    (root / "mine").touch()
+    with pytest.raises(PackageError, match="mine"):
+        check_output(root, ENGINE)

@@ -169,7 +169,9 @@ def _shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @nightly
 def test_polygraphy_builds_by_the_line_that_build_prints(rtx_engine: Path, tmp_path: Path):
-    run, convert = tool_lines(rtx_engine, read_engine_dir(rtx_engine))
+    *before, run, convert = tool_lines(rtx_engine, read_engine_dir(rtx_engine))
+    # Where the package lacks the name that `_shell` has in a folder of its own.
+    assert all(re.fullmatch(r"ln -s (libtensorrt_rtx\.so)\.1 /.*/\1", line) for line in before)
     built = _shell(convert, tmp_path)
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-1000:]
     assert b"MoHAttention" in (tmp_path / "rebuilt.engine").read_bytes()
@@ -182,7 +184,7 @@ def test_polygraphy_builds_by_the_line_that_build_prints(rtx_engine: Path, tmp_p
 
 @nightly
 def test_polygraphy_takes_the_loader_beside_the_engine(rtx_engine: Path, tmp_path: Path):
-    _, convert = tool_lines(rtx_engine, read_engine_dir(rtx_engine))
+    *_, convert = tool_lines(rtx_engine, read_engine_dir(rtx_engine))
     line, count = re.subn(r"model\.onnx --plugins \S+", "load.py", convert)
     assert count == 1
     built = _shell(line, tmp_path)
@@ -196,6 +198,15 @@ def test_the_loader_refuses_to_parse_what_was_not_lowered(rtx_engine: Path, tmp_
     shutil.copy(rtx_engine / "engine.json", tmp_path)
     ran = _shell("python -c 'import load; load.load_network()'", tmp_path)
     assert "build with --keep-onnx. The model.onnx of a package is for" in ran.stderr
+
+
+@nightly
+def test_the_loader_does_not_let_the_parser_end_the_process(rtx_engine: Path, tmp_path: Path):
+    script = "import load; load.load_network()"
+    line = f"cd {rtx_engine} && env -u LD_LIBRARY_PATH python -B -c '{script}'"
+    ran = _shell(line, tmp_path)
+    assert ran.returncode == 1
+    assert "looks for libtensorrt_rtx.so when it meets a plugin: link it to" in ran.stderr
 
 
 @nightly
