@@ -20,7 +20,7 @@ RUN python3 -m venv --system-site-packages /venv && \
 FROM ${TENSORRT_IMAGE} AS plugin
 RUN apt-get update && apt-get install --yes --no-install-recommends cmake make g++
 COPY . /src
-RUN cd /src && make plugin && cmake --build build/cuda --target moh_plugin_registered
+RUN cd /src && make plugin
 
 FROM ${TENSORRT_IMAGE}
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
@@ -31,7 +31,7 @@ RUN python3 -m venv --system-site-packages /opt/moh-deploy && \
     /opt/moh-deploy/bin/pip install --require-hashes --ignore-installed -r /requirements-image.txt && \
     /opt/moh-deploy/bin/pip install --no-index --no-deps /wheels/*.whl && \
     /opt/moh-deploy/bin/python -c "import tensorrt"
-COPY --from=plugin /src/build/cuda/libmoh_plugin.so /src/build/cuda/libmoh_plugin_registered.so /plugins/
+COPY --from=plugin /src/moh_deploy/native/libmoh_plugin*.so /plugins/
 RUN cp /plugins/* "$(/opt/moh-deploy/bin/python -c 'from moh_deploy import native; print(native.FOLDER)')"
 ENV PATH=/opt/moh-deploy/bin:$PATH
 WORKDIR /work

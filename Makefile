@@ -40,7 +40,7 @@ help:
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, other runtimes, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
-	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
+	@echo "make plugin  compile the plugin libraries for TensorRT into the package; needs nvcc and TensorRT's headers, no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
 	@echo "make test-trt   build TensorRT engines, run them and compare; needs a GPU, TensorRT, and make plugin"
@@ -107,14 +107,13 @@ test-trt: $(VENV)/.installed-test
 
 # Kernels for Hopper and Blackwell are compiled where Triton (the compiler, 3.4 or newer) is installed: pip install 'moh-deploy[build-cuda]'
 TRITON_PYTHON ?= $(shell $(BIN)/python -c 'from triton import knobs' 2>/dev/null && echo $(abspath $(BIN)/python))
-# TensorRT's headers are where it is installed, or come with the extra `test-tensorrt`; no library of it is needed.
-TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt))
+# TensorRT's headers and nvcc are taken from where `moh-deploy doctor` finds them; TENSORRT_INCLUDE_DIR=DIR names the headers.
+PLUGIN_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 plugin:
-	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_REQUIRE_PLUGIN=ON \
-	    -DMOH_TRITON_PYTHON=$(TRITON_PYTHON) \
-	    $(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR)))
-	cmake --build build/cuda --target moh_plugin --parallel $(JOBS)
-	cp build/cuda/libmoh_plugin.so moh_deploy/native/
+	@found=$$(PYTHONPATH=. $(PLUGIN_PYTHON) -m moh_deploy.machine.tools) && set -x && \
+	    cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_TRITON_PYTHON=$(TRITON_PYTHON) $$found
+	cmake --build build/cuda --target moh_plugin_registered --parallel $(JOBS)
+	cp build/cuda/libmoh_plugin.so build/cuda/libmoh_plugin_registered.so moh_deploy/native/
 
 cuda:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_TRITON_PYTHON=$(TRITON_PYTHON)

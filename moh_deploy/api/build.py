@@ -14,6 +14,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.tensorrt import build_plan
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from moh_deploy.runtime.tensorrt.flavour import find_plugin
+from moh_deploy.runtime.tensorrt.messages import BuilderOptions
 from moh_deploy.runtime.tensorrt.profiles import fixed_places, make_profiles
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_output
@@ -38,6 +39,10 @@ def build(
     keep_onnx: bool = False,
     version_compatible: bool = False,
     hardware_compatibility: str | None = None,
+    refit: bool = False,
+    weight_streaming: bool = False,
+    strip_weights: bool = False,
+    builder_optimization_level: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -67,6 +72,10 @@ def build(
         version_compatible: Let later versions of TensorRT run the engine; `tensorrt` only.
         hardware_compatibility: Let other GPUs run it, `ampere-plus` or `same-compute-capability`;
             `tensorrt` only.
+        refit: Let the engine's weights be replaced.
+        weight_streaming: Let weights stay in the host's memory, by a budget set at run time.
+        strip_weights: Leave out weights that a refit brings: the engine needs that to run.
+        builder_optimization_level: 0 to 5: how long TensorRT searches; None: its own.
         dry_run: Parse only, and write nothing.
         progress: What to report steps to.
 
@@ -115,6 +124,10 @@ def build(
             only_kernels=require_kernels,
             version_compatible=version_compatible,
             hardware_compatibility=build_plan.hardware_level(hardware_compatibility, flavour),
+            builder=build_plan.builder_options(
+                BuilderOptions(refit, weight_streaming, strip_weights, builder_optimization_level),
+                flavour,
+            ),
         )
         fixed_places(plan.profiles, package.manifest)
         if version_compatible:

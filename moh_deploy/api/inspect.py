@@ -1,26 +1,28 @@
-"""Show what is in a package: its layers, choices and predictions, and what runs them."""
+"""Show what is in a package or an engine: layers, choices, predictions, and what runs them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import model_bytes
 from moh_deploy.perf.cost_model.prediction import platform_of, predict
 from moh_deploy.perf.inspect_report import InspectReport, decoder_savings
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
-from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.system.progress import Progress, SilentProgress
 
 
 def inspect(
     package_dir: Path | str, *, kernels: Kernels = "auto", progress: Progress | None = None
-) -> InspectReport:
-    """Read a package and ask ONNX Runtime what it runs on a kernel.
+) -> InspectReport | Report:
+    """Read a package and ask ONNX Runtime what it runs on a kernel; or read an engine.
 
     Args:
-        package_dir: The package.
+        package_dir: The package, or the engine directory.
         kernels: What is to run MoH nodes, see `Variant`.
         progress: What to report steps to.
 
@@ -29,6 +31,14 @@ def inspect(
         BackendError: ONNX Runtime cannot load it.
     """
     progress = progress or SilentProgress()
+    if (report := find_deployed(package_dir).inspected()) is not None:
+        if kernels != "auto":
+            raise ConfigError(
+                f"kernels is {kernels}, but what runs the layers of {package_dir} was decided when"
+                " it was built.",
+                hint="Leave the option out.",
+            )
+        return report
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
     with progress.step("loading the model"):

@@ -32,7 +32,7 @@ main = CommandGroup(
         "Run": {
             "run": "Run a package on inputs from a file.",
             "generate": "Generate text with a language model's package.",
-            "inspect": "Show what is in a package and what runs it.",
+            "inspect": "Show what is in a package or an engine, and what runs it.",
             "doctor": "Say what can be built and run here, and what is missing.",
         },
         "Serve": {},

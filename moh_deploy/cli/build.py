@@ -52,13 +52,21 @@ class ToBuild(TypedDict):
     plugin: Annotated[
         Path | None, "FILE", "The plugin library, libmoh_plugin.so.  [default: the installed one]"
     ]
-    keep_onnx: Annotated[bool, "Keep the lowered model beside the engine, for trtexec."]
+    keep_onnx: Annotated[
+        bool, "Keep the lowered model beside the engine, for trtexec and Polygraphy."
+    ]
     version_compatible: Annotated[
         bool, "Let later versions of TensorRT run the engine; tensorrt only."
     ]
     hardware_compatibility: Annotated[
         Literal["ampere-plus", "same-compute-capability"] | None,
         "Let other GPUs run the engine; tensorrt only.",
+    ]
+    refit: Annotated[bool, "Let the engine's weights be replaced."]
+    weight_streaming: Annotated[bool, "Let weights stay in the host's memory."]
+    strip_weights: Annotated[bool, "Leave out weights that a refit brings."]
+    builder_optimization_level: Annotated[
+        int | None, "0..5", "How long TensorRT searches.  [default: TensorRT's]"
     ]
     dry_run: Annotated[bool, "Say what would be built or refused; write nothing."]
 

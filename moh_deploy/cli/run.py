@@ -129,7 +129,8 @@ class _Shown:
 def inspect_command(
     package_dir: options.PackagePath, kernels: options.KernelChoice, as_json: options.Json
 ) -> None:
-    """Show the MoH layers of the package DIR, what runs them, and how much work they can skip."""
+    """Show the MoH layers of the package or engine DIR, and what runs them; of a package, how much
+    work they can skip."""
     from moh_deploy.api.inspect import inspect
 
     print_answer(

@@ -13,14 +13,15 @@ from moh_deploy.errors import BackendError
 from moh_deploy.machine.gpu import DeviceCode, device_code
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.writer import save_model
-from moh_deploy.runtime.tensorrt import engine_dir, engine_graph, preflight
+from moh_deploy.runtime.tensorrt import engine_dir, engine_graph, load, preflight
 from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, TimingCache
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from moh_deploy.runtime.tensorrt.candidate_networks import choose_ways
-from moh_deploy.runtime.tensorrt.flavour import HOW_TO_BUILD, PLUGIN_NAME
+from moh_deploy.runtime.tensorrt.flavour import HOW_TO_BUILD, PLUGIN_NAME, REGISTERED_NAME
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest
 from moh_deploy.runtime.tensorrt.profiles import shapes
+from moh_deploy.runtime.tensorrt.tool_lines import tool_lines
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import Progress
 from moh_deploy.system.replaceable import DirectoryKind
@@ -35,7 +36,8 @@ ENGINE = DirectoryKind(
     noun="engine",
     manifest=engine_dir.ENGINE_MANIFEST_NAME,
     is_manifest=engine_dir.looks_like_engine,
-    files=frozenset(engine_dir.ENGINE_FILES),
+    # Python leaves its cache beside the loader.
+    files=frozenset({*engine_dir.ENGINE_FILES, "__pycache__"}),
 )
 
 
@@ -85,6 +87,7 @@ class _Build:
         ):
             _require(earlier.layers, required=plan.only_kernels)
             report = self._report(output, "cached", earlier.layers)
+            report = replace(report, tool_lines=tool_lines(output, earlier))
             size = (output / engine_dir.ENGINE_NAME).stat().st_size
             return replace(report, engine_bytes=size, build_seconds=earlier.build_seconds)
         graph, refused = self._lower(timed=not dry_run)
@@ -111,8 +114,9 @@ class _Build:
         if dry_run:
             report = self._report(output, "refused" if rejections else "possible", layers)
             return replace(report, rejections=rejections)
-        self._write(layers, answer)
+        manifest = self._write(layers, answer)
         report = self._report(output, "built", layers)
+        report = replace(report, tool_lines=tool_lines(output, manifest))
         return replace(report, engine_bytes=answer.engine_bytes, build_seconds=answer.seconds)
 
     def _lower(
@@ -182,9 +186,12 @@ class _Build:
             timing_cache_out=None if self._times is None else str(self._work / _TIMES_AFTER),
             version_compatible=plan.version_compatible,
             hardware_compatibility=plan.hardware_compatibility,
+            builder=plan.builder,
         )
 
-    def _write(self, layers: tuple[engine_dir.EngineLayer, ...], answer: BuildAnswer) -> None:
+    def _write(
+        self, layers: tuple[engine_dir.EngineLayer, ...], answer: BuildAnswer
+    ) -> engine_dir.EngineManifest:
         """Put the engine directory at its place."""
         with self._progress.step("writing the engine"):
             measured = None if self._times is None else (self._work / _TIMES_AFTER).read_bytes()
@@ -206,6 +213,9 @@ class _Build:
                 )
                 if plugin.file is not None:
                     shutil.copyfile(library.path, self._staged.path / PLUGIN_NAME)
+            if self._plan.registered is not None:
+                shutil.copyfile(self._plan.registered, self._staged.path / REGISTERED_NAME)
+            shutil.copyfile(load.__file__, self._staged.path / engine_dir.LOADER_NAME)
             manifest = self._manifest(layers, answer, plugin)
             path = self._staged.path / engine_dir.ENGINE_MANIFEST_NAME
             path.write_text(engine_dir.engine_manifest_text(manifest), encoding="utf-8")
@@ -216,6 +226,7 @@ class _Build:
             # machine, stays as it is.
             if self._times is not None and measured and self._times.why_ignored() is None:
                 self._times.write(measured)
+        return manifest
 
     def _manifest(
         self,
@@ -249,6 +260,7 @@ class _Build:
             version_compatible=plan.version_compatible,
             hardware_compatibility=plan.hardware_compatibility,
             caches=self._interface.caches,
+            builder=plan.builder,
         )
 
     def _report(

@@ -17,7 +17,7 @@ from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.cpu import CpuFacts, OpenVinoFacts, probe_cpu, probe_openvino
 from moh_deploy.machine.gpu import ORT_CUDA_NAME, GpuFacts, LibraryFacts, probe_gpu, probe_ort_cuda
 from moh_deploy.machine.packages import Packages, probe_packages
-from moh_deploy.machine.tools import OLDEST_NVCC, Tools, probe_tools
+from moh_deploy.machine.tools import Tools, gaps_to_build, probe_tools
 from moh_deploy.report.report import FLAT, in_json
 from moh_deploy.system.nvidia_driver import DRIVER_HINT, Gpu, takes_cuda
 from moh_deploy.system.progress import Progress
@@ -188,26 +188,9 @@ def failed(found: object) -> tuple[Failed, ...]:
 
 
 def ability_to_build(machine: Machine, library: str, headers: str, get_headers: str) -> Ability:
-    """Return the ability to build a native library for GPUs.
-
-    Args:
-        headers: The runtime that it needs the headers of.
-        get_headers: How to get them.
-    """
-    tools, gaps = machine.tools, []
-    oldest = ".".join(map(str, OLDEST_NVCC))
-    install_cuda = f"install CUDA's toolkit {oldest} or newer, and put nvcc on PATH"
-    if tools.nvcc.path is None:
-        gaps.append(Failed("nvcc was not found", install_cuda))
-    elif not tools.nvcc.at_least(OLDEST_NVCC):
-        why = f"nvcc is {tools.nvcc.version}, expected {oldest} or newer"
-        gaps.append(Failed(why, install_cuda))
-    for tool, fix in ((tools.cmake, "apt install cmake make"), (tools.compiler, "apt install g++")):
-        if tool.path is None:
-            gaps.append(Failed(f"{tool.name} was not found", fix))
-    if tools.headers[headers] is None:
-        gaps.append(Failed(f"the headers of {headers} were not found", get_headers))
-    return Ability.of(f"build {library}", gaps, f"nvcc {tools.nvcc.version}")
+    """Return the ability to build a native library for GPUs; see `gaps_to_build`."""
+    gaps = (Failed(*gap) for gap in gaps_to_build(machine.tools, headers, get_headers))
+    return Ability.of(f"build {library}", gaps, f"nvcc {machine.tools.nvcc.version}")
 
 
 def code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Failed]:

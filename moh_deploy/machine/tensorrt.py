@@ -23,6 +23,7 @@ from moh_deploy.machine.machine import (
     failed,
     first_gpu,
 )
+from moh_deploy.machine.tools import GET_TENSORRT_HEADERS
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, PLUGIN_NAME
 
 # Name to the modules that may hold it, the first one that is there.
@@ -36,10 +37,6 @@ _INSTALL = {
     "TensorRT-RTX": "pip install tensorrt-rtx-cu13",
     "TensorRT lean": "pip install tensorrt-lean",
 }
-_GET_HEADERS = (
-    "pip install 'moh-deploy[test-tensorrt]' has them; those of an installed TensorRT in another"
-    " folder than the usual ones are named by TENSORRT_INCLUDE_DIR"
-)
 _FLAVOURS = {flavour.title: flavour for flavour in FLAVOURS.values()}
 
 
@@ -130,7 +127,7 @@ class EngineFacts(AddOnFacts):
         if why_not:
             runner_gaps.append(Failed(why_not, "pip install 'moh-deploy[polygraphy]'"))
         rtx_kernels = (*rtx_gaps, *self._plugin_gaps(rtx))
-        yield ability_to_build(machine, PLUGIN_NAME, "TensorRT", _GET_HEADERS)
+        yield ability_to_build(machine, PLUGIN_NAME, "TensorRT", GET_TENSORRT_HEADERS)
         yield Ability.of("build TensorRT-RTX engines", rtx_gaps, rtx.title)
         yield Ability.of("build TensorRT-RTX engines, with kernels", rtx_kernels, rtx.title)
         yield Ability.of("run TensorRT-RTX engines", (*rtx_gaps, *rtx_gpu_gaps), rtx.title)

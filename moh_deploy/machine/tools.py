@@ -1,4 +1,8 @@
-"""Look for the compilers and headers that native code is built with."""
+"""Look for the compilers and headers that native code is built with.
+
+`python -m moh_deploy.machine.tools` prints the options of CMake with which `make plugin` finds what
+is found here; if something is missing, it prints that to stderr, and the exit code is 1.
+"""
 
 import importlib.util
 import os
@@ -6,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,12 @@ _HEADERS = {
         ("", "onnxruntime", "onnxruntime/core/session"),
     ),
 }
+
+
+GET_TENSORRT_HEADERS = (
+    "pip install 'moh-deploy[test-tensorrt]' has them; or name the folder of an installed"
+    " TensorRT's: make plugin TENSORRT_INCLUDE_DIR=DIR"
+)
 
 
 @dataclass(frozen=True)
@@ -82,13 +93,62 @@ def _tool(name: str, pattern: str, *, also_in: str = "") -> ToolFacts:
 
 
 def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | None:
-    """Return where `make` would find a header; a variable may name the folder."""
+    """Return where a header is; a variable may name the folder."""
+    folders = _folders(variable, parts)
+    return next((folder for folder in folders if (folder / header).is_file()), None)
+
+
+def _folders(variable: str, parts: tuple[str, ...]) -> list[Path]:
+    """Return where a header may be, in the order in which they are searched."""
     named = filter(None, os.environ.get(variable, "").split(os.pathsep))
     usual = (Path(root, part) for root in _INCLUDE_ROOTS for part in parts)
     # What somebody named counts before what is installed.
     folders = [*map(Path, named), *usual]
-    # Where the extra `test-tensorrt` has TensorRT's headers, which `make plugin` takes.
+    # Where the extra `test-tensorrt` has TensorRT's headers.
     spec = importlib.util.find_spec("kernel_lens")
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent / "include" / "tensorrt")
-    return next((folder for folder in folders if (folder / header).is_file()), None)
+    return folders
+
+
+def gaps_to_build(tools: Tools, headers: str, get_headers: str) -> list[tuple[str, str]]:
+    """Return what a native library for GPUs cannot be built without: what is missing, and the fix.
+
+    Args:
+        headers: The runtime that it needs the headers of.
+        get_headers: How to get them.
+    """
+    gaps = []
+    oldest = ".".join(map(str, OLDEST_NVCC))
+    install_cuda = f"install CUDA's toolkit {oldest} or newer, and put nvcc on PATH"
+    if tools.nvcc.path is None:
+        gaps.append(("nvcc was not found", install_cuda))
+    elif not tools.nvcc.at_least(OLDEST_NVCC):
+        gaps.append((f"nvcc is {tools.nvcc.version}, expected {oldest} or newer", install_cuda))
+    for tool, fix in ((tools.cmake, "apt install cmake make"), (tools.compiler, "apt install g++")):
+        if tool.path is None:
+            gaps.append((f"{tool.name} was not found", fix))
+    if tools.headers[headers] is None:
+        file, variable, parts = _HEADERS[headers]
+        searched = ", ".join(map(str, _folders(variable, parts)))
+        gaps.append(
+            (f"the headers of {headers} ({file}) were not found in {searched}", get_headers)
+        )
+    return gaps
+
+
+def main() -> int:
+    tools = probe_tools()
+    gaps = gaps_to_build(tools, "TensorRT", GET_TENSORRT_HEADERS)
+    for why, fix in gaps:
+        print(f"make plugin: {why}; {fix}", file=sys.stderr)
+    if gaps:
+        return 1
+    # CMake does not look into the usual folder of CUDA.
+    print(f"-DTENSORRT_INCLUDE_DIR={tools.headers['TensorRT']}")
+    print(f"-DCMAKE_CUDA_COMPILER={tools.nvcc.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,6 +22,7 @@ import onnx
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import ComputeType, OnnxPackage, Runtime, TensorInfo
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.system.npz import Array
@@ -319,6 +320,10 @@ class Deployed(Model):
             BackendError: It cannot be built here, or not at all.
         """
         raise BackendError(f"{self.name} is not built, but runs as it is.")
+
+    def inspected(self) -> Report | None:
+        """Return what it knows of itself; None of a package, whose layers are predicted."""
+        return None
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether it was made for these sizes of the dynamic dimensions."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.machine.tools import ToolFacts, probe_tools
+from moh_deploy.machine import tools
+from moh_deploy.machine.tools import ToolFacts, main, probe_tools
 from tests.fakes import Fakes
 
 
@@ -62,3 +63,36 @@ def test_headers_of_the_extra_are_found(fakes: Fakes):
     (folder / "NvInferRuntime.h").touch()
     found = probe_tools().headers["TensorRT"]
     assert found == folder or Path("/usr") in getattr(found, "parents", ())
+
+
+def test_make_is_told_what_doctor_finds(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (fakes.folder / "bin").mkdir()
+    fakes.program("bin/nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
+    fakes.program("cmake", "echo 'cmake version 3.31.6'")
+    fakes.program("c++", "echo 'c++ (Debian) 12.2.0'")
+    monkeypatch.setenv("CUDA_HOME", str(fakes.folder))
+    monkeypatch.setenv("PATH", str(fakes.folder))
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(fakes.folder))
+    (fakes.folder / "NvInferRuntime.h").touch()
+    assert main() == 0
+    assert capsys.readouterr().out.split() == [
+        f"-DTENSORRT_INCLUDE_DIR={fakes.folder}",
+        f"-DCMAKE_CUDA_COMPILER={fakes.folder}/bin/nvcc",
+    ]
+
+
+def test_make_says_in_a_line_what_is_missing_and_where_it_looked(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tools, "_INCLUDE_ROOTS", ("/none",))
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(fakes.folder))
+    fakes.program("nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
+    fakes.program("cmake", "echo 'cmake version 3.31.6'")
+    fakes.program("c++", "echo 'c++ (Debian) 12.2.0'")
+    assert main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"(NvInferRuntime.h) were not found in {fakes.folder}, /none; pip install" in line
+    assert line.endswith("make plugin TENSORRT_INCLUDE_DIR=DIR")

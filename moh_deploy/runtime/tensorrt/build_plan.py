@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,13 +18,15 @@ from moh_deploy.runtime.tensorrt.flavour import (
     FLAVOURS,
     HOW_TO_BUILD,
     PLUGIN_NAME,
+    REGISTERED_NAME,
     Flavour,
     PluginLibrary,
 )
-from moh_deploy.runtime.tensorrt.messages import Stack
+from moh_deploy.runtime.tensorrt.messages import BuilderOptions, Stack
 from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
 from moh_deploy.system.bounded_file import open_regular, sha256_of, sha256_of_json
 from moh_deploy.system.bounded_json import parse_json
+from moh_deploy.system.nvidia_driver import read_driver
 from moh_deploy.system.staging import staged_file
 from moh_deploy.system.suggest import did_you_mean
 
@@ -61,6 +63,7 @@ class BuildPlan:
     version_compatible: bool = False  # later versions of TensorRT may run the engine
     # Other GPUs that may, as TensorRT names them; None: no others.
     hardware_compatibility: str | None = None
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
 
     @property
     def no_plugins(self) -> str | None:
@@ -68,6 +71,14 @@ class BuildPlan:
         if self.plain:
             return "a plain engine was asked for"
         return "there is no plugin library" if self.library is None else None
+
+    @property
+    def registered(self) -> Path | None:
+        """The library that registers the plugins when it is loaded, if it is beside them."""
+        if self.library is None or self.embed_plugin:
+            return None
+        path = self.library.path.with_name(REGISTERED_NAME)
+        return path if path.is_file() else None
 
     @property
     def precision(self) -> str:
@@ -158,6 +169,8 @@ class BuildPlan:
                 "kernels": "none" if self.plain else "all" if self.only_kernels else "fastest",
                 "version compatible": self.version_compatible,
                 "hardware compatible": self.hardware_compatibility,
+                "builder": asdict(self.builder),
+                "registering library": self.registered is not None,
             }
         )
 
@@ -229,6 +242,30 @@ def timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None:
     if path is not None and not Path(path).resolve().parent.is_dir():
         raise ConfigError(f"timing_cache is {path}: there is no such folder.")
     return None if path is None else Path(path)
+
+
+def builder_options(asked: BuilderOptions, flavour: Flavour) -> BuilderOptions:
+    """Return the options, checked.
+
+    Raises:
+        ConfigError: There is no level of optimization of that number.
+        BackendError: They need a GPU, and there is none.
+    """
+    if asked.optimization_level not in (None, *range(6)):
+        raise ConfigError(
+            f"builder_optimization_level is {asked.optimization_level}, expected 0 to 5."
+        )
+    # All else TensorRT-RTX compiles without one; here its builder fails, with an internal error.
+    if flavour.targets and (asked.refit or asked.strip_weights):
+        option = "--refit" if asked.refit else "--strip-weights"
+        try:
+            read_driver()
+        except BackendError as error:
+            raise BackendError(
+                f"{flavour.title} needs a GPU to build with {option}: {error.message}.",
+                hint="Leave the option out, or build on a machine with an NVIDIA GPU.",
+            ) from error
+    return asked
 
 
 def bytes_of(text: str) -> int:

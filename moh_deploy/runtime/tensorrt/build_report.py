@@ -1,6 +1,7 @@
 """The report of `build`: the engine that was built, or would be."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class BuildReport(Report):
         plugin: Where the plugin library is: a name in the directory, `in the engine`, or None.
         engine_bytes: Size of the engine; None: there is none.
         build_seconds: How long TensorRT built; None likewise.
+        tool_lines: Commands of trtexec and Polygraphy that run the engine; with the lowered model
+            beside it, commands that build it, too.
     """
 
     output: Path
@@ -39,6 +42,7 @@ class BuildReport(Report):
     notes: tuple[str, ...] = ()
     engine_bytes: int | None = None
     build_seconds: float | None = None
+    tool_lines: tuple[str, ...] = ()
 
     @property
     def failure(self) -> MoHDeployError | None:
@@ -52,18 +56,9 @@ class BuildReport(Report):
         blocks: list[Block] = [Text(subject)]
         blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
-            columns = ("layer", "attention", "router", "ms", "why")
-            rows = []
-            for layer in self.layers:
-                # `kernel 0.052, fused 0.061`, and a number for each profile.
-                times = ", ".join(
-                    f"{way} {'/'.join(f'{ms:.3g}' for ms in each)}"
-                    for way, each in layer.times_ms.items()
-                )
-                ways = layer.path, layer.moh_impl, layer.router_impl
-                rows.append((*ways, times or None, layer.decision or layer.reason))
-            blocks.append(Table("MoH layers", columns, rows))
+            blocks.append(layer_ways(self.layers))
         blocks += map(Text, self.notes)
+        blocks += (Text(line, is_whole=True) for line in self.tool_lines)
         blocks.append(Text(self._verdict(), self.status != "refused"))
         return Document("build", tuple(blocks))
 
@@ -78,3 +73,17 @@ class BuildReport(Report):
         if self.status == "cached":
             return f"NOTHING TO DO: {self.output} is of all the same ({size}; MoH layers: {layers})"
         return f"BUILT {self.output} in {self.build_seconds:.1f} s ({size}; MoH layers: {layers})"
+
+
+def layer_ways(layers: Sequence[EngineLayer]) -> Table:
+    """Return what runs each layer, and why."""
+    columns = ("layer", "attention", "router", "ms", "why")
+    rows = []
+    for layer in layers:
+        # `kernel 0.052, fused 0.061`, and a number for each profile.
+        times = ", ".join(
+            f"{way} {'/'.join(f'{ms:.3g}' for ms in each)}" for way, each in layer.times_ms.items()
+        )
+        ways = layer.path, layer.moh_impl, layer.router_impl
+        rows.append((*ways, times or None, layer.decision or layer.reason))
+    return Table("MoH layers", columns, rows)

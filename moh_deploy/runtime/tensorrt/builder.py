@@ -134,6 +134,7 @@ def _config(trt: Any, builder: Any, request: messages.BuildRequest) -> Any:
     if request.hardware_compatibility is not None:
         level = getattr(trt.HardwareCompatibilityLevel, request.hardware_compatibility)
         config.hardware_compatibility_level = level
+    _set_options(trt, config, request.builder)
     if request.embed_plugin:
         config.plugins_to_serialize = [request.plugin]
     if request.timing_cache_out is not None:
@@ -142,6 +143,21 @@ def _config(trt: Any, builder: Any, request: messages.BuildRequest) -> Any:
         if not config.set_timing_cache(config.create_timing_cache(measured), False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
     return config
+
+
+def _set_options(trt: Any, config: Any, asked: messages.BuilderOptions) -> None:
+    flags = {
+        "REFIT": asked.refit,
+        "WEIGHT_STREAMING": asked.weight_streaming,
+        "STRIP_PLAN": asked.strip_weights,
+    }
+    for name in (name for name, is_asked in flags.items() if is_asked):
+        flag = getattr(trt.BuilderFlag, name, None)
+        if flag is None:
+            raise BuildFailed(f"version {trt.__version__} has no engines with {name}")
+        config.set_flag(flag)
+    if asked.optimization_level is not None:
+        config.builder_optimization_level = asked.optimization_level
 
 
 def _monitor(trt: Any, tell: Callable[[messages.Message], None]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -167,6 +168,7 @@ def candidate_requests(
             profiles=tuple(shapes(candidates.inputs, profile) for profile in plan.profiles),
             workspace_bytes=plan.workspace_bytes,
             hardware_compatibility=plan.hardware_compatibility,
+            builder=replace(plan.builder, strip_weights=False),  # they are to run
         )
     return requests
 

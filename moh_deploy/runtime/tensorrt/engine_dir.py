@@ -14,7 +14,8 @@ from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.package.manifest_json import cache_problems
-from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
+from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME, REGISTERED_NAME
+from moh_deploy.runtime.tensorrt.messages import BuilderOptions
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
 from moh_deploy.system.bounded_file import is_plain_name, sha256_of
 from moh_deploy.system.bounded_json import has_keys, read_json
@@ -23,9 +24,11 @@ from moh_deploy.system.sealed_directory import SealedDirectory
 ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
 ENGINE_LOG_NAME = "build.log"
+LOADER_NAME = "load.py"
 # All that a build may leave: a directory with anything else in it is not replaced.
 ENGINE_FILES: tuple[str, ...] = (
-    *(ENGINE_NAME, ENGINE_MANIFEST_NAME, ENGINE_LOG_NAME, PLUGIN_NAME),
+    *(ENGINE_NAME, ENGINE_MANIFEST_NAME, ENGINE_LOG_NAME, LOADER_NAME),
+    *(PLUGIN_NAME, REGISTERED_NAME),
     *(package.MODEL_NAME, package.MODEL_DATA_NAME),
 )
 ENGINE_FORMAT_VERSION = 1
@@ -91,6 +94,7 @@ class EngineManifest(Strict):
     hardware_compatibility: str | None = None
     # Those that it writes in place; None: there are none, or nobody wrote it down.
     caches: package.CachesInPlace | None = None
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
     format_version: int = ENGINE_FORMAT_VERSION
 
     def fits(self, sizes: Mapping[str, int]) -> bool:

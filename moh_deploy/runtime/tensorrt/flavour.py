@@ -115,6 +115,8 @@ FLAVOURS: Mapping[str, Flavour] = {
 # Find libmoh_plugin.so, the kernels for TensorRT, and check that it is of this version.
 
 PLUGIN_NAME = "libmoh_plugin.so"
+# Registers the plugins of the library beside it, in programs that only `dlopen` libraries.
+REGISTERED_NAME = "libmoh_plugin_registered.so"
 HOW_TO_BUILD = (
     "Build it with `make plugin` (nvcc and TensorRT's headers are needed, no GPU), or name it with"
     " --plugin FILE."

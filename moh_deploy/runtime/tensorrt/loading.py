@@ -52,7 +52,7 @@ def on_first_gpu() -> AbstractContextManager[object]:
     return chosen
 
 
-def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
+def open_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
     """Load what `moh-deploy build` wrote.
 
     Args:
@@ -63,6 +63,12 @@ def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
             another version; another plugin library is in this process; or TensorRT refuses.
     """
     flavour = FLAVOURS[manifest.backend]
+    if manifest.builder.strip_weights:
+        raise BackendError(
+            f"{root} was built without its weights (--strip-weights), and cannot run as it is.",
+            hint="Refit it from the lowered model (--keep-onnx) by TensorRT's OnnxParserRefitter,"
+            " or build it with its weights.",
+        )
     # The cheap checks first, with messages that say what to do; TensorRT says little of a missing
     # GPU.
     _check_gpu(root, manifest)

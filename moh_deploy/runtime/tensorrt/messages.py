@@ -39,6 +39,16 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class BuilderOptions:
+    """Options of TensorRT's builder that are passed on as they are."""
+
+    refit: bool = False  # the engine's weights can be replaced
+    weight_streaming: bool = False  # weights can stay in the host's memory, to be sent at each run
+    strip_weights: bool = False  # the engine holds no weights; a refit brings them
+    optimization_level: int | None = None  # 0 to 5: how long to search; None: TensorRT's own
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """The order to build an engine, or to parse a model only.
 
@@ -65,6 +75,7 @@ class BuildRequest:
     timing_cache_out: str | None = None
     version_compatible: bool = False
     hardware_compatibility: str | None = None
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
 
 
 Fill = Literal["random", "gates", "seen", "filled", "ranges", "zero"]

@@ -19,10 +19,18 @@ from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.tensorrt import engine_dir
 from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
+from moh_deploy.runtime.tensorrt.device_work import (
+    DeviceWork,
+    RunRefused,
+    bound,
+    time_in_turns,
+)
 from moh_deploy.runtime.tensorrt.engine_contexts import GpuContext, HostContext, is_torch, stand_in
+from moh_deploy.runtime.tensorrt.engine_report import EngineReport
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
-from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine, on_first_gpu
+from moh_deploy.runtime.tensorrt.loading import LoadedEngine, on_first_gpu, open_engine
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text
+from moh_deploy.runtime.tensorrt.tool_lines import tool_lines
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
@@ -52,7 +60,7 @@ class Engine:
         self.root = Path(root)
         self.manifest: engine_dir.EngineManifest = engine_dir.read_engine_dir(self.root)
         with on_first_gpu():
-            self._loaded: LoadedEngine | None = load_engine(self.root, self.manifest)
+            self._loaded: LoadedEngine | None = open_engine(self.root, self.manifest)
         self._on_gpu: GpuContext | None = None
         self._on_host: HostContext | None = None
 
@@ -108,6 +116,29 @@ class Engine:
         with on_first_gpu():
             self._on_host = self._on_host or HostContext(loaded, FLAVOURS[self.manifest.backend])
             return self._on_host.run(inputs, profile)
+
+    def gpu_ms(self, inputs: Mapping[str, Array]) -> float:
+        """Return the milliseconds that the GPU takes for a run: a median, by its events.
+
+        Inputs are copied to the GPU before, and outputs stay there: no copy is part of the time.
+
+        Args:
+            inputs: Name to array of numpy, for every input.
+
+        Raises:
+            ConfigError: An input is wrong, as in `run`.
+            BackendError: The driver or TensorRT refuses, or the engine is closed.
+        """
+        if self._loaded is None:
+            raise BackendError(f"{self.root} is closed.")
+        profile = self._profile(inputs)
+        try:
+            with DeviceWork() as gpu, gpu.scope():
+                given = {name: (item.shape, gpu.upload(item)) for name, item in inputs.items()}
+                call = bound(self._loaded.engine, profile, given, gpu)
+                return time_in_turns({"engine": call}, gpu.elapsed_ms)["engine"]
+        except RunRefused as error:
+            raise BackendError(f"{error}.{self._loaded.log_tail()}") from error
 
     def close(self) -> None:
         """Give the GPU's memory back. The plugin library stays in the process."""
@@ -210,8 +241,15 @@ class EngineDir(Deployed):
             plain=True,
             version_compatible=manifest.version_compatible,
             hardware_compatibility=levels.get(manifest.hardware_compatibility or ""),
+            refit=manifest.builder.refit,
+            weight_streaming=manifest.builder.weight_streaming,
+            builder_optimization_level=manifest.builder.optimization_level,
             progress=progress,
         )
+
+    def inspected(self) -> EngineReport:
+        size = (self.root / engine_dir.ENGINE_NAME).stat().st_size
+        return EngineReport(self.root, self.manifest, size, tool_lines(self.root, self.manifest))
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         return self.manifest.fits(sizes)

@@ -35,6 +35,7 @@ from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.kernel_use import instruction_sets
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME, EngineManifest
+from moh_deploy.runtime.tensorrt.flavour import REGISTERED_NAME
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
@@ -303,16 +304,16 @@ def _write_libraries(folder: Path, served: Deployed) -> bundle_json.LibraryInfo 
         return None
     else:
         # The server loads the first, which registers the plugins of the second beside it.
-        name = bundle_json.REGISTERED_NAME
-        sources = [native.FOLDER / name, served.root / manifest.plugin.file]
-        if not sources[0].is_file():
+        holders = (served.root, native.FOLDER)
+        found = [path for f in holders if (path := f / REGISTERED_NAME).is_file()]
+        if not found:
             raise ConfigError(
-                f"{served.name} needs its plugins, which Triton takes from {name}:"
+                f"{served.name} needs its plugins, which Triton takes from {REGISTERED_NAME}:"
                 f" there is none in {native.FOLDER}.",
-                hint="Build it: `make plugin && cmake --build build/cuda --target"
-                f" moh_plugin_registered && cp build/cuda/{name} {native.FOLDER}`, or"
-                " build the engine with --embed-plugin.",
+                hint="`make plugin` builds it in the sources of moh-deploy. Or build the engine"
+                " with --embed-plugin.",
             )
+        sources = [found[0], served.root / manifest.plugin.file]
     folder.mkdir()
     for source in sources:
         shutil.copyfile(source, folder / source.name)

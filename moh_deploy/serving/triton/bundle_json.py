@@ -65,8 +65,6 @@ BUNDLE_NAME = "bundle.json"
 BUNDLE_FORMAT_VERSION = 1
 REPOSITORY = "repository"
 LIBRARIES = "lib"
-# The library that registers an engine's plugins when the server loads it.
-REGISTERED_NAME = "libmoh_plugin_registered.so"
 WARMUP, CONFIG_NAME = "warmup", "config.pbtxt"  # Triton's own names
 SERVED = "package"
 # Settings that are paths in the bundle.

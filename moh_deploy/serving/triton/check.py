@@ -17,6 +17,7 @@ from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import instruction_sets
 from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.runtime.tensorrt.flavour import REGISTERED_NAME
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.source import require_own_code
@@ -195,7 +196,7 @@ def _check_engine(bundle: Bundle) -> Iterator[Finding]:
     if "TensorRT-RTX" in bundle.versions:
         text = "is of TensorRT-RTX, and Triton's backend loads engines of TensorRT only"
         yield Finding("engine", text, False, "Bundle an engine of --backend tensorrt.")
-    library, registered = bundle.library, f"{bundle_json.LIBRARIES}/{bundle_json.REGISTERED_NAME}"
+    library, registered = bundle.library, f"{bundle_json.LIBRARIES}/{REGISTERED_NAME}"
     if library is not None and library.file != registered:
         text = "is not in the bundle, so the server would know none of the engine's plugins"
         yield Finding(registered, text, False, "Write the bundle again: moh-deploy bundle.")

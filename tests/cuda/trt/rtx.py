@@ -83,10 +83,13 @@ def folder_of_the_plain_name() -> str:
     """
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     assert spec.origin is not None
-    link = builds.BUILDS / "rtx" / "libtensorrt_rtx.so"
+    folder = builds.BUILDS / "rtx"
     target = Path(spec.origin).parent / "libtensorrt_rtx.so.1"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink() or link.resolve() != target.resolve():
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
-    return str(link.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The versioned name, too, by which programs find the library before Python has loaded it.
+    for name in ("libtensorrt_rtx.so", target.name):
+        link = folder / name
+        if not link.is_symlink() or link.resolve() != target.resolve():
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+    return str(folder)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.errors import BackendError
-from moh_deploy.runtime.tensorrt.build_plan import TimingCache
-from moh_deploy.runtime.tensorrt.messages import Stack
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.runtime.tensorrt import build_plan
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, TimingCache, builder_options
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.messages import BuilderOptions, Stack
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
 from tests.runtime.tensorrt.engines import plan_of
@@ -76,3 +78,44 @@ def test_what_loads_an_engine_compiles(tmp_path: Path):
     command = [builds.COMPILER, *builds.FLAGS, "-fsyntax-only", *includes, tmp_path / "load.cc"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _plan(**changes: object) -> BuildPlan:
+    given = {"profiles": (), "targets": (), "workspace_bytes": None, "timing_cache": None}
+    given |= {"library": None, "embed_plugin": False, "keep_onnx": False}
+    return BuildPlan(FLAVOURS["tensorrt-rtx"], None, None, **(given | changes))
+
+
+@pytest.mark.parametrize("asked", [{"refit": True}, {"strip_weights": True}])
+def test_options_that_need_a_gpu_are_refused_without_one(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, bool]
+):
+    def nothing() -> None:
+        raise BackendError("there is no driver")
+
+    monkeypatch.setattr(build_plan, "read_driver", nothing)
+    options = BuilderOptions(**asked)
+    (name,) = asked
+    with pytest.raises(BackendError, match=f"needs a GPU to build with --{name.replace('_', '-')}"):
+        builder_options(options, FLAVOURS["tensorrt-rtx"])
+    assert builder_options(options, FLAVOURS["tensorrt"]) == options
+    monkeypatch.setattr(build_plan, "read_driver", lambda: None)
+    assert builder_options(options, FLAVOURS["tensorrt-rtx"]) == options
+
+
+def test_levels_of_optimization_go_from_0_to_5():
+    for level in (None, 0, 5):
+        options = BuilderOptions(optimization_level=level)
+        assert builder_options(options, FLAVOURS["tensorrt-rtx"]) == options
+    for level in (-1, 6):
+        with pytest.raises(ConfigError, match=f"is {level}, expected 0 to 5"):
+            builder_options(BuilderOptions(optimization_level=level), FLAVOURS["tensorrt"])
+
+
+def test_every_option_of_the_builder_makes_another_engine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(BuildPlan, "package_sha256", "0")
+    monkeypatch.setattr(BuildPlan, "precision", "float32")
+    asked = [{}, {"refit": True}, {"weight_streaming": True}, {"strip_weights": True}]
+    asked += [{"optimization_level": level} for level in (0, 3)]
+    keys = {_plan(builder=BuilderOptions(**each)).key(Stack("1.7")) for each in asked}
+    assert len(keys) == len(asked)

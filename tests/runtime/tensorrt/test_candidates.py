@@ -11,7 +11,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage, TensorInfo
-from moh_deploy.runtime.tensorrt import worker
+from moh_deploy.runtime.tensorrt import device_work, worker
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.candidate_networks import candidate_requests, estimated_choice
 from moh_deploy.runtime.tensorrt.candidates import (
@@ -21,11 +21,11 @@ from moh_deploy.runtime.tensorrt.candidates import (
     choose,
     unknown_sizes,
 )
+from moh_deploy.runtime.tensorrt.device_work import time_in_turns
 from moh_deploy.runtime.tensorrt.engine_graph import PackageGraph, read_graph
 from moh_deploy.runtime.tensorrt.flavour import find_plugin
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, Fill, TimingAnswer, TimingRequest
 from moh_deploy.runtime.tensorrt.profiles import Span, make_profiles
-from moh_deploy.runtime.tensorrt.worker import time_in_turns
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
@@ -311,8 +311,8 @@ def test_each_call_has_the_time_of_one_run():
 def test_calls_take_turns():
     planted = Planted(a=10.0, b=10.0)
     time_in_turns(planted.calls, planted.clock)
-    after_warm_up = planted.order[2 * worker._WARM_UP_RUNS :]
-    assert after_warm_up == ["a", "b"] * worker._ROUNDS
+    after_warm_up = planted.order[2 * device_work._WARM_UP_RUNS :]
+    assert after_warm_up == ["a", "b"] * device_work._ROUNDS
 
 
 def test_a_round_that_is_disturbed_does_not_count():

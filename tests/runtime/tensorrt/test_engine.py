@@ -13,6 +13,8 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME
+from moh_deploy.runtime.tensorrt.messages import BuilderOptions
+from tests.cuda.trt import builds
 from tests.fakes import Fakes
 from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
@@ -381,6 +383,7 @@ print(json.dumps([same, attempt(lambda: Engine(old))]))
         ),
         ({"versions": {"TensorRT": "9.3.0"}, "version_compatible": True}, "by TensorRT 9.3.0"),
         ({"backend": "tensorrt-rtx"}, "TensorRT-RTX"),
+        ({"builder": BuilderOptions(strip_weights=True)}, "was built without its weights"),
     ],
 )
 def test_what_was_built_for_something_else_is_refused(
@@ -408,3 +411,47 @@ def test_tensorrt_that_is_missing_is_refused(fakes: Fakes, tmp_path: Path):
     code = _HEAD + "print(json.dumps(attempt(lambda: Engine(sys.argv[1]))))"
     ran = python(code, write_engine(tmp_path / "engine"))
     assert "TensorRT is not installed" in json.loads(ran.stdout)[1]
+
+
+_TIMED = """
+import ctypes
+import tensorrt as trt
+class Timed(trt.IExecutionContext):
+    def execute_async_v3(self, stream):
+        ctypes.CDLL("libcuda.so.1").stand_in_run(ctypes.c_float(self._shape[0] / 8))
+        return super().execute_async_v3(stream)
+trt.IExecutionContext = Timed
+with Engine(sys.argv[1]) as engine:
+    times = [engine.gpu_ms({"x": x(*sizes)}) for sizes in ((2, 3), (8, 20))]
+    refused = attempt(lambda: engine.gpu_ms({"x": x(50, 3)}))
+print(json.dumps([times, refused, [call for call in trt.CALLS if "profile" in call]]))
+"""
+
+
+@pytest.fixture
+def driver_with_a_clock(program: Program, fakes: Fakes) -> None:
+    driver = fakes.folder / "libcuda.so.1"
+    driver.unlink()
+    driver.symlink_to(builds.build("driver", [builds.HERE / "driver.cc"]))
+
+
+def test_gpu_tells_its_time_without_copies(
+    program: Program, driver_with_a_clock: None, tmp_path: Path
+):
+    times, refused, profiles = program(_TIMED, write_engine(tmp_path / "engine"))
+    assert times == [0.25, 1.0]
+    assert profiles == ["profile 0", "profile 1"]
+    assert refused[0] == "ConfigError"
+    assert "was built for" in refused[1]
+
+
+def test_output_of_unknown_shape_is_not_timed(
+    program: Program, driver_with_a_clock: None, tmp_path: Path
+):
+    code = """
+engine = Engine(sys.argv[1])
+print(json.dumps(attempt(lambda: engine.gpu_ms({"x": x(2, 3)}))))
+"""
+    kind, said, _ = program(code, write_engine(tmp_path / "engine", by_value=True))
+    assert kind == "BackendError"
+    assert "the shape of 'y' depends on values: [-1, 3, 8]" in said

@@ -200,7 +200,7 @@ def test_tokens_without_room_are_refused(
     message: str,
 ):
     # Whatever is asked of an engine that is none fails in another way.
-    monkeypatch.setattr(engine_module, "load_engine", lambda root, manifest: object())
+    monkeypatch.setattr(engine_module, "open_engine", lambda root, manifest: object())
     engine = Engine(write_engine(tmp_path / "engine", replace(WRITES, caches=caches)))
     given = {
         "ids": np.zeros((1, seq), np.int64),
