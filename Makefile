@@ -39,7 +39,7 @@ help:
 	@echo "make test-touched   of these, the tests that reach the files changed since SINCE (default: HEAD)"
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, other runtimes, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
-	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
+	@echo "make cuda    compile the kernels for NVIDIA GPUs, those of ONNX Runtime into the package; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin libraries for TensorRT into the package; needs nvcc and TensorRT's headers, no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
@@ -118,6 +118,7 @@ plugin:
 cuda:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_TRITON_PYTHON=$(TRITON_PYTHON)
 	cmake --build build/cuda --parallel $(JOBS)
+	test ! -f build/cuda/libmoh_ort_cuda.so || cp build/cuda/libmoh_ort_cuda.so moh_deploy/native/
 
 # Compiled by zig, whatever this machine is. The same sources and time give the same bytes.
 wheels: build-dependencies $(VENV)/.build-frontend

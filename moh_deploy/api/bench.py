@@ -70,8 +70,8 @@ def bench(
         sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.
             Inputs of sizes that were not recorded are random.
         threads: Threads within an operator; None for the runtime's own choice.
-        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
-            or else ONNX Runtime. An engine has its own.
+        runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what runs a package; None for
+            what it was tuned for, or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         min_time: Seconds that the candidates run on each set of inputs, all together.
         warmup: Seconds that they run before, untimed.

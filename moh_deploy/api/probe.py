@@ -50,8 +50,8 @@ def probe(
         valid_tokens: The input that is 0 for padding; `not NAME`: 1 for padding. None takes
             the one that the package names, if it names one; `all` takes none.
         longest: Dynamic dimension to the size that counts as its longest.
-        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
-            or else ONNX Runtime. An engine has its own.
+        runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what runs a package; None for
+            what it was tuned for, or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
             without, the function bodies do.

@@ -39,8 +39,8 @@ def run(
             order, which the report then says.
         outputs: npz file to write; its members are named like the model's outputs. An earlier npz
             file is replaced.
-        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
-            or else ONNX Runtime. An engine has its own.
+        runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what runs a package; None for
+            what it was tuned for, or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         progress: What to report steps to.
 

@@ -46,8 +46,8 @@ def tune(
             the recorded run at the example's sizes. Choices are good for the sizes that were
             measured.
         weights: How often each file counts; 1 each without.
-        runtime: `onnxruntime` or `openvino`: what it is to be fastest in; None for what it was
-            tuned for, or else ONNX Runtime. The choices are good for that one.
+        runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what it is to be fastest in; None
+            for what it was tuned for, or else ONNX Runtime. The choices are good for that one.
         threads: Threads within an operator; None for the runtime's own choice.
         min_time: Seconds that each comparison takes at least.
         choose: Path of a layer, or `all`, to `dense`, `sparse` or `projected`: nothing is measured.
@@ -63,7 +63,7 @@ def tune(
         BackendError: There are no kernels, so there is nothing to choose; or ONNX Runtime failed.
         ValidationError: The package as chosen computes something else.
     """
-    progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
+    progress = progress or SilentProgress()
     check_timing(threads, min_time=min_time)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
@@ -74,6 +74,8 @@ def tune(
         runs_in = runtime_for(runtime, package.manifest.runtime)
         variant = Variant(runtime=runs_in, threads=threads)
         use = kernels_of(variant, package.manifest.compute_type)
+    on_gpu = runs_in == "onnxruntime-cuda"
+    stopwatch = Stopwatch.for_threads(threads, min_time, on_gpu=on_gpu)
     # Beside the package, on whose disk there has to be room for the result anyway.
     # A dry run needs no permission to write beside the package.
     place = temporary_place("moh-deploy-tune") if dry_run else package.root

@@ -95,7 +95,7 @@ def tune_within(
             not equal to the original.
         BackendError: No runtime can run the package.
     """
-    progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
+    progress = progress or SilentProgress()
     check_timing(threads, min_time=min_time)
     conditions = parse_conditions([within] if isinstance(within, str) else list(within))
     metrics = metrics_of(conditions, has_labels=labels is not None)
@@ -132,6 +132,11 @@ def tune_within(
             tuple(map(Path, code_dirs)),
             named_mask(base.manifest, None),
         )
+    precisions = (STATIC_INT8, *LOWER_PRECISIONS) if calibrated else LOWER_PRECISIONS
+    ways, absent = find_ways(base, runtime, precisions)
+    # One clock for all: they are compared with each other.
+    on_gpu = any(way.runtime == "onnxruntime-cuda" for way in ways)
+    stopwatch = Stopwatch.for_threads(threads, min_time, on_gpu=on_gpu)
     asked = WithinTask(
         partial(_lowered, calibrated),
         base.root,
@@ -144,8 +149,6 @@ def tune_within(
         measure or stopwatch,
         stopwatch.name,
     )
-    precisions = (STATIC_INT8, *LOWER_PRECISIONS) if calibrated else LOWER_PRECISIONS
-    ways, absent = find_ways(base, runtime, precisions)
     texts = tuple(condition.text.strip() for condition in conditions)
     # Beside the output, on whose disk there has to be room anyway.
     place = written or temporary_place("moh-deploy-tune")

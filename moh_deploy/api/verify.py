@@ -77,8 +77,8 @@ def verify(
         inputs: npz files, or directories of them. Members are named like the model's inputs; or all
             otherwise, in their order, which the report then says; and like its outputs for expected
             outputs.
-        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
-            or else ONNX Runtime. An engine has its own.
+        runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what runs a package; None for
+            what it was tuned for, or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.

@@ -21,8 +21,9 @@ ArtefactDir: TypeAlias = Annotated[Path | None, Argument("[DIR]")]
 Json: TypeAlias = Annotated[bool, "--json", "Print one JSON object on stdout, and nothing else."]
 RuntimeName: TypeAlias = Annotated[
     Runtime | None,
-    "What runs a package on the CPU. openvino compiles it for each shape, and runs bfloat16 where"
-    " the processor can: pip install 'moh-deploy[openvino]'."
+    "What runs a package. openvino compiles it for each shape, and runs bfloat16 where the"
+    " processor can: pip install 'moh-deploy[openvino]'. onnxruntime-cuda needs an NVIDIA GPU and"
+    " the wheel onnxruntime-gpu: docs/runtimes.md."
     "  [default: what it was tuned for, or else onnxruntime]",
 ]
 KernelChoice: TypeAlias = Annotated[

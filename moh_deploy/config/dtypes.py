@@ -6,13 +6,17 @@ from typing import Literal, get_args
 
 from moh_deploy.errors import ConfigError
 
-# The runtimes that packages and ONNX models run in, on the CPU. An engine has its own.
+# The runtimes that packages and ONNX models run in. An engine has its own.
 
 # What options, plans and manifests call it.
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "onnxruntime-cuda"]
 
 # Each to what reports call it; the first runs what was tuned for none.
-RUNTIMES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES: Mapping[Runtime, str] = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "onnxruntime-cuda": "ONNX Runtime (CUDA)",
+}
 
 
 # What kernels for the CPU multiply attention in.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.cpu import CpuRun, OpenVinoFacts
-from moh_deploy.machine.gpu import ORT_CUDA_NAME
 from moh_deploy.machine.machine import Ability, Machine
+from moh_deploy.native import ORT_CUDA_NAME
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.report import Report
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.system.nvidia_driver import Gpu, read_driver
+from moh_deploy.system.nvidia_driver import NO_GPU, Gpu, read_driver
 
 # Tell which GPUs a library has code for, from the file: nvcc embeds it in "fat binaries".
 #
@@ -74,9 +74,6 @@ def _entries(content: bytes) -> Iterator[tuple[int, int]]:
 
 # Load native libraries for NVIDIA GPUs to see whether they work.
 
-ORT_CUDA_NAME = "libmoh_ort_cuda.so"
-_BUILD_ORT_CUDA = f"make cuda && cp build/cuda/{ORT_CUDA_NAME} moh_deploy/native/"
-
 
 @dataclass(frozen=True)
 class LibraryFacts:
@@ -98,8 +95,8 @@ class LibraryFacts:
 
 def probe_ort_cuda() -> LibraryFacts | Failed:
     """Load the operators for ONNX Runtime's CUDA provider, and register them."""
-    path = native.FOLDER / ORT_CUDA_NAME
-    found = probe_library(path, "moh_ort_cuda", command=_BUILD_ORT_CUDA)
+    path = native.FOLDER / native.ORT_CUDA_NAME
+    found = probe_library(path, "moh_ort_cuda", command=native.BUILD_ORT_CUDA)
     if isinstance(found, Failed):
         return found
     # Loading proves little: ONNX Runtime may still refuse the operators, for its version say.
@@ -145,9 +142,6 @@ def _text(library: ctypes.CDLL, name: str) -> str | None:
     function.restype = ctypes.c_char_p
     text: str = function().decode()
     return text
-
-
-NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` lists it there)"
 
 
 @dataclass(frozen=True)

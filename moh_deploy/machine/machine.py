@@ -15,9 +15,10 @@ from moh_deploy.add_ons import AddedCommand, Group, entry_points, missing_metada
 from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.cpu import CpuFacts, OpenVinoFacts, probe_cpu, probe_openvino
-from moh_deploy.machine.gpu import ORT_CUDA_NAME, GpuFacts, LibraryFacts, probe_gpu, probe_ort_cuda
+from moh_deploy.machine.gpu import GpuFacts, LibraryFacts, probe_gpu, probe_ort_cuda
 from moh_deploy.machine.packages import Packages, probe_packages
 from moh_deploy.machine.tools import Tools, gaps_to_build, probe_tools
+from moh_deploy.native import INSTALL_ORT_GPU, ORT_CUDA_NAME
 from moh_deploy.report.report import FLAT, in_json
 from moh_deploy.system.nvidia_driver import DRIVER_HINT, Gpu, takes_cuda
 from moh_deploy.system.progress import Progress
@@ -160,8 +161,7 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
     cuda_gaps = [*cpu_gaps]
     if not isinstance(runtime, Failed) and "CUDAExecutionProvider" not in runtime.providers:
         why = f"ONNX Runtime {runtime.version} has no CUDAExecutionProvider"
-        fix = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-        cuda_gaps.append(Failed(why, fix))
+        cuda_gaps.append(Failed(why, INSTALL_ORT_GPU))
     cuda_gaps += (*failed(machine.gpu), *failed(machine.ort_cuda))
     cuda_gaps += code_gaps(machine, machine.ort_cuda)
     by_runtime = None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"

@@ -8,6 +8,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from moh_deploy.native import INSTALL_ORT_GPU
+
 OWN_NAME = "moh-deploy"
 # Each name may be had in several builds, of which one is enough.
 _ORT, _ORT_GPU = "onnxruntime", "onnxruntime-gpu"
@@ -84,7 +86,7 @@ def _facts(name: str, expected: str, *, required: bool) -> PackageFacts:
     if name == _ORT_GPU and not required:
         # Both are installed, and which of the two is imported depends on the order.
         problem = f"{_ORT} is installed, too, and holds the same files"
-        fix = f"pip uninstall {_ORT} {_ORT_GPU}, then pip install {_ORT_GPU}"
+        fix = INSTALL_ORT_GPU
     version = None if found is None else found.version
     return PackageFacts(name, version, expected, required, problem, fix)
 

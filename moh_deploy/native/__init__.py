@@ -1,4 +1,4 @@
-"""The CPU kernels of the installation: a library, or the reason why it is missing.
+"""The kernel libraries of the installation; for the CPU also the reason why its library is missing.
 
 Light to import: a program that registers the library in a session of its own needs nothing else.
 """
@@ -13,6 +13,13 @@ LIBRARY_NAME = "libmoh_ort_cpu.so"
 OPENVINO_NAME = "libmoh_openvino.so"
 BUILD_OPENVINO = "python -m moh_deploy.native.build_openvino"
 """What builds the extension for the OpenVINO that is installed."""
+ORT_CUDA_NAME = "libmoh_ort_cuda.so"
+BUILD_ORT_CUDA = "make cuda"
+"""What compiles that library into this folder, in the sources of moh-deploy."""
+INSTALL_ORT_GPU = (
+    "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'onnxruntime-gpu[cuda,cudnn]'"
+)
+"""How ONNX Runtime's CPU wheel is exchanged for that with CUDA: both hold the same files."""
 # Written by tools/build_kernels.py.
 RECORD_NAME = "build.json"
 LOG_NAME = "build.log"
@@ -30,6 +37,12 @@ def kernel_library() -> Path | None:
 def openvino_extension() -> Path | None:
     """Return the extension by which OpenVINO runs the kernels, or None."""
     path = FOLDER / OPENVINO_NAME
+    return path if path.is_file() else None
+
+
+def cuda_library() -> Path | None:
+    """Return the library with the operators of ONNX Runtime's CUDA provider, or None."""
+    path = FOLDER / ORT_CUDA_NAME
     return path if path.is_file() else None
 
 

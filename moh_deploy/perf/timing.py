@@ -173,9 +173,11 @@ class Stopwatch:
     settle_seconds: float = 0.0  # nothing runs for so long before a turn
 
     @classmethod
-    def for_threads(cls, threads: int | None, min_seconds: float) -> Stopwatch:
-        """Return a stopwatch by CPU time for one thread, by time on the wall for several."""
-        if threads == 1:
+    def for_threads(
+        cls, threads: int | None, min_seconds: float, *, on_gpu: bool = False
+    ) -> Stopwatch:
+        """Return a stopwatch by CPU time for one thread, by time on the wall for more or a GPU."""
+        if threads == 1 and not on_gpu:
             return cls(time.process_time, "CPU", min_seconds)
         return cls(time.perf_counter, "wall", min_seconds, settle_seconds(threads))
 

@@ -101,6 +101,10 @@ class KernelUse:
 # bodies run instead, and the reason for that goes into every report.
 
 REINSTALL = "Install moh-deploy again, or run without the library: --kernels off."
+_NO_CUDA_LIBRARY = (
+    f"moh_deploy/native has no {native.ORT_CUDA_NAME}; `{native.BUILD_ORT_CUDA}` in the sources of"
+    " moh-deploy builds it, by nvcc and without a GPU"
+)
 _COPY_AGAIN = "Copy it again from where it was whole, or write the bundle again."
 
 
@@ -110,6 +114,7 @@ def choose_kernels(
     library: Path | None = None,
     instruction_set: str | None = None,
     compute_type: ComputeType = "float32",
+    on_gpu: bool = False,
 ) -> KernelUse:
     """Decide which library a session is to use, and how.
 
@@ -118,6 +123,7 @@ def choose_kernels(
         library: Another one than the installation's.
         instruction_set: One of those that the library offers here; None for the best.
         compute_type: What the package allows the matrix products to take.
+        on_gpu: The session computes on ONNX Runtime's CUDA provider, whose library is another one.
 
     Raises:
         ConfigError: `kernels` is none of the three, or the instruction set is not to be had.
@@ -129,15 +135,20 @@ def choose_kernels(
     if kernels == "off":
         return KernelUse(None, _OFF, None, compute_type)
     # A library that was named and cannot be loaded fails below: falling back would hide it.
-    path = library or native.kernel_library()
-    if path is None and kernels == "auto":
-        return KernelUse(None, native.why_no_library(), None, compute_type)
+    path = library or (native.cuda_library() if on_gpu else native.kernel_library())
     if path is None:
+        why = _NO_CUDA_LIBRARY if on_gpu else native.why_no_library()
+        if kernels == "auto":
+            return KernelUse(None, why, None, compute_type)
+        page = "docs/cuda.md" if on_gpu else "docs/cpu-kernels.md"
         raise BackendError(
-            f"kernels are required, but there is no kernel library: {native.why_no_library()}.",
-            hint="docs/cpu-kernels.md says what to install. --kernels auto runs function bodies in"
+            f"kernels are required, but there is no kernel library: {why}.",
+            hint=f"{page} says what to install. --kernels auto runs function bodies in"
             " standard ONNX ops where there is no kernel.",
         )
+    if on_gpu:
+        _loaded(path, "moh_ort_cuda_version")
+        return KernelUse(path, None, None, compute_type)
     # Loaded by ctypes first: a library of another version would be refused by ONNX Runtime with no
     # word of that, or not at all.
     usable = instruction_sets(path)
@@ -171,6 +182,12 @@ def instruction_sets(path: Path) -> list[str]:
     Raises:
         BackendError: It cannot be loaded, is none of ours, or of another version.
     """
+    library = _loaded(path, "moh_cpu_version")
+    return _text(library, "moh_cpu_instruction_sets", path).split(",")
+
+
+def _loaded(path: Path, version_function: str) -> ctypes.CDLL:
+    """Load a library of this version; raises as `instruction_sets` does."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -178,16 +195,18 @@ def instruction_sets(path: Path) -> list[str]:
             f"the kernel library {path} cannot be loaded: {error}.", hint=_again(path)
         ) from error
     # Library and Python share the meaning of attributes, which may change with any version.
-    version = _text(library, "moh_cpu_version", path)
+    version = _text(library, version_function, path)
     if version != __version__:
         raise BackendError(
             f"the kernel library {path} is of version {version}, moh-deploy of {__version__}.",
             hint=_again(path),
         )
-    return _text(library, "moh_cpu_instruction_sets", path).split(",")
+    return library
 
 
 def _again(path: Path) -> str:
+    if path == native.cuda_library():
+        return f"Build it again: {native.BUILD_ORT_CUDA}. --kernels off runs without."
     return REINSTALL if path == native.kernel_library() else _COPY_AGAIN
 
 

@@ -21,6 +21,7 @@ from moh_deploy.package import ComputeType, Manifest, OnnxPackage, Runtime, Tens
 from moh_deploy.report.report import count
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels
+from moh_deploy.runtime.onnxruntime.cuda import choose_cuda_kernels, cuda_name, open_on_cuda
 from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
 from moh_deploy.runtime.openvino.extension import choose_extension, openvino_name
 from moh_deploy.runtime.openvino.runner import open_compiled
@@ -207,6 +208,11 @@ _RUNTIMES: Mapping[Runtime, _RuntimeDoes] = {
         lambda: openvino_name(),
         lambda variant, allowed: choose_extension(variant, allowed)[1],
         _open_openvino,
+    ),
+    "onnxruntime-cuda": _RuntimeDoes(
+        lambda: cuda_name(),
+        lambda variant, allowed: choose_cuda_kernels(variant, allowed),
+        lambda source, variant: open_on_cuda(source, variant),
     ),
 }
 

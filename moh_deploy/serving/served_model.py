@@ -162,7 +162,7 @@ def open_served(
     export: OtlpExport | None = None
     if settings.otlp is not None:  # First: it may not be installed, and a model takes long.
         export = OtlpExport(settings.otlp, model=settings.name, version=settings.version)
-    way = served_variant(settings, runtime_for(None, model.preferred_runtime))
+    way = served_variant(settings, runtime_for(settings.runtime, model.preferred_runtime))
     telemetry = drift = None
     # An engine was compiled without its gates: nothing of its routing can be read.
     if not model.is_compiled:

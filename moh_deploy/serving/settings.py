@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moh_deploy.config.dtypes import Runtime
 from moh_deploy.config.strict_json import Strict
 
 # Of a server's numbers: clocks and configurations overflow at larger ones.
@@ -33,6 +34,7 @@ class ServingSettings(Strict):
     shadow_share: float = 0.05  # on which share of the batches
     # Routing profile that live routing is compared with; None for none.
     reference: str | None = None
+    runtime: Runtime | None = None  # what runs a package; None for what it was tuned for
     library: str | None = None  # the kernels to run on; None for the installation's
     # The collector that metrics are sent to, as `http://collector:4318`; None for none.
     otlp: str | None = None

@@ -9,6 +9,7 @@ DRIVER_HINT = (
     "update the driver (580 or later takes CUDA 13, 525 or later CUDA 12), or compile the library"
     " with an older CUDA, 12.8 at least: make plugin"
 )
+NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` lists it there)"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 

@@ -85,9 +85,10 @@ def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str]
     """
     if use.library is None:
         return
-    # The library reads these when it is registered.
-    options.add_session_config_entry("moh.instruction_set", str(use.instruction_set))
-    options.add_session_config_entry("moh.compute_type", use.compute_type)
+    # The library reads these when it is registered. That for GPUs has one set of kernels.
+    if use.instruction_set is not None:
+        options.add_session_config_entry("moh.instruction_set", use.instruction_set)
+        options.add_session_config_entry("moh.compute_type", use.compute_type)
     if named := ",".join(sorted(domains)):
         options.add_session_config_entry("moh.domains", named)
     try:

@@ -1,9 +1,9 @@
-"""Run a package with ONNX Runtime on the CPU."""
+"""Open sessions of ONNX Runtime, on the CPU unless `cuda` asks for a GPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.input_check import InputCheck
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement, register
-from moh_deploy.runtime.onnxruntime.runner import OrtRunner, calling_ort
+from moh_deploy.runtime.onnxruntime.runner import Device, OrtRunner, calling_ort
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
 from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.system.isolate import isolated
@@ -40,12 +40,20 @@ TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTranspose
 of a product with a matrix: tokens before samples, say."""
 
 
-def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> OrtRunner:
+def open_session(
+    source: OnnxPackage | Path,
+    variant: Variant = AS_IT_IS,
+    *,
+    device: Device = "cpu",
+    create: Callable[[str | bytes, ort.SessionOptions], ort.InferenceSession] | None = None,
+) -> OrtRunner:
     """Load a model into ONNX Runtime.
 
     Args:
         source: A package, or the path of an ONNX model.
         variant: In which way.
+        device: What the session computes on.
+        create: Makes the session of a model, or of its path; None for `create_session`.
 
     Raises:
         BackendError: Kernels are required but not used, the library is there but cannot be used, an
@@ -57,7 +65,8 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
 
     # Emulation is decided here and recorded in the description: no result may look native that is
     # not. A model that computes in both is emulated in bfloat16.
-    emulated: list[EmulatedDtype] = [] if _has_bfloat16() else ["bfloat16"]
+    on_gpu = device != "cpu"
+    emulated: list[EmulatedDtype] = [] if on_gpu or _has_bfloat16() else ["bfloat16"]
     emulated += ["float16"] if variant.round_results else []
     model = prepare_model(source, variant, emulate_dtypes=emulated)
     use = choose_kernels(
@@ -65,6 +74,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         library=variant.library,
         instruction_set=variant.instruction_set,
         compute_type=model.compute_type,
+        on_gpu=on_gpu,
     )
     # Fused operators would skip the roundings that are emulated.
     optimize = variant.optimize and not model.emulated_dtype
@@ -79,7 +89,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         placement = Placement(list(model.moh_nodes), scratch)
         placement.prepare(options)
         register(use, options, {operator.domain for operator in model.moh_nodes.values()})
-        session = create_session(model.content, options)
+        session = (create or create_session)(model.content, options)
         layer_impl = placement.read(session) | model.dense_nodes
     # The operators that the library would have to know for all nodes to run on kernels.
     unknown = {
@@ -91,7 +101,8 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     run_options = None
     if not variant.spins:  # else the arena keeps as much as the largest run took
         run_options = ort.RunOptions()
-        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        arenas = "cpu:0;gpu:0" if on_gpu else "cpu:0"
+        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
     inputs = tuple(map(tensor_info, session.get_inputs()))
     return OrtRunner(
         inputs,
@@ -99,10 +110,13 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         model.description(runtime_name(), use, layer_impl, variant.kernels),
         InputCheck(inputs),
         model.index_check,
-        model.buffers,
+        # On a GPU the memory of an array is no memory of the session: it is copied, and what is
+        # written into the copy would be lost.
+        {} if on_gpu else model.buffers,
         model.caches,
         run_options,
         session,
+        device,
     )
 
 
@@ -148,11 +162,16 @@ def session_options(folder: Path, threads: int | None, optimize: bool) -> ort.Se
 def create_session(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     import onnxruntime as ort
 
-    model = content if isinstance(content, bytes) else _RawPath(content)
+    model = path_or_bytes(content)
     return calling_ort(
         "loading the model",
         lambda: ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]),
     )
+
+
+def path_or_bytes(content: str | bytes) -> os.PathLike[bytes] | bytes:
+    """Return a model, or its path, as `InferenceSession` takes it."""
+    return content if isinstance(content, bytes) else _RawPath(content)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moh_deploy.config.dtypes import Runtime
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving.api.bundle import DEFAULT_GUARD
 from moh_deploy.serving.http.queue import MIB, HttpLimits
@@ -34,6 +35,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str | None = None,
+    runtime: Runtime | None = None,
     instances: int | None = None,
     threads: int | None = None,
     max_batch: int | None = None,
@@ -70,6 +72,8 @@ def serve(
         port: Port; 0 for any that is free.
         name: What clients call the model; None for what the bundle says, or the
             name of its directory.
+        runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what runs a package, and not those
+            beside it; None for what it was tuned for, or else ONNX Runtime.
         instances: How many batches run at the same time.
         threads: Threads of each. Of both, what is None follows from the other: together they are
             the cores of this machine, and one instance has them all.
@@ -134,6 +138,7 @@ def serve(
             raise ConfigError(f"--{option} is {number:g}, expected {expected}.")
     given: dict[str, Any] = {
         "name": name,
+        "runtime": runtime,
         "instances": instances,
         "threads": threads,
         "max_batch": max_batch,

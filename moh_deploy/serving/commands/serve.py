@@ -32,6 +32,7 @@ class ToServe(TypedDict):
     name: Annotated[
         str | None, "What clients call the model.  [default: the bundle's, or the name of DIR]"
     ]
+    runtime: options.RuntimeName
     instances: Annotated[
         int | None,
         "N",

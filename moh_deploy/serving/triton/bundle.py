@@ -217,6 +217,13 @@ def _backend_for(
             hint=None if served.is_compiled else "Build an engine from it: moh-deploy build.",
         )
     if not isinstance(served.manifest, EngineManifest):
+        if served.preferred_runtime == "onnxruntime-cuda":
+            raise ConfigError(
+                f"{served.name} was tuned for onnxruntime-cuda, and a bundle brings kernels for the"
+                " CPU along.",
+                hint="Tune it for the CPU: moh-deploy tune DIR --runtime onnxruntime. Or serve it:"
+                " moh-deploy serve DIR.",
+            )
         return backend
     if served.manifest.backend != "tensorrt":
         raise ConfigError(

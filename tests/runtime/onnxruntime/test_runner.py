@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper, parser
 
@@ -100,6 +101,39 @@ def test_steps_return_what_runs_by_hand_do(tmp_path: Path, dtype: str, in_place:
     sums = [TABLE[ids[0]].sum(0), TABLE[ids[1][1:]].sum(0)]
     np.testing.assert_allclose(found[-1]["y"], sums)
     np.testing.assert_array_equal(state["past"], given["past"])
+
+
+class OnCpu(ort.IOBinding):
+    """A binding of a session on the CPU that notes which memory was asked for."""
+
+    asked: dict[str, str] = {}  # noqa: RUF012  (of one test)
+
+    def bind_output(self, name: str, device_type: str = "cpu") -> None:
+        self.asked[name] = device_type
+        super().bind_output(name)
+
+
+def test_on_a_gpu_a_state_stays_there_unless_checks_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = """g (float[new, 2] x, float[past, 2] a, float[past, 2] b)
+        => (float[total, 2] y, float[total, 2] more_a, float[total, 2] more_b) {
+        more_a = Concat <axis = 0> (a, x)
+        more_b = Concat <axis = 0> (b, x)
+        y = Add (more_a, more_b)
+    }"""
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    onnx.save(model, tmp_path / "model.onnx")
+    runner = replace(open_session(tmp_path / "model.onnx"), device="cuda")
+    monkeypatch.setattr(runner.session, "io_binding", lambda: OnCpu(runner.session), raising=False)
+    monkeypatch.setattr(OnCpu, "asked", {})
+    empties = {name: np.zeros((0, 2), np.float32) for name in "ab"}
+    step = runner.steps(empties, {"a": "more_a", "b": "more_b"})
+    for length in (3, 4):
+        found = step({"x": np.ones((length - 3 or 3, 2), np.float32)})
+        np.testing.assert_array_equal(found["y"], np.full((length, 2), 2))
+    # `a` says how long both are.
+    assert OnCpu.asked == {"y": "cpu", "more_a": "cpu", "more_b": "cuda"}
 
 
 @pytest.mark.parametrize("in_place", [True, False])
