@@ -252,8 +252,10 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: 
 def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> TokenView:
     """Find the elements of outputs and gates that belong to valid tokens."""
     shapes = {name: array.shape for name, array in expected.outputs.items()}
-    outputs = output_view(valid, manifest.outputs, shapes)
-    found, notes = {**outputs.selections}, [*outputs.notes]
+    caches = _buffer_selections(valid, manifest, shapes)
+    others = [output for output in manifest.outputs if output.name not in caches]
+    outputs = output_view(valid, others, shapes)
+    found, notes = {**outputs.selections, **caches}, [*outputs.notes]
     for info in manifest.inputs:
         # Layers have the tokens of the call.
         if valid.new_tokens in info.shape and info.name in expected.inputs:
@@ -268,6 +270,27 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
             f"All tokens of layer '{layer.path}' are compared: '{valid.name}' has other ones."
         )
     return TokenView(found, tuple(notes))
+
+
+def _buffer_selections(
+    valid: ValidTokens, manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, _Selection]:
+    """Find the places of caches that hold no padding, where the mask is of old and new tokens.
+
+    A buffer has a place for each of these tokens, in their order. Places behind them stay as they
+    were given, and are compared.
+    """
+    if manifest.caches is None or valid.new_tokens != manifest.caches.new_length:
+        return {}
+    found = {}
+    batch, tokens = valid.mask.shape
+    for buffer in manifest.caches.buffers:
+        shape = shapes.get(buffer.present, ())
+        if shape and shape[0] == batch and shape[buffer.axis] >= tokens:
+            mask = np.ones((batch, shape[buffer.axis]), np.bool_)
+            mask[:, :tokens] = valid.mask
+            found[buffer.present] = _Selection((0, buffer.axis), mask)
+    return found
 
 
 def output_view(

@@ -12,7 +12,14 @@ from onnx import TensorProto, helper
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, ValidationError
-from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.package import (
+    CacheBuffer,
+    CachesInPlace,
+    OnnxPackage,
+    PackageWriter,
+    TensorInfo,
+    VectorSet,
+)
 from moh_deploy.report.document import About
 from moh_deploy.system.npz import BFLOAT16, Array, write_npz
 from moh_deploy.validate.compare.parity_report import ParityReport
@@ -74,6 +81,23 @@ def test_tokens_behind_a_cache_are_the_last_ones_of_the_mask(
     np.testing.assert_array_equal(inner_places(valid, dims, shape), expected)
     view = output_view(valid, [TensorInfo("y", "float32", dims)], {"y": shape})
     np.testing.assert_array_equal(view.places("y", shape), expected)
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "left_out"),
+    [("seq", [[0, 2], [1, 1], [1, 2]]), (None, [])],  # None: the places of the tokens are unknown
+)
+def test_places_of_padding_in_a_cache_in_place_are_not_compared(
+    new_tokens: str | None, left_out: list[list[int]]
+):
+    present = TensorInfo("present", "float32", ("batch", 2, "buffer", 4))
+    caches = CachesInPlace((CacheBuffer("past", "present", 2),), "total - seq", "seq")
+    manifest = replace(MANIFEST, outputs=(present,), layers=(), caches=caches)
+    valid = ValidTokens("mask", MASK != 0, ("batch", "total"), new_tokens=new_tokens)
+    found = VectorSet({}, {}, {"present": np.zeros((2, 2, 5, 4), np.float32)}, (), ())
+    places = token_view(valid, manifest, found).places("present", (2, 2, 5, 4))
+    assert np.argwhere(~places[:, 0, :, 0]).tolist() == left_out
+    assert places[:, :, 3:].all()  # no token is there: it stays as it was given
 
 
 def test_axes_of_a_fixed_size_have_to_be_there_once():
