@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("moh_deploy", "tests")
 # What documents and reports read is named in the tests that read it.
-READ_BY_NAME = {".md", ".json", ".yaml", ".html", ".css"}
+READ_BY_NAME = {".md", ".json", ".yaml", ".html", ".css", ".txt"}
 
 
 def main() -> str | None:
