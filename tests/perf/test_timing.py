@@ -137,6 +137,8 @@ def test_one_thread_is_timed_by_what_it_does_and_several_by_the_wall():
     assert Stopwatch.for_threads(1, 1.0).clock is time.process_time
     assert Stopwatch.for_threads(2, 1.0).clock is time.perf_counter
     assert Stopwatch.for_threads(None, 1.0).name == "wall"
+    # One thread waits while a GPU works.
+    assert Stopwatch.for_threads(1, 1.0, on_gpu=True).name == "wall"
 
 
 @pytest.mark.parametrize(("threads", "pauses"), [(1, 0), (2, 14), (None, 14)])

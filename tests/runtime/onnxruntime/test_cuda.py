@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,21 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy import native
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import kernels_of, runtime_for, runtime_name_of
 from moh_deploy.runtime.onnxruntime import cuda
-from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.onnxruntime.runner import OrtRunner
+from moh_deploy.runtime.open_runner import find_deployed, open_runner
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.system.nvidia_driver import Driver, Gpu
 from tests.handmade_package import LAYER, vectors, write_package
 from tests.kernel_library import required_library
+from tests.runtime.onnxruntime.test_runner import FOLLOWING, STEPS, empty, opened
 
 ON_CUDA = Variant(runtime="onnxruntime-cuda")
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -34,6 +41,16 @@ class Binding(ort.IOBinding):
     def bind_output(self, name: str, device_type: str = "cpu") -> None:
         self.asked.append((name, device_type))
         super().bind_output(name)
+
+
+class RunOptions(ort.RunOptions):
+    """Options that leave out the GPU's memory, which the CPU has none of."""
+
+    asked: dict[str, str] = {}  # noqa: RUF012  (of all runs of a test)
+
+    def add_run_config_entry(self, key: str, value: str) -> None:
+        self.asked[key] = value
+        super().add_run_config_entry(key, value.removesuffix(";gpu:0"))
 
 
 class Session(ort.InferenceSession):
@@ -69,7 +86,9 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: list(PROVIDERS))
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(Session, "started", PROVIDERS)
+    monkeypatch.setattr(ort, "RunOptions", RunOptions)
     monkeypatch.setattr(Binding, "asked", [])
+    monkeypatch.setattr(RunOptions, "asked", {})
 
 
 @pytest.fixture
@@ -177,15 +196,34 @@ def test_outputs_of_a_timed_call_stay_on_the_gpu(package: OnnxPackage):
 
 
 @pytest.mark.usefixtures("gpu", "no_library")
-def test_memory_of_the_gpu_is_given_back_where_threads_do_not_spin(
-    package: OnnxPackage, monkeypatch: pytest.MonkeyPatch
+def test_cache_in_place_is_taken_from_each_result_on_the_gpu(tmp_path: Path):
+    # The session reads a copy of the caller's memory: bound once, it would stay as it was.
+    on_the_cpu = opened(tmp_path, in_place=True)
+    runner = open_runner(tmp_path / "model.onnx", ON_CUDA)
+    assert isinstance(runner, OrtRunner)
+    assert (runner.buffers, on_the_cpu.buffers) == ({}, {"present": "past"})
+    step, plain = (each.steps(empty(in_place=True), FOLLOWING) for each in (runner, on_the_cpu))
+    for inputs in STEPS:
+        np.testing.assert_array_equal(step(inputs)["y"], plain(inputs)["y"])
+
+
+@pytest.mark.usefixtures("gpu", "no_library")
+def test_memory_of_the_gpu_is_given_back_where_threads_do_not_spin(package: OnnxPackage):
+    open_runner(package, replace(ON_CUDA, spins=False)).run(vectors().inputs)
+    assert RunOptions.asked == {"memory.enable_memory_arena_shrinkage": "cpu:0;gpu:0"}
+
+
+@pytest.mark.usefixtures("gpu", "no_library")
+def test_server_runs_what_it_is_told_or_what_the_package_was_tuned_for(
+    package: OnnxPackage, tmp_path: Path
 ):
-    entries: dict[str, str] = {}
-
-    class RunOptions:
-        def add_run_config_entry(self, key: str, value: str) -> None:
-            entries[key] = value
-
-    monkeypatch.setattr(ort, "RunOptions", RunOptions)
-    open_runner(package, replace(ON_CUDA, spins=False))
-    assert entries == {"memory.enable_memory_arena_shrinkage": "cpu:0;gpu:0"}
+    settings = ServingSettings("m", threads=1, runtime="onnxruntime-cuda")
+    with closing(open_served(find_deployed(package.root), settings)) as served:
+        assert served.describe().device == "NVIDIA L4"
+    tuned = write_choices(
+        package, package.manifest.layers, tmp_path / "tuned", runtime="onnxruntime-cuda"
+    )
+    with closing(open_served(find_deployed(tuned.root), ServingSettings("m", threads=1))) as served:
+        assert served.describe().device == "NVIDIA L4"
+    with pytest.raises(ConfigError, match="tuned for onnxruntime-cuda, and a bundle brings"):
+        write_bundle(find_deployed(tuned.root), tmp_path / "bundle", ServingSettings("m"))
