@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend import limits
-from moh_deploy.frontend.emit import emit, output_types
-from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.emit import emit, lowered_operator, output_types
+from moh_deploy.frontend.fx.arrays import dtype_name, shortest_float
 from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.fx.containers import output_names
 from moh_deploy.frontend.inputs.padding import named_tokens, tokens_of
@@ -59,6 +59,7 @@ class Converted:
     vectors: tuple[package.VectorSet, ...]  # runs of the original
     total_flops: int | None  # of the original at the example's sizes
     precision: str  # the shortest floating-point dtype among weights and outputs
+    lowered: str | None  # the first operator that computes in a shorter one, as under autocast
     dim_ranges: Ranges  # dimension to the sizes that the trace is good for, where it limits them
     dim_sums: tuple[package.DimSum, ...]  # dimensions that the trace limits together
     limits: dict[str, str]  # why dimensions have such ranges, where that is no matter of size 0
@@ -130,6 +131,8 @@ def convert(
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
         agreeing, kept = _agreeing(swaps, sizes.recordings)
+        # Outputs may be cast up after a model has computed in half.
+        precision = shortest_float([*program.state_dict.values(), *example.outputs])
     with progress.step("translating to ONNX"):
         committed = commit(program, rewrites, agreeing)
         fold_constants(committed, by_torch=model.original is None)
@@ -151,7 +154,8 @@ def convert(
             for run, recording in zip(sizes.runs, sizes.recordings, strict=True)
         ),
         total_flops=flops,
-        precision=_precision(program, example.outputs),
+        precision=dtype_name(precision),
+        lowered=lowered_operator(program, precision),
         dim_ranges=relations.complete_ranges(sizes.ranges),
         dim_sums=limits.with_tables(sums, sizes.ranges, tables),
         limits=sizes.reasons,
@@ -310,13 +314,6 @@ def _translate(
     )
     model.metadata_props.update(metadata)
     return model, names
-
-
-def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str:
-    """The coarsest dtype: outputs may be cast up after a model has computed in half."""
-    tensors = [*program.state_dict.values(), *outputs]
-    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    return dtype_name(max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32))
 
 
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:

@@ -15,7 +15,7 @@ from moh_deploy.config.dtypes import ComputeType
 from moh_deploy.config.export_config import ExportConfig, resolved_config
 from moh_deploy.config.options import ExportOptions, RequiredLayers
 from moh_deploy.derive.forms import with_caches_in_place
-from moh_deploy.errors import ExportError
+from moh_deploy.errors import ExportError, ValidationError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.export_report import ExportReport
@@ -145,11 +145,21 @@ def _export(
             manifest = writer.stage(manifest, vectors)
         sizes = tuple(vector_set.sizes for vector_set in vectors)
         padding_inputs = converted.padding_inputs
-        limits, unnamed = converted.limits, converted.unnamed
+        limits, unnamed, lowered = converted.limits, converted.unnamed, converted.lowered
         # Its weights would stay in memory while another process loads what was written.
         del converted, vectors
         with progress.step("comparing the package with the original model"):
-            runs = prove(writer.root, _ways(manifest))
+            try:
+                runs = prove(writer.root, _ways(manifest))
+            except ValidationError as error:
+                if lowered is None:
+                    raise
+                raise ValidationError(
+                    error.message,
+                    hint=f"{lowered}, the model in {manifest.precision}: runtimes round such"
+                    " results differently. Export it without torch.autocast; if all of its forward"
+                    " is under it, --dtype does the same.",
+                ) from error
         # What any runtime computes, with kernels or without, is the function bodies' result.
         proof = package.Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
         written = writer.publish(replace(manifest, proof=proof))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.emit import emit, output_types
+from moh_deploy.frontend.emit import emit, lowered_operator, output_types
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.recognize import recognize
@@ -27,6 +27,18 @@ from tests.small_moh import build
 def committed(model, *arguments: Tensor) -> torch.export.ExportedProgram:
     program = normalize(plain_trace(model, *arguments))
     return commit(program, insert(program, recognize(program)))
+
+
+def under_autocast(x: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = nn.functional.linear(x, weight)
+    return scores.float().softmax(-1)
+
+
+def test_an_operator_under_autocast_is_told():
+    program = normalize(plain_trace(under_autocast, torch.ones(2, 3), torch.ones(4, 3)))
+    assert lowered_operator(program, torch.float32) == "linear computes in bfloat16"
+    assert lowered_operator(program, torch.bfloat16) is None
 
 
 def test_nodes_carry_every_attribute():

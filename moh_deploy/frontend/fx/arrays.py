@@ -1,5 +1,7 @@
 """Torch tensors as numpy arrays and back, bfloat16 included; and random ones."""
 
+from collections.abc import Iterable
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -62,3 +64,9 @@ def made_values(
         return torch.randn(shape, generator=generator).to(dtype)
     low, high = value_range
     return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)
+
+
+def shortest_float(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """Return the least exact floating-point dtype of tensors; float32 if none has one."""
+    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
