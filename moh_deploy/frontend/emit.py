@@ -119,7 +119,7 @@ def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
 
 
 def lowered_operator(program: ExportedProgram, precision: torch.dtype) -> str | None:
-    """Return `linear (model.py:9) computes in bfloat16` of the first less exact one."""
+    """Return `linear (model.py:9) computes in bfloat16` of the first less exact operator."""
     for node in program.graph.nodes:
         if node.op == "call_function" and is_tensor(node) and not is_view(node):
             dtype = shortest_float([tensor(node)])

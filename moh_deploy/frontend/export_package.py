@@ -156,11 +156,11 @@ def _export(
             except ValidationError as error:
                 if lowered is None:
                     raise
-                dtype = lowered.rpartition(" ")[2]
                 raise ValidationError(
                     error.message,
-                    hint=f"{lowered}, the model in {manifest.precision}: runtimes round that"
-                    f" differently. Export with --dtype {dtype}, or without torch.autocast.",
+                    hint=f"{lowered}, the model in {manifest.precision}: runtimes round such"
+                    " results differently. Export it without torch.autocast; if all of its forward"
+                    " is under it, --dtype does the same.",
                 ) from error
         # What any runtime computes, with kernels or without, is the function bodies' result.
         proof = package.Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)

@@ -251,6 +251,24 @@ def test_half_precision_stays_half_precision(dtype: str, tmp_path: Path):
     assert_package_equals(tmp_path / "package", small_moh.build().to(torch_dtype), inputs)
 
 
+class UnderAutocast(nn.Linear):
+    """Rounds its sum and its bias at once, ONNX Runtime one after the other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+@nightly
+def test_model_that_differs_under_autocast_is_refused_with_what_to_do(tmp_path: Path):
+    model = seeded(lambda: UnderAutocast(8, 64))()
+    with pytest.raises(ValidationError) as raised:
+        export(model, tmp_path / "package")
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith("linear computes in bfloat16, the model in float32")
+    assert_nothing_is_left(tmp_path / "package")
+
+
 def test_model_in_memory_stays_as_it_is(tmp_path: Path):
     model = nn.Sequential(nn.Linear(8, 4), nn.Dropout(), nn.LayerNorm(4)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

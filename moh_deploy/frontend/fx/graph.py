@@ -38,7 +38,7 @@ def source_line(node: Node) -> str | None:
     users = [
         (path, line)
         for path, line in frames
-        if "/torch/" not in f"/{path}" and not path.startswith((_OURS, "<eval_with_key>"))
+        if "/torch/" not in f"/{path}" and not path.startswith((_OURS, "<"))
     ]
     if not users:
         return None
