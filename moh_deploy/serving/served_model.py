@@ -193,33 +193,6 @@ def open_served(
     return ServedModel(model, source, observers, telemetry=telemetry, drift=drift, export=export)
 
 
-def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:
-    # An engine was compiled without its gates: nothing of its routing can be read.
-    if model.is_compiled:
-        return None
-    return Telemetry(
-        model.made_from(None),
-        model=settings.name,
-        version=settings.version,
-        sample_every=settings.sample_every,
-        per_head=settings.per_head,
-    )
-
-
-def _drift(
-    model: Deployed, settings: ServingSettings, telemetry: Telemetry | None
-) -> LiveDrift | None:
-    if settings.reference is None:
-        return None
-    if telemetry is None:
-        raise ConfigError(
-            f"{model.name} is an engine, whose routing cannot be read: there is nothing to compare"
-            " with a reference.",
-            hint="Serve the package, or leave the reference out.",
-        )
-    return open_live_drift(Path(settings.reference), telemetry)
-
-
 def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") -> Variant:
     """Return the way in which whatever answers is opened: runtime, threads and kernels."""
     library = None if settings.library is None else Path(settings.library)

@@ -185,13 +185,8 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("max", "kthvalue", "cumsum", "sum", "mean", "amax", "amin"), _along),
     **dict.fromkeys(("slice", "narrow", "select", "squeeze"), _along),
     **dict.fromkeys(("gather", "scatter", "scatter_add"), _indexed),
-    **dict.fromkeys(
-        ("zeros_like", "ones_like", "full_like"), lambda node, given, dim: {"self": dim}
-    ),
-    **dict.fromkeys(
-        ("to", "to_copy", "clone", "contiguous", "alias", "detach"),
-        lambda node, given, dim: {"self": dim},
-    ),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _same_place),
+    **dict.fromkeys(("to", "to_copy", "clone", "contiguous", "alias", "detach"), _same_place),
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _along),
     # Along another dimension, such as that of shared and routed heads.
     "cat": lambda node, given, dim: (

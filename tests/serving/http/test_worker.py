@@ -66,6 +66,12 @@ def test_limit_is_of_a_dimension_beside_axes_that_are_no_expression():
         _check_dims({"total": 7}, manifest)
 
 
+def _queue(run: Callable[..., Reply], *, hung_s: float) -> BatchingQueue:
+    return BatchingQueue(
+        run, None, instances=1, max_batch=1, max_delay_s=0.0, max_waiting=9, hung_s=hung_s
+    )
+
+
 def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(capsys):
     gate = threading.Event()
 
@@ -73,9 +79,7 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(capsy
         assert gate.wait(60)
         return Reply(inputs, "kernels")
 
-    queue = BatchingQueue(
-        hangs, None, instances=1, max_batch=1, max_delay_s=0.0, max_waiting=9, hung_s=0.02
-    )
+    queue = _queue(hangs, hung_s=0.02)
     asked = [queue.submit({"x": np.zeros(1)}) for _ in range(2)]
     parent, other = socket.socketpair()
     with parent, other:
@@ -91,15 +95,7 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(capsy
 
 
 def test_worker_whose_parent_is_gone_ends():
-    queue = BatchingQueue(
-        lambda inputs, *_: Reply(inputs, "kernels"),
-        None,
-        instances=1,
-        max_batch=1,
-        max_delay_s=0.0,
-        max_waiting=9,
-        hung_s=60.0,
-    )
+    queue = _queue(lambda inputs, *_: Reply(inputs, "kernels"), hung_s=60.0)
     parent, other = socket.socketpair()
     listener = socket.create_server(("127.0.0.1", 0))
 
