@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu test-trt cuda plugin wheels lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -38,6 +38,7 @@ help:
 	@echo "make test    run the tests that every push runs"
 	@echo "make test-touched   of these, the tests that reach the files changed since SINCE (default: HEAD)"
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, other runtimes, random examples"
+	@echo "make night   test-all that keeps results: a run that was cut off goes on (NIGHT_ARGS='--minutes 25 --shard 1/4')"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs, those of ONNX Runtime into the package; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin libraries for TensorRT into the package; needs nvcc and TensorRT's headers, no GPU"
@@ -85,6 +86,12 @@ test-builds: build-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kerne
 test-all: build-dependencies test-dependencies $(VENV)/.installed-$(ALL_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds --nightly
 	$(PYTEST) --nightly $(PYTEST_ARGS)
+
+# 5 is pytest's code where no test is left.
+night: build-dependencies test-dependencies $(VENV)/.installed-$(ALL_EXTRAS) $(VENV)/.kernels
+	$(BIN)/python -m tests.native_builds --nightly
+	PYTHONPATH=tools $(PYTEST) -p night --nightly $(NIGHT_ARGS) $(PYTEST_ARGS) || test $$? -eq 5
+	$(BIN)/python tools/night.py
 
 test-cuda: build-dependencies $(VENV)/.installed-test,test-tensorrt $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds --nightly

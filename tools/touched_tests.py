@@ -44,24 +44,30 @@ def tests_of(changed: Iterable[Path]) -> list[str]:
         new = readers.get(waiting.pop(), set()) - reached
         reached |= new
         waiting += new
-    modules = {_module(path): path for path in _sources()}
+    modules = {module_of(path): path for path in sources()}
     tests = [name for name in reached & modules.keys() if ".test_" in name]
     return sorted(str(modules[name].relative_to(ROOT)) for name in tests)
 
 
 @cache
-def _sources() -> dict[Path, str]:
+def sources() -> dict[Path, str]:
     return {path: path.read_text() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+
+
+@cache
+def imports_by_module() -> dict[str, set[str]]:
+    """Return what each module imports, or names."""
+    names = {module_of(path) for path in sources()}
+    imports = {module_of(path): set(_imports(text, names)) for path, text in sources().items()}
+    _add_imports_by_name(imports)
+    return imports
 
 
 @cache
 def _readers() -> dict[str, set[str]]:
     """Return each module with those that import it."""
-    names = {_module(path) for path in _sources()}
-    imports = {_module(path): set(_imports(text, names)) for path, text in _sources().items()}
-    _add_imports_by_name(imports)
-    readers: dict[str, set[str]] = {name: set() for name in names}
-    for name, imported in imports.items():
+    readers: dict[str, set[str]] = {name: set() for name in imports_by_module()}
+    for name, imported in imports_by_module().items():
         for other in imported:
             readers[other].add(name)
     return readers
@@ -80,7 +86,7 @@ def changed_files(commit: str) -> list[Path]:
     return [Path(line) for line in "".join(lines).splitlines()]
 
 
-def _module(path: Path) -> str:
+def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -135,8 +141,8 @@ def _modules_of(path: Path) -> set[str] | None:
     """Return the modules that a changed file is, or is read by; None if that is not known."""
     if path.suffix == ".py" and path.parts[0] in PACKAGES:
         # A module that is gone is imported by what changed with it.
-        return {_module(ROOT / path)}
-    named = {_module(source) for source, text in _sources().items() if path.name in text}
+        return {module_of(ROOT / path)}
+    named = {module_of(source) for source, text in sources().items() if path.name in text}
     if (
         path.parts[0] in ("docs", "examples", "export_configs", "tools")
         or path.suffix in READ_BY_NAME

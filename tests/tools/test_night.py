@@ -1,0 +1,96 @@
+"""The plugin that keeps results of a long run, in runs of its own over small files of tests."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def night(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    module = importlib.import_module("night")
+    # The whole project takes seconds to read.
+    for name, empty in (("sources", {}), ("imports_by_module", {}), ("_common", b"")):
+        monkeypatch.setattr(module, name, lambda empty=empty: empty)
+    module._by_module.cache_clear()
+    module.key_of.cache_clear()
+    return module
+
+
+@pytest.fixture
+def run(night: ModuleType, pytester: pytest.Pytester):
+    pytester.makepyfile(
+        test_a="""
+            import pytest
+            def test_right(): pass
+            def test_wrong(): assert 1 == 2
+            def test_later(): pytest.skip("no card")
+        """,
+        test_b="def test_other(): pass",
+    )
+
+    def run(*options: str) -> dict[str, int]:
+        ended = pytester.runpytest_inprocess("--results=kept.jsonl", *options, plugins=[night])
+        counts: dict[str, int] = ended.parseoutcomes()
+        return counts
+
+    return run
+
+
+def test_failures_alone_run_again(night: ModuleType, run):
+    assert run() == {"passed": 2, "failed": 1, "skipped": 1}
+    assert run() == {"failed": 1, "deselected": 3}
+    kept = {result.test: result for result in night.read(Path("kept.jsonl"))}
+    assert kept["test_a.py::test_wrong"].why == "assert 1 == 2"
+    assert kept["test_a.py::test_later"].why == "Skipped: no card"
+
+
+def test_changed_contents_run_again(night: ModuleType, run, monkeypatch: pytest.MonkeyPatch):
+    run()
+    monkeypatch.setattr(night, "_common", lambda: b"another processor")
+    night.key_of.cache_clear()
+    assert run() == {"passed": 2, "failed": 1, "skipped": 1}
+
+
+def test_shards_are_all_together(run):
+    assert sum(run("--shard", shard).get("passed", 0) for shard in ("1/3", "2/3", "3/3")) == 2
+    assert run() == {"failed": 1, "deselected": 3}
+
+
+def test_run_whose_time_is_up_is_gone_on_with(run):
+    assert run("--minutes", "0") == {"passed": 1}
+    assert run() == {"passed": 1, "failed": 1, "skipped": 1, "deselected": 1}
+
+
+def test_key_is_of_what_a_file_reaches(night: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(night, "imports_by_module", lambda: {"tests.test_x": {"tests.reached"}})
+
+    def key_with(reached: str, other: str) -> str:
+        texts = {"tests.test_x": "", "tests.reached": reached, "tests.other": other}
+        by_module = {name: (text.encode(), set()) for name, text in texts.items()}
+        monkeypatch.setattr(night, "_by_module", lambda: by_module)
+        night.key_of.cache_clear()
+        key: str = night.key_of("tests/test_x.py")
+        return key
+
+    assert key_with("1", "1") == key_with("1", "2") != key_with("2", "1")
+
+
+def test_line_that_was_cut_off_is_no_result(night: ModuleType, run):
+    run()
+    path = Path("kept.jsonl")
+    path.write_text(path.read_text()[:-9])
+    assert len(night.read(path)) == 3
+
+
+def test_report_counts_the_last_result_of_each_test(night: ModuleType, run):
+    run()
+    run()
+    lines = list(night.report(night.read(Path("kept.jsonl"))))
+    assert lines[2].startswith("|  | 2 | 1 | 1 |")
+    assert "- failed: `test_a.py::test_wrong`: assert 1 == 2" in lines
+    assert "- skipped 1: Skipped: no card" in lines
