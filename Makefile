@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu test-trt cuda plugin wheels lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -44,7 +44,7 @@ help:
 	@echo "make plugin  compile the plugin libraries for TensorRT into the package; needs nvcc and TensorRT's headers, no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
-	@echo "make test-trt   build TensorRT engines, run them and compare; needs a GPU, TensorRT, and make plugin"
+	@echo "make first-gpu  build TensorRT engines, compare and time them within ten minutes; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
 	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
 	@echo "make check   formatting, lint, types, import rules"
@@ -109,8 +109,9 @@ test-gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python -m tests.gpu.prepare)
 	$(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
 
-test-trt: $(VENV)/.installed-test
-	$(BIN)/python -m tests.gpu.engines $(TRT_ARGS)
+# Installs nothing, as on a rented machine: make first-gpu GPU_PYTHON=python3
+first-gpu:
+	$(GPU_PYTHON) tools/first_gpu_run.py $(GPU_ARGS)
 
 # Kernels for Hopper and Blackwell are compiled where Triton (the compiler, 3.4 or newer) is installed: pip install 'moh-deploy[build-cuda]'
 TRITON_PYTHON ?= $(shell $(BIN)/python -c 'from triton import knobs' 2>/dev/null && echo $(abspath $(BIN)/python))

@@ -37,7 +37,7 @@ class RuntimeFacts:
 class CpuRun:
     """A small MoHAttention that ran here, with the answer of its definition."""
 
-    # What the kernels can run on, the one that ran first; empty: the function body ran.
+    # What the kernels can run on, the one that ran first; empty: the function body ran, or a GPU.
     instruction_sets: tuple[str, ...]
 
 
@@ -57,9 +57,11 @@ def probe_cpu() -> CpuFacts:
     return CpuFacts(
         runtime=ask(_runtime),
         # Each may crash by itself: a kernel that does leaves the function body as an answer.
-        functions=ask(_attention, "off"),
+        functions=ask(run_operator, "off"),
         library=library,
-        kernels=ask(_attention, "require") if library else Failed(native.why_no_library(), REBUILD),
+        kernels=ask(run_operator, "require")
+        if library
+        else Failed(native.why_no_library(), REBUILD),
     )
 
 
@@ -68,7 +70,8 @@ def _runtime() -> RuntimeFacts:
     return RuntimeFacts(ort.__version__, tuple(ort.get_available_providers()))
 
 
-def _attention(kernels: Kernels, runtime: Runtime = "onnxruntime") -> CpuRun:
+def run_operator(kernels: Kernels, runtime: Runtime = "onnxruntime") -> CpuRun:
+    """Run a small MoHAttention; raises what ends it. For `ask`."""
     # Imported here, in the other process: without ONNX Runtime the import itself fails.
     from moh_deploy.machine.attention_run import run_attention
 
@@ -98,7 +101,7 @@ def probe_openvino() -> OpenVinoFacts:
         compiler = "" if shutil.which("c++") or shutil.which("g++") else "apt install g++, then "
         why = f"there is no {native.OPENVINO_NAME} for OpenVINO {release}"
         return OpenVinoFacts(release, None, Failed(why, f"{compiler}{native.BUILD_OPENVINO}"))
-    return OpenVinoFacts(release, extension, ask(_attention, "require", "openvino"))
+    return OpenVinoFacts(release, extension, ask(run_operator, "require", "openvino"))
 
 
 def _release() -> str:

@@ -77,8 +77,9 @@ def _native_rows(machine: Machine) -> Iterator[Row]:
         yield tool.name, f"{tool.version or '?'}, {tool.path}" if tool.path else None
     for name, folder in tools.headers.items():
         yield f"headers of {name}", None if folder is None else str(folder)
-    library = machine.ort_cuda
-    yield ORT_CUDA_NAME, library.why if isinstance(library, Failed) else str(library)
+    library, run = machine.ort_cuda, machine.cuda_run
+    found = library.why if isinstance(library, Failed) else str(library)
+    yield ORT_CUDA_NAME, found if run is None else f"{found}; {_ran(run)}"
     for facts in machine.add_ons:
         yield from facts.found()
 

@@ -14,7 +14,14 @@ from moh_deploy import __version__
 from moh_deploy.add_ons import AddedCommand, Group, entry_points, missing_metadata
 from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.machine.cpu import CpuFacts, OpenVinoFacts, probe_cpu, probe_openvino
+from moh_deploy.machine.cpu import (
+    CpuFacts,
+    CpuRun,
+    OpenVinoFacts,
+    probe_cpu,
+    probe_openvino,
+    run_operator,
+)
 from moh_deploy.machine.gpu import GpuFacts, LibraryFacts, probe_gpu, probe_ort_cuda
 from moh_deploy.machine.packages import Packages, probe_packages
 from moh_deploy.machine.tools import Tools, gaps_to_build, probe_tools
@@ -87,6 +94,7 @@ class Machine:
     gpu: GpuFacts | Failed
     tools: Tools
     ort_cuda: LibraryFacts | Failed  # The CUDA library for ONNX Runtime
+    cuda_run: CpuRun | Failed | None  # The run of a kernel of it; None: it or the GPU is missing
     add_ons: tuple[AddOnFacts, ...] = field(metadata=FLAT)  # What the runtimes of add-ons found
     broken_add_ons: tuple[Failed, ...] = ()  # The reasons why parts of add-ons cannot be loaded
 
@@ -110,10 +118,13 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
         gpu, tools = probe_gpu(), probe_tools()
     with progress.step("loading native libraries"):
         ort_cuda = probe_ort_cuda()
+        # Where the provider has no cuBLAS or cuDNN, only a session tells.
+        is_there = not failed(gpu) and not failed(ort_cuda)
+        cuda_run = ask(run_operator, "require", "onnxruntime-cuda") if is_there else None
     with progress.step("asking the runtimes of add-ons"):
         add_ons, broken = probe_add_ons(plugin)
     python, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
-    here = (packages, export, cpu, openvino, gpu, tools, ort_cuda)
+    here = (packages, export, cpu, openvino, gpu, tools, ort_cuda, cuda_run)
     return Machine(__version__, python, system, *here, add_ons, broken)
 
 
@@ -164,6 +175,8 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
         cuda_gaps.append(Failed(why, INSTALL_ORT_GPU))
     cuda_gaps += (*failed(machine.gpu), *failed(machine.ort_cuda))
     cuda_gaps += code_gaps(machine, machine.ort_cuda)
+    # What is missing above is the reason why nothing ran.
+    cuda_gaps = cuda_gaps or [*failed(machine.cuda_run)]
     by_runtime = None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"
     by_kernels = None if isinstance(cpu.kernels, Failed) else cpu.kernels.instruction_sets[0]
     export_gaps = (*packages, *failed(machine.export))

@@ -16,7 +16,7 @@ import torch
 
 from tests.cuda import abi, conformance, golden
 from tests.cuda.libraries import ROOT, Emulator
-from tests.cuda.test_gpu_stages import write_tool
+from tests.cuda.stage_runs import write_tool
 from tests.gpu import aggregated, correctness, primitives, router, timings, workloads
 from tests.gpu.attention import Hiding, KernelCall, Tensors, reference, with_gates
 from tests.gpu.attention_candidates import CANDIDATES

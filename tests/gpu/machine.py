@@ -51,16 +51,16 @@ def describe(bench: Bench) -> Facts:
         "memory_bytes": properties.total_memory,
         "cudnn": torch.backends.cudnn.version(),
         "nvcc": _last_line(["nvcc", "--version"]),
-        "nvidia_smi": _clocks(),
+        "nvidia_smi": clocks(torch.cuda.current_device()),
     }
 
 
-def _clocks() -> dict[str, Json]:
-    """Return what nvidia-smi says now; nothing where there is none."""
+def clocks(gpu: int) -> dict[str, Json]:
+    """Return what nvidia-smi says of a GPU now; nothing where there is none."""
     line = _last_line(
         [
             "nvidia-smi",
-            f"--id={torch.cuda.current_device()}",
+            f"--id={gpu}",
             f"--query-gpu={','.join(_QUERIES)}",
             "--format=csv,noheader",
         ]

@@ -17,6 +17,7 @@ class Report:
     A full disk loses nothing but the file: rows are printed, and written as soon as there is room.
 
     Attributes:
+        header: Facts of the whole stage.
         problem: Why the file is not as it should be; empty if it is.
     """
 
@@ -24,13 +25,13 @@ class Report:
         self.path = path
         self.problem = ""
         self.results: list[Result] = []
-        self._header = header
+        self.header = header
         self._rows: list[str] = []
         self._write()
 
     def note(self, **facts: Json) -> None:
         """Set facts of the whole stage."""
-        self._header |= facts
+        self.header |= facts
         self._write()
 
     def add(self, result: Result) -> None:
@@ -43,7 +44,7 @@ class Report:
         self._write()
 
     def _write(self) -> None:
-        header = json.dumps(finite(self._header), indent=1, allow_nan=False).removesuffix("\n}")
+        header = json.dumps(finite(self.header), indent=1, allow_nan=False).removesuffix("\n}")
         rows = ",\n  ".join(self._rows)
         text = f'{header},\n "rows": [\n  {rows}\n ]\n}}\n'
         self.problem = write_whole(self.path, text.encode())

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -63,7 +63,20 @@ def run_stage(steps: Sequence[Step], report: Report, options: Options) -> None:
         if without_triton:
             report.note(without_triton=without_triton)
             print(f"no kernel of Triton: {without_triton}", flush=True)
-        _Stage(report, options, library, worker).run(others)
+        tools = Tools(library, options.device, options.cases, options.out)
+        common: Facts = {"library": str(library)}
+
+        def run(step: Step, timeout_s: float) -> Result:
+            if step.job not in TOOLS:
+                return worker.run(step, common, timeout_s)
+            # A tool does not share the device with an idle worker: what it measures would be
+            # disturbed.
+            worker.close()
+            began = time.monotonic()
+            status, problem, facts = _outcome(tools, step, timeout_s)
+            return Result(step.name, status, time.monotonic() - began, problem, facts)
+
+        run_steps(others, report, options.budget_s, run)
         # Clocks that have fallen meanwhile explain slow timings.
         afterwards = worker.run(machine, {"library": None}, GRACE_S)
         report.note(machine_afterwards=afterwards.row())
@@ -84,45 +97,33 @@ def _library(options: Options, machine: Facts) -> tuple[Path, str]:
     return options.library.resolve(), ""
 
 
-class _Stage:
-    def __init__(self, report: Report, options: Options, library: Path, worker: Worker) -> None:
-        self._report, self._options, self._worker = report, options, worker
-        self._common: Facts = {"library": str(library)}
-        self._tools = Tools(library, options.device, options.cases, options.out)
-        self._start = time.monotonic()
-        self._ended: Counter[str] = Counter()
-        self._hung: Counter[str] = Counter()
+def run_steps(
+    steps: Sequence[Step], report: Report, budget_s: float, run: Callable[[Step, float], Result]
+) -> None:
+    """Run steps in order; what does not fit into the budget, or hangs as others did, is cut.
 
-    def run(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            result = self._run(step)
-            self._ended[step.kind] += result.ended_worker
-            self._hung[step.kind] += result.status == "hung"
-            self._report.add(result)
-
-    def _run(self, step: Step) -> Result:
-        left = self._options.budget_s - (time.monotonic() - self._start)
+    Args:
+        run: Runs a step, within that many seconds.
+    """
+    start = time.monotonic()
+    ended: Counter[str] = Counter()
+    hung: Counter[str] = Counter()
+    for step in steps:
+        left = budget_s - (time.monotonic() - start)
+        problem = ""
         if step.expected_s > left:
-            return Result(
-                step.name, "cut", problem=f"it takes {step.expected_s:g} s; {left:.1f} left"
-            )
-        if self._ended[step.kind] >= MOST_ENDED_WORKERS:
-            problem = f"{self._ended[step.kind]} processes have ended in a {step.kind}"
-            return Result(step.name, "cut", problem=problem)
-        if self._hung[step.kind] >= MOST_HUNG:
-            problem = f"{self._hung[step.kind]} steps of {step.kind} have hung"
-            return Result(step.name, "cut", problem=problem)
-        timeout_s = min(step.timeout_s, left + GRACE_S)
-        if step.job in TOOLS:
-            return self._run_tool(step, timeout_s)
-        return self._worker.run(step, self._common, timeout_s)
-
-    def _run_tool(self, step: Step, timeout_s: float) -> Result:
-        # A tool does not share the device with an idle worker: what it measures would be disturbed.
-        self._worker.close()
-        start = time.monotonic()
-        status, problem, facts = _outcome(self._tools, step, timeout_s)
-        return Result(step.name, status, time.monotonic() - start, problem, facts)
+            problem = f"it takes {step.expected_s:g} s; {left:.1f} left"
+        elif ended[step.kind] >= MOST_ENDED_WORKERS:
+            problem = f"{ended[step.kind]} processes have ended in a {step.kind}"
+        elif hung[step.kind] >= MOST_HUNG:
+            problem = f"{hung[step.kind]} steps of {step.kind} have hung"
+        if problem:
+            result = Result(step.name, "cut", problem=problem)
+        else:
+            result = run(step, min(step.timeout_s, left + GRACE_S))
+        ended[step.kind] += result.ended_worker
+        hung[step.kind] += result.status == "hung"
+        report.add(result)
 
 
 def _outcome(tools: Tools, step: Step, timeout_s: float) -> tuple[Status, str, Facts]:

@@ -55,6 +55,7 @@ FULL = Machine(
         {"TensorRT": Path("include"), "ONNX Runtime": Path("include")},
     ),
     ort_cuda=LibraryFacts(Path("libmoh_ort_cuda.so"), _CODE),
+    cuda_run=CpuRun(()),
     add_ons=(_ENGINES,),
 )
 
@@ -117,6 +118,7 @@ _LACKS = {
     "GPU with kernels": (_with_gpu(75), {TRT_KERNELS, ORT_CUDA}),
     "plugin": (_with_engines(plugin=_BROKEN), {RTX_KERNELS, TRT_KERNELS}),
     "library for ONNX Runtime": (replace(FULL, ort_cuda=_BROKEN), {ORT_CUDA}),
+    "cuBLAS": (replace(FULL, cuda_run=_BROKEN), {ORT_CUDA}),
     "young TensorRT": (_with_tensorrt(trt="10.6.0"), {TRT, TRT_KERNELS}),
     "young RTX": (_with_tensorrt(rtx="1.0.3"), {RTX, RTX_KERNELS, RTX_RUN}),
     "young nvcc": (_OLD_NVCC, {BUILD_PLUGIN, BUILD_ORT}),

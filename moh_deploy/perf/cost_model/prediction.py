@@ -65,10 +65,11 @@ def predict(layer: LayerInfo, nodes: LayerNodes, platform: Platform) -> Predicti
         platform: What runs it.
 
     Returns:
-        The prediction; None where a size is not known or nothing can be chosen.
+        The prediction; None where a size is not known, nothing can be chosen, or a GPU runs it:
+        all costs are of CPUs.
     """
     shape, choices = shape_of(layer, nodes), choices_for(layer)
-    if shape is None or not choices:
+    if shape is None or not choices or platform.runtime == "onnxruntime-cuda":
         return None
 
     def ms(choice: Choice, at: LayerShape) -> float:

@@ -62,14 +62,15 @@ def require_cuda() -> Gpu:
     """Return the GPU that sessions compute on.
 
     Raises:
-        BackendError: This ONNX Runtime has no CUDA provider, or there is no GPU.
+        BackendError: ONNX Runtime cannot be imported or has no CUDA provider, or there is no GPU.
     """
+    name = runtime_name()
     import onnxruntime as ort
 
     providers = ort.get_available_providers()
     if PROVIDER not in providers:
         raise BackendError(
-            f"{runtime_name()} has the providers {', '.join(providers)}, expected {PROVIDER}.",
+            f"{name} has the providers {', '.join(providers)}, expected {PROVIDER}.",
             hint=f"Exchange the wheel: {INSTALL_ORT_GPU}. {_OR_THE_CPU}",
         )
     try:

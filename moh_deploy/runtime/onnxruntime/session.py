@@ -14,6 +14,7 @@ from onnx import helper, parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
+from moh_deploy.native import INSTALL_ORT_GPU
 from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Variant
@@ -61,6 +62,7 @@ def open_session(
         ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
+    name = runtime_name()
     import onnxruntime as ort
 
     # Emulation is decided here and recorded in the description: no result may look native that is
@@ -107,7 +109,7 @@ def open_session(
     return OrtRunner(
         inputs,
         tuple(value.name for value in session.get_outputs()),
-        model.description(runtime_name(), use, layer_impl, variant.kernels),
+        model.description(name, use, layer_impl, variant.kernels),
         InputCheck(inputs),
         model.index_check,
         # On a GPU the memory of an array is no memory of the session: it is copied, and what is
@@ -121,10 +123,23 @@ def open_session(
 
 
 def runtime_name() -> str:
-    """Return `ONNX Runtime 1.32.0`, the version that runs here."""
-    import onnxruntime as ort
+    """Return `ONNX Runtime 1.32.0`, the version that runs here.
 
-    return f"ONNX Runtime {ort.__version__}"
+    Raises:
+        BackendError: It cannot be imported.
+    """
+    try:
+        # Of a wheel that was uninstalled beside another there may be a folder left, which Python
+        # imports as an empty package.
+        from onnxruntime import __version__
+    except ImportError as error:
+        raise BackendError(
+            f"ONNX Runtime cannot be imported: {error}.",
+            hint="Its wheels onnxruntime and onnxruntime-gpu hold the same files, so that"
+            " uninstalling either breaks the other. For the CPU: pip install --force-reinstall"
+            f" onnxruntime. For a GPU: {INSTALL_ORT_GPU}.",
+        ) from error
+    return f"ONNX Runtime {__version__}"
 
 
 @lru_cache

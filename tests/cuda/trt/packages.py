@@ -1,8 +1,11 @@
 """Packages of small models, as `moh-deploy export` makes them, with random weights."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -10,8 +13,11 @@ import torch
 import moh_deploy
 from moh_deploy.config.export_config import load_config
 from moh_deploy.frontend.load.checkpoint_file import build_module
-from tests.cuda.trt.builds import ROOT
-from tests.cuda.trt.rtx import Range
+
+if TYPE_CHECKING:
+    from tests.cuda.trt.rtx import Range  # a machine with a GPU need not have pytest
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ def predicted(
     return found
 
 
+def test_nothing_is_predicted_of_a_gpu():
+    assert predict(BIG, NODES, Platform(runtime="onnxruntime-cuda")) is None
+
+
 def test_few_active_heads_are_projected_and_many_are_not():
     assert predicted(replace(PROJECTED, active_share=0.5)).best == "projected"
     assert predicted(replace(PROJECTED, active_share=0.95)).best == "sparse"

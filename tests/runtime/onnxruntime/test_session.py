@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
@@ -39,6 +40,23 @@ def one_node(op: str, dtype: int, **attributes: object) -> onnx.ModelProto:
         [helper.make_tensor_value_info("y", dtype, ["n"])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        (ModuleType("onnxruntime"), "cannot import name '__version__' from 'onnxruntime'"),
+        (None, "import of onnxruntime halted"),
+    ],
+    ids=["a folder of an uninstalled wheel", "nothing"],
+)
+def test_onnxruntime_that_cannot_be_imported_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: ModuleType | None, why: str
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", left)
+    with pytest.raises(BackendError, match=why) as refused:
+        open_session(write_package(tmp_path / "package"))
+    assert "pip install --force-reinstall onnxruntime" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("optimize", [True, False])

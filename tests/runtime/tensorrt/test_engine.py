@@ -423,6 +423,7 @@ class Timed(trt.IExecutionContext):
 trt.IExecutionContext = Timed
 with Engine(sys.argv[1]) as engine:
     times = [engine.gpu_ms({"x": x(*sizes)}) for sizes in ((2, 3), (8, 20))]
+    times.append(engine.gpu_ms({"x": x(8, 20)}, graph=True))
     refused = attempt(lambda: engine.gpu_ms({"x": x(50, 3)}))
 print(json.dumps([times, refused, [call for call in trt.CALLS if "profile" in call]]))
 """
@@ -439,10 +440,26 @@ def test_gpu_tells_its_time_without_copies(
     program: Program, driver_with_a_clock: None, tmp_path: Path
 ):
     times, refused, profiles = program(_TIMED, write_engine(tmp_path / "engine"))
-    assert times == [0.25, 1.0]
-    assert profiles == ["profile 0", "profile 1"]
+    assert times == [0.25, 1.0, 1.0]
+    assert profiles == ["profile 0", "profile 1", "profile 1"]
     assert refused[0] == "ConfigError"
     assert "was built for" in refused[1]
+
+
+def test_graph_that_cannot_be_captured_is_not_timed(
+    program: Program,
+    driver_with_a_clock: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("STAND_IN_NO_CAPTURE", "1")
+    code = """
+engine = Engine(sys.argv[1])
+print(json.dumps(attempt(lambda: engine.gpu_ms({"x": x(2, 3)}, graph=True))))
+"""
+    kind, said, _ = program(code, write_engine(tmp_path / "engine"))
+    assert kind == "BackendError"
+    assert "cuStreamEndCapture of the driver failed with CUDA_ERROR_STREAM_CAPTURE" in said
 
 
 def test_output_of_unknown_shape_is_not_timed(

@@ -148,6 +148,7 @@ def rtx_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         compute_capabilities=("8.6",),
         plugin=folder / "native" / _PLUGIN,
         keep_onnx=True,
+        profiles=["batch=1..2..4,seq=1..3..16", "batch=4..8..32,seq=16..32..64"],
         weight_streaming=True,
         builder_optimization_level=2,
     )
@@ -175,6 +176,7 @@ def test_polygraphy_builds_by_the_line_that_build_prints(rtx_engine: Path, tmp_p
     built = _shell(convert, tmp_path)
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-1000:]
     assert b"MoHAttention" in (tmp_path / "rebuilt.engine").read_bytes()
+    assert "2 profile(s)" in built.stdout
     # Without a GPU it ends where the engine is loaded: behind arguments, shapes and plugins.
     ran = _shell(run, tmp_path)
     assert "Could not deserialize engine" in ran.stdout + ran.stderr
