@@ -29,6 +29,7 @@ def test_public_names_are_these():
         "inspect",
         "kernel_library",
         "load_original",
+        "optimize",
         "polygraphy_runner",
         "precision",
         "probe",

@@ -35,10 +35,9 @@ class ModelSettings(TypedDict, total=False):
     dtype: Literal["float32", "float16", "bfloat16"] | None
 
 
-class ExportSettings(ModelSettings, total=False):
-    """The options of `moh-deploy export`; see `ExportOptions` for what each one means."""
+class TraceSettings(ModelSettings, total=False):
+    """The options of `export` but `inputs`; see `ExportOptions` for what each one means."""
 
-    inputs: Inputs | None
     dynamic: Sequence[str]
     input_specs: Sequence[str]
     output_names: Sequence[str]
@@ -47,6 +46,12 @@ class ExportSettings(ModelSettings, total=False):
     require_layers: RequiredLayers | None
     valid_tokens: str | None
     cache: CacheForm | None
+
+
+class ExportSettings(TraceSettings, total=False):
+    """The options of `moh-deploy export`; see `ExportOptions` for what each one means."""
+
+    inputs: Inputs | None
 
 
 def export(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
 from moh_deploy.perf.tune.contests import WithinTask, find_ways
-from moh_deploy.perf.tune.report import SearchReport
+from moh_deploy.perf.tune.report import RuntimePrecision, SearchReport
 from moh_deploy.perf.tune.search import ContestsApart, Search, TakesCandidates, write_chosen
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
@@ -26,7 +28,12 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.task import Labelling, Task
-from moh_deploy.validate.compare.policy import better_of, metrics_of, parse_conditions
+from moh_deploy.validate.compare.policy import (
+    Condition,
+    better_of,
+    metrics_of,
+    parse_conditions,
+)
 from moh_deploy.validate.reference.calibration import calibration_runs
 from moh_deploy.validate.reference.samples import named_mask
 
@@ -96,14 +103,23 @@ def tune_within(
         BackendError: No runtime can run the package.
     """
     progress = progress or SilentProgress()
-    check_timing(threads, min_time=min_time)
-    conditions = parse_conditions([within] if isinstance(within, str) else list(within))
-    metrics = metrics_of(conditions, has_labels=labels is not None)
-    if labels is not None and not metrics:
-        raise ConfigError(
-            "there are labels, and no condition is about a metric.",
-            hint="Ask for one: --within 'top-1 >= 0.98 * reference'.",
-        )
+    search = FastestSearch(
+        within=within,
+        inputs=inputs,
+        calibration=calibration,
+        weights=weights,
+        labels=labels,
+        label_output=label_output,
+        ignore_label=ignore_label,
+        shift_labels=shift_labels,
+        batch_size=batch_size,
+        code_dirs=code_dirs,
+        runtime=runtime,
+        threads=threads,
+        min_time=min_time,
+        one_choice=one_choice,
+    )
+    search.check()
     if (output is None) != dry_run:
         raise ConfigError(
             "a dry run writes nothing: leave the output out."
@@ -114,70 +130,165 @@ def tune_within(
     written = None if output is None else Path(output)
     if written is not None:
         check_package_output(written, made_of=Path(package_dir))
-    with progress.step("reading the package"):
-        base = OnnxPackage.open(package_dir)
-        check_float32(base)
-        calibrated = tuple(map(Path, calibration))
-        if calibrated:  # refused here, and not as a candidate's row
-            calibration_runs(base, calibrated, [*map(Path, inputs)])
-    task = None
-    if labels is not None:
-        task = Task(
-            labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-            metrics,
-            better_of(conditions),
-            label_output,
-            Labelling(ignore_label, shift_labels),
-            batch_size,
-            tuple(map(Path, code_dirs)),
+    base = search.read(Path(package_dir), progress)
+    # Beside the output, on whose disk there has to be room anyway.
+    with StagedDirectory(written or temporary_place("moh-deploy-tune")) as scratch:
+        return search.run(base, scratch.path, written, progress, measure=measure)
+
+
+class SearchSettings(TypedDict, total=False):
+    """The options of a search; see `tune_within` for what each one means."""
+
+    inputs: Sequence[Path | str]
+    calibration: Sequence[Path | str]
+    weights: Sequence[float]
+    labels: Path | str | Array | None
+    label_output: str | None
+    ignore_label: int
+    shift_labels: bool
+    batch_size: int | None
+    code_dirs: Sequence[Path | str]
+    runtime: Runtime | None
+    threads: int | None
+    min_time: float
+    one_choice: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastestSearch:
+    """A search as it is asked for; see `tune_within` for what each field means."""
+
+    within: str | Sequence[str]
+    inputs: Sequence[Path | str] = ()
+    calibration: Sequence[Path | str] = ()
+    weights: Sequence[float] = ()
+    labels: Path | str | Array | None = None
+    label_output: str | None = None
+    ignore_label: int = -100
+    shift_labels: bool = False
+    batch_size: int | None = None
+    code_dirs: Sequence[Path | str] = ()
+    runtime: Runtime | None = None
+    threads: int | None = None
+    min_time: float = DEFAULT_SECONDS
+    one_choice: bool = False
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return parse_conditions([self.within] if isinstance(self.within, str) else self.within)
+
+    def check(self) -> None:
+        """Refuse what does not fit, whatever the package is.
+
+        Raises:
+            ConfigError: An option or a condition does not fit.
+        """
+        check_timing(self.threads, min_time=self.min_time)
+        metrics = metrics_of(self.conditions, has_labels=self.labels is not None)
+        if self.labels is not None and not metrics:
+            raise ConfigError(
+                "there are labels, and no condition is about a metric.",
+                hint="Ask for one: --within 'top-1 >= 0.98 * reference'.",
+            )
+
+    def read(self, package_dir: Path, progress: Progress) -> OnnxPackage:
+        """Read the package to start from.
+
+        Raises:
+            PackageError: It is not a package.
+            ConfigError: It is not in float32, or inputs to calibrate on do not fit it.
+        """
+        with progress.step("reading the package"):
+            base = OnnxPackage.open(package_dir)
+            check_float32(base)
+            if self.calibration:  # refused here, and not as a candidate's row
+                calibration_runs(base, self._paths(self.calibration), self._paths(self.inputs))
+        return base
+
+    def run(
+        self,
+        base: OnnxPackage,
+        scratch: Path,
+        output: Path | None,
+        progress: Progress,
+        *,
+        measure: Measure | None = None,
+        before: Callable[[Search, RuntimePrecision | None], object] = lambda search, way: None,
+    ) -> SearchReport:
+        """Search, and write the best package.
+
+        Args:
+            base: The float32 package.
+            scratch: A directory for packages; what a search has kept there is taken over.
+            output: The package to write; None to write none.
+            measure: What times candidates; see `tune_within`.
+            before: Called before each way is tried, with it, and with None at the end.
+
+        Raises:
+            MoHDeployError: As `tune_within` does.
+        """
+        precisions = (STATIC_INT8, *LOWER_PRECISIONS) if self.calibration else LOWER_PRECISIONS
+        ways, absent = find_ways(base, self.runtime, precisions)
+        # One clock for all: they are compared with each other.
+        on_gpu = any(way.runtime == "onnxruntime-cuda" for way in ways)
+        stopwatch = Stopwatch.for_threads(self.threads, self.min_time, on_gpu=on_gpu)
+        asked = WithinTask(
+            partial(_lowered, self._paths(self.calibration)),
+            base.root,
+            self.conditions,
+            self._paths(self.inputs),
+            tuple(self.weights),
+            self._task(base),
+            self.threads,
+            self.one_choice,
+            measure or stopwatch,
+            stopwatch.name,
+        )
+        texts = tuple(condition.text.strip() for condition in self.conditions)
+        with ExitStack() as stack:
+            contests: TakesCandidates
+            if measure is None:
+                contests = ContestsApart(asked, scratch, isinstance(progress, TerminalProgress))
+            else:
+                contests = stack.enter_context(asked.contests(scratch, progress))
+            search = Search(base, ways, contests, scratch)
+            search.resume()
+            best = search.run(partial(before, search))
+            if output is not None:
+                with progress.step("writing the package"):
+                    write_chosen(best, output, texts)
+        use = kernels_of(Variant(runtime=best.way.runtime), best.package.manifest.compute_type)
+        return SearchReport(
+            package=base.root,
+            output=output,
+            within=texts,
+            runtime=best.way.runtime,
+            precision=best.way.precision,
+            machine=Processor.this(use.instruction_set).describe(),
+            clock=stopwatch.name,
+            threads=self.threads,
+            sizes=best.sizes,
+            tried=(*search.tried, *absent),
+            kernels=use,
+        )
+
+    def _task(self, base: OnnxPackage) -> Task | None:
+        if self.labels is None:
+            return None
+        return Task(
+            self.labels if isinstance(self.labels, (str, Path)) else np.asarray(self.labels),
+            metrics_of(self.conditions, has_labels=True),
+            better_of(self.conditions),
+            self.label_output,
+            Labelling(self.ignore_label, self.shift_labels),
+            self.batch_size,
+            self._paths(self.code_dirs),
             named_mask(base.manifest, None),
         )
-    precisions = (STATIC_INT8, *LOWER_PRECISIONS) if calibrated else LOWER_PRECISIONS
-    ways, absent = find_ways(base, runtime, precisions)
-    # One clock for all: they are compared with each other.
-    on_gpu = any(way.runtime == "onnxruntime-cuda" for way in ways)
-    stopwatch = Stopwatch.for_threads(threads, min_time, on_gpu=on_gpu)
-    asked = WithinTask(
-        partial(_lowered, calibrated),
-        base.root,
-        tuple(conditions),
-        tuple(map(Path, inputs)),
-        tuple(weights),
-        task,
-        threads,
-        one_choice,
-        measure or stopwatch,
-        stopwatch.name,
-    )
-    texts = tuple(condition.text.strip() for condition in conditions)
-    # Beside the output, on whose disk there has to be room anyway.
-    place = written or temporary_place("moh-deploy-tune")
-    with StagedDirectory(place) as scratch, ExitStack() as stack:
-        contests: TakesCandidates
-        if measure is None:
-            shows_steps = isinstance(progress, TerminalProgress)
-            contests = ContestsApart(asked, scratch.path, shows_steps)
-        else:
-            contests = stack.enter_context(asked.contests(scratch.path, progress))
-        search = Search(base, ways, contests, scratch.path)
-        best = search.run()
-        if written is not None:
-            with progress.step("writing the package"):
-                write_chosen(best, written, texts)
-    use = kernels_of(Variant(runtime=best.way.runtime), best.package.manifest.compute_type)
-    return SearchReport(
-        package=base.root,
-        output=written,
-        within=texts,
-        runtime=best.way.runtime,
-        precision=best.way.precision,
-        machine=Processor.this(use.instruction_set).describe(),
-        clock=stopwatch.name,
-        threads=threads,
-        sizes=best.sizes,
-        tried=(*search.tried, *absent),
-        kernels=use,
-    )
+
+    @staticmethod
+    def _paths(given: Sequence[Path | str]) -> tuple[Path, ...]:
+        return tuple(map(Path, given))
 
 
 def _lowered(

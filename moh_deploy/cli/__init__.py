@@ -14,6 +14,7 @@ main = CommandGroup(
     "Deploy Mixture-of-Head attention models: one portable package, proven equal to the original.",
     {
         "Make": {
+            "optimize": "Export a model, and write its fastest package that is still good.",
             "export": "Turn a PyTorch model or an ONNX file into a verified package.",
             "precision": f"Write a package again in {either(get_args(LowerPrecision))}.",
             "prune": "Write a package with the same heads for every token, and no router.",

@@ -1,18 +1,20 @@
-"""`moh-deploy export`, `precision`, `prune` and `inline`: commands that write models."""
+"""`moh-deploy optimize`, `export`, `precision`, `prune`, `inline`: commands that write models."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack, get_args
 
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Argument, Before, Default, command
-from moh_deploy.cli.output import print_answer
-from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, Scales, either
+from moh_deploy.cli.command import Argument, Before, Default, OptionGroup, command
+from moh_deploy.cli.output import print_answer, write_files
+from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, Runtime, Scales, either
 from moh_deploy.errors import ExportError
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.export_report import ExportReport
+    from moh_deploy.perf.optimize_report import OptimizeReport
     from moh_deploy.system.progress import SilentProgress
 
 
@@ -25,6 +27,11 @@ class ToExport(TypedDict):
         "Example inputs; members are called as the parameters of forward, with a path into what is"
         " nested: past.0.key. Other names are the positional arguments, in file order.",
     ]
+
+
+class TraceOptions(TypedDict):
+    """Options that say what is traced, and how the package is to be."""
+
     dynamic: Annotated[
         tuple[str, ...], "NAME:AXIS=DIM,...", "Dynamic axes of an input: x:0=batch,2=height."
     ]
@@ -69,6 +76,7 @@ class ToExport(TypedDict):
 @command("export")
 def export_command(
     loading: Annotated[options.Loading, Before("inputs")],
+    trace: Annotated[TraceOptions, OptionGroup()],
     verbose: Annotated[bool, "Say on stderr where time went: each step and its seconds."],
     as_json: options.Json,
     **given: Unpack[ToExport],
@@ -83,7 +91,7 @@ def export_command(
     from moh_deploy.frontend.export_package import export_package
     from moh_deploy.system.progress import seconds_text
 
-    job = ExportOptions(**given, **loading)
+    job = ExportOptions(**given, **loading, **trace)
 
     def export(progress: "SilentProgress") -> "ExportReport":
         try:
@@ -98,6 +106,84 @@ def export_command(
                 click.echo(seconds_text(progress.seconds), err=True)
 
     print_answer(export, as_json=as_json)
+
+
+class ToOptimize(TypedDict):
+    model: Annotated[Path, Argument()]
+    output: Annotated[Path, "--output -o DIR", "Package to write; its page is DIR.html."]
+    inputs: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Your data: what --within is judged on, and times are measured on. With --labels samples,"
+        " else each file is one run.",
+    ]
+    labels: options.LabelFile
+    within: Annotated[
+        tuple[str, *tuple[str, ...]],
+        "CONDITION",
+        "What good means: 'top-1 >= 0.98 * reference' (with --labels), 'flips <= 0.1 %' or"
+        " 'parity'. All of them have to hold.",
+    ]
+    example: Annotated[
+        Path | None,
+        "FILE.npz",
+        "Example inputs, as export --inputs takes them.  [default: of --inputs, where nothing else"
+        " says what the model takes; samples have the dynamic dimension `batch` there]",
+    ]
+    runtime: Annotated[Runtime | None, "Try this runtime only.  [default: all that are installed]"]
+    threads: options.Threads
+    calibration: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Try int8 with static scales, too: they are made of these inputs, whose samples --inputs"
+        " must not hold.",
+    ]
+    weights: options.InputWeights
+    min_time: options.TuneTime
+    one_choice: options.OneChoice
+
+
+@command("optimize")
+def optimize_command(
+    scoring: options.Scoring,
+    loading: options.Loading,
+    trace: Annotated[TraceOptions, OptionGroup()],
+    files: options.ReportPages,
+    as_json: options.Json,
+    **given: Unpack[ToOptimize],
+) -> None:
+    """Export MODEL, prove it, and write the fastest package on this machine that still meets
+    --within on your data: over runtimes, precisions, and how each layer runs.
+
+    What is finished is kept in DIR.work until DIR is written: after an interruption the same
+    command goes on there."""
+    output = given["output"]
+    work = output.with_name(f"{output.name}.work")
+
+    def job(_: "SilentProgress") -> "OptimizeReport":
+        from moh_deploy.api.optimize import PHASES, optimize
+        from moh_deploy.package import check_package_output
+        from moh_deploy.system.progress import bar_for_terminal
+
+        check_package_output(output)
+        html = files["html"] or output.with_name(f"{output.name}.html")
+        paths: options.ReportPaths = {"markdown": files["markdown"], "html": html}
+        output.parent.mkdir(parents=True, exist_ok=True)  # The page goes there, too.
+        # With --json as well: it is on stderr.
+        with bar_for_terminal(PHASES) as progress:
+            return write_files(
+                paths,
+                str(given["model"]),
+                lambda: optimize(**given, **loading, **trace, **scoring, progress=progress),
+                keep_earlier=True,
+            )
+
+    try:
+        print_answer(job, as_json=as_json)
+    finally:
+        if os.path.isdir(work):
+            text = f"unfinished: {work} keeps what is done, and the same command goes on there"
+            click.echo(text, err=True)
 
 
 class ToLower(TypedDict):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypedDict, Type
 import click
 
 from moh_deploy.cli.command import Argument, Default, OptionGroup
-from moh_deploy.cli.values import NAME_OR_PATH
+from moh_deploy.cli.values import NAME_OR_PATH, seconds
 from moh_deploy.config.dtypes import Runtime
 
 if TYPE_CHECKING:
@@ -105,6 +105,27 @@ class LoadingSettings(TypedDict):
 
 
 Loading: TypeAlias = Annotated[LoadingSettings, OptionGroup()]
+
+InputWeights: TypeAlias = Annotated[
+    tuple[float, ...],
+    "--weight N",
+    "How often a file of --inputs counts, in their order, in a directory that of names: 1"
+    " for a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
+]
+Threads: TypeAlias = Annotated[
+    int | None,
+    "N",
+    "Threads within an operator. One thread is measured by CPU time, several by wall time."
+    "  [default: as the runtime chooses]",
+]
+TuneTime: TypeAlias = Annotated[
+    float, "TIME", "How long each comparison takes at least.", seconds, Default("500ms")
+]
+OneChoice: TypeAlias = Annotated[
+    bool,
+    "Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
+    " together.",
+]
 
 LabelFile: TypeAlias = Annotated[
     str | None,

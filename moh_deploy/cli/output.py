@@ -91,7 +91,9 @@ class Filed(Protocol):
 AnyReport = TypeVar("AnyReport", bound=Filed)
 
 
-def write_files(paths: ReportPaths, subject: str, job: Callable[[], AnyReport]) -> AnyReport:
+def write_files(
+    paths: ReportPaths, subject: str, job: Callable[[], AnyReport], *, keep_earlier: bool = False
+) -> AnyReport:
     """Do the job of the command that runs, and write its answer to files.
 
     Until there is an answer they say that there is none: a file of an earlier run must not speak
@@ -99,6 +101,8 @@ def write_files(paths: ReportPaths, subject: str, job: Callable[[], AnyReport]) 
 
     Args:
         subject: Packages or engine, as the user named them.
+        keep_earlier: Write none before there is an answer: those of an earlier run belong to its
+            output, which stays until then, too.
 
     Raises:
         MoHDeployError: As `job` does; the files say so.
@@ -137,12 +141,15 @@ def write_files(paths: ReportPaths, subject: str, job: Callable[[], AnyReport]) 
 
     context = click.get_current_context()
     name, command = str(context.info_name), shlex.join(["moh-deploy", *(context.obj or ())])
-    write(no_answer(name, _NOT_FINISHED[name]))
-    try:
+    if keep_earlier:
         report = job()
-    except MoHDeployError as error:
-        write(no_answer(name, error.message))
-        raise
+    else:
+        write(no_answer(name, _NOT_FINISHED[name]))
+        try:
+            report = job()
+        except MoHDeployError as error:
+            write(no_answer(name, error.message))
+            raise
     # Kernels are known only now: which ones were used is up to the runtime.
     write(report.document(), environment(report.kernels))
     return report

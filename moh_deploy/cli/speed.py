@@ -22,27 +22,11 @@ class ToTune(TypedDict):
         "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
         " sizes.",
     ]
-    weights: Annotated[
-        tuple[float, ...],
-        "--weight N",
-        "How often a file of --inputs counts, in their order, in a directory that of names: 1"
-        " for a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
-    ]
+    weights: options.InputWeights
     runtime: options.RuntimeName
-    threads: Annotated[
-        int | None,
-        "N",
-        "Threads within an operator. One thread is measured by CPU time, several by wall time."
-        "  [default: as the runtime chooses]",
-    ]
-    min_time: Annotated[
-        float, "TIME", "How long each comparison takes at least.", values.seconds, Default("500ms")
-    ]
-    one_choice: Annotated[
-        bool,
-        "Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
-        " together.",
-    ]
+    threads: options.Threads
+    min_time: options.TuneTime
+    one_choice: options.OneChoice
     dry_run: Annotated[bool, "Measure and report, but write nothing."]
 
 

@@ -129,6 +129,33 @@ def sha256_of_json(content: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def content_key(*parts: object) -> str | None:
+    """Return a name that is the same for the same content: that of files and of directories counts
+    where a part holds their paths.
+
+    Returns:
+        12 hex digits; None where the content is not known: of an object in memory, or of a file
+        that cannot be read.
+    """
+    try:
+        return sha256_of_json({"parts": _content(parts)})[:12]
+    except (OSError, TypeError):
+        return None
+
+
+def _content(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _content(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_content(item) for item in value]
+    if not isinstance(value, Path):
+        return value  # `json` refuses what is no plain type.
+    if not value.is_dir():
+        return sha256_of(value)
+    files = sorted(path for path in value.rglob("*") if path.is_file())
+    return {str(path.relative_to(value)): sha256_of(path) for path in files}
+
+
 # Read zip archives that others wrote: no name twice, and no more memory than the file earns.
 #
 # Zeros shrink to a thousandth, and members may share their bytes: a file of 6 MB can hold 6 GB.

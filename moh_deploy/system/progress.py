@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -36,6 +36,14 @@ class SilentProgress:
                 yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def reached(self, part: float, detail: str) -> None:
+        """Show how much of the running phase is done, see `bar_for_terminal`.
+
+        Args:
+            part: From 0 to 1.
+            detail: What is done next.
+        """
 
     def _shown(self, name: str) -> AbstractContextManager[object]:
         return nullcontext()
@@ -72,6 +80,106 @@ class LogProgress(SilentProgress):
             yield
         finally:
             timer.cancel()
+
+
+class BarProgress(SilentProgress):
+    """Show a job of several phases as one bar; all other steps are details beside it.
+
+    Args:
+        phases: Step name of each phase to its usual share of the work, in their order.
+        show: Shows the share that is done, from 0 to 1, the phase and a detail.
+    """
+
+    # What takes less was found, and not done: it says nothing of the time that the rest takes.
+    _FOUND_S = 0.5
+
+    def __init__(
+        self,
+        phases: Mapping[str, float],
+        show: Callable[[float, str, str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._phases, self._show, self._clock = phases, show, clock
+        self._phase, self._detail = "", ""
+        self._done, self._at = 0.0, clock()
+        self._worked, self._worked_s = 0.0, 0.0
+
+    def reached(self, part: float, detail: str) -> None:
+        """Move the bar within the running phase."""
+        names = list(self._phases)
+        before = sum(self._phases[name] for name in names[: names.index(self._phase)])
+        self._move((before + part * self._phases[self._phase]) / sum(self._phases.values()), detail)
+
+    def left_s(self) -> float | None:
+        """Return the seconds that the rest will take, as fast as before; None if nothing tells."""
+        if not self._worked:
+            return None
+        rest_s = self._worked_s / self._worked * (1 - self._done)
+        return max(0.0, rest_s - (self._clock() - self._at))
+
+    @contextmanager
+    def _shown(self, name: str) -> Iterator[None]:
+        if name not in self._phases:
+            before = self._detail
+            self._move(self._done, name)
+            yield
+            self._move(self._done, before)
+            return
+        self._phase = name
+        self.reached(0, "")
+        yield
+        self.reached(1, "")
+
+    def _move(self, done: float, detail: str) -> None:
+        now = self._clock()
+        if done > self._done:
+            if now - self._at > self._FOUND_S:
+                self._worked += done - self._done
+                self._worked_s += now - self._at
+            self._done, self._at = done, now
+        self._detail = detail
+        self._show(self._done, self._phase, detail)
+
+
+@contextmanager
+def bar_for_terminal(phases: Mapping[str, float]) -> Iterator[SilentProgress]:
+    """Yield a progress for a job of several phases: a bar with the phase, the share that is done
+    and the time left where stderr is a terminal, as a log has it elsewhere.
+
+    Args:
+        phases: Step name of each phase to its usual share of the work, in their order.
+    """
+    if not sys.stderr.isatty():
+        yield LogProgress()
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    class TimeLeft(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> str:
+            left_s = shown_by.left_s()
+            if left_s is None:
+                return ""
+            return f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left"
+
+    columns = (
+        rich.BarColumn(24),
+        rich.TaskProgressColumn(),
+        rich.TextColumn("{task.description}", markup=False),
+        TimeLeft(),
+        rich.TextColumn("{task.fields[detail]}", style="dim", markup=False),
+    )
+    bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=1.0, detail="")
+
+    def show(done: float, phase: str, detail: str) -> None:
+        bar.update(task, completed=done, description=phase, detail=detail)
+
+    shown_by = BarProgress(phases, show)
+    with bar:
+        yield shown_by
 
 
 def seconds_text(seconds: Mapping[str, float]) -> str:

@@ -197,6 +197,38 @@ def scratch_directory(name: str) -> Iterator[Path]:
         yield scratch.path
 
 
+@contextmanager
+def kept_directory(path: Path) -> Iterator[None]:
+    """Hold a directory that stays if the job ends early, so that the next run goes on in it.
+
+    It is removed at the end if nothing is in it.
+
+    Raises:
+        PackageError: It cannot be made, or another process holds it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PackageError(f"{path} cannot be made: {error.strerror}.") from error
+    descriptor = None
+    try:
+        descriptor = _locked(path)
+    except BlockingIOError as error:
+        raise PackageError(
+            f"{path} is in use by another process, which writes the same output.",
+            hint="Wait for it, or name another --output.",
+        ) from error
+    except OSError:
+        pass  # The file system has no locks.
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # It holds something.
+            path.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def temporary_place(name: str) -> Path:
     """Return where to stage what is never put in place.
 

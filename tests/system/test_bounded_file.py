@@ -9,6 +9,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_file import (
+    content_key,
     is_plain_name,
     open_archive,
     open_regular,
@@ -113,6 +114,27 @@ def patched(path: Path, at: int, content: bytes, *, local_at: int | None = None)
         raw[local_at : local_at + len(content)] = content
     path.write_bytes(raw)
     return path
+
+
+def test_content_key_is_of_what_files_hold_and_not_of_their_names(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+        (tmp_path / name / "inner" / "file").write_text("same")
+    first, second = (tmp_path / name for name in ("a", "b"))
+    key = content_key(first, {"options": [1, "text", None]}, first / "inner" / "file")
+    assert key == content_key(second, {"options": (1, "text", None)}, second / "inner" / "file")
+    others = [
+        content_key(first, {"options": [2, "text", None]}, first / "inner" / "file"),
+        content_key(first / "inner", {"options": [1, "text", None]}, first / "inner" / "file"),
+    ]
+    (second / "inner" / "file").write_text("other")
+    others.append(content_key(second, {"options": [1, "text", None]}, first / "inner" / "file"))
+    assert len({key, *others}) == 4
+
+
+def test_content_that_is_not_known_has_no_key(tmp_path: Path):
+    assert content_key(object()) is None
+    assert content_key(tmp_path / "none") is None
 
 
 def test_archive_is_read(tmp_path: Path):

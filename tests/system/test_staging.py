@@ -15,6 +15,7 @@ from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from moh_deploy.system.staging import (
     StagedDirectory,
     is_hidden_name,
+    kept_directory,
     remove_leftovers,
     scratch_directory,
     staged_file,
@@ -51,6 +52,31 @@ def interrupt_halfway(output: Path) -> None:
     with staged_file(output) as path:
         path.write_text("half")
         raise KeyboardInterrupt
+
+
+def test_kept_directory_stays_with_what_is_in_it_and_goes_if_that_is_nothing(tmp_path: Path):
+    place = tmp_path / "build" / "fast.work"
+    with kept_directory(place):
+        assert place.is_dir()
+    assert not place.exists()
+    with kept_directory(place):
+        (place / "done").touch()
+    with kept_directory(place):
+        assert names(place) == ["done"]
+
+
+def test_kept_directory_is_for_one_process(tmp_path: Path):
+    place = tmp_path / "fast.work"
+    with kept_directory(place):
+        with pytest.raises(PackageError, match="in use by another process"), kept_directory(place):
+            pass
+        assert place.is_dir()
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PackageError, match="cannot be made"),
+        kept_directory(tmp_path / "file" / "x"),
+    ):
+        pass
 
 
 def test_file_appears_when_the_block_ends_and_keeps_its_permissions(tmp_path: Path):

@@ -3,23 +3,47 @@
 Candidates are taken one after the other, each against the fastest so far.
 """
 
+import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import ClassVar, Protocol, TypeAlias, TypeVar
 
-from moh_deploy.errors import BackendError, MoHDeployError
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import BackendError, MoHDeployError, PackageError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import Best, Contests, ended_by, folder_of
-from moh_deploy.perf.tune.report import RuntimePrecision, Tried
+from moh_deploy.perf.tune.quality import Quality
+from moh_deploy.perf.tune.report import RuntimePrecision, Timed, Tried
+from moh_deploy.system.bounded_file import read_bytes
 from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
 from moh_deploy.system.progress import Progress
+from moh_deploy.system.staging import staged_file
 
 TakesCandidates: TypeAlias = "Contests | ContestsApart"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a search knows before it tries the next way, as JSON."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {"ser_json_inf_nan": "constants"}
+
+    way: RuntimePrecision  # of the fastest so far
+    package: str  # its place, from the scratch directory
+    quality: Quality
+    sizes: tuple[dict[str, int], ...]
+    timed: Timed | None
+    tried: tuple[Tried, ...]
+
+
+_KEPT = TypeAdapter(_Kept)
+_KEPT_NAME, _MOST_BYTES = "search.json", 2**26
 
 
 @dataclass
@@ -30,33 +54,80 @@ class Search:
     ways: Sequence[RuntimePrecision]  # what to try, the float32 package itself first
     contests: TakesCandidates  # what takes candidates
     scratch: Path  # a directory for packages
+    best: Best | None = None  # the fastest so far that is good
     tried: list[Tried] = field(default_factory=list)
     _made: dict[str, OnnxPackage | MoHDeployError] = field(default_factory=dict)
 
-    def run(self) -> Best:
+    def run(self, before: Callable[[RuntimePrecision | None], object] = lambda way: None) -> Best:
         """Try every way, and return the best; `tried` has how each ended.
+
+        Args:
+            before: Called before each way is tried, with it, and with None at the end.
 
         Raises:
             ValidationError: Not even the float32 package can be shown to meet the conditions.
         """
-        first, *others = self.ways
-        best = self.contests.first(first)
-        for way in others:
-            challenger = self._challenge(way, best)
+        known = {row.way for row in self.tried} | ({self.best.way} if self.best else set())
+        for way in (way for way in self.ways if way not in known):
+            before(way)
+            self._remove_beaten()
+            if self.best is None:
+                self.best = self.contests.first(way)
+                continue
+            challenger = self._challenge(way, self.best)
             if isinstance(challenger, Tried):
                 self.tried.append(challenger)
-                shutil.rmtree(folder_of(self.scratch, way), ignore_errors=True)
                 continue
             assert challenger.timed is not None
             beaten = challenger.timed.inverse(way.name)
-            reason = beaten.sentence()
-            self.tried.append(Tried(best.way, "too slow", reason, beaten, best.quality))
-            shutil.rmtree(folder_of(self.scratch, best.way), ignore_errors=True)
-            best = challenger
-        self.tried.append(Tried(best.way, "chosen", None, best.timed, best.quality))
+            row = Tried(self.best.way, "too slow", beaten.sentence(), beaten, self.best.quality)
+            self.tried.append(row)
+            self.best = challenger
+        before(None)
+        self._remove_beaten()
+        assert self.best is not None
+        self.tried.append(Tried(self.best.way, "chosen", None, self.best.timed, self.best.quality))
         # In the order in which they were to be tried.
-        self.tried.sort(key=lambda way: self.ways.index(way.way))
-        return best
+        self.tried.sort(key=lambda row: self.ways.index(row.way))
+        return self.best
+
+    def keep(self) -> None:
+        """Write into the scratch directory what is known so far, for `resume`.
+
+        Raises:
+            PackageError: It cannot be written.
+        """
+        if self.best is None:
+            return
+        best, package = self.best, os.path.relpath(self.best.package.root, self.scratch)
+        sizes = tuple(map(dict, best.sizes))
+        kept = _Kept(best.way, package, best.quality, sizes, best.timed, tuple(self.tried))
+        with staged_file(self.scratch / _KEPT_NAME) as partial:
+            partial.write_bytes(_KEPT.dump_json(kept))
+
+    def resume(self) -> None:
+        """Take over what an earlier search of the same ways has kept in the scratch directory.
+
+        What it was trying when it ended is tried again; where it kept nothing, or something that
+        has changed since, all is.
+        """
+        path = self.scratch / _KEPT_NAME
+        try:
+            content = read_bytes(path, most_bytes=_MOST_BYTES, error=PackageError)
+            kept = _KEPT.validate_json(content)
+        except (FileNotFoundError, PackageError, ValidationError):
+            return
+        package = earlier_package(self.scratch / kept.package)
+        if package is None:
+            return
+        self.best = Best(kept.way, package, kept.quality, kept.sizes, kept.timed)
+        self.tried = list(kept.tried)
+
+    def _remove_beaten(self) -> None:
+        """Remove what was tuned of all ways but the best, also what an interruption has left."""
+        for way in self.ways:
+            if self.best is None or way != self.best.way:
+                shutil.rmtree(folder_of(self.scratch, way), ignore_errors=True)
 
     def _challenge(self, way: RuntimePrecision, best: Best) -> Best | Tried:
         try:
@@ -69,14 +140,24 @@ class Search:
         if precision == self.base.manifest.precision:
             return self.base
         if precision not in self._made:
+            folder = self.scratch / precision
             try:
-                self._made[precision] = self.contests.make(precision, self.scratch / precision)
+                made = earlier_package(folder) or self.contests.make(precision, folder)
+                self._made[precision] = made
             except MoHDeployError as error:
                 self._made[precision] = error
         found = self._made[precision]
         if isinstance(found, MoHDeployError):
             raise found
         return found
+
+
+def earlier_package(path: Path) -> OnnxPackage | None:
+    """Return the package that an earlier run has left; None if there is none, or it has changed."""
+    try:
+        return OnnxPackage.open(path)
+    except PackageError:
+        return None
 
 
 def write_chosen(best: Best, output: Path, within: Sequence[str]) -> OnnxPackage:
