@@ -276,6 +276,19 @@ def test_wheel_without_the_library_is_for_any_platform_and_says_why(
     assert json.loads(files[RECORD.as_posix()]) == {"reason": "cmake was not found"}
 
 
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
+def test_pips_option_switches_kernels_off(tree: Path, hook: str, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    done = run_hook(tree, f"{hook}({str(tmp_path / 'out')!r}, {{'kernels': 'off'}})")
+    assert done.returncode == 0, done.stderr
+    assert "built without CPU kernels: switched off" in done.stderr
+
+
+def test_a_wrong_value_of_pips_option_is_an_error(tree: Path, tmp_path: Path):
+    done = run_hook(tree, f"build_wheel({str(tmp_path)!r}, {{'kernels': 'no'}})")
+    assert "MOH_DEPLOY_BUILD_KERNELS is 'no', expected auto, off or require" in done.stderr
+
+
 @needs_cmake
 def test_editable_installation_puts_the_library_among_the_sources(tree: Path, tmp_path: Path):
     wheel = call_hook(tree, "build_editable", tmp_path / "out")

@@ -137,10 +137,7 @@ def _modules_of(path: Path) -> set[str] | None:
         # A module that is gone is imported by what changed with it.
         return {_module(ROOT / path)}
     named = {_module(source) for source, text in _sources().items() if path.name in text}
-    if (
-        path.parts[0] in ("docs", "examples", "export_configs", "tools")
-        or path.suffix in READ_BY_NAME
-    ):
+    if path.parts[0] in ("docs", "examples", "tools") or path.suffix in READ_BY_NAME:
         return named
     return None
 
