@@ -63,7 +63,7 @@ serve-demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels $(TR
 	@test -e build/digits/held-out.npz || $(MAKE) demo
 	$(BIN)/python examples/serving/serve_demo.py --server $(TRITON)
 
-text-demo: build-dependencies $(VENV)/.installed-text $(VENV)/.kernels
+text-demo: build-dependencies $(VENV)/.installed-export,text $(VENV)/.kernels
 	$(BIN)/python examples/text/text_demo.py
 
 $(TRITON)/.installed: examples/serving/server-requirements.txt | $(VENV)/.created

@@ -36,6 +36,11 @@ class BuildPython(build_py):
         for old in Path(self.build_lib, PACKAGE.parts[0]).rglob("*.py"):
             if old not in kept:
                 old.unlink()
+        shutil.copytree(
+            ROOT / "export_configs",
+            Path(self.build_lib, "moh_deploy/export_configs"),
+            dirs_exist_ok=True,
+        )
         plugins = ROOT / "plugins"
         for source in (path for part in NEEDED_BY_EXTENSION for path in plugins.glob(part)):
             target = Path(self.build_lib) / PACKAGE / "plugins" / source.relative_to(plugins)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moh_deploy.api.export import export
-from moh_deploy.config.export_config import ExportConfig, resolved_config
+from moh_deploy.config.export_config import SHIPPED, ExportConfig, resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.emit import write_plain_onnx
 from moh_deploy.frontend.load.checkpoint_file import build_module
@@ -23,7 +23,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import user_code
 
 HERE = Path(__file__).parent
-_ORIGINALS = HERE.parent / "export_configs"
+_ORIGINALS = SHIPPED
 _OURS = HERE / "configs"
 
 

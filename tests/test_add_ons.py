@@ -181,7 +181,7 @@ def test_files_that_were_not_installed_say_so(cli: Cli, tmp_path: Path, monkeypa
 @nightly
 def test_core_works_where_the_folders_of_add_ons_are_gone(tmp_path: Path, monkeypatch):
     """Its entry points stay, as in a broken installation."""
-    for folder in ("moh_deploy", "tests", "examples", "export_configs", "docs"):
+    for folder in ("moh_deploy", "tests", "examples", "docs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=ignored)
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)

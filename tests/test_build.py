@@ -56,6 +56,7 @@ def tree(tmp_path: Path) -> Path:
         "tools/build_kernels.py",
         "moh_deploy/__init__.py",
         "moh_deploy/py.typed",
+        "export_configs/moh_vit_s_75.yaml",
     ):
         copy(path, tree)
     copy("moh_deploy/native/__init__.py", tree)
@@ -259,6 +260,7 @@ def test_wheel_with_the_library_is_for_this_platform(tree: Path, tmp_path: Path)
     assert wheel.name.endswith(f"-py3-none-{PLATFORM}.whl")
     files = content(wheel)
     assert b"VERSION" in files[LIBRARY.as_posix()]
+    assert "moh_deploy/export_configs/moh_vit_s_75.yaml" in files
     assert json.loads(files[RECORD.as_posix()]) == {"reason": None}
     assert not (tree / LIBRARY).exists()
 
@@ -274,6 +276,19 @@ def test_wheel_without_the_library_is_for_any_platform_and_says_why(
     files = content(wheel)
     assert not [name for name in files if name.endswith(".so")]
     assert json.loads(files[RECORD.as_posix()]) == {"reason": "cmake was not found"}
+
+
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
+def test_pips_option_switches_kernels_off(tree: Path, hook: str, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    done = run_hook(tree, f"{hook}({str(tmp_path / 'out')!r}, {{'kernels': 'off'}})")
+    assert done.returncode == 0, done.stderr
+    assert "built without CPU kernels: switched off" in done.stderr
+
+
+def test_a_wrong_value_of_pips_option_is_an_error(tree: Path, tmp_path: Path):
+    done = run_hook(tree, f"build_wheel({str(tmp_path)!r}, {{'kernels': 'no'}})")
+    assert "MOH_DEPLOY_BUILD_KERNELS is 'no', expected auto, off or require" in done.stderr
 
 
 @needs_cmake
@@ -293,6 +308,7 @@ def test_source_distribution_holds_the_native_sources_and_neither_library_nor_te
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {"plugins/CMakeLists.txt", "plugins/library.cc", "tools/build_kernels.py"} <= names
+    assert "export_configs/moh_vit_s_75.yaml" in names
     assert not names & {LIBRARY.as_posix(), RECORD.as_posix()}
     assert not [name for name in names if name.startswith("tests")]
 

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.config.export_config import ExportConfig, load_config
+from moh_deploy.config.export_config import SHIPPED, ExportConfig, load_config
+from moh_deploy.errors import ConfigError
 
-FOLDER = Path(__file__).parent.parent / "export_configs"
+FOLDER = SHIPPED
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 VIT = {"s_75": "small_75", "s_80": "small_80", "b_50": "base_50", "b_75": "base_75"}
@@ -75,3 +76,15 @@ def test_llama_adapter_defines_the_factory_that_its_configurations_name() -> Non
     )
     tree = ast.parse((FOLDER / f"{module}.py").read_text())
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_shipped_configuration_is_found_by_its_name_and_a_file_of_that_name_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = load_config(FOLDER / "moh_llama3_8b.yaml")
+    assert load_config(Path("moh_llama3_8b")) == load_config(Path("moh_llama3_8b.yaml")) == shipped
+    Path("moh_llama3_8b.yaml").write_text("outputs: [mine]")
+    assert load_config(Path("moh_llama3_8b.yaml")).outputs == ("mine",)
+    with pytest.raises(ConfigError, match="elsewhere/moh_llama3_8b"):
+        load_config(Path("elsewhere/moh_llama3_8b"))

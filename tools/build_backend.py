@@ -5,9 +5,12 @@
 makes a wheel with kernels for every Linux of that architecture with glibc 2.28 or newer: compiled
 by zig, which comes from PyPI as the other tools do, and refused if the library asks for more than
 its tag says. Without a target this is setuptools' own backend.
+
+    pip install . -C kernels=off        # or require: MOH_DEPLOY_BUILD_KERNELS, as pip's option
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +19,6 @@ from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import (
-    build_editable,
     build_sdist,
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
@@ -53,7 +55,7 @@ def build_wheel(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
     target = _target(config_settings)
-    settings = dict(config_settings or {})
+    settings = _with_kernels(config_settings)
     if target:
         settings.pop("target")
         options = settings.get("--build-option", [])
@@ -68,6 +70,21 @@ def build_wheel(
             made.unlink()  # or it would be published under a name that promises too much
             raise
     return name
+
+
+def build_editable(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
+    settings = _with_kernels(config_settings)
+    return build_meta.build_editable(wheel_directory, settings, metadata_directory)
+
+
+def _with_kernels(config_settings: Settings) -> dict[str, "str | list[str]"]:
+    """Say to `tools/build_kernels.py` what `-C kernels=` says; return the other settings."""
+    settings = dict(config_settings or {})
+    if kernels := settings.pop("kernels", None):
+        os.environ["MOH_DEPLOY_BUILD_KERNELS"] = str(kernels)
+    return settings
 
 
 def check_tag(wheel: Path) -> None:

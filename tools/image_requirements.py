@@ -1,5 +1,5 @@
-"""Print what the container image installs beside moh-deploy, for `make lock`: no PyTorch, which
-only `export` and the original models need, and which would be most of the image."""
+"""Print what the container image installs beside moh-deploy, for `make lock`: no extra `export`, as
+PyTorch would be most of the image."""
 
 import tomllib
 from pathlib import Path
@@ -8,12 +8,11 @@ EXTRAS = ("polygraphy", "serve")
 
 
 def image_requirements() -> list[str]:
-    """Return the requirements of pyproject.toml and of the image's extras, but PyTorch."""
+    """Return the requirements of pyproject.toml and of the image's extras."""
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(text)["project"]
     extras = [project["optional-dependencies"][name] for name in EXTRAS]
-    required = [one for group in (project["dependencies"], *extras) for one in group]
-    return [one for one in required if not one.startswith("torch>")]
+    return [one for group in (project["dependencies"], *extras) for one in group]
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-import torch
 from typing_extensions import Unpack
 
 from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions, RequiredLayers
@@ -16,7 +15,10 @@ from moh_deploy.frontend.prove.eager import EagerModel, open_eager
 from moh_deploy.package import ComputeType
 from moh_deploy.system.progress import SilentProgress
 
-Model: TypeAlias = Path | str | torch.nn.Module | torch.export.ExportedProgram
+if TYPE_CHECKING:
+    import torch
+
+Model: TypeAlias = "Path | str | torch.nn.Module | torch.export.ExportedProgram"
 Inputs: TypeAlias = Path | str | Mapping[str, object] | Sequence[object]
 
 

@@ -78,10 +78,11 @@ def _exit_code(error: Exception, *, as_json: bool) -> int:
 
     One that is not raised on purpose is a bug, and keeps its traceback.
     """
-    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+    if isinstance(error, ModuleNotFoundError) and error.name in ("fcntl", "resource"):
         error = BackendError(
-            "PyTorch is not installed, and this command loads a model in it.",
-            hint="pip install torch, or export where the model's code is, and go on here.",
+            f"moh-deploy runs on Linux, and most of it on macOS; this is {sys.platform}.",
+            hint="Use WSL. A package's model.onnx runs in ONNX Runtime for Windows by itself, as"
+            " function bodies: docs/limits.md.",
         )
     if isinstance(error, MoHDeployError):
         message, hint, code = error.message, error.hint, error.exit_code

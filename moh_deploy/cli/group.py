@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import click
 
-from moh_deploy import __version__
 from moh_deploy.add_ons import AddedCommand, EntryPoint, entry_points, missing_metadata
 from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence
 from moh_deploy.errors import BackendError
@@ -28,7 +27,14 @@ class CommandGroup(click.Group):
 
     def __init__(self, name: str, summary: str, sections: Mapping[str, Mapping[str, str]]) -> None:
         super().__init__(name=name, help=summary)
-        click.version_option(__version__, message=f"{name} %(version)s")(self)
+        click.option(
+            "--version",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            help="Show the version and exit.",
+            callback=_say_version,
+        )(self)
         self._sections = sections
         self._names = [name for commands in sections.values() for name in commands]
 
@@ -107,3 +113,11 @@ class CommandGroup(click.Group):
         """Return the commands of add-ons; none takes the name of one that is ours."""
         points = entry_points("commands")
         return {name: point for name, point in points.items() if name not in self._names}
+
+
+def _say_version(ctx: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not ctx.resilient_parsing:
+        from moh_deploy.cli.version import version_text
+
+        click.echo(version_text())
+        ctx.exit()

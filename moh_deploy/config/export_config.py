@@ -17,6 +17,13 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
 
+# In a wheel beside the package's modules, in the sources beside the package.
+SHIPPED = next(
+    (path for base in Path(__file__).parents[1:3] if (path := base / "export_configs").is_dir()),
+    Path("export_configs"),
+)
+"""Configurations of the published models, which come with moh-deploy."""
+
 # Inputs of a configuration that are written as they are nested, brought to a flat list.
 #
 # inputs: ids: {shape: [batch, seq], dtype: int64} past: [{key: {shape: [batch, past, 8]}, value:
@@ -166,12 +173,17 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     """Read a configuration and apply `key.path=value` overrides to it.
 
     Args:
-        path: YAML file; None for an empty configuration.
+        path: YAML file, or the name of a shipped one, such as `moh_vit_s_75`; None for an empty
+            configuration.
         overrides: Such as `model.kwargs.depth=12` or `inputs.0.shape.2=96`; values are YAML.
 
     Raises:
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
+    # A file of the user's goes before a shipped one of its name.
+    if path is not None and path.parent == Path() and not path.exists():
+        named = (SHIPPED / path.name).with_suffix(".yaml")
+        path = named if named.is_file() else path
     document = {} if path is None else checked_yaml.read_mapping(path, ExportConfig)
     # Overrides go into the document before it is checked, so both are held to the same schema;
     # which paths they set is kept to name the right source in messages.

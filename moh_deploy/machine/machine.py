@@ -30,8 +30,9 @@ from moh_deploy.report.report import FLAT, in_json
 from moh_deploy.system.nvidia_driver import DRIVER_HINT, Gpu, takes_cuda
 from moh_deploy.system.progress import Progress
 
-# In this order: what PyTorch lacks is to be said of PyTorch, not of our own module.
-_EXPORT_NEEDS = ("torch", "onnxscript", "moh_deploy.frontend.export_package")
+# In this order: first whether the extra is installed, then what PyTorch lacks is to be said of
+# PyTorch, not of our own module.
+_EXPORT_NEEDS = ("moh_deploy.frontend", "torch", "moh_deploy.frontend.export_package")
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,15 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
     cuda_gaps = cuda_gaps or [*failed(machine.cuda_run)]
     by_runtime = None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"
     by_kernels = None if isinstance(cpu.kernels, Failed) else cpu.kernels.instruction_sets[0]
-    export_gaps = (*packages, *failed(machine.export))
+    torch = [facts for facts in machine.packages.found if facts.name == "torch"]
+    old = (Failed(facts.problem, facts.fix) for facts in torch if facts.problem)
+    export_gaps = (*packages, *old, *failed(machine.export))
     openvino_gaps = failed(machine.openvino.kernels)
     by_openvino = f"OpenVINO {machine.openvino.release}"
     return (
         # From what everybody needs to what few do: the report keeps this order.
-        Ability.of("export a model", export_gaps, "PyTorch", essential=True),
+        # Servers have no PyTorch; where it is, it has to work.
+        Ability.of("export a model", export_gaps, "PyTorch", essential=bool(torch)),
         Ability.of("run on the CPU", cpu_gaps, by_runtime, essential=True),
         Ability.of("run on the CPU, by kernels", failed(cpu.kernels), by_kernels),
         Ability.of("run on the CPU, in OpenVINO by kernels", openvino_gaps, by_openvino),

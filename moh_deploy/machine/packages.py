@@ -1,5 +1,6 @@
 """Compare installed Python packages with the versions that moh-deploy's metadata asks for."""
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 
@@ -14,7 +15,8 @@ OWN_NAME = "moh-deploy"
 # Each name may be had in several builds, of which one is enough.
 _ORT, _ORT_GPU = "onnxruntime", "onnxruntime-gpu"
 _SAME_MODULE = {_ORT: (_ORT, _ORT_GPU)}
-_OPTIONAL = (_ORT_GPU, "onnx-graphsurgeon", "polygraphy", "tensorrt")
+# TensorRT's wheels are called by their CUDA and their flavour.
+_OPTIONAL = re.compile(rf"{_ORT_GPU}|onnx-graphsurgeon|polygraphy|torch|tensorrt(-.*)?")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def probe_packages() -> Packages:
     optional = (
         _facts(name, bounds.get(name, ""), required=False)
         for name in sorted(installed - {facts.name for facts in required})
-        if any(name == text or name.startswith(f"{text}-") for text in _OPTIONAL)
+        if _OPTIONAL.fullmatch(name)
     )
     return Packages(own is not None, (*required, *optional))
 

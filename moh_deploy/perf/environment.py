@@ -26,7 +26,9 @@ class Processor:
         """Return the machine that this process runs on."""
         # Not `os.cpu_count()`, which counts cores that `taskset` or the cpuset of a container keeps
         # from this process.
-        return cls(_processor(), len(os.sched_getaffinity(0)), instruction_set)
+        has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+        num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return cls(_processor(), num_cores, instruction_set)
 
     def describe(self) -> str:
         """Return `AMD EPYC 9R14, 2 cores, avx512`."""

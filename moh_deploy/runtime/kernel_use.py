@@ -1,17 +1,21 @@
 """Say which kernels a model is to run on, and which it ran on."""
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from moh_deploy import __version__, native
+from moh_deploy.config.dtypes import ComputeType
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.package import ComputeType
 from moh_deploy.report.report import HIDDEN, in_json
-from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.system.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from moh_deploy.runtime.layer_runs import LayerImpl
 
 Kernels = Literal["auto", "off", "require"]
 

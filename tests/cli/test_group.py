@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -64,7 +65,27 @@ def test_help_lists_commands(cli: Cli):
 
 def test_version(cli: Cli):
     shown = cli("--version")
-    assert (shown.exit_code, shown.out) == (0, "moh-deploy 0.1.0\n")
+    lines = shown.out.splitlines()
+    assert (shown.exit_code, lines[0]) == (0, "moh-deploy 0.1.0")
+    assert f"runtimes: ONNX Runtime {version('onnxruntime')}" in lines[3]
+    assert lines[4:] == [f"export: PyTorch {version('torch')}"]
+
+
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [
+        (None, "kernels: none (moh-deploy was built without CPU kernels: no cmake)"),
+        ("broken.so", "kernels: none (the kernel library "),
+    ],
+)
+def test_version_says_why_there_are_no_kernels(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str | None, said: str
+):
+    (tmp_path / "build.json").write_text('{"reason": "no cmake"}')
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    monkeypatch.setattr("moh_deploy.native.FOLDER", tmp_path)
+    monkeypatch.setattr("moh_deploy.native.LIBRARY_NAME", library or "absent.so")
+    assert cli("--version").out.splitlines()[2].startswith(said)
 
 
 @pytest.mark.parametrize(

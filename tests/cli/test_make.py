@@ -23,7 +23,7 @@ from moh_deploy.system.npz import read_npz, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests import small_moh
-from tests.cli.run_cli import Cli
+from tests.cli.run_cli import Cli, run_python
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS
 from tests.nightly import nightly, one_in
@@ -161,14 +161,39 @@ def test_error_of_the_pipeline_is_one_line_and_its_exit_code(cli: Cli, pipeline:
     }
 
 
-def test_installation_without_pytorch_says_so(cli: Cli, pipeline: Pipeline):
+@pytest.mark.parametrize(
+    "call",
+    [
+        "main(['export', 'model.pt', '-o', 'out'])",
+        f"main(['verify', 'package', '--against', '{__file__}'])",
+    ],
+)
+def test_installation_without_the_extra_names_it(call: str):
+    hide = "import sys; sys.modules.update(torch=None, safetensors=None)"
+    ended = run_python("-c", f"{hide}; from moh_deploy.cli import main; {call}")
+    assert ended.exit_code == 6
+    assert ended.err.startswith("error: not installed: torch, safetensors; exporting a model,")
+    assert "hint: pip install 'moh-deploy[export]'." in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_function_without_the_extra_raises_what_the_command_says():
+    hide = "import sys; sys.modules.update(torch=None)"
+    ended = run_python("-c", f"{hide}; import moh_deploy; moh_deploy.export")
+    assert "BackendError: not installed: torch; exporting a model," in ended.err
+
+
+@pytest.mark.parametrize("missing", ["fcntl", "resource"])
+def test_a_system_without_posix_is_named(cli: Cli, pipeline: Pipeline, missing: str):
     def miss() -> None:
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
 
     pipeline.act = miss
     failed = cli("export", "model.pt", "-o", "out")
     assert failed.exit_code == 6
-    assert failed.err.startswith("error: PyTorch is not installed, and this command loads")
+    assert failed.err.startswith(
+        "error: moh-deploy runs on Linux, and most of it on macOS; this is"
+    )
 
 
 # The command on real files: one model in each form that a checkpoint may have.

@@ -75,7 +75,7 @@ def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: Dem
         bench_args=QUICK,
     )
     assert outcome.exit_code == 0, outcome.log
-    assert outcome.installed[0] == str(REPOSITORY)
+    assert outcome.installed[0] == f"{REPOSITORY}[export]"
     assert (runner.root / "temp" / "moh-deploy-requirements.txt").read_text() == "timm\n"
     assert outcome.uses["actions/setup-python"] == {"python-version": "3.12"}
     assert [outcome.outputs[name] for name in ("verdict", "verify", "bench")] == ["passed"] * 3

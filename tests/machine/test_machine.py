@@ -34,11 +34,12 @@ _ENGINES = EngineFacts(
     tensorrt=(_tensorrt("TensorRT", "10.9.0"), _tensorrt("TensorRT-RTX", "1.7.1")),
 )
 _POLYGRAPHY = PackageFacts("polygraphy", "0.53.6", "<0.60,>=0.53", False, None, None)
+_TORCH = PackageFacts("torch", "2.13.0", ">=2.9", False, None, None)
 FULL = Machine(
     moh_deploy="0.1.0",
     python="3.12.1",
     platform="Linux x86_64",
-    packages=Packages(True, (_POLYGRAPHY,)),
+    packages=Packages(True, (_TORCH, _POLYGRAPHY)),
     export=Importable(),
     cpu=CpuFacts(
         RuntimeFacts("1.30.0", ("CUDAExecutionProvider", "CPUExecutionProvider")),
@@ -90,6 +91,12 @@ def test_a_machine_with_everything_can_do_everything():
     assert {item.name: item.how for item in found}[CPU_KERNELS] == "avx2"
 
 
+def test_export_is_essential_only_where_pytorch_is_installed():
+    found = abilities(replace(_with_packages(_POLYGRAPHY), export=_BROKEN))
+    assert [item.name for item in found if item.essential] == [CPU]
+    assert not next(item for item in found if item.name == EXPORT).can
+
+
 def _with_cpu(**changes: object) -> Machine:
     return replace(FULL, cpu=replace(FULL.cpu, **changes))
 
@@ -98,14 +105,16 @@ def _with_packages(*found: PackageFacts) -> Machine:
     return replace(FULL, packages=Packages(True, found))
 
 
-_NO_TORCH = PackageFacts("torch", None, ">=2.9", True, "torch is not installed", "pip install it")
+_NO_ONNX = PackageFacts("onnx", None, ">=1.21", True, "onnx is not installed", "pip install it")
+_OLD_TORCH = replace(_TORCH, problem="torch is 2.1", fix="pip install it")
 _YOUNG = replace(_POLYGRAPHY, problem="it is 0.49")
 _ONLY_CPU = _with_cpu(runtime=RuntimeFacts("1.30.0", ("CPU",)))
 _NO_EXTENSION = replace(FULL, openvino=replace(FULL.openvino, kernels=_BROKEN))
 _OLD_NVCC = _with_tools(nvcc=ToolFacts("nvcc", Path("nvcc"), "12.4"))
 _HEADERS = FULL.tools.headers
 _LACKS = {
-    "torch": (_with_packages(_NO_TORCH, _POLYGRAPHY), {EXPORT}),
+    "onnx": (_with_packages(_NO_ONNX, _POLYGRAPHY), {EXPORT}),
+    "young torch": (_with_packages(_OLD_TORCH, _POLYGRAPHY), {EXPORT}),
     "polygraphy": (_with_packages(), {RUNNER}),
     "young polygraphy": (_with_packages(_YOUNG), {RUNNER}),
     "importable export": (replace(FULL, export=_BROKEN), {EXPORT}),

@@ -82,3 +82,13 @@ def test_what_belongs_to_extras_is_optional(fakes: Fakes):
     assert polygraphy.problem == "polygraphy is 0.60.1, expected <0.60,>=0.53"
     assert (tensorrt.required, tensorrt.problem) == (False, None)
     assert probe_packages().gaps == ()
+
+
+def test_torch_is_listed_with_its_bounds_and_no_other_distribution_of_its_name(fakes: Fakes):
+    fakes.installed("moh-deploy", "0.1.0", ['torch<3,>=2.9; extra == "export"'])
+    fakes.installed("torch", "2.1.0")
+    fakes.installed("torch-geometric", "2.6.0")
+    found = _found("torch")
+    assert not found.required
+    assert found.problem == "torch is 2.1.0, expected <3,>=2.9"
+    assert "torch-geometric" not in {item.name for item in probe_packages().found}
