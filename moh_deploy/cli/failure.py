@@ -83,6 +83,9 @@ def _exit_code(error: Exception, *, as_json: bool) -> int:
             "PyTorch is not installed, and this command loads a model in it.",
             hint="pip install torch, or export where the model's code is, and go on here.",
         )
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     if isinstance(error, MoHDeployError):
         message, hint, code = error.message, error.hint, error.exit_code
         content = error_json(error)
