@@ -98,10 +98,12 @@ def export_command(
             --input 'images:[batch=2,1,8,8]:float32'
     """
     from moh_deploy.config.options import ExportOptions
-    from moh_deploy.frontend.export_package import export_package
+    from moh_deploy.package.before_export import check_export
     from moh_deploy.system.progress import seconds_text
 
     job = ExportOptions(**given, **loading)
+    check_export(job)  # before PyTorch is imported
+    from moh_deploy.frontend.export_package import export_package
 
     def export(progress: "SilentProgress") -> "ExportReport":
         try:

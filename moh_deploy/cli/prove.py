@@ -139,7 +139,11 @@ def named_references(
     Raises:
         ConfigError: There are such options, and no checkpoint.
     """
-    if not any(map(_is_checkpoint, against)):
+    from moh_deploy.validate.reference.references import WORDS
+
+    # A path that is not there may be meant as a checkpoint: what reads it says that it is missing.
+    known = [name in WORDS or os.path.exists(name) for name in against]
+    if all(known) and not any(map(_is_checkpoint, against)):
         own = {name: value for name, value in loading.items() if name not in shared}
         but = "a checkpoint is loaded, but --against names none"
         refuse_settings(own, but, "Add --against CHECKPOINT, or leave it out.")

@@ -47,6 +47,22 @@ def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
     Raises:
         ConfigError: A code directory does not exist.
     """
+    check_code_dirs(code_dirs)
+    roots = [path.resolve() for path in code_dirs]
+    _forget_namesakes(roots)
+    strings = [str(root) for root in roots]
+    sys.path[:] = strings + [entry for entry in sys.path if entry not in strings]
+    importlib.invalidate_caches()
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def check_code_dirs(code_dirs: Sequence[Path]) -> None:
+    """Check that directories of the user's code are there.
+
+    Raises:
+        ConfigError: One is not.
+    """
     for path in code_dirs:
         try:
             is_directory = path.is_dir()
@@ -55,13 +71,6 @@ def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
             raise ConfigError(message) from error
         if not is_directory:
             raise ConfigError(f"code directory '{path}' does not exist or is not a directory.")
-    roots = [path.resolve() for path in code_dirs]
-    _forget_namesakes(roots)
-    strings = [str(root) for root in roots]
-    sys.path[:] = strings + [entry for entry in sys.path if entry not in strings]
-    importlib.invalidate_caches()
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def describe_error(error: BaseException) -> str:
