@@ -46,6 +46,12 @@ class BuildPython(build_py):
             target = Path(self.build_lib) / PACKAGE / "plugins" / source.relative_to(plugins)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+        # What `moh-deploy help` shows.
+        pages = Path(self.build_lib) / "moh_deploy" / "docs"
+        shutil.rmtree(pages, ignore_errors=True)
+        pages.mkdir(parents=True)
+        for page in (ROOT / "docs").glob("*.md"):
+            shutil.copy(page, pages)
 
 
 class BuildKernels(Command):

@@ -8,9 +8,20 @@ file belongs to the configurations beside it: copy and change it for a language 
 from __future__ import annotations
 
 import torch
-from modeling_llama import LlamaForCausalLM
+import transformers
 from transformers import LlamaConfig
-from transformers.modeling_utils import no_init_weights
+
+try:
+    from modeling_llama import LlamaForCausalLM
+    from transformers.modeling_utils import no_init_weights
+except ImportError as error:
+    if not (error.name or "").startswith("transformers"):
+        raise
+    raise ImportError(
+        f"{error}. The original code needs transformers 4.37.2, here is {transformers.__version__}:"
+        " pip install transformers==4.37.2, or export the model's directory, config.json beside the"
+        " weights, which runs with today's"
+    ) from error
 
 
 class TracedLlama(LlamaForCausalLM):

@@ -29,6 +29,7 @@ class AddedCommand(NamedTuple):
     heading: str  # what it stands under: `Make`, ...
     summary: str  # one line
     module: str  # where its `click.Command` is: `MODULE:NAME`; without a name it is `command`
+    place: int = 0  # among the added ones under the heading; of equal ones names decide
 
 
 class AddedVerifier(NamedTuple):

@@ -30,20 +30,24 @@ BUNDLE = AddedCommand(
     "Serve",
     "Write a package as a directory that Triton or genai loads, or check one.",
     "moh_deploy.serving.commands.bundle:bundle_command",
+    place=1,
 )
 PROFILE = AddedCommand(
     "Serve",
     "Record the routing of traffic that is known to be good.",
     "moh_deploy.serving.commands.serve:profile_command",
+    place=2,
 )
 WATCH = AddedCommand(
     "Serve",
     "Compare live routing with that, and alarm if it drifts.",
     "moh_deploy.serving.commands.serve:watch_command",
+    place=3,
 )
 DRILL = AddedCommand(
     "Serve",
     "Break a guarded server on purpose, and say what clients saw.",
     "moh_deploy.serving.commands.serve:drill_command",
+    place=4,
 )
 GENAI_BUNDLES = AddedVerifier("genai_config.json", "moh_deploy.serving.commands.genai")

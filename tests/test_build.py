@@ -57,6 +57,7 @@ def tree(tmp_path: Path) -> Path:
         "moh_deploy/__init__.py",
         "moh_deploy/py.typed",
         "export_configs/moh_vit_s_75.yaml",
+        "docs/verify.md",
     ):
         copy(path, tree)
     copy("moh_deploy/native/__init__.py", tree)
@@ -276,6 +277,8 @@ def test_wheel_without_the_library_is_for_any_platform_and_says_why(
     files = content(wheel)
     assert not [name for name in files if name.endswith(".so")]
     assert json.loads(files[RECORD.as_posix()]) == {"reason": "cmake was not found"}
+    # `moh-deploy help verify` shows it where there are no sources.
+    assert files["moh_deploy/docs/verify.md"] == (REPOSITORY / "docs/verify.md").read_bytes()
 
 
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])

@@ -1,4 +1,5 @@
 import ast
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_type_checkers_see_all_of_them():
 @pytest.mark.parametrize("name", [name for name in dir(moh_deploy) if name != "export"])
 def test_public_name_is_what_it_says(name: str):
     assert getattr(moh_deploy, name).__name__ == name
+
+
+def test_output_is_the_second_argument_of_every_function_that_writes():
+    for name in dir(moh_deploy):
+        value = getattr(moh_deploy, name)
+        if inspect.isfunction(value) and "output" in inspect.signature(value).parameters:
+            second = list(inspect.signature(value).parameters.values())[1]
+            assert (second.name, second.kind) == ("output", second.POSITIONAL_OR_KEYWORD), name
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -29,9 +29,9 @@ MOST_RUNS = 100
 
 def bisect(
     package_dir: Path | str,
+    output: Path | str | None = None,
     *,
     reference: Path | str | None = None,
-    output: Path | str | None = None,
     to: str | None = None,
     target: float | None = None,
     kernels: Kernels = "auto",
@@ -51,9 +51,9 @@ def bisect(
 
     Args:
         package_dir: The package.
+        output: Where to write the package again with the nodes in float32 that need it.
         reference: A float32 package of the same model: the one that DIR was lowered from, or one
             that is known to be right.
-        output: Where to write the package again with the nodes in float32 that need it.
         to: `float16`, `bfloat16` or `int8` lowers a float32 package first, as `precision` does,
             which writes none that is not right; it is its own reference then.
         target: How far outputs may be off, as a share of their largest value (at least of 1);

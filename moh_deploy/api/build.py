@@ -23,9 +23,9 @@ from moh_deploy.system.staging import StagedDirectory, temporary_place
 
 def build(
     package_dir: Path | str,
+    output: Path | str,
     *,
     backend: str,
-    output: Path | str,
     precision: str | None = None,
     cache: Literal["in-place"] | None = None,
     profiles: Sequence[str] = (),
@@ -55,8 +55,8 @@ def build(
 
     Args:
         package_dir: The package.
-        backend: `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` needs none.
         output: The engine directory to write.
+        backend: `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` needs none.
         precision: `float16` or `bfloat16` lowers a float32 package first; None leaves it as it is.
         cache: `in-place` builds from the package with its caches in place; None: as it has them.
         profiles: Sizes of dynamic dimensions, one text a profile: `batch=1..8..32,seq=128`.

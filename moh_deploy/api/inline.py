@@ -12,7 +12,7 @@ from moh_deploy.system.progress import Progress, SilentProgress
 
 
 def inline(
-    package_dir: Path | str, *, output: Path | str, progress: Progress | None = None
+    package_dir: Path | str, output: Path | str, *, progress: Progress | None = None
 ) -> InlineReport:
     """Write the same model without functions and without any domain but ONNX's own.
 

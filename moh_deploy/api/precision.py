@@ -19,9 +19,9 @@ from moh_deploy.validate.reference.calibration import calibration_runs
 
 def precision(
     package_dir: Path | str,
+    output: Path | str,
     *,
     to: str,
-    output: Path | str,
     float32: Sequence[str] = (),
     scales: Scales = "dynamic",
     within: str | Sequence[str] = (),
@@ -47,8 +47,8 @@ def precision(
 
     Args:
         package_dir: A package in float32.
-        to: `float16`, `bfloat16`, `int8` or `int4`.
         output: The package directory to write.
+        to: `float16`, `bfloat16`, `int8` or `int4`.
         float32: With `int8` and `int4`: names of products that stay in float32.
         scales: With `int8`: `dynamic` measures the scale of what a product reads in each run,
             `static` stores it. OpenVINO multiplies integers in a package with static ones.

@@ -43,9 +43,9 @@ STATIC_INT8 = "static int8"
 
 def tune_within(
     package_dir: Path | str,
+    output: Path | str | None = None,
     *,
     within: str | Sequence[str],
-    output: Path | str | None = None,
     inputs: Sequence[Path | str] = (),
     calibration: Sequence[Path | str] = (),
     weights: Sequence[float] = (),
@@ -70,9 +70,9 @@ def tune_within(
 
     Args:
         package_dir: A package in float32, which stays as it is.
+        output: The package to write; None with `dry_run` only.
         within: Conditions, all of which have to hold: `top-1 >= 0.98 * reference`, `flips <= 0`,
             `parity`. The reference is the package itself, in ONNX Runtime.
-        output: The package to write; None with `dry_run` only.
         inputs: npz files, or directories of them: what conditions are judged on, and times are
             measured on. With labels they hold samples, which run in batches, and times are of the
             first batch of each file. Without any the recorded runs.

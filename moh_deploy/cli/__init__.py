@@ -38,6 +38,7 @@ main = CommandGroup(
         },
         "Serve": {},
     },
+    main_path=("optimize", "export", "verify", "bench", "run"),
 )
 
 __all__ = ["main"]

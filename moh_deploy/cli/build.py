@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Literal, TypedDict, Unpack
 
 from moh_deploy.cli import options
-from moh_deploy.cli.command import command
+from moh_deploy.cli.command import Under, command
 from moh_deploy.cli.output import print_answer
-from moh_deploy.cli.values import ManyValues
 
 
 class ToBuild(TypedDict):
@@ -18,8 +17,7 @@ class ToBuild(TypedDict):
     ]
     output: Annotated[Path, "--output -o ENGINE_DIR", "The directory to write."]
     precision: Annotated[
-        str | None,
-        "float32|float16|bfloat16",
+        Literal["float32", "float16", "bfloat16"] | None,
         "Lower a float32 package first, as `moh-deploy precision` does.  [default: the package's]",
     ]
     profiles: Annotated[
@@ -32,48 +30,72 @@ class ToBuild(TypedDict):
         tuple[str, ...],
         "--compute-capability 8.6 ...",
         "GPUs to build for, all in one engine; tensorrt-rtx only.  [default: 8.0 8.6 8.9 12.0]",
+        Under("The builder"),
     ]
     cache: Annotated[
         Literal["in-place"] | None,
         "Build from the package with its caches in place, as export --cache in-place writes"
         " it: TensorRT 10.15 or later.  [default: as the package has them]",
     ]
-    workspace: Annotated[str | None, "SIZE", "The most scratch memory of a layer: 4GiB."]
+    workspace: Annotated[
+        str | None, "SIZE", "The most scratch memory of a layer: 4GiB.", Under("The builder")
+    ]
     timing_cache: Annotated[
-        Path | None, "FILE", "Keep what tensorrt measures, for the next build on the same machine."
+        Path | None,
+        "FILE",
+        "Keep what tensorrt measures, for the next build on the same machine.",
+        Under("The builder"),
     ]
     require_kernels: Annotated[
         bool,
         "Let kernels run whatever they take, timed or not; fail where an MoH layer would not run by"
         " them.",
+        Under("Kernels"),
     ]
-    plain: Annotated[bool, "Use no kernels: the engine that others are to be compared with."]
-    embed_plugin: Annotated[bool, "Put the plugin library into the engine."]
+    plain: Annotated[
+        bool, "Use no kernels: the engine that others are to be compared with.", Under("Kernels")
+    ]
+    embed_plugin: Annotated[bool, "Put the plugin library into the engine.", Under("Kernels")]
     plugin: Annotated[
-        Path | None, "FILE", "The plugin library, libmoh_plugin.so.  [default: the installed one]"
+        Path | None,
+        "FILE",
+        "The plugin library, libmoh_plugin.so.  [default: the installed one]",
+        Under("Kernels"),
     ]
     keep_onnx: Annotated[
-        bool, "Keep the lowered model beside the engine, for trtexec and Polygraphy."
+        bool,
+        "Keep the lowered model beside the engine, for trtexec and Polygraphy.",
+        Under("The builder"),
     ]
     version_compatible: Annotated[
-        bool, "Let later versions of TensorRT run the engine; tensorrt only."
+        bool, "Let later versions of TensorRT run the engine; tensorrt only.", Under("The builder")
     ]
     hardware_compatibility: Annotated[
         Literal["ampere-plus", "same-compute-capability"] | None,
         "Let other GPUs run the engine; tensorrt only.",
+        Under("The builder"),
     ]
-    refit: Annotated[bool, "Let the engine's weights be replaced."]
-    weight_streaming: Annotated[bool, "Let weights stay in the host's memory."]
-    strip_weights: Annotated[bool, "Leave out weights that a refit brings."]
+    refit: Annotated[bool, "Let the engine's weights be replaced.", Under("The builder")]
+    weight_streaming: Annotated[
+        bool, "Let weights stay in the host's memory.", Under("The builder")
+    ]
+    strip_weights: Annotated[bool, "Leave out weights that a refit brings.", Under("The builder")]
     builder_optimization_level: Annotated[
-        int | None, "0..5", "How long TensorRT searches.  [default: TensorRT's]"
+        int | None,
+        "0..5",
+        "How long TensorRT searches.  [default: TensorRT's]",
+        Under("The builder"),
     ]
     dry_run: Annotated[bool, "Say what would be built or refused; write nothing."]
 
 
-@command("build", ManyValues, many={"--compute-capability": r"\d+\.\d+"})
+@command("build", page="tensorrt", many={"--compute-capability": r"\d+\.\d+"})
 def build_command(as_json: options.Json, **given: Unpack[ToBuild]) -> None:
-    """Build an engine of TensorRT or TensorRT-RTX from the package DIR."""
+    """Build an engine of TensorRT or TensorRT-RTX from the package DIR.
+
+    Example:
+        moh-deploy build build/model --backend tensorrt -o build/engine
+    """
     from moh_deploy.api.build import build
 
     print_answer(lambda progress: build(**given, progress=progress), as_json=as_json)

@@ -84,6 +84,9 @@ def _exit_code(error: Exception, *, as_json: bool) -> int:
             hint="Use WSL. A package's model.onnx runs in ONNX Runtime for Windows by itself, as"
             " function bodies: docs/limits.md.",
         )
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     if isinstance(error, MoHDeployError):
         message, hint, code = error.message, error.hint, error.exit_code
         content = error_json(error)

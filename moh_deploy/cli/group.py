@@ -8,6 +8,7 @@ from typing import Any, cast
 import click
 
 from moh_deploy.add_ons import AddedCommand, EntryPoint, entry_points, missing_metadata
+from moh_deploy.cli.completion import install_completion_option
 from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence
 from moh_deploy.errors import BackendError
 from moh_deploy.system.suggest import did_you_mean
@@ -23,10 +24,18 @@ class CommandGroup(click.Group):
         summary: What it does.
         sections: Heading to the commands under it in `--help`, by name, with their summaries. A
             heading without any is the place of add-ons' commands.
+        main_path: The commands that `--help` shows first, in the order in which they are called.
     """
 
-    def __init__(self, name: str, summary: str, sections: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        sections: Mapping[str, Mapping[str, str]],
+        main_path: Sequence[str],
+    ) -> None:
         super().__init__(name=name, help=summary)
+        install_completion_option(self)
         click.option(
             "--version",
             is_flag=True,
@@ -35,7 +44,7 @@ class CommandGroup(click.Group):
             help="Show the version and exit.",
             callback=_say_version,
         )(self)
-        self._sections = sections
+        self._sections, self._main_path = sections, main_path
         self._names = [name for commands in sections.values() for name in commands]
 
     def main(
@@ -72,6 +81,10 @@ class CommandGroup(click.Group):
         return [*self._names, *self._added()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "help":  # not listed: it does no job, and no function has its name
+            from moh_deploy.cli.help import help_command
+
+            return help_command
         if cmd_name in self._names:
             headings = (head for head, names in self._sections.items() if cmd_name in names)
             section = import_module(f"moh_deploy.cli.{next(headings).lower()}")
@@ -86,7 +99,8 @@ class CommandGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in self._names and name not in self._added() and not name.startswith("-"):
+        known = (*self._names, "help")
+        if name not in known and name not in self._added() and not name.startswith("-"):
             names = self.list_commands(ctx)
             hint = did_you_mean(name, names) or f"There are {', '.join(sorted(names))}."
             if problem := missing_metadata():
@@ -94,14 +108,36 @@ class CommandGroup(click.Group):
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text("Documentation: moh-deploy help")
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections = {heading: dict(commands) for heading, commands in self._sections.items()}
+        found = []
         for name, point in self._added().items():
             try:
                 added = point.load(AddedCommand)
             except BackendError as error:  # Help is what a user with a broken add-on looks for.
                 added = AddedCommand("Broken", error.message, "")
+            found.append((added.place, name, added))
+        for _, name, added in sorted(found):
             sections.setdefault(added.heading, {})[name] = added.summary
+        summaries = {
+            name: text for commands in sections.values() for name, text in commands.items()
+        }
+        first = {name: summaries[name] for name in self._main_path if name in summaries}
+        sections = {
+            "From a model to its answers": first,
+            **{
+                heading: {name: text for name, text in commands.items() if name not in first}
+                for heading, commands in sections.items()
+            },
+        }
         width = max(map(len, self.list_commands(ctx)))
         for heading, commands in sections.items():
             if not commands:

@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack
 
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Argument, Before, Default, OptionGroup, command
+from moh_deploy.cli.command import Argument, Default, OptionGroup, Under, command
 from moh_deploy.cli.output import print_answer, write_files
 from moh_deploy.config.dtypes import FEW_BITS, LowerPrecision, Runtime, Scales, either
 from moh_deploy.errors import ExportError
@@ -33,7 +33,10 @@ class TraceOptions(TypedDict):
     """Options that say what is traced, and how the package is to be."""
 
     dynamic: Annotated[
-        tuple[str, ...], "NAME:AXIS=DIM,...", "Dynamic axes of an input: x:0=batch,2=height."
+        tuple[str, ...],
+        "NAME:AXIS=DIM,...",
+        "Dynamic axes of an input: x:0=batch,2=height.",
+        Under("Inputs and outputs"),
     ]
     input_specs: Annotated[
         tuple[str, ...],
@@ -42,7 +45,12 @@ class TraceOptions(TypedDict):
         " dimension, a number a fixed one; 'ids:[seq=8]:int64=0..999' has a range. Or a constant"
         " that the model is called with: use_cache=False.",
     ]
-    output_names: Annotated[tuple[str, ...], "--output-name NAME", "Name of an output, in order."]
+    output_names: Annotated[
+        tuple[str, ...],
+        "--output-name NAME",
+        "Name of an output, in order.",
+        Under("Inputs and outputs"),
+    ]
     valid_tokens: Annotated[
         str | None,
         "NAME",
@@ -50,19 +58,22 @@ class TraceOptions(TypedDict):
         " to scores, 0 for valid tokens; `not NAME`: 1 for padding, as PyTorch's key_padding_mask."
         " Padding is not compared, here and wherever the package is. `all` compares all tokens."
         "  [default: what the graph shows to be such an input]",
+        Under("Inputs and outputs"),
     ]
-    opset: Annotated[int | None, "N", "ONNX operator set."]
+    opset: Annotated[int | None, "N", "ONNX operator set.", Under("The package")]
     compute_type: Annotated[
         Literal["float32", "bfloat16"] | None,
         "What CPU kernels may round the operands of attention's matrix products to. bfloat16"
         " is faster where the processor has it (amx_bf16, avx512_bf16), and less exact."
         "  [default: float32]",
+        Under("The package"),
     ]
     cache: Annotated[
         Literal["in-place", "concatenated"] | None,
         "in-place: a decoder takes caches with room, and writes new keys and values into them;"
         " concatenated: it returns a longer copy of each, as it was written."
         "  [default: concatenated]",
+        Under("The package"),
     ]
     require_layers: Annotated[
         int | Literal["all"] | None,
@@ -70,14 +81,17 @@ class TraceOptions(TypedDict):
         "Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, 1 or"
         " more, and nothing else looks like one; 0: whatever was.",
         values.number_or_word,
+        Under("The package"),
     ]
 
 
-@command("export")
+@command("export", page="quickstart")
 def export_command(
-    loading: Annotated[options.Loading, Before("inputs")],
-    trace: Annotated[TraceOptions, OptionGroup()],
-    verbose: Annotated[bool, "Say on stderr where time went: each step and its seconds."],
+    loading: options.Loading,
+    trace: Annotated[TraceOptions, OptionGroup("Options")],
+    verbose: Annotated[
+        bool, "Say on stderr where time went: each step and its seconds.", Under("Reports")
+    ],
     as_json: options.Json,
     **given: Unpack[ToExport],
 ) -> None:
@@ -85,13 +99,19 @@ def export_command(
 
     MODEL may be a directory with config.json and weights, as Hugging Face lays it out.
 
-    An ONNX file needs no code and no example inputs: docs/onnx-input.md.
+    An ONNX file needs no code and no example inputs: `moh-deploy help onnx-input`.
+
+    Example:
+        moh-deploy export model.pt -o build/model --trust-pickle --code-dir . \\
+            --input 'images:[batch=2,1,8,8]:float32'
     """
     from moh_deploy.config.options import ExportOptions
-    from moh_deploy.frontend.export_package import export_package
+    from moh_deploy.package.before_export import check_export
     from moh_deploy.system.progress import seconds_text
 
     job = ExportOptions(**given, **loading, **trace)
+    check_export(job)  # before PyTorch is imported
+    from moh_deploy.frontend.export_package import export_package
 
     def export(progress: "SilentProgress") -> "ExportReport":
         try:
@@ -143,11 +163,11 @@ class ToOptimize(TypedDict):
     one_choice: options.OneChoice
 
 
-@command("optimize")
+@command("optimize", page="optimize")
 def optimize_command(
     scoring: options.Scoring,
     loading: options.Loading,
-    trace: Annotated[TraceOptions, OptionGroup()],
+    trace: Annotated[TraceOptions, OptionGroup("Options")],
     files: options.ReportPages,
     as_json: options.Json,
     **given: Unpack[ToOptimize],
@@ -156,7 +176,12 @@ def optimize_command(
     --within on your data: over runtimes, precisions, and how each layer runs.
 
     What is finished is kept in DIR.work until DIR is written: after an interruption the same
-    command goes on there."""
+    command goes on there.
+
+    Example:
+        moh-deploy optimize model.pt -o build/fast --trust-pickle --code-dir . \\
+            --inputs val.npz --labels labels.npy --within 'top-1 >= 0.98 * reference'
+    """
     output = given["output"]
     work = output.with_name(f"{output.name}.work")
 
@@ -189,8 +214,7 @@ def optimize_command(
 class ToLower(TypedDict):
     package_dir: options.PackagePath
     to: Annotated[
-        str,
-        "|".join(get_args(LowerPrecision)),
+        LowerPrecision,
         f"What products and activations become. {' and '.join(FEW_BITS)} are for the CPU: products"
         " with stored weights, by ONNX Runtime's own quantiser.",
     ]
@@ -199,39 +223,47 @@ class ToLower(TypedDict):
         "NODE",
         f"With --to {either(FEW_BITS)}: a product of model.onnx that stays in float32, by its"
         " name.",
+        Under("Numbers"),
     ]
     scales: Annotated[
         Scales,
         "With --to int8: static scales are made of --inputs once, for OpenVINO; dynamic ones are"
         " measured in each run.",
         Default("dynamic"),
+        Under("Numbers"),
     ]
     output: Annotated[Path, "--output -o DIR", "The package directory to write."]
-    within: options.Within
+    within: Annotated[options.Within, Under("Conditions")]
     inputs: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
         "Judge --within on these inputs instead of the recorded ones; with --scales static,"
         " calibrate on them.",
+        Under("Conditions"),
     ]
     judge: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
         "With --scales static: judge --within on these inputs, whose samples --inputs must not"
         " hold.",
+        Under("Conditions"),
     ]
-    labels: options.LabelFile
+    labels: Annotated[options.LabelFile, Under("Conditions")]
     code_dirs: options.MetricCode
 
 
-@command("precision")
+@command("precision", page="precision")
 def precision_command(
-    scoring: Annotated[options.Scoring, Before("code_dirs")],
+    scoring: options.Scoring,
     as_json: options.Json,
     **given: Unpack[ToLower],
 ) -> None:
     """Write the package DIR again in lower precision, as a graph whose types say where: routers,
-    norms and what would overflow stay in float32."""
+    norms and what would overflow stay in float32.
+
+    Example:
+        moh-deploy precision build/model --to int8 -o build/int8
+    """
     from moh_deploy.api.precision import precision
 
     print_answer(lambda progress: precision(**given, **scoring, progress=progress), as_json=as_json)
@@ -263,17 +295,21 @@ class ToPrune(TypedDict):
     output: Annotated[Path, "--output -o DIR", "The package directory to write."]
 
 
-@command("prune")
+@command("prune", page="prune")
 def prune_command(as_json: options.Json, **given: Unpack[ToPrune]) -> None:
     """Write the package DIR with the same heads for every token: those that are used most. The
     weights of the others are cut, and there is no router. The plain rival of routing: another model
-    than the original, proven equal to it with these gates fed."""
+    than the original, proven equal to it with these gates fed.
+
+    Example:
+        moh-deploy prune build/model --keep 75% -o build/pruned
+    """
     from moh_deploy.api.prune import prune
 
     print_answer(lambda progress: prune(**given, progress=progress), as_json=as_json)
 
 
-@command("inline")
+@command("inline", page="runtimes")
 def inline_command(
     package_dir: options.PackagePath,
     output: Annotated[
@@ -282,7 +318,11 @@ def inline_command(
     as_json: options.Json,
 ) -> None:
     """Write the model of the package DIR to one ONNX file in standard operators only, proven equal:
-    for runtimes that know no functions. It computes every head."""
+    for runtimes that know no functions. It computes every head.
+
+    Example:
+        moh-deploy inline build/model -o model.onnx
+    """
     from moh_deploy.api.inline import inline
 
     print_answer(

@@ -29,10 +29,14 @@ def open_original(checkpoint: Path, loading: LoadingSettings) -> EagerModel:
     Raises:
         CheckpointError: It cannot be read, is not trusted, or does not fit the module.
     """
+    from moh_deploy.config.check_options import checked_config
     from moh_deploy.config.options import ModelOptions
+
+    options = ModelOptions(checkpoint, **loading)
+    checked_config(options)  # before PyTorch is imported
     from moh_deploy.frontend.prove.eager import open_eager
 
-    return open_eager(ModelOptions(checkpoint, **loading))
+    return open_eager(options)
 
 
 def original_of(

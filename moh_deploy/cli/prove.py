@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack
 
 from moh_deploy.add_ons import AddedVerifier, entry_points
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Before, Default, command
+from moh_deploy.cli.command import Default, Under, command
 from moh_deploy.cli.original import open_original, original_of, refuse_settings
 from moh_deploy.cli.output import print_answer, write_files
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
@@ -36,14 +36,19 @@ class ToVerify(TypedDict):
         " [batch, tokens], or that is added to scores, 0 for valid tokens; `not NAME`: 1 for"
         " padding. Padding is not compared. `all` compares all tokens."
         "  [default: what the package names]",
+        Under("What is compared"),
     ]
     vectors: Annotated[
         int | None,
         "N",
         "Compare with the first N recorded runs only; the first is at the example's sizes.",
+        Under("What is compared"),
     ]
     package: Annotated[
-        Path | None, "DIR", "The package that an engine was built from, if an engine is verified."
+        Path | None,
+        "DIR",
+        "The package that an engine was built from, if an engine is verified.",
+        Under("What is compared"),
     ]
     staged: Annotated[bool, ""]  # of a package that is still being written, asked by its writer
     policy: options.PolicyFile
@@ -56,16 +61,19 @@ class ToVerify(TypedDict):
         "top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
         " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
         " perplexity for [N, S].",
+        Under("Accuracy"),
     ]
     better: Annotated[
-        Literal["higher", "lower"] | None, "Which scores of MODULE:FUNCTION are better."
+        Literal["higher", "lower"] | None,
+        "Which scores of MODULE:FUNCTION are better.",
+        Under("Accuracy"),
     ]
     within: options.Within
     runtime: options.RuntimeName
     kernels: options.KernelChoice
 
 
-@command("verify")
+@command("verify", page="verify")
 def verify_command(
     against: Annotated[
         tuple[str, ...],
@@ -73,12 +81,11 @@ def verify_command(
         "What to compare with instead: `functions` (its function bodies, optimisations off),"
         " `kernels`, `recorded`, another package or engine, an ONNX model, or the checkpoint (.pt,"
         " .safetensors, .pt2), which PyTorch runs.",
-        values.NAME_OR_PATH,
-        Before("valid_tokens"),
+        values.name_or_path("functions", "kernels", "recorded"),
     ],
-    files: Annotated[options.ReportFiles, Before("baseline_file")],
-    scoring: Annotated[options.Scoring, Before("runtime")],
-    loading: options.Loading,
+    files: options.ReportFiles,
+    scoring: options.Scoring,
+    loading: options.OriginalLoading,
     as_json: options.Json,
     **given: Unpack[ToVerify],
 ) -> None:
@@ -87,7 +94,9 @@ def verify_command(
     says nothing of quality: --labels and --within do. Of a bundle for genai, onnxruntime-genai runs
     it, and its greedy tokens are compared.
 
-    Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
+    Example:
+        moh-deploy verify build/model --inputs val.npz --labels labels.npy
+    """
     package_dir = given["package_dir"]
     for point in entry_points("verifiers").values():
         added = point.load(AddedVerifier)
@@ -130,7 +139,11 @@ def named_references(
     Raises:
         ConfigError: There are such options, and no checkpoint.
     """
-    if not any(map(_is_checkpoint, against)):
+    from moh_deploy.validate.reference.references import WORDS
+
+    # A path that is not there may be meant as a checkpoint: what reads it says that it is missing.
+    known = [name in WORDS or os.path.exists(name) for name in against]
+    if all(known) and not any(map(_is_checkpoint, against)):
         own = {name: value for name, value in loading.items() if name not in shared}
         but = "a checkpoint is loaded, but --against names none"
         refuse_settings(own, but, "Add --against CHECKPOINT, or leave it out.")
@@ -169,6 +182,7 @@ class ToProbe(TypedDict):
         " padding. It is for the case of padding only. Padding is not compared in other cases, and"
         " not searched. `all` takes none."
         "  [default: what the package names]",
+        Under("What is compared"),
     ]
     longest: Annotated[
         Mapping[str, int],
@@ -181,22 +195,24 @@ class ToProbe(TypedDict):
     kernels: options.KernelChoice
 
 
-@command("probe")
+@command("probe", page="probe")
 def probe_command(
-    files: Annotated[options.JunitFile, Before("runtime")],
+    files: options.JunitFile,
     checkpoint: Annotated[
         Path | None,
         "FILE",
-        "The original model: it, and not the function bodies, records what is found in the inputs."
-        " Options that say how it is loaded are those of `moh-deploy export`.",
-        Before("runtime"),
+        "The original model: it, and not the function bodies, records what is found in the inputs.",
     ],
-    loading: options.Loading,
+    loading: options.OriginalLoading,
     as_json: options.Json,
     **given: Unpack[ToProbe],
 ) -> None:
     """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
-    and on its regression corpus: exit 1 if one fails."""
+    and on its regression corpus: exit 1 if one fails.
+
+    Example:
+        moh-deploy probe build/model --inputs val.npz
+    """
     print_answer(
         lambda _: write_files(
             files,
@@ -270,8 +286,7 @@ class ToBisect(TypedDict):
         "Write the package again with the nodes in float32 that need it.",
     ]
     to: Annotated[
-        str | None,
-        "float16|bfloat16|int8",
+        Literal["float16", "bfloat16", "int8"] | None,
         "Lower a float32 package first, as `precision` does, which writes none that is not right.",
     ]
     target: Annotated[
@@ -279,28 +294,41 @@ class ToBisect(TypedDict):
         "SHARE",
         "How far outputs may be off, as a share of their largest value, such as 0.001."
         " Default: what `verify` allows.",
+        Under("The search"),
     ]
     max_runs: Annotated[
-        int, "N", "How many packages may be made and run to find the nodes.", Default(100)
+        int,
+        "N",
+        "How many packages may be made and run to find the nodes.",
+        Default(100),
+        Under("The search"),
     ]
     inputs: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
         "Run these inputs besides the recorded ones; expected is what the package computes in"
         " float32, or what the reference does.",
+        Under("The search"),
     ]
     vectors: Annotated[
-        int | None, "N", "Use the first N recorded runs only; the first is at the example's sizes."
+        int | None,
+        "N",
+        "Use the first N recorded runs only; the first is at the example's sizes.",
+        Under("The search"),
     ]
     policy: options.PolicyFile
     kernels: options.KernelChoice
 
 
-@command("bisect")
+@command("bisect", page="bisect")
 def bisect_command(as_json: options.Json, **given: Unpack[ToBisect]) -> None:
     """Find the first layer and node at which the package DIR parts from the original model, and
     which nodes of a package in half precision have to be in float32: exit 0 if nothing diverges or
-    the repaired package was written, 1 if not."""
+    the repaired package was written, 1 if not.
+
+    Example:
+        moh-deploy bisect build/model --to float16 -o build/mixed
+    """
     from moh_deploy.api.bisect import bisect
 
     print_answer(lambda progress: bisect(**given, progress=progress), as_json=as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO, TypedDict, Unpack
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Before, Default, command
+from moh_deploy.cli.command import Default, Under, command
 from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.cli.original import package_or_original
 from moh_deploy.cli.output import print_answer
@@ -33,9 +33,13 @@ class ToRun(TypedDict):
     kernels: options.KernelChoice
 
 
-@command("run")
+@command("run", page="quickstart")
 def run_command(as_json: options.Json, **given: Unpack[ToRun]) -> None:
-    """Run the package DIR once, or the engine DIR with its TensorRT."""
+    """Run the package DIR once, or the engine DIR with its TensorRT.
+
+    Example:
+        moh-deploy run build/model --inputs val.npz --outputs out.npz
+    """
     from moh_deploy.api.run import run
 
     print_answer(lambda progress: run(**given, progress=progress), as_json=as_json)
@@ -54,36 +58,42 @@ class ToGenerate(TypedDict):
         int, "N", "The most tokens that are added to each prompt.", options.POSITIVE, Default(64)
     ]
     temperature: Annotated[
-        float, "T", "Draw tokens, from logits divided by this. 0 takes the likeliest.", Default(0.0)
+        float,
+        "T",
+        "Draw tokens, from logits divided by this. 0 takes the likeliest.",
+        Default(0.0),
+        Under("Choice of tokens"),
     ]
     top_p: Annotated[
         float,
         "P",
         "Draw among the likeliest tokens that together have this probability.",
         Default(1.0),
+        Under("Choice of tokens"),
     ]
-    seed: Annotated[int, "N", "Of the draws.", Default(0)]
+    seed: Annotated[int, "N", "Of the draws.", Default(0), Under("Choice of tokens")]
     runtime: options.RuntimeName
     kernels: options.KernelChoice
 
 
-@command("generate")
+@command("generate", page="huggingface")
 def generate_command(
     against: Annotated[
         Path | None,
         "DIR|FILE",
         "Compare tokens, the likeliest ones, with another package or with the original: its model"
         " directory or checkpoint. Exit 1 where one differs by more than rounding explains.",
-        Before("runtime"),
     ],
-    loading: options.Loading,
+    loading: options.OriginalLoading,
     as_json: options.Json,
     **given: Unpack[ToGenerate],
 ) -> None:
     """Go on with prompts by the package DIR, which `export --task text-generation` made, and show
     the text as it comes.
 
-    Options that say how the original of --against is loaded are those of `moh-deploy export`."""
+    Example:
+        moh-deploy generate build/llm --prompt 'Once upon a time'
+    """
     from moh_deploy.api.generate import generate
 
     prompts = len(given["prompts"] or given["tokens"])
@@ -125,12 +135,16 @@ class _Shown:
                 self._stdout.write(f"{rest}\n\n")
 
 
-@command("inspect")
+@command("inspect", page="package-format")
 def inspect_command(
     package_dir: options.PackagePath, kernels: options.KernelChoice, as_json: options.Json
 ) -> None:
     """Show the MoH layers of the package or engine DIR, and what runs them; of a package, how much
-    work they can skip."""
+    work they can skip.
+
+    Example:
+        moh-deploy inspect build/model
+    """
     from moh_deploy.api.inspect import inspect
 
     print_answer(
@@ -138,7 +152,7 @@ def inspect_command(
     )
 
 
-@command("doctor")
+@command("doctor", page="doctor")
 def doctor_command(
     artefact: options.ArtefactDir,
     plugin: Annotated[
@@ -148,7 +162,11 @@ def doctor_command(
 ) -> None:
     """Say what is installed, what can be built and run on this machine, and what closes each gap:
     exit 0 if models can be exported and packages run here, 1 if not. Other gaps are information.
-    With a package or an engine DIR, it is loaded, too, and has to run."""
+    With a package or an engine DIR, it is loaded, too, and has to run.
+
+    Example:
+        moh-deploy doctor
+    """
     from moh_deploy.api.doctor import doctor
 
     print_answer(

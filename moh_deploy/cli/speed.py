@@ -7,10 +7,9 @@ from typing import Annotated, TypedDict, Unpack
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Argument, Before, Default, command
+from moh_deploy.cli.command import Argument, Default, Under, command
 from moh_deploy.cli.original import original_of
 from moh_deploy.cli.output import print_answer, write_files
-from moh_deploy.cli.values import ManyValues
 from moh_deploy.errors import ConfigError
 
 
@@ -30,7 +29,7 @@ class ToTune(TypedDict):
     dry_run: Annotated[bool, "Measure and report, but write nothing."]
 
 
-@command("tune")
+@command("tune", page="tune")
 def tune_command(
     choose: Annotated[
         Mapping[str, str] | None,
@@ -38,7 +37,7 @@ def tune_command(
         "Do not measure: let this layer, or all, be dense, sparse or projected;"
         " 'LAYER[seq<=64]=dense' up to a size only.",
         values.read_all(values.parse_choices),
-        Before("one_choice"),
+        Under("The measurement"),
     ],
     within: Annotated[
         tuple[str, ...],
@@ -46,28 +45,31 @@ def tune_command(
         "Choose the runtime and the precision, too: the fastest of all that are there under this"
         " condition, such as 'top-1 >= 0.98 * reference' (with --labels), 'flips <= 0.1 %' or"
         " 'parity'. DIR is in float32 and stays as it is. --runtime tries one only.",
-        Before("dry_run"),
     ],
-    output: Annotated[
-        Path | None, "--output -o DIR", "With --within: the package to write.", Before("dry_run")
-    ],
+    output: Annotated[Path | None, "--output -o DIR", "With --within: the package to write."],
     calibration: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
         "With --within: inputs that static scales of int8 are made of, which tries these, too."
         " --inputs must not hold their samples.",
-        Before("dry_run"),
+        Under("Accuracy"),
     ],
-    labels: Annotated[options.LabelFile, Before("dry_run")],
-    scoring: Annotated[options.Scoring, Before("dry_run")],
-    code_dirs: Annotated[options.MetricCode, Before("dry_run")],
+    labels: options.LabelFile,
+    scoring: options.Scoring,
+    code_dirs: options.MetricCode,
     as_json: options.Json,
     **given: Unpack[ToTune],
 ) -> None:
     """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that
     into the package: dense where skipping heads does not pay.
 
-    With --within, find the runtime and the precision as well that are fastest and still good."""
+    With --within, find the runtime and the precision as well that are fastest and still good.
+
+    Example:
+        moh-deploy tune build/model --inputs val.npz
+        moh-deploy tune build/model --within 'top-1 >= 0.98 * reference' \\
+            --inputs val.npz --labels labels.npy -o build/fast
+    """
     from moh_deploy.api.tune import tune
     from moh_deploy.api.tune_within import tune_within
 
@@ -118,26 +120,34 @@ class ToBench(TypedDict):
         " without its routers (fixed-routing:LAYER: one of them); with the first engine without"
         " kernels; with the original in PyTorch,"
         " with its export by PyTorch alone; with another package, engine or model.",
-        values.NAME_OR_PATH,
+        values.name_or_path(
+            *("dense", "functions", "fixed-routing", "plain-engine", "eager", "plain-onnx")
+        ),
     ]
     package: Annotated[
         Path | None,
         "DIR",
         "The package that the first DIR was built from, if that is an engine: what to run it on.",
+        Under("Baselines"),
     ]
     threads: Annotated[
-        int | None, "N", "Threads within an operator.  [default: as the runtime chooses]"
+        int | None,
+        "N",
+        "Threads within an operator.  [default: as the runtime chooses]",
+        Under("The measurement"),
     ]
     batch: Annotated[
         tuple[int, ...],
         "N ...",
         "Batch sizes to run at. Inputs of sizes that were not recorded are random.",
+        Under("The measurement"),
     ]
     sizes: Annotated[
         Mapping[str, Sequence[int]],
         "--size NAME=N ...",
         "Sizes of other dynamic dimensions to run at; all combinations are measured.",
         values.read_all(values.parse_sizes),
+        Under("The measurement"),
     ]
     inputs: Annotated[
         tuple[Path, ...], "FILE.npz|DIR", "Run on these inputs instead of the recorded ones."
@@ -148,9 +158,15 @@ class ToBench(TypedDict):
         "How long all contestants run in turn, on each set of inputs.",
         values.seconds,
         Default("5s"),
+        Under("The measurement"),
     ]
     warmup: Annotated[
-        float, "TIME", "How long they run before, untimed.", values.seconds, Default("500ms")
+        float,
+        "TIME",
+        "How long they run before, untimed.",
+        values.seconds,
+        Default("500ms"),
+        Under("The measurement"),
     ]
     gates: Annotated[
         tuple[str, ...],
@@ -163,22 +179,25 @@ class ToBench(TypedDict):
     kernels: options.KernelChoice
 
 
-@command("bench", ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
+@command("bench", page="bench", many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
 def bench_command(
     checkpoint: Annotated[
         Path | None,
         "FILE",
-        "The original model, for --baseline eager and plain-onnx. The options from --config to"
-        " --dtype say how to load it, as for export.",
-        Before("threads"),
+        "The original model, for --baseline eager and plain-onnx.",
+        Under("Baselines"),
     ],
-    loading: Annotated[options.Loading, Before("threads")],
+    loading: options.OriginalLoading,
     files: options.ReportFiles,
     as_json: options.Json,
     **given: Unpack[ToBench],
 ) -> None:
     """Measure latency, throughput and memory of the packages or engines DIR, in turns with
-    baselines: exit 1 if a gate does not pass."""
+    baselines: exit 1 if a gate does not pass.
+
+    Example:
+        moh-deploy bench build/model --baseline dense --gate 'p50 <= 1.05 * baseline'
+    """
     from moh_deploy.api.bench import bench
 
     print_answer(

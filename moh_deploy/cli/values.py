@@ -2,21 +2,30 @@
 
 import errno
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.units import parse_seconds
 
 
 class _FilePath(click.Path):
-    """A path, there or not; one that the system cannot even look up is wrong usage."""
+    """A path, there or not; one that the system cannot even look up is wrong usage.
+
+    Args:
+        path_type: What it becomes.
+        words: What a shell offers beside paths.
+    """
 
     name = "path"
+
+    def __init__(self, path_type: type, words: Sequence[str] = ()) -> None:
+        super().__init__(path_type=path_type)
+        self._words = words
 
     def convert(
         self,
@@ -33,9 +42,21 @@ class _FilePath(click.Path):
                 self.fail(f"'{shown}': {error.strerror}.", param, ctx)
         return super().convert(value, param, ctx)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        words = [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+        return [*words, *super().shell_complete(ctx, param, incomplete)]
 
-FILE_PATH = _FilePath(path_type=Path)
-NAME_OR_PATH = _FilePath(path_type=str)  # `functions`, or a file
+
+FILE_PATH = _FilePath(Path)
+
+
+def name_or_path(*words: str) -> click.Path:
+    """Take one of these words, or a path, as text."""
+    return _FilePath(str, words)
+
+
 _LONGEST_SHOWN = 100
 _LONGEST_NUMBER = 10
 
@@ -123,30 +144,3 @@ def number_or_word(
 ) -> int | str | None:
     """Take a number as such, and leave a word to its reader."""
     return int(value) if value is not None and value.isdecimal() else value
-
-
-class ManyValues(click.Command):
-    """A command whose repeatable options may take many values at once.
-
-    Args:
-        many: Name of such an option to the form of its values, by which they are told from other
-            arguments.
-    """
-
-    def __init__(self, *args: Any, many: Mapping[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._many = many
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(self._repeated(args)))
-
-    def _repeated(self, args: Sequence[str]) -> Iterator[str]:
-        """Name the option again before each further value."""
-        option, is_first = "", False
-        for arg in args:
-            is_value = bool(option) and re.fullmatch(self._many[option], arg) is not None
-            if is_value and not is_first:
-                yield option
-            is_first = arg in self._many
-            option = arg if is_first else option if is_value else ""
-            yield arg

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Argument, Before, command
+from moh_deploy.cli.command import Argument, Under, command
 from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.cli.output import print_answer, write_files
 from moh_deploy.system.bounded_json import to_json_text
@@ -26,57 +26,78 @@ class ToCompare(TypedDict):
         "FILE.json",
         "The JSON report of the look before, where the plan allows several.",
     ]
-    inputs: Annotated[tuple[Path, ...], "FILE.npz|DIR", "Without a plan: labelled samples."]
+    inputs: Annotated[
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Labelled samples.",
+        Under("Without a plan"),
+    ]
     labels: Annotated[
         str | None,
         "FILE|MEMBER",
-        "Without a plan: their labels. Without these time alone decides.",
-        values.NAME_OR_PATH,
+        "Their labels. Without these time alone decides.",
+        values.name_or_path(),
+        Under("Without a plan"),
     ]
-    metric: Annotated[str | None, "NAME", "Without a plan: what is scored.  [default: top-1]"]
+    metric: Annotated[
+        str | None,
+        "NAME",
+        "What is scored.  [default: top-1]",
+        Under("Without a plan"),
+    ]
     may_lose: Annotated[
         float | None,
         "LOSS",
-        "Without a plan: how much of the metric an arm may lose, in its own units."
-        "  [default: 0.005]",
+        "How much of the metric an arm may lose, in its own units.  [default: 0.005]",
+        Under("Without a plan"),
     ]
     at_least: Annotated[
         float | None,
         "SHARE",
-        "Without a plan: the share of the reference's median time that has to be saved."
-        "  [default: 0.1]",
+        "The share of the reference's median time that has to be saved.  [default: 0.1]",
+        Under("Without a plan"),
     ]
     seconds: Annotated[
-        float | None, "N", "Without a plan: how long all arms run in turns.  [default: 10]"
+        float | None,
+        "N",
+        "How long all arms run in turns.  [default: 10]",
+        Under("Without a plan"),
     ]
     threads: Annotated[
         int | None,
         "N",
-        "Without a plan: threads within an operator.  [default: as the runtime chooses]",
+        "Threads within an operator.  [default: as the runtime chooses]",
+        Under("Without a plan"),
     ]
     keep_scores: Annotated[
         Path | None,
         "DIR",
         "Keep scores of samples, by blocks: an interrupted comparison goes on there.",
+        Under("Running it"),
     ]
     ray: Annotated[
-        str | None, "ADDRESS|auto", "A Ray cluster that scores samples; times are of this machine."
+        str | None,
+        "ADDRESS|auto",
+        "A Ray cluster that scores samples; times are of this machine.",
+        Under("Running it"),
     ]
-    trust_pickle: options.TrustPickle
-    trust_code: options.TrustCode
+    trust_pickle: Annotated[options.TrustPickle, Under("Running it")]
+    trust_code: Annotated[options.TrustCode, Under("Running it")]
 
 
-@command("compare")
+@command("compare", page="compare")
 def compare_command(
-    new_plan: Annotated[
-        Path | None, "FILE.yaml", "Write a plan to fill in, and do nothing else.", Before("earlier")
-    ],
+    new_plan: Annotated[Path | None, "FILE.yaml", "Write a plan to fill in, and do nothing else."],
     files: options.ReportPages,
     as_json: options.Json,
     **given: Unpack[ToCompare],
 ) -> None:
     """Decide by a plan which of several ways to serve a model is worth it: packages PATH, the first
-    is the reference, or the arms of the plan, made ones too."""
+    is the reference, or the arms of the plan, made ones too.
+
+    Example:
+        moh-deploy compare build/model build/int8 --inputs val.npz --labels labels.npy
+    """
     from moh_deploy.decision.api.compare import compare
     from moh_deploy.decision.api.compare import new_plan as write_new_plan
 
@@ -130,12 +151,16 @@ class ToPrice(TypedDict):
     ]
 
 
-@command("cost")
+@command("cost", page="cost")
 def cost_command(
     files: options.ReportPages, as_json: options.Json, **given: Unpack[ToPrice]
 ) -> None:
     """Price the arms of a decision for your traffic: what a month costs, what an arm saves, and
-    when it has paid for the engineering. Nothing is timed."""
+    when it has paid for the engineering. Nothing is timed.
+
+    Example:
+        moh-deploy cost --from decision.json --prices prices.yaml --traffic log.csv
+    """
     from moh_deploy.decision.api.cost import cost
 
     print_answer(

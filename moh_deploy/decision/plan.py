@@ -309,7 +309,7 @@ def _other_problems(plan: Plan) -> Iterator[str]:
 NEW_PLAN = """\
 # The plan of a comparison: fill it in before you have looked at any data, and run
 #     moh-deploy compare --plan THIS_FILE --html decision.html
-# Its sha256 is in every report. Paths are relative to this file. docs/compare.md has all keys.
+# Its sha256 is in every report. Paths are relative to this file. All keys: moh-deploy help compare
 
 goal: Serve at lower latency than the dense model, at the same quality.
 

@@ -126,7 +126,7 @@ def convert(
             ),
             flops=flops,
             may_be_empty=joined,
-            sums=sums,
+            sums=limits.with_tables(sums, ranges, tables),
             retraced=partial(_ranges_at, model, inputs),
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
@@ -138,6 +138,13 @@ def convert(
         fold_constants(committed, by_torch=model.original is None)
         metadata = {} if model.original is None else model.original.source.metadata
         onnx_model, names_of = _translate(committed, rewrites, inputs, outputs, opset, metadata)
+    # What a file was exported for is no finding of ours.
+    own_ranges = {} if model.program is None else limits.dim_ranges(model.program, inputs)
+    own = {
+        name: "the program was exported so"
+        for name in sizes.reasons
+        if own_ranges.get(name) == sizes.ranges.get(name)
+    }
     return Converted(
         model=onnx_model,
         inputs=tuple(map(_input_info, inputs)),
@@ -158,7 +165,7 @@ def convert(
         lowered=lowered_operator(program, precision),
         dim_ranges=relations.complete_ranges(sizes.ranges),
         dim_sums=limits.with_tables(sums, sizes.ranges, tables),
-        limits=sizes.reasons,
+        limits=sizes.reasons | own,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,

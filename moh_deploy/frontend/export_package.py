@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from moh_deploy import __version__, package
 from moh_deploy.config.dtypes import ComputeType
-from moh_deploy.config.export_config import ExportConfig, resolved_config
+from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ExportOptions, RequiredLayers
 from moh_deploy.derive.forms import with_caches_in_place
 from moh_deploy.errors import ExportError, ValidationError
@@ -25,6 +25,7 @@ from moh_deploy.frontend.load.load import load
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
 from moh_deploy.ops.spec import MIN_OPSET
+from moh_deploy.package.before_export import check_export
 from moh_deploy.package.facts import with_shown
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
@@ -93,9 +94,7 @@ def export_package(
         MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
     """
     progress = progress or SilentProgress()
-    # Before the model is loaded and traced, which may take minutes.
-    package.check_package_output(options.output)
-    config = resolved_config(options)
+    config = check_export(options)
     # The process that is to compare imports what it needs while the model is traced here.
     with early_prover() as prove:
         return _export(options, config, prove, progress)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REBUILD = (
     "apt install cmake make g++ libonnxruntime-dev libhwy-dev (Debian 13, Ubuntu 25.04 or newer),"
-    " then pip install moh-deploy again: docs/cpu-kernels.md"
+    " then pip install moh-deploy again: moh-deploy help cpu-kernels"
 )
 
 

@@ -144,11 +144,11 @@ def choose_kernels(
         why = _NO_CUDA_LIBRARY if on_gpu else native.why_no_library()
         if kernels == "auto":
             return KernelUse(None, why, None, compute_type)
-        page = "docs/cuda.md" if on_gpu else "docs/cpu-kernels.md"
+        page = "cuda" if on_gpu else "cpu-kernels"
         raise BackendError(
             f"kernels are required, but there is no kernel library: {why}.",
-            hint=f"{page} says what to install. --kernels auto runs function bodies in"
-            " standard ONNX ops where there is no kernel.",
+            hint=f"`moh-deploy help {page}` says what to install. --kernels auto runs function"
+            " bodies in standard ONNX ops where there is no kernel.",
         )
     if on_gpu:
         _loaded(path, "moh_ort_cuda_version")

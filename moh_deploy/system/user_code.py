@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -47,6 +48,22 @@ def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
     Raises:
         ConfigError: A code directory does not exist.
     """
+    check_code_dirs(code_dirs)
+    roots = [path.resolve() for path in code_dirs]
+    _forget_namesakes(roots)
+    strings = [str(root) for root in roots]
+    sys.path[:] = strings + [entry for entry in sys.path if entry not in strings]
+    importlib.invalidate_caches()
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def check_code_dirs(code_dirs: Sequence[Path]) -> None:
+    """Check that directories of the user's code are there.
+
+    Raises:
+        ConfigError: One is not.
+    """
     for path in code_dirs:
         try:
             is_directory = path.is_dir()
@@ -55,13 +72,6 @@ def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
             raise ConfigError(message) from error
         if not is_directory:
             raise ConfigError(f"code directory '{path}' does not exist or is not a directory.")
-    roots = [path.resolve() for path in code_dirs]
-    _forget_namesakes(roots)
-    strings = [str(root) for root in roots]
-    sys.path[:] = strings + [entry for entry in sys.path if entry not in strings]
-    importlib.invalidate_caches()
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def describe_error(error: BaseException) -> str:
@@ -114,20 +124,37 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
             ) from error
         raise ConfigError(
             f"{what} module '{module_name}' failed at import: {describe_error(error)}.",
-            hint=missing_module_hint(missing),
+            hint=import_hint(error),
         ) from error
 
 
-def missing_module_hint(missing: str | None, *, near: Path | None = None) -> str | None:
-    """Return a hint for a missing module; None where `missing` is None.
+def import_hint(error: BaseException, *, near: Path | None = None) -> str | None:
+    """Return a hint for a module, or a name in one, that is missing; None for other errors.
 
     Args:
-        missing: The module, such as `models` or `models.vit`.
-        near: A directory where it may lie, besides the current one: that of the checkpoint.
+        error: What importing the user's code raised.
+        near: A directory where a module may lie, besides the current one: that of the checkpoint.
     """
-    if missing is None:
+    if not isinstance(error, ImportError) or error.name is None:
         return None
-    package = missing.partition(".")[0]
+    package, *inner = error.name.split(".")
+    is_missing = isinstance(error, ModuleNotFoundError)
+    if inner or not is_missing:
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = None
+        if found is not None:
+            # The version that transformers wrote a checkpoint with is in its config.json.
+            where = (
+                ": config.json has its transformers_version" if package == "transformers" else ""
+            )
+            return (
+                f"{package} {found} is installed, and the code was written for another version."
+                f" Install that one{where}."
+            )
+    if not is_missing:
+        return None
     for folder in (Path(), *([near] if near else [])):
         if _holds_module(folder, package):
             return _code_dir_hint(package, folder)

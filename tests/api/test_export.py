@@ -263,3 +263,13 @@ def test_program_whose_sizes_follow_from_others_is_proven_at_other_sizes(
     }
     assert len(lengths) > 1
     assert all(new + past == total for new, past, total in lengths)
+
+
+@nightly
+def test_limit_of_an_exported_program_is_called_its_own(tmp_path: Path):
+    shapes = ({0: torch.export.Dim("batch", max=64)},)
+    program = torch.export.export(nn.Linear(4, 4), (torch.ones(2, 4),), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "linear.pt2")
+    report = moh_deploy.export(tmp_path / "linear.pt2", tmp_path / "package")
+    assert report.dim_ranges == {"batch": (1, 64)}
+    assert report.limits == {"batch": "the program was exported so"}

@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import Unpack
 
 from moh_deploy.cli import values
-from moh_deploy.cli.command import Argument, Before, Default, OptionGroup, command
+from moh_deploy.cli.command import Argument, Default, OptionGroup, Under, command
 from moh_deploy.cli.values import parse_choices, parse_longest, parse_sizes, parse_tokens
 from moh_deploy.errors import ConfigError
 
@@ -58,21 +58,63 @@ def test_type_says_what_is_taken(hint: Any, expected: dict[str, object]):
     assert found == expected
 
 
-def test_options_are_shown_in_the_order_of_keys_and_places():
-    class Given(TypedDict):
-        a: Annotated[bool, "a"]
-        d: Annotated[bool, "d"]
+class Given(TypedDict):
+    a: Annotated[bool, "Everyday."]
+    c: Annotated[bool, "Rare.", Under("More")]
+    d: Annotated[bool, "Everyday.", Default(False)]
 
-    def function(**given: Any) -> None: ...
+
+def _made(loading: OptionGroup) -> click.Command:
+    def function(**given: Any) -> None:
+        """Do it.
+
+        Example:
+            moh-deploy any --a \\
+                --b
+        """
 
     function.__annotations__ = {
-        "b": Annotated[bool, "b", Before("d")],
-        "scored": Annotated[Scored, OptionGroup(), Before("d")],
-        "other": Annotated[Scored, OptionGroup(("second",))],
+        "as_json": Annotated[bool, "--json", "Print.", Under("Reports")],
+        "b": Annotated[bool, "Everyday, of the command itself."],
+        "loading": Annotated[Scored, loading],
         "given": Unpack[Given],
     }
-    made = command("any")(function)
-    assert [param.name for param in made.params] == ["a", "b", "first", "second", "d", "second"]
+    return command("any", page="some-page")(function)
+
+
+def _sections(text: str) -> dict[str, list[str]]:
+    """Return the options under each heading."""
+    sections: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line and line[0] != " ":
+            sections[line.rstrip(":")] = found = []
+        elif line.startswith("  -"):
+            found.append(line.split()[0])
+    return sections
+
+
+def test_help_begins_with_the_example_and_everyday_options():
+    text = _made(OptionGroup("Loading", ("second",))).get_help(click.Context(click.Command("any")))
+    assert text.startswith("Example:\n  moh-deploy any --a \\\n      --b\n\nUsage: ")
+    assert "Do it." in text
+    assert text.endswith("\n\nMore: moh-deploy help some-page")
+    assert list(_sections(text).items())[2:] == [
+        ("Options", ["--b", "--a", "--d", "--help"]),
+        ("More", ["--c"]),
+        ("Loading", ["--second"]),
+        ("Reports", ["--json"]),
+        ("More: moh-deploy help some-page", []),
+    ]
+
+
+def test_group_apart_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]):
+    made = _made(OptionGroup("Loading", shown_by="--help-loading"))
+    text = made.get_help(click.Context(click.Command("any")))
+    assert "Loading" not in _sections(text)
+    assert "--help-loading" in _sections(text)["Options"]
+    made.main(["--help-loading"], standalone_mode=False, prog_name="any")
+    assert _sections(capsys.readouterr().out) == {"Loading": ["--first", "--second"]}
+    assert made.make_context("any", ["--first"]).params["first"]
 
 
 def test_group_comes_as_one_value():
@@ -82,7 +124,7 @@ def test_group_comes_as_one_value():
         told.append((scored, name))
 
     function.__annotations__ = {
-        "scored": Annotated[Scored, OptionGroup()],
+        "scored": Annotated[Scored, OptionGroup("Scores")],
         "name": Annotated[str, "X", "x"],
     }
     command("any")(function)(["--first", "--name", "n"], standalone_mode=False)

@@ -24,7 +24,7 @@ from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests import small_moh
 from tests.cli.run_cli import Cli, run_python
-from tests.handmade_package import LAYER, MANIFEST
+from tests.handmade_package import LAYER, MANIFEST, write_package
 from tests.kernel_library import NO_KERNELS
 from tests.nightly import nightly, one_in
 
@@ -53,7 +53,14 @@ class Pipeline:
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The stand-in, in a directory with the files that the commands below name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+    for name in ("model.pt", "in.npz"):
+        Path(name).touch()
+    Path("c.yaml").write_text("inputs: [{name: x, shape: [batch]}]\ndims: {batch: 2}\n")
     pipeline = Pipeline()
     module = ModuleType("moh_deploy.frontend.export_package")
     module.export_package = pipeline.export  # type: ignore[attr-defined]
@@ -194,6 +201,50 @@ def test_a_system_without_posix_is_named(cli: Cli, pipeline: Pipeline, missing: 
     assert failed.err.startswith(
         "error: moh-deploy runs on Linux, and most of it on macOS; this is"
     )
+
+
+WITHOUT_TORCH = """
+import sys
+from moh_deploy.cli import main
+from moh_deploy.errors import MoHDeployError
+for line in sys.argv[1:]:
+    try:
+        main(line.split(), standalone_mode=False)
+    except MoHDeployError as error:
+        print(error.exit_code, error.message)
+    if "torch" in sys.modules:
+        sys.exit(f"{line} imports torch")
+"""
+
+
+def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path: Path):
+    package, there = write_package(tmp_path / "p").root, tmp_path / "m.pt"
+    there.touch()
+    absent = tmp_path / "absent.pt"
+    ended = run_python(
+        *("-c", WITHOUT_TORCH),
+        f"export {absent} -o out",
+        f"export {there} -o out --opset 12",
+        f"export {there} -o out --require-layers few",
+        f"export {there} -o {there}",
+        f"export {there} -o out --inputs {absent}",
+        f"bench {package} --checkpoint {absent} --baseline eager",
+        f"generate {package} --tokens 1 --against {absent}",
+        f"verify {package} --against {absent} --trust-pickle",
+    )
+    assert (ended.exit_code, ended.err) == (0, "")
+    no_model = f"3 {absent}: no such file or directory."
+    assert ended.out.splitlines() == [
+        no_model,
+        "2 opset is 12, expected 18 or later.",
+        "2 require_layers is 'few', expected a number from 0 on, or all.",
+        f"5 {there} is a file, expected a directory to write the package to.",
+        f"2 {absent} does not exist.",
+        no_model,
+        no_model,
+        # Not that --trust-pickle would be of no use.
+        f"2 against is {absent}, which is not found.",
+    ]
 
 
 # The command on real files: one model in each form that a checkpoint may have.

@@ -166,7 +166,7 @@ def read_prices(path: Path) -> Prices:
     Raises:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
     """
-    document = read_mapping(path, Prices, hint="docs/cost.md has one to begin with.")
+    document = read_mapping(path, Prices, hint="`moh-deploy help cost` shows one to begin with.")
     return checked(document, Prices, str(path))
 
 

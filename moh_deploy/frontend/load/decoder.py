@@ -59,7 +59,7 @@ def make_decoder(module: nn.Module) -> Decoder:
             f"the forward of {cls.__name__} takes {', '.join([*parameters][1:])}; expected that of"
             " a language model: forward(input_ids, attention_mask, past_key_values, use_cache).",
             hint="Without --task text-generation a model is exported with the inputs that you"
-            " name: docs/huggingface.md.",
+            " name: `moh-deploy help huggingface`.",
         )
     ids = torch.arange(1, 2 * _TRIED + 1).view(2, _TRIED)
     try:

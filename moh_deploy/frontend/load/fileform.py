@@ -30,7 +30,7 @@ from moh_deploy.errors import CheckpointError
 from moh_deploy.system.bounded_file import is_plain_name, open_regular, sha256_of
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.suggest import shortened
-from moh_deploy.system.user_code import describe_error, missing_module_hint
+from moh_deploy.system.user_code import describe_error, import_hint
 
 FileForm = Literal[
     "torch_zip", "torch_legacy", "safetensors", "safetensors_index", "pt2", "pt2_legacy", "onnx"
@@ -262,7 +262,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, ModuleNotFoundError):
         return CheckpointError(
             f"{path}: was pickled with classes of module '{error.name}', which cannot be imported.",
-            hint=missing_module_hint(error.name, near=path.parent),
+            hint=import_hint(error, near=path.parent),
         )
     is_missing = isinstance(error, AttributeError)
     match = _MISSING_ATTRIBUTE.search(str(error)) if is_missing else None

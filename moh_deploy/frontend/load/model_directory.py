@@ -20,7 +20,7 @@ from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.package import TOKENIZER_FILES
 from moh_deploy.system.bounded_file import open_regular, read_text
 from moh_deploy.system.bounded_json import read_json
-from moh_deploy.system.user_code import describe_error, missing_module_hint
+from moh_deploy.system.user_code import describe_error, import_hint
 
 CONFIG_FILE = "config.json"
 # In the order in which they are looked for: what can be mapped from disk first.
@@ -325,8 +325,7 @@ def _import_beside(file: Path, module: str, name: str, folders: Sequence[Path]) 
         imported = importlib.import_module(f"{package}.{module}")
     except (Exception, SystemExit) as error:  # the model's own code
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        of_transformers = missing is not None and missing.partition(".")[0] == "transformers"
-        hint = TRANSFORMERS_HINT if of_transformers else missing_module_hint(missing)
+        hint = TRANSFORMERS_HINT if missing == "transformers" else import_hint(error)
         if missing is not None and missing.startswith(_PREFIX):
             part = f"{missing.rpartition('.')[2]}.py"
             hint = f"Name the directory of {part} with --code-dir, or add --trust-code to run it."

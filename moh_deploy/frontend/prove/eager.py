@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moh_deploy.config.export_config import resolved_config
+from moh_deploy.config.check_options import checked_config
 from moh_deploy.config.options import ModelOptions
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.frontend.emit import write_plain_onnx
@@ -151,7 +151,7 @@ def open_eager(options: ModelOptions) -> EagerModel:
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
         ConfigError: An option or the configuration is wrong.
     """
-    config = resolved_config(options).model
+    config = checked_config(options).model
     model = load(
         options.model,
         config,

@@ -8,6 +8,8 @@ for.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.padding import SIDES, is_padded, may_be_mask, without_padding
@@ -54,7 +56,7 @@ def record_sizes(
         flops: Of the example; None if that is not known. A model that takes long is run at fewer
             sizes.
         may_be_empty: Dimensions to try at size 0.
-        sums: Dimensions that are limited together.
+        sums: Dimensions that are limited together, or by a table, as `limits.with_tables` has them.
         retraced: As in `try_limits`.
 
     Raises:
@@ -65,14 +67,34 @@ def record_sizes(
     recorder.append(example, take(example))
     thorough = _is_quick(flops)
 
+    @cache
+    def takes_empty(name: str) -> bool:
+        return name in may_be_empty and bool(recorder.empty(name))
+
     def in_the_way(name: str, size: int) -> str | None:
         # What is limited together with it is as small as it may be.
         others = {other for sum_ in sums if name in sum_.dims for other in sum_.dims} - {name}
-        if size < example.sizes[name] or not others:
-            return recorder.in_the_way(name, size, {}, flops)
-        return recorder.in_the_way(name, size, dict.fromkeys(others, 0), flops) and (
-            recorder.in_the_way(name, size, dict.fromkeys(others, 1), flops)
-        )
+        if size < example.sizes[name]:
+            return recorder.in_the_way(name, size, {})
+        table = next((sum_ for sum_ in sums if name in sum_.dims and sum_.table), None)
+        # Torch takes others for 2 or more; without that, the table is all that limits the size.
+        least = sum(not takes_empty(other) for other in others) if table is not None else 0
+        is_in_table = table is not None and size + least <= table.most
+        # Attention grows with the square of its tokens.
+        times = max(1, size // example.sizes[name]) ** 2
+        if not _is_quick(None if flops is None else flops * times):
+            if is_in_table:
+                return None
+            why: str | None = f"the model is too large to try {name}={size}"
+        elif others:
+            why = recorder.in_the_way(name, size, dict.fromkeys(others, 0)) and (
+                recorder.in_the_way(name, size, dict.fromkeys(others, 1))
+            )
+        else:
+            why = recorder.in_the_way(name, size, {})
+        if why is not None and table is not None and not is_in_table:
+            return f"its table '{table.table}' has {table.most} rows, for {' + '.join(table.dims)}"
+        return why
 
     ranges, reasons = try_limits(trials.ranges, in_the_way, retraced)
     trials = replace(trials, ranges=ranges)
@@ -94,9 +116,13 @@ def record_sizes(
     recorder.add_padding()
     for name in may_be_empty:
         smallest, largest = ranges.get(name, (1, None))
-        takes_none = recorder.add_empty(name) if smallest == 1 else None
-        if takes_none is False or (takes_none and largest is not None):
-            ranges[name] = (0 if takes_none else 1, largest)
+        empty = recorder.empty(name) if smallest == 1 else None
+        if empty:
+            recorder.append(*empty)
+            if largest is not None:
+                ranges[name] = (0, largest)
+        elif empty is False:
+            ranges[name] = (1, largest)
     return SizeRuns(recorder.runs, recorder.recordings, ranges, reasons)
 
 
@@ -125,9 +151,9 @@ class _Recorder:
         self.runs.append(run)
         self.recordings.append(taken)
 
-    def add_empty(self, name: str) -> bool | None:
-        """Record a run at size 0 of a dimension, if both take it and agree; None if nothing is
-        computed at that size, or no numbers, as behind a mask that leaves nothing.
+    def empty(self, name: str) -> tuple[OriginalRun, Recording] | Literal[False] | None:
+        """Return both runs at size 0 of a dimension; False if they do not take it or disagree, None
+        if nothing is computed at that size, or no numbers, as behind a mask that leaves nothing.
         """
         try:
             found = self.taken_at({**self.runs[0].sizes, name: 0})
@@ -137,26 +163,16 @@ class _Recorder:
             return False
         run, taken = found
         tensors = [*run.outputs, *(layer.gates for layer in taken.layers)]
-        if not all(tensor.numel() and tensor.isfinite().all() for tensor in tensors):
-            return None
-        self.append(run, taken)
-        return True
+        is_computed = all(tensor.numel() and tensor.isfinite().all() for tensor in tensors)
+        return found if is_computed else None
 
-    def in_the_way(
-        self, name: str, size: int, beside: Mapping[str, int], flops: int | None
-    ) -> str | None:
+    def in_the_way(self, name: str, size: int, beside: Mapping[str, int]) -> str | None:
         """Run both at a size of a dimension; say what is in the way if they do not agree.
 
         Args:
             beside: Sizes of others, where those are not the example's.
-            flops: Of the example.
         """
-        example = self.runs[0].sizes
-        # Attention grows with the square of its tokens.
-        times = max(1, size // example[name]) ** 2
-        if size > example[name] and not _is_quick(None if flops is None else flops * times):
-            return f"{name}={size} would take long to try"
-        made = self.trials.at({**example, **beside, name: size})
+        made = self.trials.at({**self.runs[0].sizes, **beside, name: size})
         if isinstance(made, Exception):
             return f"the original model does not take {name}={size}: {first_line(made)}"
         run = OriginalRun(*made)

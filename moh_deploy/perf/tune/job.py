@@ -142,8 +142,8 @@ class TuneJob:
             raise BackendError(
                 "there is nothing to measure without kernels, every choice runs the same function"
                 f" bodies; there are none here: {self.kernels.reason}.",
-                hint="docs/cpu-kernels.md and docs/cuda.md say what to install. --choose sets"
-                " choices without measuring.",
+                hint="`moh-deploy help cpu-kernels` and `help cuda` say what to install. --choose"
+                " sets choices without measuring.",
             )
         feeds = [input_set.inputs for input_set in sets]
         with self.progress.step("timing the layers"):

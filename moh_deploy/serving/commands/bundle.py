@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypedDict, Unpack
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.command import Before, Default, command
+from moh_deploy.cli.command import Default, Under, command
 from moh_deploy.cli.output import print_answer
 from moh_deploy.serving.commands import genai
 
@@ -19,13 +19,19 @@ class ToBundle(TypedDict):
     ]
     name: Annotated[str | None, "NAME", "What clients call the model.  [default: the directory's]"]
     instances: Annotated[
-        int, "N", "How many batches run at the same time.", options.POSITIVE, Default(1)
+        int,
+        "N",
+        "How many batches run at the same time.",
+        options.POSITIVE,
+        Default(1),
+        Under("Batches and threads"),
     ]
     threads: Annotated[
         int | None,
         "N",
         "Threads of each instance.  [default: the cores by the instances]",
         options.POSITIVE,
+        Under("Batches and threads"),
     ]
     max_batch: Annotated[options.MaxBatch[int], Default(64, shown=False)]
     max_delay_ms: Annotated[options.MaxDelay[float], Default(1.0, shown=False)]
@@ -33,31 +39,37 @@ class ToBundle(TypedDict):
     per_head: options.PerHead
     otlp: options.Otlp
     guard: options.GuardFile
-    fallback: Annotated[Path | None, "DIR", "The package of the policy's rung of kind package."]
+    fallback: Annotated[
+        Path | None,
+        "DIR",
+        "The package of the policy's rung of kind package.",
+        Under("Guard and shadow"),
+    ]
     shadow: options.ShadowDir
     shadow_share: Annotated[options.ShadowShare[float], Default(0.05, shown=False)]
     drill: options.PlantsFaults
     reference: options.RoutingProfile
-    image: Annotated[str | None, "IMAGE", "The container that kserve.yaml names."]
+    image: Annotated[str | None, "IMAGE", "The container that kserve.yaml names.", Under("KServe")]
     storage: Annotated[
-        str | None, "URI", "Where kserve.yaml says the bundle is: pvc://models/NAME."
+        str | None,
+        "URI",
+        "Where kserve.yaml says the bundle is: pvc://models/NAME.",
+        Under("KServe"),
     ]
 
 
-@command("bundle")
+@command("bundle", page="production")
 def bundle_command(
     artefact: options.ArtefactDir,
     output: Annotated[
         Path | None,
         "--output -o DIR",
         "The bundle to write; an earlier one is replaced.",
-        Before("backend"),
     ],
     target: Annotated[
         Literal["triton", "genai"],
         "The server that is to load it, or genai: onnxruntime-genai, for language models.",
         Default("triton"),
-        Before("backend"),
     ],
     check: Annotated[
         Path | None, "BUNDLE", "Say why a server on this machine would not load this bundle."
@@ -76,6 +88,9 @@ def bundle_command(
     language model's package as one that onnxruntime-genai opens. A package that `verify` refuses is
     not bundled. With --check, say why a server on
     this machine would not load a bundle: exit 0 if nothing stands against it, 5 if something does.
+
+    Example:
+        moh-deploy bundle build/model -o build/served --name digits
     """
     from moh_deploy.serving.api.bundle import bundle, check_bundle
 

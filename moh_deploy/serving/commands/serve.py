@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, Unpack
 
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.command import Argument, Default, command
+from moh_deploy.cli.command import Argument, Default, Under, command
 from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.cli.output import print_answer, write_files
 
@@ -38,12 +38,14 @@ class ToServe(TypedDict):
         "N",
         "How many batches run at the same time.  [default: cores by threads]",
         options.POSITIVE,
+        Under("Batches and threads"),
     ]
     threads: Annotated[
         int | None,
         "N",
         "Threads of each instance.  [default: cores by instances]",
         options.POSITIVE,
+        Under("Batches and threads"),
     ]
     max_batch: options.MaxBatch[int | None]
     max_delay_ms: options.MaxDelay[float | None]
@@ -53,10 +55,16 @@ class ToServe(TypedDict):
     reference: options.RoutingProfile
     guard: options.GuardFile
     audit_log: Annotated[
-        Path | None, "FILE", "Append what the guard does to this file, as JSON lines."
+        Path | None,
+        "FILE",
+        "Append what the guard does to this file, as JSON lines.",
+        Under("Guard and shadow"),
     ]
     control: Annotated[
-        Path | None, "FILE", "The guard's control file: manual switch, alarms of drift."
+        Path | None,
+        "FILE",
+        "The guard's control file: manual switch, alarms of drift.",
+        Under("Guard and shadow"),
     ]
     drill: options.PlantsFaults
     shadow: options.ShadowDir
@@ -68,12 +76,23 @@ class ToServe(TypedDict):
         "The most requests that wait; then 503, with Retry-After.",
         options.POSITIVE,
         Default(256),
+        Under("Limits"),
     ]
     max_body: Annotated[
-        int, "N", "The largest body of a request, in MiB; then 413.", options.POSITIVE, Default(64)
+        int,
+        "N",
+        "The largest body of a request, in MiB; then 413.",
+        options.POSITIVE,
+        Default(64),
+        Under("Limits"),
     ]
     max_json: Annotated[
-        int, "N", "The most JSON in a body, in MiB; then 413.", options.POSITIVE, Default(4)
+        int,
+        "N",
+        "The most JSON in a body, in MiB; then 413.",
+        options.POSITIVE,
+        Default(4),
+        Under("Limits"),
     ]
     longest: Annotated[
         Mapping[str, int],
@@ -81,6 +100,7 @@ class ToServe(TypedDict):
         "The largest size of a dynamic dimension, seq=512; then 400. A long sequence is a small"
         " body, but much work. Of the batch it is --max-batch.",
         values.read_all(values.parse_longest),
+        Under("Limits"),
     ]
     read_timeout: Annotated[
         float,
@@ -88,9 +108,15 @@ class ToServe(TypedDict):
         "How long a request may take to arrive; then 408.",
         values.seconds,
         Default("20s"),
+        Under("Limits"),
     ]
     request_timeout: Annotated[
-        float, "TIME", "How long it waits for its answer; then 504.", values.seconds, Default("60s")
+        float,
+        "TIME",
+        "How long it waits for its answer; then 504.",
+        values.seconds,
+        Default("60s"),
+        Under("Limits"),
     ]
     shutdown_timeout: Annotated[
         float,
@@ -98,16 +124,21 @@ class ToServe(TypedDict):
         "How long requests that have arrived are still answered at the end.",
         values.seconds,
         Default("30s"),
+        Under("Limits"),
     ]
 
 
-@command("serve")
+@command("serve", page="production")
 def serve_command(as_json: options.Json, **given: Unpack[ToServe]) -> None:
     """Serve the package, engine or bundle DIR over HTTP until Ctrl-C or SIGTERM: the Open Inference
     Protocol v2, as KServe and Triton have it, and metrics for Prometheus at /metrics.
 
     A worker answers; it is started again when it dies. Each first repeats a recorded run: a wrong
-    answer ends the command. At the end what has arrived is answered."""
+    answer ends the command. At the end what has arrived is answered.
+
+    Example:
+        moh-deploy serve build/model --port 8000
+    """
     from moh_deploy.serving.api.serve import serve
 
     def on_ready(listening: "Listening") -> None:
@@ -122,8 +153,11 @@ def serve_command(as_json: options.Json, **given: Unpack[ToServe]) -> None:
 class ToDrill(TypedDict):
     package_dir: options.PackagePath
     faults: Annotated[
-        tuple[str, ...],
-        "--fault nan|gates|slow|crash|drift|missing-library|wrong|kill",
+        tuple[
+            Literal["nan", "gates", "slow", "crash", "drift", "missing-library", "wrong", "kill"],
+            ...,
+        ],
+        "--fault",
         "Plant this, and no other.  [default: all]",
     ]
     policy: Annotated[
@@ -147,6 +181,7 @@ class ToDrill(TypedDict):
         "How long a fault stays that the guard has not noticed.",
         values.seconds,
         Default("10s"),
+        Under("Times"),
     ]
     return_timeout: Annotated[
         float,
@@ -154,31 +189,56 @@ class ToDrill(TypedDict):
         "How long the first level may take to come back.",
         values.seconds,
         Default("60s"),
+        Under("Times"),
     ]
-    in_process: Annotated[bool, "Serve in this process, by no protocol: without a worker to kill."]
+    in_process: Annotated[
+        bool,
+        "Serve in this process, by no protocol: without a worker to kill.",
+        Under("Another server"),
+    ]
     tritonserver: Annotated[
         Path | None,
         "DIR",
         "Serve a bundle by this Triton: the folder with bin/tritonserver, or an environment with"
         " nvidia-pytriton.  [default: moh-deploy serve]",
+        Under("Another server"),
     ]
     url: Annotated[
         str | None,
         "http://HOST:PORT",
         "Break this server, which runs with --guard and --drill; its files have to be here.",
+        Under("Another server"),
     ]
-    name: Annotated[str | None, "What that server calls the model.  [default: of the bundle]"]
-    control: Annotated[Path | None, "FILE", "Its control file.  [default: that of the bundle]"]
-    audit_log: Annotated[Path | None, "FILE", "Its audit log.  [default: that of the bundle]"]
+    name: Annotated[
+        str | None,
+        "What that server calls the model.  [default: of the bundle]",
+        Under("Another server"),
+    ]
+    control: Annotated[
+        Path | None,
+        "FILE",
+        "Its control file.  [default: that of the bundle]",
+        Under("Another server"),
+    ]
+    audit_log: Annotated[
+        Path | None,
+        "FILE",
+        "Its audit log.  [default: that of the bundle]",
+        Under("Another server"),
+    ]
 
 
-@command("drill")
+@command("drill", page="production")
 def drill_command(
     files: options.ReportFiles, as_json: options.Json, **given: Unpack[ToDrill]
 ) -> None:
     """Serve the package or bundle DIR with a guard, under load, and plant one fault after the
     other: exit 1 if a wrong answer gets out where the fault can be seen, or the first level does
-    not come back."""
+    not come back.
+
+    Example:
+        moh-deploy drill build/model --fault nan
+    """
     from moh_deploy.serving.api.drill import drill
 
     print_answer(
@@ -198,21 +258,37 @@ class ToProfile(TypedDict):
     ]
     output: Annotated[Path, "--output -o FILE.json", "Reference to write."]
     request_size: Annotated[
-        int, "N", "Samples of a request: files of inputs are cut into such.", Default(1)
+        int,
+        "N",
+        "Samples of a request: files of inputs are cut into such.",
+        Default(1),
+        Under("Statistics"),
     ]
     window: Annotated[
-        int, "N", "Requests of the smallest window that `watch` will judge.", Default(256)
+        int,
+        "N",
+        "Requests of the smallest window that `watch` will judge.",
+        Default(256),
+        Under("Statistics"),
     ]
     false_alarms: Annotated[
-        float, "SHARE", "Share of windows of unchanged traffic that may alarm.", Default(0.001)
+        float,
+        "SHARE",
+        "Share of windows of unchanged traffic that may alarm.",
+        Default(0.001),
+        Under("Statistics"),
     ]
     kernels: options.KernelChoice
 
 
-@command("profile")
+@command("profile", page="production")
 def profile_command(as_json: options.Json, **given: Unpack[ToProfile]) -> None:
     """Record what the routers of the package DIR do with traffic that is known to be good, and how
-    far chance strays from it: the reference of `moh-deploy watch`."""
+    far chance strays from it: the reference of `moh-deploy watch`.
+
+    Example:
+        moh-deploy profile build/model --inputs val.npz -o routing.json
+    """
     from moh_deploy.serving.api.profile import profile
 
     print_answer(lambda progress: profile(**given, progress=progress), as_json=as_json)
@@ -227,12 +303,16 @@ class ToWatch(TypedDict):
     windows: Annotated[int, "N", "How often to look at metrics after the first time.", Default(1)]
 
 
-@command("watch")
+@command("watch", page="production")
 def watch_command(
     files: options.ReportFiles, as_json: options.Json, **given: Unpack[ToWatch]
 ) -> None:
     """Compare live routing with a reference: SOURCE is the address of a server's metrics, or a dump
-    of its window. Exit 1 if it is not as it was, or if there is no data."""
+    of its window. Exit 1 if it is not as it was, or if there is no data.
+
+    Example:
+        moh-deploy watch http://127.0.0.1:8000/metrics --reference routing.json
+    """
     from moh_deploy.serving.api.watch import watch
 
     print_answer(

@@ -123,7 +123,7 @@ class InputJudge:
             return source.input_result(case, "not run", why)
         detail = (
             "runs, and every output is empty, of the shape in the manifest (the function bodies"
-            " refuse empty tensors: docs/ops.md)"
+            " refuse empty tensors: moh-deploy help ops)"
         )
         return source.input_result(case, "passed", detail)
 

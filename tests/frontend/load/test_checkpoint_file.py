@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -357,6 +358,17 @@ def test_module_that_fails_at_import_is_refused(tmp_path: Path, source: str, mes
     (tmp_path / "user_broken.py").write_text(source)
     with pytest.raises(ConfigError, match=f"failed at import: {message}"):
         build_module("user_broken:build", {}, code_dirs=[tmp_path])
+
+
+@pytest.mark.parametrize("source", ["import click.gone", "from click import gone"])
+def test_code_for_another_version_of_an_installed_package_is_told_apart(
+    tmp_path: Path, source: str
+) -> None:
+    (tmp_path / "user_old.py").write_text(source)
+    with pytest.raises(ConfigError, match=r"failed at import: .*Error: ") as caught:
+        build_module("user_old:build", {}, code_dirs=[tmp_path])
+    installed = f"click {version('click')} is installed, and the code was written for another"
+    assert str(caught.value.hint).startswith(installed)
 
 
 def test_factory_in_a_package_is_found(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.original import DoesNotRun, OriginalRun, run_original
 from moh_deploy.frontend.prove.record import Recording
 from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes, try_limits
+from moh_deploy.package import DimSum
 
 X = ModelInput("x", torch.zeros(2, 4, 3), {0: "batch", 1: "rows", 2: "columns"})
 
@@ -29,6 +30,7 @@ def recorded(
     thorough: bool = True,
     may_be_empty: Sequence[str] = (),
     ranges: Mapping[str, tuple[int, int | None]] | None = None,
+    sums: Sequence[DimSum] = (),
 ) -> SizeRuns:
     """What is recorded of a model that takes all sizes, if its trace refuses some."""
     model = LoadedModel(Sums(), None, "in_memory", None)
@@ -41,7 +43,7 @@ def recorded(
 
     example = OriginalRun((X,), [X.value])
     flops = 1 if thorough else None
-    return record_sizes(trials, example, take, flops=flops, may_be_empty=may_be_empty)
+    return record_sizes(trials, example, take, flops=flops, may_be_empty=may_be_empty, sums=sums)
 
 
 def sizes(found: SizeRuns) -> list[tuple[int, ...]]:
@@ -135,6 +137,41 @@ def test_padding_is_recorded_on_each_side_whether_or_not_a_mask_is_known(says_va
     masks = [run.inputs[1].value.tolist() for run in found.runs]
     assert masks == [[[1.0] * 4], [[0, 0, 1, 1]]]  # on the right, it is no number
     assert all(run.inputs[1].says_valid == says_valid for run in found.runs)
+
+
+# Limits that a table of the model explains.
+
+TABLE = DimSum(("batch", "rows"), 512, "positions")
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_table_is_taken_whole_and_named_whether_or_not_larger_sizes_can_be_tried(thorough: bool):
+    """Torch takes other sizes for 2 or more: of a table of 512 it leaves 510 rows."""
+    found = recorded(
+        lambda batch, rows, columns: batch + rows > 512,
+        thorough=thorough,
+        may_be_empty=["rows"],
+        ranges={"batch": (1, 510), "rows": (1, 510)},
+        sums=[TABLE],
+    )
+    why = "its table 'positions' has 512 rows, for batch + rows"
+    assert found.ranges == {"batch": (1, 512), "rows": (0, 511)}
+    assert found.reasons == {"batch": why, "rows": why}
+
+
+def test_size_that_was_not_tried_is_said_so_without_a_table():
+    limited = recorded(nothing, thorough=False, ranges={"batch": (1, 510)})
+    assert limited.ranges == {"batch": (1, 510)}
+    assert limited.reasons == {"batch": "the model is too large to try batch=511"}
+
+
+def test_disagreement_within_a_table_stays_the_reason():
+    found = recorded(
+        lambda batch, rows, columns: batch > 510,
+        ranges={"batch": (1, 510)},
+        sums=[TABLE],
+    )
+    assert found.reasons == {"batch": "the trace is not good at batch=511: no"}
 
 
 # Limits of a trace that are tried by sizes beyond them.

@@ -163,7 +163,7 @@ def test_without_a_library_bodies_run_and_kernels_cannot_be_required(package: On
     assert "has no libmoh_ort_cuda.so; `make cuda`" in found.kernels.warning
     with pytest.raises(BackendError, match=r"required, but .* has no libmoh_ort_cuda\.so") as error:
         open_runner(package, replace(ON_CUDA, kernels="require"))
-    assert "docs/cuda.md" in str(error.value.hint)
+    assert "moh-deploy help cuda" in str(error.value.hint)
 
 
 @pytest.mark.usefixtures("gpu")
