@@ -171,7 +171,7 @@ def test_error_of_the_pipeline_is_one_line_and_its_exit_code(cli: Cli, pipeline:
 @pytest.mark.parametrize(
     "call",
     [
-        "main(['export', 'model.pt', '-o', 'out'])",
+        f"main(['export', '{__file__}', '-o', 'out'])",
         f"main(['verify', 'package', '--against', '{__file__}'])",
     ],
 )
