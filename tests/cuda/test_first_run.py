@@ -22,7 +22,7 @@ from tests.gpu.isolated import ROOT, Worker
 from tests.gpu.plan import GRACE_S, LIMIT_S
 from tests.gpu.steps import Facts, Step
 from tests.handmade_package import MANIFEST, vectors, write_package
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import MANIFEST as ENGINE
 from tests.runtime.tensorrt.engines import python, simulate_gpu, write_engine
 from tests.trt_packages import required_rtx
@@ -82,6 +82,7 @@ def test_everything_that_is_there_is_run(tmp_path: Path):
     assert "8 passed" in ran.page
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("fault", "status", "problem"),
     [
@@ -127,6 +128,7 @@ def test_missing_tool_costs_its_steps(tmp_path: Path):
     assert "- Polygraphy is not installed verify/llama\n" in ran.page
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("machine", "problem"),
     [
@@ -173,6 +175,7 @@ def test_line_runs_beside_the_results_and_its_time_is_kept(
     assert (work / "left").is_file()
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("script", "status", "problem"),
     [
@@ -250,6 +253,7 @@ def test_each_profile_has_recorded_sizes_of_its_own():
     assert not covers(small, larger)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("code", "said"),
     [("return 700;", "the GPU does not recover: CUDA error 700"), ("return 201;", "")],
