@@ -80,6 +80,8 @@ def test_everything_that_is_there_is_run(tmp_path: Path):
     assert ran.content["machine_afterwards"]["gpu"]["name"] == "NVIDIA L4"
     assert ran.page.startswith("# First run: NVIDIA L4\n\nTensorRT 10.13, moh-deploy 0.1.0\n")
     assert "8 passed" in ran.page
+    assert "| dit | 8.1 | 1 kernel | passed | 0.02 | 0.01 |" in ran.page
+    assert "dit blocks.0: fastest of 2 timed here: {'kernel': [0.1], 'fused': [0.2]}" in ran.page
 
 
 @sampled(3)
