@@ -204,8 +204,8 @@ def _makespan_us(
     *,
     by_pairs: bool,
 ) -> float:
-    blocks = list(_blocks(shape, way, kernel, share, by_pairs=by_pairs))
-    rates = _rates(kernel, card, shape)
+    blocks = list(jobs_of(shape, way, kernel, share, by_pairs=by_pairs))
+    rates = tile_clocks(kernel, card, shape)
     clocks = schedule(blocks, card.multiprocessors, kernel.resident(card), rates)
     microseconds = 2.0 + clocks / card.ghz / 1e3
     cache = card.multiprocessors * card.l2_bytes / 2 * card.ghz * 1e3  # bytes a microsecond
@@ -217,7 +217,7 @@ def _makespan_us(
     return microseconds
 
 
-def _blocks(
+def jobs_of(
     shape: Shape, way: Way, kernel: Kernel, share: float, *, by_pairs: bool
 ) -> Iterator[Job]:
     """Yield the work of each block that has rows, in the order of the grid."""
@@ -247,7 +247,9 @@ def _blocks(
             yield BLOCK_LATENCY, math.ceil(keys / kernel.tile_keys)
 
 
-def _rates(kernel: Kernel, card: Card, shape: Shape) -> tuple[float, float]:
+def tile_clocks(
+    kernel: Kernel, card: Card, shape: Shape, latency: float = TILE_LATENCY
+) -> tuple[float, float]:
     """Return the clocks of a tile of keys: alone, and what it takes from others."""
     scores = kernel.rows * kernel.tile_keys
     size = kernel.head_size
@@ -263,7 +265,7 @@ def _rates(kernel: Kernel, card: Card, shape: Shape) -> tuple[float, float]:
     matrix = 2 * scores * size / 2048 / kernel.warps + memory / 4 / kernel.warps
     issue = kernel.warps * (others + matrix) / 4
     shared = max(products, memory, copies, issue, scores / 16) / EFFICIENCY
-    return products * 4 / kernel.warps + TILE_LATENCY + 0.67 * others, shared
+    return products * 4 / kernel.warps + latency + 0.67 * others, shared
 
 
 class _Multiprocessor:

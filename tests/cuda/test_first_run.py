@@ -12,16 +12,22 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.runtime.tensorrt.profiles import covers, make_profiles
+from moh_deploy.system.bounded_file import sha256_of
 from tests.cuda.stage_runs import write_tool
 from tests.cuda.trt import builds
+from tests.fakes import Fakes, fakes
 from tests.gpu import first_run, first_worker
 from tests.gpu.first_run import FirstReport, Planned
 from tests.gpu.isolated import ROOT, Worker
 from tests.gpu.plan import GRACE_S, LIMIT_S
 from tests.gpu.steps import Facts, Step
-from tests.handmade_package import MANIFEST
-from tests.nightly import nightly
+from tests.handmade_package import MANIFEST, vectors, write_package
+from tests.nightly import nightly, sampled
+from tests.runtime.tensorrt.engines import MANIFEST as ENGINE
+from tests.runtime.tensorrt.engines import python, simulate_gpu, write_engine
 from tests.trt_packages import required_rtx
+
+__all__ = ["fakes"]
 
 STUB = (sys.executable, "-m", "tests.cuda.first_run_worker")
 NO_GPU = "There is no GPU: no NVIDIA driver."
@@ -74,8 +80,11 @@ def test_everything_that_is_there_is_run(tmp_path: Path):
     assert ran.content["machine_afterwards"]["gpu"]["name"] == "NVIDIA L4"
     assert ran.page.startswith("# First run: NVIDIA L4\n\nTensorRT 10.13, moh-deploy 0.1.0\n")
     assert "8 passed" in ran.page
+    assert "| dit | 8.1 | 1 kernel | passed | 0.02 | 0.01 |" in ran.page
+    assert "dit blocks.0: fastest of 2 timed here: {'kernel': [0.1], 'fused': [0.2]}" in ran.page
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("fault", "status", "problem"),
     [
@@ -121,6 +130,7 @@ def test_missing_tool_costs_its_steps(tmp_path: Path):
     assert "- Polygraphy is not installed verify/llama\n" in ran.page
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("machine", "problem"),
     [
@@ -167,6 +177,7 @@ def test_line_runs_beside_the_results_and_its_time_is_kept(
     assert (work / "left").is_file()
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("script", "status", "problem"),
     [
@@ -244,6 +255,7 @@ def test_each_profile_has_recorded_sizes_of_its_own():
     assert not covers(small, larger)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("code", "said"),
     [("return 700;", "the GPU does not recover: CUDA error 700"), ("return 201;", "")],
@@ -258,6 +270,42 @@ def test_gpu_that_does_not_recover_is_told(
     load = ctypes.CDLL
     monkeypatch.setattr(first_worker.ctypes, "CDLL", lambda name: load(str(tmp_path / name)))
     assert first_worker.is_healthy() == said
+
+
+@nightly
+@pytest.mark.parametrize(("scale", "is_right"), [(1.0, True), (1.5, False)])
+def test_jobs_compare_and_time_an_engine(
+    fakes: Fakes, tmp_path: Path, scale: float, is_right: bool
+):
+    """On a runtime that stands in for TensorRT's; both profiles are run."""
+    pytest.importorskip("polygraphy")
+    simulate_gpu(fakes)
+    (fakes.folder / "libcuda.so.1").unlink()
+    (fakes.folder / "libcuda.so.1").symlink_to(builds.build("driver", [builds.HERE / "driver.cc"]))
+    sets = (vectors(with_layer=False), vectors(batch=8, seq=20, with_layer=False))
+    package = write_package(tmp_path / "package", with_layer=False, sets=sets)
+    sha256 = sha256_of(package.root / "manifest.json")
+    manifest = replace(ENGINE, layers=(), package_sha256=sha256)
+    engine = write_engine(tmp_path / "engine", manifest, scale=scale)
+    code = """
+import json, sys
+from tests.gpu import engines
+from tests.gpu.steps import Wrong
+try:
+    verified = engines.verify(*sys.argv[1:])
+except Wrong as wrong:
+    verified = {"wrong": str(wrong)}
+print(json.dumps([verified, engines.time(*sys.argv[1:])]))
+"""
+    ran = python(code, engine, package.root)
+    assert ran.returncode == 0, ran.stderr
+    verified, timed = json.loads(ran.stdout.splitlines()[-1])
+    if is_right:
+        assert verified == {"runs": 2, "max_abs_error": 0.0}
+    else:
+        assert "'y' of vectors 1 (batch=8, seq=20) differs" in verified["wrong"]
+    assert [row["sizes"] for row in timed["times"]] == [run.sizes for run in sets]
+    assert all({"events_ms", "graph_ms"} < row.keys() for row in timed["times"])
 
 
 def script(out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

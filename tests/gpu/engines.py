@@ -120,8 +120,8 @@ def time(engine: str, package: str) -> Facts:
         rows: list[Json] = [
             {
                 "sizes": dict(run.sizes),
-                "events_ms": loaded.gpu_ms(run.inputs),
-                "graph_ms": loaded.gpu_ms(run.inputs, graph=True),
+                "events_ms": round(loaded.gpu_ms(run.inputs), 5),
+                "graph_ms": round(loaded.gpu_ms(run.inputs, graph=True), 5),
             }
             for run in OnnxPackage.open(package).vectors
         ]

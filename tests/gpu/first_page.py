@@ -56,7 +56,7 @@ def _engine_row(name: str, by_name: dict[str, Result]) -> str:
         str(_fact(build, "built_s") or (build.status if build else "")),
         ", ".join(f"{number} {way}" for way, number in ways.items()),
         "" if verify is None else verify.status,
-        *(" / ".join(f"{row[key]:.4f}" for row in times) for key in ("events_ms", "graph_ms")),
+        *(" / ".join(f"{row[key]}" for row in times) for key in ("events_ms", "graph_ms")),
     )
     return f"| {' | '.join(cells)} |"
 

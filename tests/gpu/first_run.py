@@ -105,7 +105,7 @@ def _lines(form: str, backend: str, starts: tuple[str, ...]) -> Iterator[Planned
 def _comparator(form: str, work: Path) -> Planned:
     """Polygraphy's Comparator, with the recorded outputs of PyTorch; by elements, so in float32."""
     engine, package = work / form / "float32-kernels", work / form / "package"
-    words = ["python", str(ROOT / "examples" / "in_polygraphy.py"), str(engine), str(package)]
+    words = [sys.executable, str(ROOT / "examples" / "in_polygraphy.py"), str(engine), str(package)]
     step = Step(f"comparator/{form}", "line", {"line": shlex.join(words)}, 10, timeout_s=60)
     return Planned(step, (f"build/{form}-float32-kernels", "gpu", "polygraphy"))
 
@@ -146,14 +146,11 @@ class _Run:
         return ""
 
     def _line(self, step: Step, timeout_s: float) -> Result:
-        printed, found = step.arguments.get("line"), [""]
-        if printed is None:
-            lines = self._results[str(step.arguments["build"])].facts["tool_lines"]
-            start = str(step.arguments["start"])
-            found = [line for line in cast(list[str], lines) if start in line]
-            if not found:
-                return Result(step.name, "failed", problem=f"build prints no line of {start}")
-        line = str(printed or found[0])
+        given = cast(dict[str, str], step.arguments)
+        line = given.get("line") or self._printed(given["build"], given["start"])
+        if not line:
+            problem = f"build prints no line of {given['start']}"
+            return Result(step.name, "failed", problem=problem)
         if self._libraries is not None:
             line = re.sub(r"LD_LIBRARY_PATH=\S+", f"LD_LIBRARY_PATH={self._libraries}", line)
         # It uses the GPU alone, and may leave files where it runs.
@@ -169,6 +166,10 @@ class _Run:
             return Result(step.name, "hung", seconds, f"killed after {timeout_s:g} s", facts)
         problem = f"exit status {code}: {_last_line(output)}" if code else ""
         return Result(step.name, "failed" if code else "passed", seconds, problem, facts)
+
+    def _printed(self, build: str, start: str) -> str:
+        lines = cast(list[str], self._results[build].facts["tool_lines"])
+        return next((line for line in lines if start in line), "")
 
 
 def _linked(machine: Facts, folder: Path) -> Path | None:
