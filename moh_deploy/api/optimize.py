@@ -105,12 +105,11 @@ def optimize(
     work = work_folder(output)
     with kept_directory(work):
         with progress.step(EXPORT):
-            base = job.exported(work)
+            base = search.read(job.exported(work).root, progress)
         with progress.step(PROVE):
             scratch = job.search_folder(work, base)
             proof = job.proof(scratch, base)
         with progress.step(SEARCH):
-            base = search.read(base.root, progress)
             found = search.run(base, scratch, work / "fastest", progress, before=job.before)
             fastest = OnnxPackage.open(work / "fastest")
             verified = verify(fastest.root, progress=progress)
@@ -248,8 +247,7 @@ class _Job:
         return folder
 
     def proof(self, folder: Path, base: OnnxPackage) -> ProofRecord:
-        """Compare the float32 package with the original, on the inputs that conditions are judged
-        on; without any, with its recorded runs."""
+        """Compare the float32 package with the original on the inputs, or with recorded runs."""
         path, kind = folder / "proof.json", TypeAdapter(ProofRecord)
         try:
             content = read_bytes(path, most_bytes=2**26, error=PackageError)
