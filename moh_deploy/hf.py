@@ -9,14 +9,13 @@ Raises:
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import Manifest, OnnxPackage, Runtime
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.kernel_use import Kernels
@@ -24,6 +23,7 @@ from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.tensors import as_array, as_tensor
 from moh_deploy.runtime.text.interface import TextInterface
+from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.npz import Array
 
 if _missing := [name for name in ("torch", "transformers") if not find_spec(name)]:
@@ -123,7 +123,9 @@ def _own_config(package: OnnxPackage) -> dict[str, Any]:
     """Return the `config.json` that came with the model, without what names its class."""
     if "config.json" not in package.manifest.files:
         return {}
-    content = json.loads((package.root / "config.json").read_text(encoding="utf-8"))
+    content = read_json(package.root / "config.json", error=PackageError)
+    if not isinstance(content, dict):
+        raise PackageError(f"{package.root / 'config.json'} is no JSON object.")
     of_class = {"architectures", "auto_map", "dtype", "model_type", "torch_dtype"}
     return {name: value for name, value in content.items() if name not in of_class}
 
