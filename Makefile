@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels lock check format clean build-dependencies test-dependencies
-CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
+CPP_SOURCES := $(shell find plugins examples/cpp -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
 # Installing the package and building the kernels use the same folder.

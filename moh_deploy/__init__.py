@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 _HOME = {
     name: f"moh_deploy.api.{name}"
     for name in (
-        *("bench", "bisect", "doctor", "export", "generate", "inline", "inspect", "optimize"),
-        *("precision", "probe", "prune", "run", "tune", "tune_within", "verify"),
+        *("bench", "bisect", "doctor", "export", "generate", "inline", "inspect", "load"),
+        *("optimize", "precision", "probe", "prune", "run", "tune", "tune_within", "verify"),
     )
 } | {
     "OnnxPackage": "moh_deploy.package",

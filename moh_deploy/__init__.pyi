@@ -9,6 +9,7 @@ from moh_deploy.api.export import load_original as load_original
 from moh_deploy.api.generate import generate as generate
 from moh_deploy.api.inline import inline as inline
 from moh_deploy.api.inspect import inspect as inspect
+from moh_deploy.api.load import load as load
 from moh_deploy.api.optimize import optimize as optimize
 from moh_deploy.api.polygraphy import polygraphy_runner as polygraphy_runner
 from moh_deploy.api.precision import precision as precision

@@ -64,6 +64,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),
     "without transformers": lambda: not _has_package("transformers"),
     "without genai": lambda: not _has_package("onnxruntime_genai"),
+    "without nbclient": lambda: not (_has_package("nbclient") and _has_package("ipykernel")),
     "without tokenizers": lambda: not _has_package("tokenizers"),
     "with onnx before 1.23": lambda: _is_older("onnx", than="1.23"),
     "with ONNX Runtime before 1.25": lambda: _is_older("onnxruntime", than="1.25"),

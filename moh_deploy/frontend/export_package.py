@@ -141,7 +141,7 @@ def _export(
             # A router may be told by its operators as another form than by its code.
             forms = [fact for fact in model_facts(manifest, model) if fact.name == "router"]
             manifest = with_shown(manifest, forms)
-            for file in source.tokenizer:
+            for file in source.carried:
                 shutil.copyfile(file, writer.path(file.name))
             manifest = writer.stage(manifest, vectors)
         sizes = tuple(vector_set.sizes for vector_set in vectors)
@@ -194,7 +194,7 @@ class _Source(NamedTuple):
 
     sha256: str | None
     text_generation: package.TextGeneration | None
-    tokenizer: tuple[Path, ...]
+    carried: tuple[Path, ...]
 
 
 def _ways(manifest: package.Manifest) -> list[Way]:
@@ -248,7 +248,7 @@ def _convert(
     return converted, _Source(
         model.checkpoint_sha256,
         text_generation(model.decoder, model.directory),
-        () if model.directory is None or model.decoder is None else model.directory.tokenizer,
+        () if model.directory is None else model.directory.carried,
     )
 
 

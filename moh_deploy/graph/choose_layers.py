@@ -130,7 +130,7 @@ def write_choices(
             ir.save(model, writer.path(package.MODEL_NAME))
         else:
             save_with_weights(model, writer.path(package.MODEL_NAME))
-        writer.bring_tokenizer(original)
+        writer.bring_carried(original)
         # `ops` lists domains, which the choices have changed.
         manifest = replace(
             original.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning

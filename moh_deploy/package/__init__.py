@@ -73,7 +73,7 @@ from moh_deploy.package.vectors import (
     bounded,
 )
 from moh_deploy.package.writer import (
-    TOKENIZER_FILES,
+    CARRIED_FILES,
     TOKENIZER_NAME,
     PackageWriter,
     check_package_output,
@@ -81,6 +81,7 @@ from moh_deploy.package.writer import (
 )
 
 __all__ = [
+    "CARRIED_FILES",
     "CHOICES",
     "MASKS_BEYOND",
     "MODEL_DATA_NAME",
@@ -89,7 +90,6 @@ __all__ = [
     "MOST_SAMPLES",
     "NUMBERS",
     "ORIGINAL",
-    "TOKENIZER_FILES",
     "TOKENIZER_NAME",
     "CacheBuffer",
     "CachesInPlace",

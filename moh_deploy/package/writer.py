@@ -42,7 +42,8 @@ def model_bytes(package: OnnxPackage) -> int:
     return sum((package.root / n).stat().st_size for n in names if (package.root / n).is_file())
 
 
-# Names of the files that a package takes over from a language model: its tokenizer's.
+# Names of the files that a package takes over from a model directory: its tokenizer's, and what
+# tells transformers how images are prepared and labels are called.
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_FILES = (
@@ -55,6 +56,12 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
     "generation_config.json",
+)
+CARRIED_FILES = (
+    *TOKENIZER_FILES,
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 
@@ -103,13 +110,13 @@ class PackageWriter:
         link_or_copy(earlier.root / name, self.path(name))
 
     def save_model(self, model: ir.Model, earlier: OnnxPackage) -> None:
-        """Write a model that was made of an earlier package's, and bring the tokenizer along."""
+        """Write a model that was made of an earlier package's, and bring carried files along."""
         save_model(model, earlier, self.root)
-        self.bring_tokenizer(earlier)
+        self.bring_carried(earlier)
 
-    def bring_tokenizer(self, earlier: OnnxPackage) -> None:
-        """Put the tokenizer of an earlier package into this one, if it has any."""
-        for name in TOKENIZER_FILES:
+    def bring_carried(self, earlier: OnnxPackage) -> None:
+        """Put the files that an earlier package has of its model directory into this one."""
+        for name in CARRIED_FILES:
             if name in earlier.manifest.files:
                 self.bring_along(earlier, name)
 
@@ -187,7 +194,7 @@ def replace_corpus(package: OnnxPackage, corpus: Sequence[CorpusSample]) -> Onnx
         for name in (MODEL_NAME, MODEL_DATA_NAME):
             if name in package.manifest.files:
                 writer.bring_along(package, name)
-        writer.bring_tokenizer(package)
+        writer.bring_carried(package)
         return writer.finish(package.manifest, package.vectors, corpus)
 
 
@@ -228,6 +235,6 @@ _PACKAGE = DirectoryKind(
     manifest=MANIFEST_NAME,
     is_manifest=looks_like_manifest,
     files=frozenset(
-        {MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME, CORPUS_NAME, *TOKENIZER_FILES}
+        {MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME, CORPUS_NAME, *CARRIED_FILES}
     ),
 )

@@ -158,6 +158,9 @@ class Report(ABC):
 
         return markdown(self.document())
 
+    def _repr_markdown_(self) -> str:  # what a notebook shows
+        return self.to_markdown()
+
     def __rich__(self) -> RenderableType:
         from moh_deploy.report.terminal import terminal
 

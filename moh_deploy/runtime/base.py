@@ -146,9 +146,7 @@ class Runner(ABC):
         results = self.run(inputs)
         return {name: results[name] for name in outputs}
 
-    def steps(
-        self, state: Mapping[str, Array], following: Mapping[str, str]
-    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    def steps(self, state: Mapping[str, Array], following: Mapping[str, str]) -> Steps:
         """Return a call that runs the model once more, behind what its last run left.
 
         A decoder's caches are such a state: each run takes those that the last run returned.
@@ -162,14 +160,7 @@ class Runner(ABC):
             does.
         """
         # What a runtime need not copy from run to run, an override leaves where it is.
-        held = dict(state)
-
-        def step(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            results = self.run({**inputs, **held})
-            held.update({name: results.pop(output) for name, output in following.items()})
-            return results
-
-        return step
+        return Steps(self, state, following)
 
     @abstractmethod
     def describe(self) -> Description:
@@ -189,6 +180,26 @@ class Runner(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class Steps:
+    """A loop of runs, each of which takes the state that the last one left: see `Runner.steps`."""
+
+    def __init__(
+        self, runner: Runner, state: Mapping[str, Array], following: Mapping[str, str]
+    ) -> None:
+        self._runner, self._state, self._following = runner, dict(state), following
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the next step; see `Runner.steps`."""
+        results = self._runner.run({**inputs, **self._state})
+        self._state = {name: results.pop(output) for name, output in self._following.items()}
+        return results
+
+    def change(self, edit: Callable[[Array], Array]) -> None:
+        """Put in the place of each array of the state what a function makes of it: other rows for a
+        beam search, longer buffers."""
+        self._state = {name: edit(array) for name, array in self._state.items()}
 
 
 class RunnerAround(Runner):

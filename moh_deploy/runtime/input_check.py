@@ -47,8 +47,8 @@ class InputCheck:
             ]
             for spec in specs
         }
-        # Of inputs that were right; none before the first.
-        self._dtypes: dict[str, np.dtype] = {}
+        # Of inputs that were right; None before the first.
+        self._dtypes: dict[str, np.dtype] | None = None
 
     def check(self, inputs: Mapping[str, Array]) -> dict[str, int]:
         """Check inputs. Returns and raises as `check_inputs`."""
@@ -60,7 +60,7 @@ class InputCheck:
 
     def _sizes(self, inputs: Mapping[str, Array]) -> dict[str, int] | None:
         """Return the sizes of dimensions; None where something may be wrong."""
-        if inputs.keys() != self._dtypes.keys():
+        if self._dtypes is None or inputs.keys() != self._dtypes.keys():
             return None
         sizes: dict[str, int] = {}
         for name, array in inputs.items():

@@ -121,7 +121,7 @@ def test_ending_token_ends_its_text_alone(exported, tmp_path: Path):
     manifest = replace(package.manifest, text_generation=about)
     with PackageWriter(tmp_path / "ending") as writer:
         writer.bring_along(package, "model.onnx")
-        writer.bring_tokenizer(package)
+        writer.bring_carried(package)
         writer.finish(manifest, package.vectors)
     report = moh_deploy.generate(tmp_path / "ending", tokens=PROMPTS, max_tokens=12)
     assert [list(one.tokens) for one in report.texts] == cut

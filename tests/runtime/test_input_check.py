@@ -37,6 +37,11 @@ def test_empty_axes_are_good():
     assert [again.check(inputs(**empty))["past"] for _ in range(2)] == [0, 0]
 
 
+def test_no_inputs_at_all_are_refused_at_the_first_check():
+    with pytest.raises(ConfigError, match="'x' is missing: got none"):
+        InputCheck(SPECS).check({})
+
+
 def test_size_that_no_dimension_makes_is_refused_again():
     again = InputCheck([TensorInfo("pairs", "int64", ("2*n",))])
     assert again.check({"pairs": np.zeros(6, np.int64)}) == {"n": 3}

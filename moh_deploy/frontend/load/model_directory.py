@@ -17,7 +17,7 @@ from typing import cast
 from torch import nn
 
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.package import TOKENIZER_FILES
+from moh_deploy.package import CARRIED_FILES
 from moh_deploy.system.bounded_file import open_regular, read_text
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.user_code import describe_error, import_hint
@@ -39,7 +39,7 @@ class ModelDirectory:
     root: Path  # the directory
     config: Mapping[str, object]  # the content of its `config.json`
     weights: Path  # the file with its weights, or the index of its shards
-    tokenizer: tuple[Path, ...]  # its tokenizer's files, those that there are
+    carried: tuple[Path, ...]  # the files that its package takes over, those that there are
     # The config as its class fills it up: with its defaults. Empty before the model is built.
     settings: Mapping[str, object] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ def read_model_directory(root: Path) -> ModelDirectory:
     """Read the config of a model directory, and find its other files.
 
     Raises:
-        CheckpointError: It has no config or no weights, or its config or tokenizer cannot be read.
+        CheckpointError: It has no config or no weights, or one of its files cannot be read.
     """
     path = root / CONFIG_FILE
     patterns = ("*.index.json", "*.safetensors", "*.pt2", "*.pt", "*.pth", "*.bin", "*.onnx")
@@ -98,13 +98,13 @@ def read_model_directory(root: Path) -> ModelDirectory:
             f"{root}: is a model directory without weights; expected one of {', '.join(_WEIGHTS)}.",
             hint=meant or "Copy or download them, too.",
         )
-    tokenizer = tuple(root / name for name in TOKENIZER_FILES if (root / name).is_file())
-    for file in tokenizer:  # an export copies them only when all else is done
+    carried = tuple(root / name for name in CARRIED_FILES if (root / name).is_file())
+    for file in carried:  # an export copies them only when all else is done
         try:
             open_regular(file).close()
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from error
-    return ModelDirectory(root, cast("dict[str, object]", config), weights, tokenizer)
+    return ModelDirectory(root, cast("dict[str, object]", config), weights, carried)
 
 
 # Find the class of a model directory: in code of the user's, in its own, or in transformers.

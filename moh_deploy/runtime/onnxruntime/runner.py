@@ -11,7 +11,7 @@ import numpy as np
 
 from moh_deploy.errors import BackendError
 from moh_deploy.package import CachesInPlace, TensorInfo
-from moh_deploy.runtime.base import Description, Runner
+from moh_deploy.runtime.base import Description, Runner, Steps
 from moh_deploy.runtime.input_check import (
     IndexCheck,
     InputCheck,
@@ -108,9 +108,7 @@ class OrtRunner(Runner):
 
         return call
 
-    def steps(
-        self, state: Mapping[str, Array], following: Mapping[str, str]
-    ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    def steps(self, state: Mapping[str, Array], following: Mapping[str, str]) -> OrtSteps:
         return OrtSteps(self, state, following)
 
     def check(self, input_check: InputCheck, inputs: Mapping[str, Array]) -> None:
@@ -176,7 +174,7 @@ class OrtRunner(Runner):
             ) from error
 
 
-class OrtSteps:
+class OrtSteps(Steps):
     """A loop of one session: see `Runner.steps`.
 
     One binding is kept. A state that the model writes in place is bound once, as input and output.
@@ -186,6 +184,8 @@ class OrtSteps:
         ConfigError: The state is no state of this model.
     """
 
+    _runner: OrtRunner
+
     def __init__(
         self, runner: OrtRunner, state: Mapping[str, Array], following: Mapping[str, str]
     ) -> None:
@@ -193,10 +193,10 @@ class OrtSteps:
         check_inputs(specs, state)
         self._runner, self._binding = runner, runner.session.io_binding()
         # The caller's arrays stay as they are: what is written in place is a copy. Held here, since
-        # a binding does not keep arrays.
-        self._arrays = runner.with_own_buffers(state)
-        values = {name: to_ort(array) for name, array in self._arrays.items()}
-        for name, value in values.items():
+        # a binding does not keep arrays, as the values do.
+        arrays = runner.with_own_buffers(state)
+        self._values = {name: to_ort(array) for name, array in arrays.items()}
+        for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
         # What a step is checked by: some of the state says all sizes, and tables are looked up by
         # some. The rest is what the model itself made.
@@ -206,15 +206,16 @@ class OrtSteps:
             if not known.issuperset(spec.shape) and spec.name not in self._read:
                 self._read.append(spec.name)
             known.update(spec.shape)
+        self._arrays = {name: arrays[name] for name in self._read}
         # Output to the input that it becomes.
         grows = {out: name for name, out in following.items() if runner.buffers.get(out) != name}
         self._grows = grows
         self._returned = [name for name in runner.outputs if name not in following.values()]
         self._bind_outputs()
         # Last: results come in the order in which outputs are bound for the first time.
-        for name, output in following.items():
-            if output not in grows:
-                self._binding.bind_ortvalue_output(output, values[name])
+        self._in_place = {name: out for name, out in following.items() if out not in grows}
+        for name, output in self._in_place.items():
+            self._binding.bind_ortvalue_output(output, self._values[name])
         self._input_check = InputCheck(
             [spec for spec in runner.inputs if spec.name not in state or spec.name in self._read]
         )
@@ -223,7 +224,7 @@ class OrtSteps:
         """Run the next step: see `Runner.steps`."""
         import onnxruntime as ort
 
-        checked = {**inputs, **{name: self._arrays[name] for name in self._read}}
+        checked = {**inputs, **self._arrays}
         self._runner.check(self._input_check, checked)
         # Held until the run is over: a binding does not keep them.
         arrays = {name: np.require(array, None, "C") for name, array in inputs.items()}
@@ -237,9 +238,20 @@ class OrtSteps:
         for place, name in enumerate(self._grows.values(), start=len(self._returned)):
             value = ort.OrtValue(results[place])
             self._binding.bind_ortvalue_input(name, value)
+            self._values[name] = value
             if name in self._read:
                 self._arrays[name] = view_of(value)
         return {name: from_ort(results[place]) for place, name in enumerate(self._returned)}
+
+    def change(self, edit: Callable[[Array], Array]) -> None:
+        for name, value in self._values.items():
+            array = np.array(edit(from_ort(value)), order="C")  # what is written in place is ours
+            self._values[name] = to_ort(array)
+            self._binding.bind_ortvalue_input(name, self._values[name])
+            if name in self._read:
+                self._arrays[name] = array
+            if name in self._in_place:
+                self._binding.bind_ortvalue_output(self._in_place[name], self._values[name])
 
     def _bind_outputs(self) -> None:
         for name in self._returned:

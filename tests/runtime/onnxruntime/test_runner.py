@@ -103,6 +103,34 @@ def test_steps_return_what_runs_by_hand_do(tmp_path: Path, dtype: str, in_place:
     np.testing.assert_array_equal(state["past"], given["past"])
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_state_goes_on_as_it_was_changed(tmp_path: Path, in_place: bool, own: bool):
+    """The rows in another order, one of them twice, as a beam search has them; and more places."""
+    runner = opened(tmp_path, in_place=in_place)
+    rows, back = np.array([1, 0, 1]), np.array([0, 2, 1])
+    steps = [
+        step_inputs([[1, 2, 3], [0, 4, 5]], 3),
+        {name: array[rows] for name, array in step_inputs([[6], [7]], 4).items()},
+        {name: array[rows][back] for name, array in step_inputs([[8], [9]], 5).items()},
+    ]
+    step = (OrtRunner if own else Runner).steps(
+        runner, empty(in_place=in_place, places=4), FOLLOWING
+    )
+    found = [step(steps[0])]
+    kept = found[0]["y"].copy()
+    for order, inputs in zip((rows, back), steps[1:], strict=True):
+        step.change(lambda array, order=order: array[order])
+        if in_place:
+            step.change(lambda array: np.concatenate([array, array[:, :1]], axis=1))
+        found.append(step(inputs))
+    # The tokens of each row, of which the mask hides the first of the second.
+    texts = [[0, 4, 5, 7, 9], [1, 2, 3, 6, 8], [0, 4, 5, 7, 9]]
+    expected = [TABLE[text[1:] if text[0] == 0 else text].sum(0) for text in texts]
+    np.testing.assert_allclose(found[-1]["y"], np.array(expected)[back])
+    np.testing.assert_array_equal(found[0]["y"], kept)
+
+
 class OnCpu(ort.IOBinding):
     """A binding of a session on the CPU that notes which memory was asked for."""
 
