@@ -6,6 +6,7 @@ vmap             first: no other pass can read its tensors
 functionalize    then: all others read programs that change nothing in place
 complex_pairs    complex numbers become pairs of real ones, which all others know
 unread state     before anything is rewritten: of a functional program, changes are outputs
+checks           of numbers in tensors: left out
 assemble         writes into slices and masks become products, concatenations, masked_fill
 spreads          products with matrices of 0 and 1 become repetitions
 
@@ -14,9 +15,9 @@ operator (written-out softmax, im2col, several things at once, no effect), `fact
 product of joined products of slices.
 
 stack_heads      heads that are computed one by one become one tensor: of the operators above
-join_parts       attention computes what is read; gates of heads are applied first, those of
-                 channels behind them; gates of parts of the tokens are joined: it asks for the
-                 softmax and the products of the others
+read_tokens      attention computes what is read: of the softmax and the products of the others
+join_parts       gates of heads are applied first, those of channels behind them; gates of parts of
+                 the tokens are joined
 join_routers     it asks for the gates that the other joins
 merge_equal      last: passes before it may write one thing twice
 """
@@ -42,13 +43,14 @@ from moh_deploy.frontend.normalize.decompose import (
 )
 from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.normalize.fold import merge_equal
-from moh_deploy.frontend.normalize.functionalize import drop_unread_state, functionalize
-from moh_deploy.frontend.normalize.join_parts import (
-    attend_for_read_tokens,
-    join_parts,
-    put_gates_before_channels,
+from moh_deploy.frontend.normalize.functionalize import (
+    drop_checks_of_values,
+    drop_unread_state,
+    functionalize,
 )
+from moh_deploy.frontend.normalize.join_parts import join_parts, put_gates_before_channels
 from moh_deploy.frontend.normalize.join_routers import join_routers
+from moh_deploy.frontend.normalize.read_tokens import attend_for_read_tokens
 from moh_deploy.frontend.normalize.stack_heads import stack_heads
 from moh_deploy.frontend.normalize.stacked_ops import write_out_vmap
 
@@ -64,6 +66,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     program = functionalize(program)
     pair_complex_numbers(program)
     drop_unread_state(program)
+    drop_checks_of_values(program)
     graph = program.graph_module.graph
     read_written_slices(graph)
     read_assembled(program)

@@ -238,7 +238,7 @@ _DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_a
 
 def drop_no_op(node: Node) -> None:
     """Let readers read the input of a node that has no effect, and leave out an assertion."""
-    if op(node) == "_assert_tensor_metadata":
+    if op(node) == "assert_tensor_metadata":
         node.graph.erase_node(node)
     elif any(user.op == "output" for user in node.users):
         pass  # whose name is the program's

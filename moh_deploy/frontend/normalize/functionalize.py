@@ -8,7 +8,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.fx.graph import ancestors, source_line
+from moh_deploy.frontend.fx.graph import ancestors, op, source_line
 from moh_deploy.frontend.quiet import no_warnings
 
 _REGIONS = (
@@ -128,6 +128,24 @@ def drop_unread_state(program: ExportedProgram) -> None:
         return
     output.args = (tuple(node for _, node in kept),)
     signature.output_specs[:] = [spec for spec, _ in kept]
+
+
+def drop_checks_of_values(program: ExportedProgram) -> None:
+    """Leave out numbers of tensors that are checked and read by nothing else, as by `torch._check`.
+
+    No operator of ONNX raises an error. What is asserted of sizes stays: it limits them.
+    """
+    for node in list(program.graph.nodes):
+        if op(node) != "item":
+            continue
+        cone = [node]
+        for current in cone:
+            cone += [user for user in current.users if user not in cone]
+        if all(op(last) == "assert_scalar" for last in cone if not last.users):
+            while cone:  # readers first, of which one may read another
+                unread = next(current for current in reversed(cone) if not current.users)
+                program.graph.erase_node(unread)
+                cone.remove(unread)
 
 
 def refuse_mutations(program: ExportedProgram) -> None:

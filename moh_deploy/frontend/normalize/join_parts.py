@@ -19,6 +19,7 @@ from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand,
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks
 from moh_deploy.frontend.normalize.plain_attention import is_attention
+from moh_deploy.frontend.normalize.read_tokens import cuts_of, cutter_of
 
 aten = torch.ops.aten
 
@@ -71,7 +72,7 @@ def join_parts(source: Node) -> None:
     for part in parts:
         # The readers of a part's product read that part of the whole one.
         behind = GraphBuilder(source.graph, part.product)
-        cutter = _cutter(part.node, source)
+        cutter = cutter_of(part.node, source)
         given = graph.arguments(cutter) | {"self": gated, "dim": part.dim}
         cut_off = behind.apply(cutter.target, given)
         if cutter is not part.node:
@@ -82,10 +83,10 @@ def join_parts(source: Node) -> None:
 
 def _parts(source: Node, whole: axes.Layout) -> tuple[int, list[_Part]] | None:
     """The gated parts that make up all of a tensor, in order, and the dimension they are cut in."""
-    cuts = [cut for user in source.users for cut in _cuts(user, source)]
+    cuts = [cut for user in source.users for cut in cuts_of(user, source)]
     dims = {dim for _, dim, _ in cuts}
     readers = {user for user in source.users if not graph.reads_shape_only(user)}
-    if len(dims) != 1 or readers != {_cutter(node, source) for node, _, _ in cuts}:
+    if len(dims) != 1 or readers != {cutter_of(node, source) for node, _, _ in cuts}:
         return None
     (dim,) = dims
     parts = [_part(node, start, whole, dim) for node, _, start in cuts]
@@ -97,28 +98,6 @@ def _parts(source: Node, whole: axes.Layout) -> tuple[int, list[_Part]] | None:
         at = at + graph.shape(known.pop(at).node)[dim]
     complete = not known and len(in_order) == len(cuts) > 1 and at == graph.shape(source)[dim]
     return (dim, in_order) if complete else None
-
-
-def _cuts(user: Node, source: Node) -> list[tuple[Node, int, axes.Size]]:
-    """The parts that one reader cuts off: each with its dimension and its first entry."""
-    name = graph.op(user)
-    if name in ("slice", "narrow") and graph.argument(user, "step", 1) == 1:
-        dim = cast(int, graph.argument(user, "dim", 0)) % graph.rank(source)
-        given = graph.argument(user, "start", 0) or 0
-        start = axes.size_of(given.meta["val"] if isinstance(given, Node) else given)
-        return [(user, dim, start + graph.shape(source)[dim] if start.is_negative else start)]
-    if name in ("split", "split_with_sizes"):
-        dim = cast(int, graph.argument(user, "dim", 0)) % graph.rank(source)
-        pieces = {cast(int, piece.args[1]): piece for piece in user.users}
-        starts = [axes.size_of(0)]
-        for piece in user.meta["val"]:
-            starts.append(starts[-1] + axes.size_of(piece.shape[dim]))
-        return [(piece, dim, starts[index]) for index, piece in pieces.items()]
-    return []
-
-
-def _cutter(part: Node, source: Node) -> Node:
-    return part if source in part.all_input_nodes else cast(Node, part.args[0])
 
 
 def _part(node: Node, start: axes.Size, whole: axes.Layout, cut: int) -> _Part | None:
@@ -148,71 +127,6 @@ def _part(node: Node, start: axes.Size, whole: axes.Layout, cut: int) -> _Part |
     if lacks(gates, tokens) or not layout[-1] or not lacks(gates, axes.leaves(layout[-1])[-1:]):
         return None
     return _Part(node, start, reader, layout, dims[0], Operand(factor, gates))
-
-
-# Attention of which some tokens are read, as attention of these: the last block of two streams
-# drops what it computes for the other one.
-
-
-_ORIGINS = ("nn_module_stack", "stack_trace")
-
-
-def attend_for_read_tokens(node: Node) -> None:
-    """Attend for the tokens that are read only, if a node is an attention.
-
-    `attention(q, k, v)[:, :n]` is `attention(q[:, :n], k, v)`, through views of it.
-    """
-    if graph.op(node) != "scaled_dot_product_attention" or graph.rank(node) < 3:
-        return
-    current, layout = node, axes.fresh_layout(graph.shape(node))
-    whole, replaced = layout, [node]
-    while True:
-        if len(current.users) != 1:
-            return
-        (reader,) = current.users
-        replaced.append(reader)
-        moved = forward(reader, layout) if is_view(reader) and not casts(reader) else None
-        if moved is None:
-            break
-        current, layout = reader, moved
-    cuts = _cuts(reader, current)
-    if len(cuts) != 1:
-        return
-    part, dim, start = cuts[0]
-    rows = axes.resolve(whole)[-2]
-    if not rows or axes.resolve(layout)[dim] != rows:
-        return
-    if graph.argument(node, "is_causal", False) and start != 0:
-        return  # the first of these queries is no longer the one that sees a single key
-    builder, before = GraphBuilder(node.graph, part), part.prev
-
-    def cut(operand: Node) -> Node:
-        cutter = _cutter(part, current)
-        given = graph.arguments(cutter) | {"self": operand, "dim": graph.rank(operand) - 2}
-        found = builder.apply(cutter.target, given)
-        if cutter is part:
-            return found
-        return builder.call(cast(Callable[..., object], part.target), found, part.args[1])
-
-    given = graph.arguments(node)
-    mask = given.get("attn_mask")
-    if isinstance(mask, Node) and graph.rank(mask) > 1 and graph.shape(mask)[-2] != 1:
-        given["attn_mask"] = cut(mask)
-    attended = builder.apply(node.target, given | {"query": cut(cast(Node, given["query"]))})
-    attended.meta |= {key: node.meta[key] for key in _ORIGINS if key in node.meta}
-    tokens: axes.Dim = (axes.Axis(graph.shape(part)[dim]),)
-    try:
-        viewed = LayoutBuilder(builder).arrange(
-            Operand(attended, (*whole[:-2], tokens, whole[-1])),
-            axes.resolve((*layout[:dim], tokens, *layout[dim + 1 :])),
-        )
-    except UnknownSizeError:
-        while part.prev is not before:
-            node.graph.erase_node(part.prev)
-        return
-    part.replace_all_uses_with(viewed)
-    for old in reversed(list(dict.fromkeys([*replaced, part]))):
-        node.graph.erase_node(old)  # torch takes attention for random, and keeps it unread
 
 
 # Gates of heads in front of gates of channels: `attention * channels * heads` in the other order.

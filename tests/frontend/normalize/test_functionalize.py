@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
 
+from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.functionalize import functionalize
 from tests.frontend.traced import nodes, plain_trace
@@ -201,8 +202,18 @@ def left(function: Callable[[nn.Module, Tensor], object]) -> list[str]:
     return [spec.target for spec in specs if spec.kind is OutputKind.BUFFER_MUTATION]
 
 
+def checked(module: nn.Module, x: Tensor) -> Tensor:
+    count = (x > 0).sum().item()
+    torch._check(count >= 1)
+    torch._check(count <= 100)
+    return x.softmax(-1)
+
+
 def test_counts_that_nothing_reads_are_dropped():
     assert left(lambda m, x: (x.softmax(-1), {"sum": x.sum()})) == []
+    program = normalize(plain_trace(Counts(checked), TOKENS))
+    assert [op(node) for node in program.graph.nodes if node.op == "call_function"] == ["softmax"]
+    torch.testing.assert_close(program.module()(TOKENS), TOKENS.softmax(-1))
 
 
 @sampled(3)
