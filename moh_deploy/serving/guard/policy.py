@@ -1,6 +1,6 @@
 """The policy of a guard: a YAML file of the fallback chain, and of what moves serving along it.
 
-docs/production.md describes it, `examples/serving/policy.yaml` is an example.
+docs/guard.md describes it, `examples/serving/policy.yaml` is an example.
 """
 
 from __future__ import annotations

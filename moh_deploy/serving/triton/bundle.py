@@ -63,7 +63,7 @@ def _bring_along(settings: ServingSettings, fallback: Path | None, root: Path) -
     if fallback is not None and settings.policy is None:
         raise ConfigError(
             "a fallback is another package, whose loss has to be measured: it needs a policy.",
-            hint="Give it one with a rung of kind package: docs/production.md.",
+            hint="Give it one with a fallback level of kind package: docs/guard.md.",
         )
     if settings.shadow is not None:
         _copy_package(Path(settings.shadow), root / SHADOW)
