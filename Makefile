@@ -47,7 +47,7 @@ help:
 	@echo "make first-gpu  build TensorRT engines, compare and time them within ten minutes; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
 	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
-	@echo "make check   formatting, lint, types, import rules"
+	@echo "make check   formatting, lint, types, import rules, limits of language"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
 
@@ -154,6 +154,7 @@ check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	PYTHONPATH=. $(BIN)/python tools/generate_from_ops.py --check
+	$(BIN)/python tools/check_language.py
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/zizmor --quiet --offline --no-progress --min-severity medium action.yml .github/workflows
 

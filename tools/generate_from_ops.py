@@ -1,4 +1,4 @@
-"""Write what follows from the specs of the ops: the tables of docs/ops.md, and op_contract.h, by
+"""Write what follows from the specs of the ops: the lists of docs/ops.md, and op_contract.h, by
 which the native code reads and checks nodes.
 
 python tools/generate_from_ops.py           writes them
@@ -18,42 +18,31 @@ from moh_deploy.ops.spec import FLOAT_TYPES, LENGTH_TYPES, PACKED_TYPES, Attribu
 ROOT = Path(__file__).resolve().parents[1]
 
 # What stands between two such lines belongs to the op that is named.
-TABLES = re.compile(
-    r"(?P<start><!-- generated: (?P<op>\w+) -->\n)(?P<table>.*?)(?P<end><!-- /generated -->\n)",
+LISTS = re.compile(
+    r"(?P<start><!-- generated: (?P<op>\w+) -->\n)(?P<lists>.*?)(?P<end><!-- /generated -->\n)",
     re.DOTALL,
 )
 SHAPE = re.compile(r"(?<!`)(\[[^\]]+\])(?!`)")  # [B, S, Hq*D]
 
 
 def docs(text: str) -> str:
-    """The page with the tables of today's specs."""
-    return TABLES.sub(lambda found: found["start"] + tables(OPS[found["op"]]) + found["end"], text)
+    """Return the page with the lists of today's specs."""
+    return LISTS.sub(lambda found: found["start"] + lists(OPS[found["op"]]) + found["end"], text)
 
 
-def tables(spec: OpSpec) -> str:
-    """Two tables of Markdown: inputs and outputs, attributes."""
-    rows = [f"| `{given.name}`{_kind(given)} | {_prose(given.doc)} |" for given in spec.inputs]
-    rows += [f"| `{output.name}` | {_prose(output.doc)} |" for output in spec.outputs]
-    values = [f"| `{a.name}` | {_type(a)} | {_prose(a.doc)} |" for a in spec.attributes]
-    return "\n".join(
-        [
-            "",
-            f"| {spec.name} | |",
-            "|---|---|",
-            *rows,
-            "",
-            "| attribute | type | |",
-            "|---|---|---|",
-            *values,
-            "",
-            "",
-        ]
-    )
+def lists(spec: OpSpec) -> str:
+    """Return two lists of Markdown: inputs and outputs, attributes."""
+    inputs = [f"- `{given.name}`{_kind(given)}: {_prose(given.doc)}" for given in spec.inputs]
+    outputs = [f"- `{output.name}`: {_prose(output.doc)}" for output in spec.outputs]
+    values = [f"- `{a.name}` ({_type(a)}): {_prose(a.doc)}" for a in spec.attributes]
+    head = f"`{spec.name}`: inputs and outputs"
+    return "\n".join(["", head, "", *inputs, *outputs, "", "Attributes", "", *values, "", ""])
 
 
 def _kind(given: OpInput) -> str:
-    own = "" if given.types == FLOAT_TYPES else f", {' or '.join(given.types)}"
-    return (", optional" if given.optional else "") + own
+    own = [] if given.types == FLOAT_TYPES else [" or ".join(given.types)]
+    found = ", ".join([*(["optional"] if given.optional else []), *own])
+    return f" ({found})" if found else ""
 
 
 def _type(attribute: AttributeSpec) -> str:
@@ -78,7 +67,7 @@ def _prose(text: str) -> str:
 
 
 def header(_: str) -> str:
-    """plugins/include/moh/op_contract.h."""
+    """Return the text of `plugins/include/moh/op_contract.h`."""
     texts = [
         HEADER_START,
         _float_types(),

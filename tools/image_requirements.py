@@ -12,7 +12,7 @@ def image_requirements() -> list[str]:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(text)["project"]
     extras = [project["optional-dependencies"][name] for name in EXTRAS]
-    return [one for group in (project["dependencies"], *extras) for one in group]
+    return [requirement for group in (project["dependencies"], *extras) for requirement in group]
 
 
 if __name__ == "__main__":

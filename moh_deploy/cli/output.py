@@ -96,7 +96,7 @@ def write_files(
 ) -> AnyReport:
     """Do the job of the command that runs, and write its answer to files.
 
-    Until there is an answer they say that there is none: a file of an earlier run must not speak
+    Until there is an answer they say that it is missing: a file of an earlier run must not speak
     for one that was stopped.
 
     Args:

@@ -87,7 +87,7 @@ class DecisionReport(Report):
             # The plan's own word for it, where that is what it is.
             is_dense = next(arm.dense for arm in self.arms if arm.name == name)
             are = "is" if len(routed) == 1 else "are"
-            return "DENSE WOULD DO" if is_dense else "A SIMPLER ARM WOULD DO", (
+            return "DENSE WOULD DO" if is_dense else "A SIMPLER ALTERNATIVE WOULD DO", (
                 f"'{name}' chooses no heads, and loses no more than the plan allows against"
                 f" {' and '.join(routed)}, which {are} not as much faster as it asks for."
             )

@@ -119,7 +119,7 @@ _WEIGHING = ("Concat", "Div", "Mul", "Slice")
 
 RANKED = RouterForm(
     "ranked",
-    "the best heads, weighed in a way of its own by what they are ranked by",
+    "the best heads, weighed by another function of the scores",
     scoring=_SCORING,
     weighing=_WEIGHING,
 )
@@ -127,13 +127,13 @@ RANKED = RouterForm(
 
     gates = factor * w / (sum of the chosen w + epsilon)    for the k largest w, else 0
 
-The MoHRouter ranks the logits, of which these weights are an increasing function: two heads that
+The MoHRouter ranks the logits, and the weights increase with them: two heads that
 both have a sigmoid of nearly 0 are told apart by them.
 """
 
 MIXED = RouterForm(
     "mixed",
-    "the best heads, and shared heads weighed by logits of their own",
+    "the best heads, and shared heads with logits of their own",
     scoring=_SCORING,
     weighing=_WEIGHING,
 )

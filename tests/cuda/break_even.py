@@ -1,6 +1,6 @@
 """Below which share of open gates the kernel is expected to win against dense attention.
 
-    python -m tests.cuda.break_even        prints the ranges of docs/cuda.md
+    python -m tests.cuda.break_even        prints the ranges of benchmarks/RESULTS.md
 
 A rival runs at the rate below, a tenth slower since the batch is 1, and multiplies by the gates in
 a kernel of its own. Ours is the simulation's (makespan.py): as it is, and at the pace of

@@ -1,6 +1,6 @@
 """A simulation of the attention kernel's schedule: every block of a launch on every multiprocessor.
 
-    python -m tests.cuda.makespan        prints the table of docs/cuda.md
+    python -m tests.cuda.makespan        prints the table of benchmarks/RESULTS.md
 
 Nothing here is measured. Gates are drawn, rows are listed and cut into tiles as the kernels do it,
 and blocks are handed out in the order of the grid to whoever has room. What a tile of keys costs is
@@ -324,7 +324,7 @@ def schedule(
 
 
 def table() -> Iterator[str]:
-    """Yield the table of docs/cuda.md: microseconds before and now, at three shares."""
+    """Yield the table of benchmarks/RESULTS.md: microseconds before and now, at three shares."""
     from tests.cuda.libraries import PLAIN, Emulator, build
 
     library = Emulator(build(PLAIN)).library

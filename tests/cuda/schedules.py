@@ -1,6 +1,6 @@
 """What other schedules of attention would take, by the simulation of makespan.py.
 
-    python -m tests.cuda.schedules       prints the table of docs/cuda.md
+    python -m tests.cuda.schedules       prints the table of ADR 123
 
 None of them exists. Each is the kernel as it is but for one thing, or, for sm_90, arithmetic on a
 design: so what is told apart here is which of them could be worth writing.

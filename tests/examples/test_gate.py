@@ -354,8 +354,8 @@ def test_uses_of_the_action_name_its_inputs_and_outputs() -> None:
     read = re.findall(r"steps\.\w+\.outputs\.([\w-]+)", workflow)
     assert read
     assert set(read) <= action["outputs"].keys()
-    table = docs[docs.index("| input |") : docs.index("## GitLab")]
-    named = set(re.findall(r"`([\w-]+)`", table))
+    listed = docs[docs.index("### Inputs") : docs.index("## GitLab")]
+    named = set(re.findall(r"`([\w-]+)`", listed))
     assert action["inputs"].keys() | action["outputs"].keys() <= named
 
 

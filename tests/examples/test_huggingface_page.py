@@ -34,7 +34,7 @@ def test_commands_of_the_page_give_a_package_of_gated_layers(tmp_path: Path) -> 
     for command in ([sys.executable, "-c", MODEL], [sys.executable, "make_example.py"]):
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     lines = text.replace("\\\n", "").splitlines()
-    commands = [line for line in lines if line.startswith("    moh-deploy ")]
+    commands = [line[2:] for line in lines if line.startswith("$ moh-deploy ")]
     assert len(commands) == 3
     for line in commands:
         words = shlex.split(line)

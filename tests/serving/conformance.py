@@ -1,7 +1,7 @@
 """The requests, good and bad, that `serve` and Triton have to answer alike, made for any model.
 
 Each row of the tables changes a request that is right, and has the status that it gets. Where the
-servers differ it has a `Difference`: docs/production.md lists these, and no others.
+servers differ it has a `Difference`: docs/serve.md lists these, and no others.
 """
 
 import gzip
@@ -165,7 +165,7 @@ FORMS: tuple[Form, ...] = ("JSON", "bytes")
 class Difference:
     """A kind of request that the servers answer with different statuses."""
 
-    kind: str  # as docs/production.md has it
+    kind: str  # as docs/serve.md has it
     serve: int  # status of `serve`
     triton: int | None  # status of Triton; None where it is not asked, because it would end
 

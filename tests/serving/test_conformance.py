@@ -1,4 +1,4 @@
-"""`serve` and Triton answer the same requests alike, except where docs/production.md says so."""
+"""`serve` and Triton answer the same requests alike, except where docs/serve.md says so."""
 
 import asyncio
 import json
@@ -115,7 +115,7 @@ def test_docs_list_every_difference(asked: tuple[Path, Subject]):
         for item in (case.expected for form in FORMS for case in cases(asked[1], form))
         if isinstance(item, Difference)
     }
-    text = (ROOT / "docs" / "production.md").read_text()
+    text = (ROOT / "docs" / "serve.md").read_text()
     table = text.partition("| request | `serve` | Triton |\n")[2].partition("\n\n")[0]
     assert set(table.splitlines()[1:]) == found
 

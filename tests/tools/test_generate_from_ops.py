@@ -36,7 +36,7 @@ def test_a_stale_file_fails_the_check(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "default 1e-12" in stale.read_text()
 
 
-def test_the_page_has_the_tables_of_every_op():
+def test_the_page_has_the_lists_of_every_op():
     page = (ROOT / "docs" / "ops.md").read_text()
-    assert {found["op"] for found in generate_from_ops.TABLES.finditer(page)} == OPS.keys()
-    assert all(f"| `{a.name}` |" in page for spec in OPS.values() for a in spec.attributes)
+    assert {found["op"] for found in generate_from_ops.LISTS.finditer(page)} == OPS.keys()
+    assert all(f"- `{a.name}` (" in page for spec in OPS.values() for a in spec.attributes)

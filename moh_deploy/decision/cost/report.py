@@ -122,7 +122,7 @@ class CostReport(Report):
         if self.would_do:
             name = self.would_do[0]
             simple = next((arm for arm in self.arms if arm.name == name), reference)
-            word = "DENSE WOULD DO" if simple.dense else "A SIMPLER ARM WOULD DO"
+            word = "DENSE WOULD DO" if simple.dense else "A SIMPLER ALTERNATIVE WOULD DO"
             return word, (
                 f"by the plan '{name}' does as well as all that choose heads, and it costs"
                 f" {money(simple.per_month, self.currency)} a month."

@@ -54,7 +54,7 @@ def join_parts(source: Node) -> None:
     order = {node: position for position, node in enumerate(source.graph.nodes)}
     first = min((part.product for part in parts), key=order.__getitem__)
     needed = set(graph.ancestors(*(part.gates.node for part in parts)))
-    # All products and gates have to be laid out alike, but for their tokens.
+    # All products and gates have to be laid out alike, except their tokens.
     forms = {part.form(whole[cut]) for part in parts}
     if needed & {part.product for part in parts} or len(forms) != 1:
         return

@@ -1,4 +1,4 @@
-"""`moh-deploy bundle`."""
+"""Define the command `moh-deploy bundle`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, Unpack
@@ -42,7 +42,7 @@ class ToBundle(TypedDict):
     fallback: Annotated[
         Path | None,
         "DIR",
-        "The package of the policy's rung of kind package.",
+        "The package of the policy's level of kind package.",
         Under("Guard and shadow"),
     ]
     shadow: options.ShadowDir
@@ -58,7 +58,7 @@ class ToBundle(TypedDict):
     ]
 
 
-@command("bundle", page="production")
+@command("bundle", page="serve-with-triton")
 def bundle_command(
     artefact: options.ArtefactDir,
     output: Annotated[

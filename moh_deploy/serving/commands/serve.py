@@ -19,7 +19,7 @@ class ToServe(TypedDict):
     package_dir: options.PackagePath
     host: Annotated[
         str,
-        "Address to listen at. Whoever reaches it may ask: TLS and passwords are a proxy's.",
+        "Address to listen at. Clients that reach it may ask: TLS and passwords are a proxy's.",
         Default("127.0.0.1"),
     ]
     port: Annotated[
@@ -128,7 +128,7 @@ class ToServe(TypedDict):
     ]
 
 
-@command("serve", page="production")
+@command("serve", page="serve")
 def serve_command(as_json: options.Json, **given: Unpack[ToServe]) -> None:
     """Serve the package, engine or bundle DIR over HTTP until Ctrl-C or SIGTERM: the Open Inference
     Protocol v2, as KServe and Triton have it, and metrics for Prometheus at /metrics.
@@ -228,7 +228,7 @@ class ToDrill(TypedDict):
     ]
 
 
-@command("drill", page="production")
+@command("drill", page="drill")
 def drill_command(
     files: options.ReportFiles, as_json: options.Json, **given: Unpack[ToDrill]
 ) -> None:
@@ -281,7 +281,7 @@ class ToProfile(TypedDict):
     kernels: options.KernelChoice
 
 
-@command("profile", page="production")
+@command("profile", page="drift")
 def profile_command(as_json: options.Json, **given: Unpack[ToProfile]) -> None:
     """Record what the routers of the package DIR do with traffic that is known to be good, and how
     far chance strays from it: the reference of `moh-deploy watch`.
@@ -303,7 +303,7 @@ class ToWatch(TypedDict):
     windows: Annotated[int, "N", "How often to look at metrics after the first time.", Default(1)]
 
 
-@command("watch", page="production")
+@command("watch", page="drift")
 def watch_command(
     files: options.ReportFiles, as_json: options.Json, **given: Unpack[ToWatch]
 ) -> None:

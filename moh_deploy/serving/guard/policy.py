@@ -1,6 +1,6 @@
 """The policy of a guard: a YAML file of the fallback chain, and of what moves serving along it.
 
-docs/production.md describes it, `examples/serving/policy.yaml` is an example.
+docs/guard.md describes it, `examples/serving/policy.yaml` is an example.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LevelSection(_Section):
 
     @property
     def same_answers(self) -> bool:
-        """Whether its answers are those of the package, except for rounding."""
+        """Tell whether its answers are those of the package, except for rounding."""
         return self.kind != "package"
 
 

@@ -392,7 +392,7 @@ def test_results_are_of_the_real_gates(harness: Harness, kernels: Kernels, attac
     assert args["gates"] == run.inputs[3].ctypes.data
 
 
-TIMED = "I MoHAttention (l): timed with gates of which 0.5 is open, not with its input.\n"
+TIMED = "I MoHAttention (l): timed with 0.5 of all gates open, not with its input.\n"
 
 
 def test_gates_that_are_replaced_are_told_once(harness: Harness, kernels: Kernels):

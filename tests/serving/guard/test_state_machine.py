@@ -1,4 +1,4 @@
-"""The guard's state machine: its transitions, and the drawings of them in docs/production.md."""
+"""The guard's state machine: its transitions, and the drawings of them in docs/guard.md."""
 
 import re
 from dataclasses import replace
@@ -202,10 +202,10 @@ def test_where_no_level_is_closed_a_half_open_one_serves_and_comes_back():
     assert tried.mode == "kernels"
 
 
-# docs/production.md draws the guard's states: its drawings have the transitions of the code.
+# docs/guard.md draws the guard's states: its drawings have the transitions of the code.
 
 
-PAGE = Path(__file__).parents[3] / "docs" / "production.md"
+PAGE = Path(__file__).parents[3] / "docs" / "guard.md"
 CHAIN = FallbackChain(chain_policy(3, drift_to=2, probes=1))
 REASONS = {reason for _, reason in LEVEL_MOVES}
 EVENTS: list[Event] = [

@@ -100,7 +100,7 @@ class Attention final : public Op {
   std::vector<int32_t> tactics() const override { return tactics_; }
 
   std::string while_timed() const override {
-    return make_text("timed with gates of which ", open_share_, " is open, not with its input.");
+    return make_text("timed with ", open_share_, " of all gates open, not with its input.");
   }
 
   void set_tactic(int32_t tactic) override {

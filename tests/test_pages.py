@@ -1,0 +1,58 @@
+"""Commands that README and docs show exist, with their options; their Python is read by Python."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from moh_deploy.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def shown(page: str) -> list[list[str]]:
+    """Return the words of each command of moh-deploy in the console blocks of a page."""
+    lines = "\n".join(blocks(page, "console")).replace("\\\n", " ")
+    commands = re.findall(r"^\$ moh-deploy (.*)$", lines, re.MULTILINE)
+    return [shlex.split(re.split(r" [|>] ", command)[0], comments=True) for command in commands]
+
+
+def problems(words: list[str]) -> list[str]:
+    """Return the command, or its options, if they do not exist."""
+    command = main.get_command(click.Context(main), words[0])
+    if command is None:
+        return [f"no command {words[0]}"]
+    known = {option for parameter in command.params for option in parameter.opts}
+    options = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
+    return [f"{words[0]} {option}" for option in sorted(options - known)]
+
+
+def test_commands_of_the_pages_and_their_options_exist():
+    found = {
+        (page.name, problem)
+        for page in PAGES
+        for words in shown(page.read_text())
+        for problem in problems(words)
+    }
+    assert found == set()
+
+
+def test_python_of_the_pages_is_python():
+    for page in PAGES:
+        for block in blocks(page.read_text(), "python"):
+            ast.parse(block, page.name)
+
+
+def test_commands_are_read_with_their_options():
+    page = "```console\n$ moh-deploy run a --to b \\\n      --outputs c    # --more\nresult\n```\n"
+    assert shown(page) == [["run", "a", "--to", "b", "--outputs", "c"]]
+    assert problems(["run", "a", "--inputz", "-x", "--inputs=1"]) == ["run --inputz", "run -x"]
+    assert problems(["walk"]) == ["no command walk"]
