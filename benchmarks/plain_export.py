@@ -13,9 +13,9 @@ from moh_deploy.cli.export import command as moh_deploy_export
 from moh_deploy.config.export_config import resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.inputs.sizes import dynamic_shapes
 from moh_deploy.frontend.load.load import load
 from moh_deploy.frontend.load.model import positional, taking_tensors
-from moh_deploy.frontend.trace import dynamic_shapes
 from moh_deploy.system.user_code import user_code
 
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from moh_deploy import package
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend import limits
-from moh_deploy.frontend.emit import emit, lowered_operator, output_types
+from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name, shortest_float
 from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.fx.containers import output_names
@@ -29,9 +29,11 @@ from moh_deploy.frontend.normalize.plain_attention import (
     refuse_flex_attention,
 )
 from moh_deploy.frontend.prove import original
-from moh_deploy.frontend.prove.measured_rounding import ValidElements
+from moh_deploy.frontend.prove.measured_rounding import divides_by_deviation, of_all_runs
 from moh_deploy.frontend.prove.record import LayerRecord, Recording
+from moh_deploy.frontend.prove.remedy import remedy
 from moh_deploy.frontend.prove.size_runs import record_sizes
+from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, Recognized, survey
 from moh_deploy.frontend.recognize.mask_trials import MaskTrials
 from moh_deploy.frontend.recognize.padding import padding_inputs
@@ -59,7 +61,7 @@ class Converted:
     vectors: tuple[package.VectorSet, ...]  # runs of the original
     total_flops: int | None  # of the original at the example's sizes
     precision: str  # the shortest floating-point dtype among weights and outputs
-    lowered: str | None  # the first operator that computes in a shorter one, as under autocast
+    remedy: str | None  # what to do if a runtime computes something else; None if that is not known
     dim_ranges: Ranges  # dimension to the sizes that the trace is good for, where it limits them
     dim_sums: tuple[package.DimSum, ...]  # dimensions that the trace limits together
     limits: dict[str, str]  # why dimensions have such ranges, where that is no matter of size 0
@@ -122,7 +124,7 @@ def convert(
             lambda run: original.try_to_record(
                 *(program, rewrites, swaps, run, outputs),
                 valid=elements.where(run.valid_tokens),
-                measure_rounding=run is example,
+                measure_rounding=run is example or any(map(divides_by_deviation, rewrites)),
             ),
             flops=flops,
             may_be_empty=joined,
@@ -162,12 +164,12 @@ def convert(
         ),
         total_flops=flops,
         precision=dtype_name(precision),
-        lowered=lowered_operator(program, precision),
+        remedy=remedy(program, precision, sizes),
         dim_ranges=relations.complete_ranges(sizes.ranges),
         dim_sums=limits.with_tables(sums, sizes.ranges, tables),
         limits=sizes.reasons | own,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
-        rounding=sizes.recordings[0].rounding,
+        rounding=of_all_runs([recording.rounding for recording in sizes.recordings]),
         call=None if model.call is None or model.call.is_plain else model.call,
         valid_tokens=next((item.mask_name for item in inputs if item.says_valid), None),
         new_tokens=next((item.new_tokens for item in inputs if item.says_valid), None),

@@ -16,15 +16,15 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.fx.arrays import dtype_name, shortest_float
-from moh_deploy.frontend.fx.graph import is_tensor, named, op, source_line, tensor
-from moh_deploy.frontend.fx.views import is_view
+from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.graph import is_tensor, op, source_line, tensor
 from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
+from moh_deploy.frontend.inputs.sizes import dynamic_shapes
 from moh_deploy.frontend.load.model import LoadedModel, positional, taking_tensors
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE, translate_opaque
-from moh_deploy.frontend.trace import dynamic_shapes, headline
+from moh_deploy.frontend.trace import headline
 from moh_deploy.graph.load_model import drop_stack_traces
 from moh_deploy.graph.stand_ins import register_stand_in, replace_stand_ins
 from moh_deploy.ops import VERSION
@@ -116,16 +116,6 @@ def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
     for node in pytree.tree_leaves(output.args):
         if is_tensor(node):
             yield ir.DataType.from_numpy(np.dtype(dtype_name(tensor(node).dtype)))
-
-
-def lowered_operator(program: ExportedProgram, precision: torch.dtype) -> str | None:
-    """Return `linear (model.py:9) computes in bfloat16` of the first less exact operator."""
-    for node in program.graph.nodes:
-        if node.op == "call_function" and is_tensor(node) and not is_view(node):
-            dtype = shortest_float([tensor(node)])
-            if torch.finfo(dtype).eps > torch.finfo(precision).eps:
-                return f"{named(node)} computes in {dtype_name(dtype)}"
-    return None
 
 
 @contextlib.contextmanager

@@ -146,21 +146,14 @@ def _export(
             manifest = writer.stage(manifest, vectors)
         sizes = tuple(vector_set.sizes for vector_set in vectors)
         padding_inputs = converted.padding_inputs
-        limits, unnamed, lowered = converted.limits, converted.unnamed, converted.lowered
+        limits, unnamed, remedy = converted.limits, converted.unnamed, converted.remedy
         # Its weights would stay in memory while another process loads what was written.
         del converted, vectors
         with progress.step("comparing the package with the original model"):
             try:
                 runs = prove(writer.root, _ways(manifest))
             except ValidationError as error:
-                if lowered is None:
-                    raise
-                raise ValidationError(
-                    error.message,
-                    hint=f"{lowered}, the model in {manifest.precision}: runtimes round such"
-                    " results differently. Export it without torch.autocast; if all of its forward"
-                    " is under it, --dtype does the same.",
-                ) from error
+                raise ValidationError(error.message, hint=error.hint or remedy) from error
         # What any runtime computes, with kernels or without, is the function bodies' result.
         proof = package.Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
         written = writer.publish(replace(manifest, proof=proof))

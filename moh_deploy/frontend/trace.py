@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     ShapeEnv,
@@ -26,6 +26,7 @@ from torch.fx.traceback import preserve_node_meta
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.program_inputs import drop_bound_inputs
+from moh_deploy.frontend.inputs.sizes import Bounds, dynamic_shapes
 from moh_deploy.frontend.limits import assertions, dynamic_axes
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput, positional, taking_tensors
 from moh_deploy.frontend.load.onnx_graph.module import OnnxModule, name_scopes
@@ -102,10 +103,6 @@ def _note_lines(program: ExportedProgram, places: Mapping[str, Sequence[_Frame]]
             node.meta["stack_trace"] = f'File "{file}", line {line}'
 
 
-# Smallest and largest size of a dimension; None where there is no limit.
-_Bounds = tuple[int | None, int | None]
-
-
 def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     """Return the program of a model.
 
@@ -162,7 +159,7 @@ def _trace(
     module: torch.nn.Module,
     inputs: Sequence[ModelInput],
     names: Sequence[str],
-    bounds: Mapping[str, _Bounds],
+    bounds: Mapping[str, Bounds],
 ) -> ExportedProgram:
     """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
     # They print of errors that are raised as well.
@@ -198,7 +195,8 @@ def _trace(
             raise _explain(error) from error
     else:
         _note_lines(program, places)
-        _check_dynamic(program, inputs, {size: _place(users) for size, users in places.items()})
+        at = {size: _place(users) for size, users in places.items()}
+        _check_dynamic(program, module, inputs, at)
         return program
     return _trace(module, inputs, names, {**bounds, **narrower})
 
@@ -267,11 +265,11 @@ def _related_sizes(module: torch.nn.Module, inputs: Sequence[ModelInput]) -> Ite
         cls.__call__ = called  # type: ignore[method-assign]
 
 
-def _suggested_bounds(text: str) -> dict[str, _Bounds]:
+def _suggested_bounds(text: str) -> dict[str, Bounds]:
     """Read `seq = Dim('seq', min=2, max=64)` from torch's advice, if that is all of it."""
     _, _, advice = text.partition("Suggested fixes:")
     lines = [line.strip() for line in advice.split("\n\n")[0].splitlines() if line.strip()]
-    bounds: dict[str, _Bounds] = {}
+    bounds: dict[str, Bounds] = {}
     for line in lines:
         match = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line)
         if match is None:
@@ -281,36 +279,11 @@ def _suggested_bounds(text: str) -> dict[str, _Bounds]:
     return bounds
 
 
-def dynamic_shapes(
-    names: Sequence[str], inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
-) -> dict[str, object] | None:
-    """Return the dynamic axes of each input, by the parameter that takes it; None where nothing is
-    dynamic.
-
-    Args:
-        names: The parameters, as `taking_tensors` calls them.
-        bounds: Smallest and largest size of some dimensions.
-    """
-    exprs = [item.parsed_dims for item in inputs]
-    plain = {expr.name for axes in exprs for expr in axes.values() if expr.is_plain}
-
-    def dim(expr: DimExpr) -> object:
-        # What the model allows, or a multiple of what no axis is.
-        if expr.name in plain:
-            return Dim.AUTO
-        least, most = bounds.get(expr.name, (None, None))
-        # 4*t-3 is a size from t = 1 on.
-        smallest = max(least or 0, -(expr.offset // expr.multiplier))
-        own = Dim(expr.name, min=smallest, max=most)
-        scaled = own if expr.multiplier == 1 else expr.multiplier * own
-        return scaled + expr.offset if expr.offset else scaled
-
-    shapes = [{axis: dim(expr) for axis, expr in parsed.items()} for parsed in exprs]
-    return dict(zip(names, shapes, strict=True)) if any(shapes) else None
-
-
 def _check_dynamic(
-    program: ExportedProgram, inputs: Sequence[ModelInput], places: Mapping[str, str]
+    program: ExportedProgram,
+    module: torch.nn.Module,
+    inputs: Sequence[ModelInput],
+    places: Mapping[str, str],
 ) -> None:
     """Check that declared axes are still symbolic, and that each name has a size of its own."""
     fixed: list[str] = []
@@ -324,9 +297,17 @@ def _check_dynamic(
             own = symbols if size.is_Symbol else related
             own.setdefault(expr.name, size)
     if fixed:
+        steps = [
+            f"{type(part).__name__} '{name}'"
+            for name, part in module.named_modules()
+            if isinstance(part, torch.nn.RNNBase)
+        ]
         raise ExportError(
             f"the model fixes {' and '.join(fixed)}.",
-            hint="Leave the axis out of --dynamic, or make the model independent of its size:"
+            hint=f"PyTorch traces {', '.join(steps)} step by step, for one number of steps: leave"
+            " that axis out of --dynamic, and fill shorter inputs up. The batch may stay dynamic."
+            if steps
+            else "Leave the axis out of --dynamic, or make the model independent of its size:"
             " len(x) and int(...) make a plain number of a size, x.shape[0] does not.",
         )
     first: dict[sympy.Expr, str] = {}

@@ -305,6 +305,19 @@ def test_line_of_code_that_fixes_a_dimension_is_named():
     x = ModelInput("x", torch.zeros(2, 8, 4), {0: "batch", 1: "seq"})
     with pytest.raises(ExportError, match=r"'seq' .* to 8, at .*test_trace\.py:\d+ in forward"):
         trace(loaded(AddsATableOfEight()), [x])
+    with pytest.raises(ExportError, match="fixes dimension 'seq'") as caught:
+        trace(loaded(Recurrent()), [x])
+    assert str(caught.value.hint).startswith("PyTorch traces LSTM 'steps' step by step")
+    trace(loaded(Recurrent()), [replace(x, dims={0: "batch"})])
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(x)[0]
 
 
 def test_dimension_that_must_be_a_multiple_is_told_so():

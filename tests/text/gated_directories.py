@@ -126,6 +126,25 @@ DIRECTORIES = (
         4,
     ),
     GatedDirectory(
+        "AutoModelForImageTextToText",
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**IMAGE, "model_type": "clip_vision_model"},
+            "image_token_index": 96,
+            "image_seq_length": 16,
+        },
+        "input_ids, attention_mask [1, seq]; pixel_values [1, 3, 32, 32]",
+        4,
+    ),
+    GatedDirectory(
+        "AutoModelForTokenClassification",
+        "LayoutLMForTokenClassification",
+        TEXT,
+        "input_ids, attention_mask, token_type_ids [batch, seq]; bbox [batch, seq, 4]",
+        2,
+    ),
+    GatedDirectory(
         "AutoModelForSpeechSeq2Seq",
         "WhisperForConditionalGeneration",
         WHISPER,

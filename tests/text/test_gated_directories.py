@@ -1,4 +1,4 @@
-"""Directories of eight Auto classes become packages without a word about their inputs.
+"""Directories of ten Auto classes become packages without a word about their inputs.
 
 The table of docs/huggingface.md has what they become.
 """

@@ -243,8 +243,14 @@ class _Forward:
         unknown = [name for name in named if name not in parameters]
         free = [parameter for parameter in parameters if parameter not in named]
         if self._of_kind(_Parameter.VAR_KEYWORD) is not None:
-            # Whether a tensor is read there shows in the trace; a misspelt switch would be lost.
-            unknown = [n for n in unknown if _is_constant(named[n]) and did_you_mean(n, free)]
+            # Whether a tensor is read there shows in the trace; a misspelt switch would be lost,
+            # which `use_cache` beside a parameter `cache` is not.
+            unknown = [
+                name
+                for name in unknown
+                if _is_constant(named[name])
+                and did_you_mean(name, [known for known in free if known not in name.split("_")])
+            ]
         if unknown:
             what = "is no parameter" if len(unknown) == 1 else "are no parameters"
             way_out = did_you_mean(unknown[0], free)

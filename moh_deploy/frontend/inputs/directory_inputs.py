@@ -8,7 +8,7 @@ in `preprocessor_config.json` or in `processor_config.json`.
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -23,6 +23,7 @@ from moh_deploy.system.bounded_json import read_json
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # Sizes from 2 on, all different, so that a trace takes none for another one.
 _BATCH, _IMAGES, _TOKENS, _DECODER_TOKENS, _FRAMES = 2, 3, 7, 5, 9
+_IMAGE_TOKEN = ("image_token_id", "image_token_index")
 
 
 def directory_inputs(model: LoadedModel) -> dict[str, object]:
@@ -33,9 +34,13 @@ def directory_inputs(model: LoadedModel) -> dict[str, object]:
     |---|---|
     | `input_ids`, `decoder_input_ids` | [batch, seq], [batch, decoder_seq]: ids of the vocabulary |
     | `attention_mask`, `token_type_ids` | [batch, seq], beside `input_ids` |
+    | `bbox` | [batch, seq, 4], beside `input_ids`: left, top, right and bottom of each token |
     | `pixel_values` | [batch, channels, height, width], of a video [batch, frames, ...] |
     | `input_features` | [batch, mel bins, frames], both as the config says |
     | `input_values` | [batch, samples] of a waveform, or [batch, frames, mel bins] |
+
+    Ids with places for parts of an image (`image_token_id`) are those of one sample: LLaVA's code
+    goes through its images in a loop.
 
     Raises:
         ConfigError: `forward` needs another input, or a size is nowhere to be found.
@@ -44,30 +49,37 @@ def directory_inputs(model: LoadedModel) -> dict[str, object]:
     if model.directory is None or model.module is None:
         return {}
     floats = (p.dtype for p in model.module.parameters() if p.is_floating_point())
+    parameters = inspect.signature(type(model.module).forward).parameters
     made = _Maker(model.directory, _sections(model.directory), next(floats, torch.float32))
+    image_tokens = made.image_tokens() if "pixel_values" in parameters else 0
+    tokens = _TOKENS + image_tokens
     makers = {
-        "input_ids": lambda: made.ids("input_ids", _TOKENS, "seq"),
+        "input_ids": lambda: made.ids("input_ids", tokens, "seq"),
         "decoder_input_ids": lambda: made.ids("decoder_input_ids", _DECODER_TOKENS, "decoder_seq"),
         "pixel_values": made.pixels,
         "input_features": made.features,
         "input_values": made.waveform,
     }
-    parameters = inspect.signature(type(model.module).forward).parameters
     found: dict[str, object] = {}
     for name, parameter in list(parameters.items())[1:]:
         if name in makers:
             found[name] = makers[name]()
         elif name == "attention_mask" and "input_ids" in parameters:
-            mask = padded_mask((_BATCH, _TOKENS), torch.int64, ("right", None))
+            mask = padded_mask((_BATCH, tokens), torch.int64, ("right", None))
             found[name] = ModelInput(name, mask, {0: "batch", 1: "seq"})
         elif name == "token_type_ids" and "input_ids" in parameters:
             kinds = made.number("type_vocab_size", needed_by=None)
             if kinds is not None and kinds > 1:
                 # A first and a second sentence.
-                second = (torch.arange(_TOKENS) >= _TOKENS // 2).long().repeat(_BATCH, 1)
+                second = (torch.arange(tokens) >= tokens // 2).long().repeat(_BATCH, 1)
                 found[name] = ModelInput(name, second, {0: "batch", 1: "seq"})
-        elif name == "use_cache":
-            found[name] = False  # a cache that a model makes itself is state that no caller gives
+        elif name == "bbox" and "input_ids" in parameters:
+            found[name] = made.boxes(tokens)
+        elif name == "use_cache" or (
+            parameter.kind is parameter.VAR_KEYWORD and made.find("use_cache")
+        ):
+            # A cache that a model makes itself is state that no caller gives.
+            found["use_cache"] = False
         elif parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
@@ -77,9 +89,13 @@ def directory_inputs(model: LoadedModel) -> dict[str, object]:
                 f" '{name}', and nothing in the directory says what that is.",
                 hint=f"Describe all inputs: --input '{name}:[batch=2,...]:float32' for each, or"
                 " --inputs FILE.npz. Known by themselves are: "
-                f"{', '.join((*makers, 'attention_mask', 'token_type_ids'))}.",
+                f"{', '.join((*makers, 'attention_mask', 'token_type_ids', 'bbox'))}.",
             )
-    return found if any(isinstance(value, ModelInput) for value in found.values()) else {}
+    inputs = {name: value for name, value in found.items() if isinstance(value, ModelInput)}
+    for name, item in inputs.items() if image_tokens else ():
+        dims = {axis: dim for axis, dim in item.dims.items() if axis}
+        found[name] = replace(item, value=item.value[:1], dims=dims)
+    return found if inputs else {}
 
 
 def _sections(directory: ModelDirectory) -> list[Mapping[str, object]]:
@@ -149,8 +165,29 @@ class _Maker:
         known = torch.arange(size)
         ordinary = known[~torch.isin(known, special)] if len(keys) < size else known
         generator = torch.Generator().manual_seed(len(name))
-        drawn = torch.randint(len(ordinary), (_BATCH, tokens), generator=generator)
-        return ModelInput(name, ordinary[drawn], {0: "batch", 1: dim})
+        ids = ordinary[torch.randint(len(ordinary), (_BATCH, tokens), generator=generator)]
+        if tokens > _TOKENS:
+            # Behind the first token, so that shorter texts keep the places of the image.
+            ids[:, 1 : 1 + tokens - _TOKENS] = cast(int, self.find(*_IMAGE_TOKEN))
+        return ModelInput(name, ids, {0: "batch", 1: dim})
+
+    def image_tokens(self) -> int:
+        """Return for how many ids of a text the model puts in parts of its image; 0 for none."""
+        if not isinstance(self.find(*_IMAGE_TOKEN), int):
+            return 0
+        known = self.find("image_seq_length", "mm_tokens_per_image", "num_image_tokens")
+        if isinstance(known, int):
+            return known
+        edge, patch = self.find("image_size"), self.find("patch_size")
+        return (edge // patch) ** 2 if isinstance(edge, int) and isinstance(patch, int) else 0
+
+    def boxes(self, tokens: int) -> ModelInput:
+        """Return boxes [batch, tokens, 4] in thousandths of a page, as LayoutLM takes them."""
+        most = self.number("max_2d_position_embeddings", needed_by="bbox")
+        generator = torch.Generator().manual_seed(len("bbox"))
+        shape = (_BATCH, tokens, 2, 2)
+        ends = torch.randint(min(1001, cast(int, most)), shape, generator=generator)
+        return ModelInput("bbox", ends.sort(dim=2).values.flatten(2), {0: "batch", 1: "seq"})
 
     def drawn(self, name: str, *shape: int) -> Tensor:
         generator = torch.Generator().manual_seed(len(name))
@@ -158,7 +195,7 @@ class _Maker:
 
     def pixels(self) -> ModelInput:
         """Return images [batch, channels, height, width], or a video."""
-        size = self.find("image_size", "crop_size", "size")
+        size = self.find("image_size", "input_size", "crop_size", "size")
         if isinstance(size, Mapping):
             edge = size.get("shortest_edge")
             size = [size.get("height", edge), size.get("width", edge)]

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
+from torch.export import Dim
 
+from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.inputs import padding
@@ -264,3 +266,37 @@ def _try_run(inputs: tuple[ModelInput, ...], run: Run) -> SizeRun | Exception:
         return inputs, run([item.value for item in inputs])
     except Exception as error:  # the user's own code
         return error
+
+
+# The dynamic dimensions of a trace.
+
+Bounds = tuple[int | None, int | None]
+"""Smallest and largest size of a dimension; None where there is no limit."""
+
+
+def dynamic_shapes(
+    names: Sequence[str], inputs: Sequence[ModelInput], bounds: Mapping[str, Bounds]
+) -> dict[str, object] | None:
+    """Return the dynamic axes of each input, by the parameter that takes it; None where nothing is
+    dynamic.
+
+    Args:
+        names: The parameters, as `taking_tensors` calls them.
+        bounds: Smallest and largest size of some dimensions.
+    """
+    exprs = [item.parsed_dims for item in inputs]
+    plain = {expr.name for axes in exprs for expr in axes.values() if expr.is_plain}
+
+    def dim(expr: DimExpr) -> object:
+        # What the model allows, or a multiple of what no axis is.
+        if expr.name in plain:
+            return Dim.AUTO
+        least, most = bounds.get(expr.name, (None, None))
+        # 4*t-3 is a size from t = 1 on.
+        smallest = max(least or 0, -(expr.offset // expr.multiplier))
+        own = Dim(expr.name, min=smallest, max=most)
+        scaled = own if expr.multiplier == 1 else expr.multiplier * own
+        return scaled + expr.offset if expr.offset else scaled
+
+    shapes = [{axis: dim(expr) for axis, expr in parsed.items()} for parsed in exprs]
+    return dict(zip(names, shapes, strict=True)) if any(shapes) else None

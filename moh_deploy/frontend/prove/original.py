@@ -15,8 +15,8 @@ from moh_deploy.frontend.fx.containers import tensors_of
 from moh_deploy.frontend.inputs.padding import tokens_of
 from moh_deploy.frontend.limits import unmet_assertions
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.prove.measured_rounding import EVERYTHING, ValidElements
 from moh_deploy.frontend.prove.record import Recording, distance, record
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.rewritten import Swap
 from moh_deploy.package import VectorSet

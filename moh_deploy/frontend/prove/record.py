@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
+from moh_deploy.frontend.fx.graph import argument, op, shape
 from moh_deploy.frontend.prove import measured_rounding
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.rewritten import Swap
@@ -55,6 +58,8 @@ class Recording:
     layers: list[LayerRecord]  # one record for each rewrite, in order
     # For each swap how its nodes differ; None if they agree.
     disagreements: list[LayerDifference | None]
+    # The first operator that chooses among tokens two of which tie for its last place.
+    tied: Node | None = None
     # How far rounding moves it; None if that was not asked for, or cannot be known.
     rounding: Rounding | None = None
 
@@ -66,7 +71,7 @@ def record(
     swaps: Sequence[Swap] = (),
     *,
     rounding_of: Sequence[str] | None = None,
-    valid: measured_rounding.ValidElements = measured_rounding.EVERYTHING,
+    valid: ValidElements = EVERYTHING,
 ) -> Recording:
     """Run a program in which new operators stand beside the original ones.
 
@@ -78,7 +83,7 @@ def record(
     """
     watched = {node for rewrite in rewrites for node in _watched(rewrite)}
     watched |= {node for swap in swaps for node in (swap.old, swap.new)}
-    runner = _WatchingInterpreter(program, watched)
+    runner = _WatchingInterpreter(program, watched, valid)
     inputs = _flat_inputs(program, arguments)
     with torch.no_grad():
         outputs = runner.run(*inputs)
@@ -113,6 +118,7 @@ def record(
         outputs=tensors,
         layers=layers,
         disagreements=[_swapped(swap, values, valid) for swap in swaps],
+        tied=runner.tied,
         rounding=rounding,
     )
 
@@ -133,10 +139,11 @@ class _WatchingInterpreter(Interpreter):
     it computes there may be right all the same.
     """
 
-    def __init__(self, program: ExportedProgram, watched: set[Node]) -> None:
+    def __init__(self, program: ExportedProgram, watched: set[Node], valid: ValidElements) -> None:
         super().__init__(program.graph_module)
-        self._watched = watched
+        self._watched, self._valid = watched, valid
         self.values: dict[Node, torch.Tensor] = {}
+        self.tied: Node | None = None  # see `Recording`
 
     def run_node(self, n: Node) -> object:
         if n.target is torch.ops.aten._assert_scalar.default:
@@ -145,7 +152,26 @@ class _WatchingInterpreter(Interpreter):
         if n in self._watched:
             assert isinstance(result, torch.Tensor)
             self.values[n] = result
+        if self.tied is None and op(n) == "topk" and self._is_tied(n, result[0]):
+            self.tied = n
         return result
+
+    def _is_tied(self, node: Node, kept: torch.Tensor) -> bool:
+        """Tell whether a topk leaves out a valid token that is as good as the last it keeps.
+
+        Heads are ranked along a dimension of fixed size, and have margins of their own.
+        """
+        source = node.args[0]
+        assert isinstance(source, Node)
+        scores, dim = self.env[source], cast(int, argument(node, "dim"))
+        if shape(source)[dim].is_Integer or not 0 < kept.shape[dim] < scores.shape[dim]:
+            return False
+        ranked = scores if argument(node, "largest", True) else -scores
+        best = ranked.topk(kept.shape[dim] + 1, dim).values
+        first, last = best.narrow(dim, -1, 1), best.narrow(dim, -2, 1)
+        near = tolerance_for(dtype_name(scores.dtype)).near_tie
+        at_boundary = (last - first <= near) & ((ranked - last).abs() <= near)
+        return bool((at_boundary & self._valid.of_node(source, scores)).any())
 
 
 def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) -> list[object]:
@@ -159,7 +185,7 @@ def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) ->
 
 
 def _disagreement(
-    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: measured_rounding.ValidElements
+    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
 ) -> LayerDifference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
     # In the order in which they run: what comes first explains what follows.
@@ -203,7 +229,7 @@ def _disagreement(
 
 
 def _swapped(
-    swap: Swap, values: dict[Node, torch.Tensor], valid: measured_rounding.ValidElements
+    swap: Swap, values: dict[Node, torch.Tensor], valid: ValidElements
 ) -> LayerDifference | None:
     got, expected = values[swap.new], values[swap.old]
     return _difference(swap.what, got, expected, valid.of_node(swap.old, expected))

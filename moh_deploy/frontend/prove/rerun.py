@@ -11,7 +11,7 @@ from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove import original
-from moh_deploy.frontend.prove.measured_rounding import ValidElements
+from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.rewrite.rewritten import view_attention

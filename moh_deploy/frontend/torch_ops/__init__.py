@@ -118,6 +118,17 @@ def _register(spec: OpSpec) -> OpOverload:
 OPERATORS: Mapping[str, OpOverload] = {spec.name: _register(spec) for spec in OPS.values()}
 """By name of the op."""
 
+
+def _sort(
+    values: Value, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> Value:
+    """Translate a stable sort, which torch.onnx does not: TopK takes the first of equal numbers."""
+    opset = onnxscript.values.Opset("", 18)
+    size = opset.Shape(values, start=dim, end=dim + 1 or None)
+    return cast(Value, opset.TopK(values, size, axis=dim, largest=int(descending), sorted=1))
+
+
 TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
-    OPERATORS[spec.name]: _translation(spec) for spec in OPS.values()
+    **{OPERATORS[spec.name]: _translation(spec) for spec in OPS.values()},
+    torch.ops.aten.sort.stable: _sort,
 }

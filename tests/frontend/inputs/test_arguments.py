@@ -141,6 +141,13 @@ def test_misspelt_switch_is_not_lost_in_keywords():
     assert "Did you mean 'use_cache'?" in str(caught.value.hint)
     assert called(forward, {"x": A, "entirely_another": 3}) == {"entirely_another": 3}
 
+    def with_a_cache(x, cache=None, **others):
+        return others
+
+    assert called(with_a_cache, {"x": A, "use_cache": False}) == {"use_cache": False}
+    with pytest.raises(ConfigError, match="'cahce' is no parameter"):
+        bind(with_a_cache, {"x": A, "cahce": False})
+
 
 # What is nested.
 

@@ -21,6 +21,8 @@ CLIP = {
     "vision_config": {"image_size": 8, "num_channels": 1},
 }
 LLAVA = {**CLIP, "image_token_id": 4}
+# Of 4 x 4 patches.
+LLAVA_OF_PATCHES = {**LLAVA, "vision_config": {"image_size": 8, "patch_size": 2}}
 WHISPER = {"vocab_size": 9, "num_mel_bins": 4, "max_source_positions": 6, "use_cache": True}
 
 
@@ -29,6 +31,7 @@ def classifier(self, pixel_values=None, labels=None, **kwargs): ...
 def two_towers(self, input_ids, pixel_values, attention_mask=None): ...
 def speech(self, input_features, attention_mask=None, decoder_input_ids=None, use_cache=None): ...
 def audio(self, input_values, attention_mask=None): ...
+def of_documents(self, input_ids, attention_mask=None, bbox=None): ...
 
 
 def model_of(
@@ -89,12 +92,25 @@ def test_inputs_are_those_of_the_forward_and_of_the_config(
     assert described(directory_inputs(model_of(tmp_path, forward, config))) == expected
 
 
-def test_ids_are_ordinary_ones_and_the_mask_has_padding(tmp_path: Path) -> None:
-    inputs = directory_inputs(model_of(tmp_path, encoder, BERT))
+def test_ids_masks_and_boxes_are_those_that_models_take(tmp_path: Path) -> None:
+    config = {**BERT, "max_2d_position_embeddings": 70}
+    inputs = directory_inputs(model_of(tmp_path, of_documents, config))
+    assert described(inputs) == {**TOKENS, "bbox": ["batch", "seq", 4]}
     assert set(inputs["input_ids"].value.flatten().tolist()) <= set(range(2, 9))
     mask = inputs["attention_mask"].value
     assert mask[:, 0].all()
     assert not mask[0, -1]
+    left, top, right, bottom = inputs["bbox"].value.unbind(-1)
+    assert ((left >= 0) & (left <= right) & (top <= bottom) & (bottom < 70)).all()
+
+
+def test_ids_hold_the_places_of_an_image_for_one_sample(tmp_path: Path) -> None:
+    inputs = directory_inputs(model_of(tmp_path, two_towers, LLAVA_OF_PATCHES))
+    one = {"input_ids": [1, "seq"], "attention_mask": [1, "seq"], "pixel_values": [1, 3, 8, 8]}
+    assert described(inputs) == one
+    assert (inputs["input_ids"].value == 4).tolist() == [[False, *[True] * 16, *[False] * 6]]
+    known = model_of(tmp_path, two_towers, {**LLAVA_OF_PATCHES, "image_seq_length": 5})
+    assert (directory_inputs(known)["input_ids"].value == 4).sum() == 5
 
 
 def test_values_are_of_the_dtype_of_the_weights(tmp_path: Path) -> None:
@@ -133,11 +149,11 @@ def test_size_that_stands_nowhere_is_named_with_the_input_to_give(tmp_path: Path
 
 
 def test_input_of_another_kind_is_named(tmp_path: Path) -> None:
-    def layout(self, input_ids: Tensor, bbox: Tensor, *, depth: int = 3) -> None: ...
+    def graph(self, input_ids: Tensor, edges: Tensor, *, depth: int = 3) -> None: ...
 
-    with pytest.raises(ConfigError, match="the forward of Net needs 'bbox'") as error:
-        directory_inputs(model_of(tmp_path, layout, BERT))
-    assert "--input 'bbox:[batch=2,...]" in error.value.hint
+    with pytest.raises(ConfigError, match="the forward of Net needs 'edges'") as error:
+        directory_inputs(model_of(tmp_path, graph, BERT))
+    assert "--input 'edges:[batch=2,...]" in error.value.hint
 
 
 def test_constant_takes_the_place_of_an_input(tmp_path: Path) -> None:

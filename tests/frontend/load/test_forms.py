@@ -12,15 +12,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moh_deploy.config.export_config import ModelSection
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.export_package import export_package
+from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.load import load
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.quiet import no_warnings
 from moh_deploy.frontend.trace import trace
+from tests.exporting import run
 from tests.frontend.load.onnx_graph.test_zoo import layers_of_file, write_plain
 from tests.frontend.rewritten import checked_layers, results
 from tests.frontend.traced import loaded
 from tests.nightly import in_turn, nightly
-from tests.zoo import ExpectedLayer, ZooModel
+from tests.zoo import Expected, ExpectedLayer, ZooModel
 from tests.zoo.collection import PUBLISHED
 
 PAGE = Path(__file__).parents[3] / "docs" / "forms.md"
@@ -155,3 +160,75 @@ def _layers(form: str, animal: ZooModel, path: Path) -> tuple[ExpectedLayer, ...
 def _cell(layers: tuple[ExpectedLayer, ...], animal: ZooModel) -> str:
     alike = Counter(layers) & Counter(animal.expected.layers)
     return f"{alike.total()} of {animal.expected.num_layers}"
+
+
+# A router without numbers for padding, from each form of a checkpoint.
+
+
+class TwoRoutedHeads(nn.Module):
+    """The router of MoH-LLaMA3 with two routed heads, behind an embedding that is 0 for padding.
+
+    The logits of padding are 0 / 0. Those of a token whose two heads are nearly alike are divided
+    by next to nothing: rounding moves them a thousand times as far as others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 32, padding_idx=0)
+        self.layers = nn.ModuleList(nn.Linear(32, size, bias=False) for size in (64, 32) * 2)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x, causal = self.embed(input_ids), torch.ones(input_ids.shape[1:] * 2, dtype=torch.bool)
+        mask = causal.tril() & attention_mask[:, None, None, :].bool()
+        mask = torch.where(mask, 0.0, torch.finfo(x.dtype).min)
+        for project, out in zip(self.layers[::2], self.layers[1::2], strict=True):
+            query, key, value = project(x).unflatten(-1, (-1, 8)).split([4, 2, 2], dim=2)
+            norm = query[:, :, 2:].norm(dim=-1)
+            best = (norm / norm.std(dim=-1, keepdim=True)).softmax(-1).topk(1, dim=-1).indices
+            routed = nn.functional.one_hot(best, 2).sum(-2).to(x.dtype)
+            gates = torch.cat([torch.ones_like(routed), routed], dim=-1)
+            key, value = (t.transpose(1, 2).repeat_interleave(2, 1) for t in (key, value))
+            heads = nn.functional.scaled_dot_product_attention(
+                query.transpose(1, 2), key, value, attn_mask=mask
+            ).transpose(1, 2)
+            x = x + out((heads * gates.unsqueeze(-1)).flatten(2))
+        return x
+
+
+def two_routed_heads(name: str = "") -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1 if name else 0)  # a factory's weights are not those of the checkpoint
+        return TwoRoutedHeads().eval()
+
+
+def padded_on_the_left() -> tuple[ModelInput, ...]:
+    ids = torch.tensor(
+        [[17, 21, 33, 2, 40, 11, 8, 3, 7, 31, 9, 5], [0, 0, 0, 0, 0, 1, 6, 23, 9, 44, 8, 12]]
+    )
+    dims = {0: "batch", 1: "seq"}
+    mask = (ids != 0).long()
+    return ModelInput("input_ids", ids, dims), ModelInput("attention_mask", mask, dims)
+
+
+@nightly
+@pytest.mark.parametrize("form", [*WEIGHTS, ".pt2"])
+def test_router_without_numbers_for_padding_exports_from_each_form(form: str, tmp_path: Path):
+    inputs, path = padded_on_the_left(), tmp_path / "model"
+    animal = ZooModel("two_routed", two_routed_heads, padded_on_the_left, Expected(), "")
+    {**WEIGHTS, **PROGRAMS}[form](animal, path)
+    options = ExportOptions(
+        path,
+        tmp_path / "package",
+        trust_pickle=form == "pickle",
+        trust_code=True,
+        inputs={item.name: to_numpy(item.value) for item in inputs},
+        dynamic=tuple(f"{item.name}:0=batch,1=seq" for item in inputs),
+        overrides=()
+        if form in ("pickle", ".pt2")
+        else (f"model.factory={__name__}:two_routed_heads", "model.kwargs.name=weights"),
+    )
+    assert [layer.replaced for layer in export_package(options).layers] == [True, True]
+    ids, mask = (item.value for item in inputs)
+    got = run(tmp_path / "package", input_ids=ids.numpy(), attention_mask=mask.numpy())["output"]
+    valid, expected = mask.bool(), two_routed_heads()(ids, mask)
+    torch.testing.assert_close(torch.from_numpy(got)[valid], expected[valid])

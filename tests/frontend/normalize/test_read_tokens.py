@@ -124,10 +124,21 @@ def test_attention_that_is_read_otherwise_stays(function: Function):
     assert set(computed(function)) == {5}
 
 
+def over_queries(q, k, v, a, b):
+    """As slots do, which compete for tokens."""
+    return ((q @ k.mT).softmax(-2) @ v)[:, :, :2]
+
+
+def of_itself(q, k, v, a, b):
+    return (torch.einsum("bhqd,bhkd->bhqk", q, q).softmax(-1) @ v)[:, :, :2]
+
+
 def test_written_out_attention_computes_the_tokens_that_are_read():
     assert set(computed(written_out)) == {2}
     assert set(computed(heads_in_the_batch)) == {2}
-    assert computed(with_weights_that_are_read) == [5, 5, 2]  # softmax, scores, values
+    # Softmax, scores, values.
+    assert computed(with_weights_that_are_read) == computed(over_queries) == [5, 5, 2]
+    assert computed(of_itself) == [2, 5, 2]
 
 
 class PairsOfTokens(nn.Module):

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.prove.measured_rounding import NoisyRun, noisy_runs, sum_length
+from moh_deploy.frontend.prove.measured_rounding import (
+    NoisyRun,
+    divides_by_deviation,
+    noisy_runs,
+    of_all_runs,
+    sum_length,
+)
 from moh_deploy.frontend.prove.record import Recording, record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import insert
@@ -36,6 +42,38 @@ def test_noise_is_of_the_size_of_rounding():
 
 def test_noise_is_the_same_in_every_export():
     assert recorded(build().eval()).rounding == recorded(build().eval()).rounding
+
+
+class ByDeviation(SmallMoH):
+    """The logits of MoH-LLaMA3's router, with two routed heads."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        norm = self.routed(x)
+        probabilities = (norm / norm.std(-1, keepdim=True)).softmax(-1)
+        best = nn.functional.one_hot(probabilities.argmax(-1), 2)
+        return torch.cat([torch.ones_like(best), best], -1).to(x.dtype)
+
+
+def test_ill_conditioned_routers_are_measured_in_all_runs():
+    torch.manual_seed(0)
+    model = ByDeviation().eval()
+    program = normalize(plain_trace(model, X))
+    (rewrite,) = insert(program, recognize(program))
+    assert divides_by_deviation(rewrite)
+    first = recorded(model).rounding
+    with torch.no_grad():  # both heads of each token are alike but for a thousandth
+        model.routed.weight[1] = 1.001 * model.routed.weight[0]
+    second = recorded(model).rounding
+    assert second.layers[0].scores.rms > 50 * first.layers[0].scores.rms
+    joined = of_all_runs([first, None, second])
+    assert joined.layers[0].scores == second.layers[0].scores
+    assert (joined.outputs, joined.layers[0].attention) == (
+        first.outputs,
+        first.layers[0].attention,
+    )
+
+    program = normalize(plain_trace(build().eval(), X))
+    assert not any(map(divides_by_deviation, insert(program, recognize(program))))
 
 
 def test_half_precision_moves_further():

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.containers import output_nodes
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.prove.measured_rounding import EVERYTHING, ValidElements
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.trace import trace
 from moh_deploy.validate.reference.valid_tokens import ValidTokens
 

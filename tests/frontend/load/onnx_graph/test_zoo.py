@@ -13,10 +13,11 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import quiet
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.inputs.example_inputs import example_inputs
+from moh_deploy.frontend.inputs.sizes import dynamic_shapes
 from moh_deploy.frontend.load.checkpoint_file import load_onnx
 from moh_deploy.frontend.load.model import positional, taking_tensors
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.trace import dynamic_shapes, trace
+from moh_deploy.frontend.trace import trace
 from tests.frontend.rewritten import checked_layers
 from tests.frontend.traced import traced
 from tests.nightly import nightly, one_in
