@@ -27,11 +27,12 @@ def shown(page: str) -> list[list[str]]:
 
 def problems(words: list[str]) -> list[str]:
     """Return the command, or its options, if they do not exist."""
-    command = main.get_command(click.Context(main), words[0])
+    context = click.Context(main)
+    command = main if words[0].startswith("-") else main.get_command(context, words[0])
     if command is None:
         return [f"no command {words[0]}"]
-    known = {option for parameter in command.params for option in parameter.opts}
-    options = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
+    known = {option for parameter in command.get_params(context) for option in parameter.opts}
+    options = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
     return [f"{words[0]} {option}" for option in sorted(options - known)]
 
 
