@@ -327,7 +327,7 @@ def test_script_runs_what_is_installed_and_says_what_is_missing(tmp_path: Path):
     ran = script(tmp_path / "out", "--backend=tensorrt-rtx", PYTHONPATH=str(tmp_path))
     assert ran.returncode == 2, ran.stderr
     content = json.loads((tmp_path / "out" / "first-gpu-run.json").read_text())
-    assert "'moh_deploy' is not a package" in content["nothing_tested"]
+    assert f"from 'moh_deploy' ({tmp_path / 'moh_deploy.py'})" in content["nothing_tested"]
 
 
 @nightly
