@@ -61,11 +61,12 @@ def machine(backend: str, plugin: str | None) -> Facts:
             raise Missing(f"There is no Python package '{name}': {how}.")
     # Loaded first: it finds what other imports may lack.
     trt = import_module(module)
+    from moh_deploy import native
     from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, HOW_TO_BUILD, find_plugin
 
     library = find_plugin(None if plugin is None else Path(plugin))
     if library is None:
-        raise Missing(f"There is no libmoh_plugin.so in the installed moh-deploy. {HOW_TO_BUILD}")
+        raise Missing(f"There is no libmoh_plugin.so in {native.FOLDER}. {HOW_TO_BUILD}")
     gpu, why_no_gpu = _gpu()
     lacks = {"gpu": why_no_gpu, "trtexec": _no_trtexec(), "onnxruntime-cuda": _no_cuda_provider()}
     if importlib.util.find_spec("polygraphy") is None:
