@@ -13,6 +13,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter
 from tests.handmade_package import write_package
+from tests.nightly import nightly, sampled
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,7 @@ def test_kernels_and_threads_are_as_asked(package: OnnxPackage, inputs):
     assert found._runner.session.get_session_options().intra_op_num_threads == 1
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -109,6 +111,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path):
         moh_deploy.load(tmp_path)
 
 
+@nightly
 def test_arrays_need_no_torch(package: OnnxPackage):
     code = (
         "import sys, moh_deploy, numpy as np; sys.modules['torch'] = None;"

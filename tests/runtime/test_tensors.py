@@ -7,8 +7,10 @@ import torch
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.tensors import as_array, as_tensor, is_tensor
 from moh_deploy.system.npz import BFLOAT16
+from tests.nightly import sampled
 
 
+@sampled(15)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "bool"])
 @pytest.mark.parametrize("shape", [(2, 3), (), (0, 4)])
 def test_tensor_and_array_share_memory(dtype: str, shape: tuple[int, ...]):
