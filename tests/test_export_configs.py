@@ -84,7 +84,7 @@ def test_shipped_configuration_is_found_by_its_name_and_a_file_of_that_name_goes
     monkeypatch.chdir(tmp_path)
     shipped = load_config(FOLDER / "moh_llama3_8b.yaml")
     assert load_config(Path("moh_llama3_8b")) == load_config(Path("moh_llama3_8b.yaml")) == shipped
-    assert load_config(Path("export_configs/moh_llama3_8b.yaml")) == shipped  # where it was
+    assert load_config(Path("export_configs/moh_llama3_8b.yaml")) == shipped
     Path("moh_llama3_8b.yaml").write_text("outputs: [mine]")
     assert load_config(Path("moh_llama3_8b.yaml")).outputs == ("mine",)
     with pytest.raises(ConfigError, match="elsewhere/moh_llama3_8b"):

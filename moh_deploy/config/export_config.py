@@ -23,7 +23,6 @@ SHIPPED = next(
     Path("export_configs"),
 )
 """Configurations of the published models, which come with moh-deploy."""
-_OF_SHIPPED = (Path(), Path("export_configs"))
 
 # Inputs of a configuration that are written as they are nested, brought to a flat list.
 #
@@ -181,9 +180,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     Raises:
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
-    # A file of the user's goes before a shipped one of its name. In the folder `export_configs` of
-    # the repository is where they were before 0.2.
-    if path is not None and path.parent in _OF_SHIPPED and not path.exists():
+    # A file of the user's goes before a shipped one of its name, with its folder or without.
+    if path is not None and path.parent in (Path(), Path(SHIPPED.name)) and not path.exists():
         named = (SHIPPED / path.name).with_suffix(".yaml")
         path = named if named.is_file() else path
     document = {} if path is None else checked_yaml.read_mapping(path, ExportConfig)

@@ -100,7 +100,9 @@ class _Reading:
             and torch.Tag.nondeterministic_seeded not in target.tags
         ):
             operands = [source for source in node.all_input_nodes if graph.is_tensor(source)]
-            found = self._again(node, {one: self._operand(one, node, dim) for one in operands})
+            found = self._again(
+                node, {operand: self._operand(operand, node, dim) for operand in operands}
+            )
         return self._cut(node, dim) if found is None else found
 
     def _product(self, node: Node, dim: int, *, of_weights: bool) -> Node | None:
