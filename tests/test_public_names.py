@@ -29,6 +29,7 @@ def test_public_names_are_these():
         "inline",
         "inspect",
         "kernel_library",
+        "load",
         "load_original",
         "optimize",
         "polygraphy_runner",
@@ -83,6 +84,7 @@ MORE_THAN_ONCE = {
     "Model": "what runtimes open, and in the signature of `export` what users hand to it",
     "aten": "short for torch.ops.aten",
     "compare": "the public function of the command, and in validate of a runner with recorded runs",
+    "load": "the public function, of a package; in the frontend of an original model",
     "main": "where a process begins",
     # Each op has a file of these.
     "function_body": "of an op",

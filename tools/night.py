@@ -129,7 +129,7 @@ def _why(report: pytest.TestReport) -> str:
     if report.passed:
         return ""
     if report.skipped:
-        # (file, line, reason); an expected failure has none.
+        # (file, line, reason); an expected failure lacks it.
         return report.longrepr[-1] if isinstance(report.longrepr, tuple) else ""
     lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
     return lines[0].removeprefix("E ").strip()[:300] if lines else report.longreprtext[-300:]

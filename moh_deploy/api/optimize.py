@@ -88,7 +88,7 @@ def optimize(
         settings: As on the command line. `inputs`, `labels` and what belongs to them are those of
             `tune_within`; `example` is what `export` calls `inputs`. Where nothing says what the
             model takes, the example is the first two samples of `inputs` if there are labels, with
-            the dynamic dimension `batch`, and the whole first file if there are none.
+            the dynamic dimension `batch`, and the whole first file without.
 
     Raises:
         ValidationError: The package differs from the original, or not even the float32 package can

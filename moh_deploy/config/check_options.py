@@ -11,7 +11,7 @@ from moh_deploy.config.options import ExportOptions, ModelOptions
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.system.user_code import check_code_dirs
 
-# `https://host/...`, of which `Path` leaves one slash.
+# `https://host/...`, from which `Path` takes a slash.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*):/+(.*)")
 _OF_HUB = re.compile(r"(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

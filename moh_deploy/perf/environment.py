@@ -26,7 +26,7 @@ class Processor:
         """Return the machine that this process runs on."""
         # Not `os.cpu_count()`, which counts cores that `taskset` or the cpuset of a container keeps
         # from this process.
-        has_affinity = hasattr(os, "sched_getaffinity")  # macOS has none
+        has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
         num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         return cls(_processor(), num_cores, instruction_set)
 

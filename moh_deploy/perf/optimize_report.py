@@ -91,7 +91,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class OptimizeReport(Report):
-    """One optimization.
+    """What an optimization tried, how fast and exact each was, and what won.
 
     Attributes:
         model: What was optimized, as the user named it.

@@ -183,7 +183,7 @@ class Runner(ABC):
 
 
 class Steps:
-    """A loop of runs, each of which takes the state that the last one left: see `Runner.steps`."""
+    """A loop of runs that take the state of the run before: see `Runner.steps`."""
 
     def __init__(
         self, runner: Runner, state: Mapping[str, Array], following: Mapping[str, str]

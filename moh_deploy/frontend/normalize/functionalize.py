@@ -142,7 +142,7 @@ def drop_checks_of_values(program: ExportedProgram) -> None:
         for current in cone:
             cone += [user for user in current.users if user not in cone]
         if all(op(last) == "assert_scalar" for last in cone if not last.users):
-            while cone:  # readers first, of which one may read another
+            while cone:  # readers first; they may read each other
                 unread = next(current for current in reversed(cone) if not current.users)
                 program.graph.erase_node(unread)
                 cone.remove(unread)

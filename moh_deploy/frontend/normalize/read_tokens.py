@@ -1,4 +1,4 @@
-"""Attention of which some tokens are read, as attention of these.
+"""Attention with some tokens read, as attention of these.
 
 The last block of two streams drops what it computes for one of them: `attention(q, k, v)[:, :n]`
 is `attention(q[:, :n], k, v)`, fused or written out, through views of it.
@@ -15,7 +15,7 @@ from moh_deploy.frontend.fx import axes, graph
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.views import casts, forward, is_view, through_views
-from moh_deploy.frontend.normalize.plain_attention import PRODUCTS, is_attention
+from moh_deploy.frontend.normalize.plain_attention import MATRIX_PRODUCTS, is_attention
 
 _ORIGINS = ("nn_module_stack", "stack_trace")
 
@@ -63,7 +63,7 @@ class _Reading:
         self.replaced: list[Node] = []  # what is read no longer, readers before what they read
 
     def attention(self, node: Node, dim: int) -> Node | None:
-        """Insert attention of some tokens; None if the dimension is none of its queries."""
+        """Insert attention of some tokens; None if the dimension is not that of its queries."""
         self.replaced.append(node)
         if is_view(node) and not casts(node):
             return self._viewed(node, dim, self.attention)
@@ -92,7 +92,7 @@ class _Reading:
             if cast(int, graph.argument(node, "dim")) % graph.rank(node) != dim:
                 source = cast(Node, node.args[0])
                 found = self._again(node, {source: self._weights(source, dim)})
-        elif graph.op(node) in PRODUCTS:
+        elif graph.op(node) in MATRIX_PRODUCTS:
             found = self._product(node, dim, of_weights=False)
         elif is_view(node) or (
             isinstance(target, torch._ops.OpOverload)
@@ -159,7 +159,7 @@ class _Reading:
 
     def _again(self, node: Node, operands: Mapping[Node, Node]) -> Node:
         """Insert a call with other operands."""
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda one: operands.get(one, one))
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda old: operands.get(old, old))
         target = cast(Callable[..., object], node.target)
         return self._with_origin(self._builder.call(target, *args, **kwargs), node)
 

@@ -58,7 +58,7 @@ class Recording:
     layers: list[LayerRecord]  # one record for each rewrite, in order
     # For each swap how its nodes differ; None if they agree.
     disagreements: list[LayerDifference | None]
-    # The first operator that chooses among tokens two of which tie for its last place.
+    # The first operator that chooses among tokens, where two tie for its last place.
     tied: Node | None = None
     # How far rounding moves it; None if that was not asked for, or cannot be known.
     rounding: Rounding | None = None

@@ -153,7 +153,7 @@ class Search:
 
 
 def earlier_package(path: Path) -> OnnxPackage | None:
-    """Return the package that an earlier run has left; None if there is none, or it has changed."""
+    """Return the package that an earlier run has left; None if it is missing or has changed."""
     try:
         return OnnxPackage.open(path)
     except PackageError:
