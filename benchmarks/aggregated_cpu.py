@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(stage: Stage, share: float, threads: int, options: argparse.Namespace) -> Row:
-    """Measure one shape.
+    """Measure a shape of attention.
 
     Raises:
         Unusable: ONNX Runtime refuses the model.
@@ -143,9 +143,9 @@ def _measure(stage: Stage, share: float, threads: int, options: argparse.Namespa
         raise Unusable(f"{OP} ran as {impl[node]}; expected a kernel.")
     body = plain_session(content, threads=threads)
     (expected,) = OPS[OP].reference(list(inputs.values()), stage.attributes)
-    errors = [float(np.abs(one.run(None, inputs)[0] - expected).max()) for one in (ours, body)]
+    errors = [float(np.abs(item.run(None, inputs)[0] - expected).max()) for item in (ours, body)]
     check_error(stage.name, max(errors), BOUND)
-    calls = [lambda one=one: one.run(None, inputs) for one in (ours, body)]
+    calls = [lambda item=item: item.run(None, inputs) for item in (ours, body)]
     kernel_ms, function_ms = interleaved_figures(calls, threads=threads, rounds=options.rounds)
     return Row(
         shape=stage.name,

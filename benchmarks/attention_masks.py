@@ -145,7 +145,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One form.
+    """The times of one form of mask.
 
     Attributes:
         open_share: Of the gates.
@@ -236,7 +236,7 @@ def _measure(shape: Shape, share: float, threads: int, options: argparse.Namespa
 
 
 def _tensors(shape: Shape, share: float) -> dict[str, np.ndarray]:
-    """Return Q, K, V and gates, of which each token has the same number open."""
+    """Return Q, K, V and gates, with the same number open for each token."""
     rng = np.random.default_rng(0)
     heads = {"Q": shape.heads, "K": shape.kv_heads, "V": shape.kv_heads}
     tensors = {

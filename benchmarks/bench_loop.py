@@ -67,13 +67,13 @@ def _table(bench: Samples, loop: Samples, what: str) -> Table:
     title = f"{what}; ONNX Runtime {ort.__version__}, load average {load_average()}"
     table = Table("figure", "bench", "plain loop", "ratio", title=title, title_justify="left")
     figures: dict[str, Callable[[Samples], float]] = {
-        "runs": lambda one: len(one.wall_ms),
-        "wall p50, ms": lambda one: median(one.wall_ms),
-        "CPU p50, ms": lambda one: median(one.cpu_ms),
+        "runs": lambda item: len(item.wall_ms),
+        "wall p50, ms": lambda item: median(item.wall_ms),
+        "CPU p50, ms": lambda item: median(item.cpu_ms),
     }
     for name, figure in figures.items():
         values = figure(bench), figure(loop)
-        table.add_row(name, *(f"{one:.4g}" for one in values), f"{values[0] / values[1]:.3f}")
+        table.add_row(name, *(f"{value:.4g}" for value in values), f"{values[0] / values[1]:.3f}")
     return table
 
 

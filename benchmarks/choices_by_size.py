@@ -86,13 +86,13 @@ def measured(
             packages[choice] = write_choices(package, layers, Path(scratch, choice))
         times = time_model(
             packages,
-            [one.inputs for one in sets],
+            [item.inputs for item in sets],
             measure=Stopwatch.for_threads(threads, min_time),
             variant=Variant(kernels="require", threads=threads),
         )
     return [
-        Row(sizes_text(one.sizes), name, median(ms), _over(ms, samples[AS_IT_IS]))
-        for one, samples in zip(sets, times, strict=True)
+        Row(sizes_text(item.sizes), name, median(ms), _over(ms, samples[AS_IT_IS]))
+        for item, samples in zip(sets, times, strict=True)
         for name, ms in samples.items()
     ]
 

@@ -75,8 +75,8 @@ def main() -> None:
         rows = [*bench.attention(), *bench.aggregated(), *bench.projections()]
         options.measure.write_text(json.dumps([asdict(row) for row in rows]))
     if options.fit:
-        content = [one for file in options.fit for one in json.loads(file.read_text())]
-        report([Row(**{**one, "shape": LayerShape(**one["shape"])}) for one in content])
+        content = [row for file in options.fit for row in json.loads(file.read_text())]
+        report([Row(**{**item, "shape": LayerShape(**item["shape"])}) for item in content])
 
 
 # Shapes.
@@ -180,7 +180,7 @@ class Bench:
             sizes |= {"window_bias": (heads, window), "window_tokens": (heads, dim, window)}
             sizes |= {"pooled_bias": (heads, shape.seq_len, shape.kv_len)}
             sizes |= {"window_offset": (heads, window)}
-            order = [one.name for one in OPS["MoHAggregatedAttention"].inputs]
+            order = [item.name for item in OPS["MoHAggregatedAttention"].inputs]
             inputs = {name: rng.standard_normal(sizes[name], np.float32) for name in order}
             weights = {name: inputs.pop(name) for name in order[6:]}
             side = math.isqrt(shape.seq_len)
@@ -255,13 +255,13 @@ def node_model(
 ) -> onnx.ModelProto:
     """Return a model of one node, whose weights are constants."""
     types = [
-        TensorType(arrays[one.name].dtype.name, arrays[one.name].shape)
-        if one.name in arrays
+        TensorType(arrays[item.name].dtype.name, arrays[item.name].shape)
+        if item.name in arrays
         else None
-        for one in OPS[op].inputs
+        for item in OPS[op].inputs
     ]
     model = single_node_model(op, types, attributes)
-    inputs = [one for one in model.graph.input if one.name not in weights]
+    inputs = [item for item in model.graph.input if item.name not in weights]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.graph.initializer.extend(numpy_helper.from_array(w, n) for n, w in weights.items())
@@ -283,7 +283,7 @@ def empty_model(model: onnx.ModelProto) -> onnx.ModelProto:
     del empty.graph.node[:], empty.functions[:], empty.graph.initializer[:]
     empty.graph.node.append(helper.make_node("Identity", ["gates"], [empty.graph.output[0].name]))
     empty.graph.output[0].type.CopyFrom(
-        next(one for one in empty.graph.input if one.name == "gates").type
+        next(item for item in empty.graph.input if item.name == "gates").type
     )
     return empty
 
@@ -298,14 +298,14 @@ def report(rows: Sequence[Row]) -> None:
         counts = [counts_of(row) for row in mine]
         costs = fit(counts, [row.ms for row in mine])
         print(kind, {name: float(f"{cost:.3g}") for name, cost in costs.items()})
-        predicted = [sum(costs[n] * c for n, c in one.items()) / 1e6 for one in counts]
+        predicted = [sum(costs[n] * c for n, c in count.items()) / 1e6 for count in counts]
         off = [p / row.ms for p, row in zip(predicted, mine, strict=True)]
         low, middle, high = np.quantile(off, [0.1, 0.5, 0.9])
         print(f"  predicted / measured, of {len(off)}: {low:.2f} {middle:.2f} {high:.2f}")
         for row, ms, ratio in zip(mine, predicted, off, strict=True):
-            one = row.shape
-            sizes = (one.batch, one.num_heads, one.num_kv_heads, one.seq_len, one.kv_len)
-            print(f"  {(*sizes, one.head_dim)} {one.active_share:.2f}", end=" ")
+            shape = row.shape
+            sizes = (shape.batch, shape.num_heads, shape.num_kv_heads, shape.seq_len, shape.kv_len)
+            print(f"  {(*sizes, shape.head_dim)} {shape.active_share:.2f}", end=" ")
             print(f"{row.ms:.4f} ms, predicted {ms:.4f}, {ratio:.2f}")
 
 
@@ -321,7 +321,7 @@ def counts_of(row: Row) -> Mapping[str, float]:
 def fit(counts: Sequence[Mapping[str, float]], ms: Sequence[float]) -> dict[str, float]:
     """Return nanoseconds for each count, 0 or more: least squares of relative errors."""
     names = list(counts[0])
-    matrix = np.array([[one[name] for name in names] for one in counts])
+    matrix = np.array([[count[name] for name in names] for count in counts])
     relative = matrix / (np.array(ms)[:, None] * 1e6)
     return dict(zip(names, non_negative(relative, np.ones(len(ms))), strict=True))
 

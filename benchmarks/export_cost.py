@@ -93,7 +93,7 @@ class Figures:
 
     @property
     def ratio(self) -> float | None:
-        """Of the medians."""
+        """Return the ratio of the medians."""
         return _ratio(self.ours, self.plain)
 
     def to_json(self) -> dict[str, object]:

@@ -18,7 +18,7 @@ def heads_first_decoder(*, dim: int, depth: int, vocab_size: int, **heads: int) 
 
 
 class HeadsFirstLayer(DecoderLayer):
-    """Pre-norm decoder layer."""
+    """A pre-norm layer of a decoder."""
 
     def __init__(self, dim: int, **heads: int) -> None:
         super().__init__(dim, **heads)

@@ -138,12 +138,12 @@ class _Contest:
         feeds = {"X": self.x, "gates": gates}
         for name, session in self.dense.items():
             _error(name, session.run(None, feeds)[0], expected)
-        calls = [_call(one, {"X": self.x}) for one in ours]
-        calls += [_call(one, feeds) for one in self.dense.values()]
+        calls = [_call(node, {"X": self.x}) for node in ours]
+        calls += [_call(item, feeds) for item in self.dense.values()]
         moh_ms, attention_only_ms, *dense_ms = interleaved_figures(
             calls, threads=self.threads, rounds=self.rounds
         )
-        best, best_ms = min(zip(self.dense, dense_ms, strict=True), key=lambda one: one[1])
+        best, best_ms = min(zip(self.dense, dense_ms, strict=True), key=lambda item: item[1])
         return Row(
             layer=self.layer.name,
             active=choice.active / self.layer.shape.num_heads,

@@ -311,10 +311,10 @@ def _body(layer: Layer, node: onnx.NodeProto, constants: Mapping[str, Array]) ->
         constants[name].shape if name in constants else (*layer.x_shape[:2], widths[name])
         for name in node.input
     ]
-    types = [TensorType("float32", one) for one in sizes]
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    types = [TensorType("float32", size) for size in sizes]
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     spec = OPS[node.op_type]
-    known = {one.name: _text(attributes[one.name]) for one in spec.attributes}
+    known = {attribute.name: _text(attributes[attribute.name]) for attribute in spec.attributes}
     return spec.function(types, known, opset=_OPSET)
 
 

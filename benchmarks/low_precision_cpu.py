@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **versions(("moh-deploy", "onnxruntime", "openvino", "nncf")),
     }
     print_results(
-        about, [asdict(one) for one in rows], [_table(rows)], as_json=options.json, width=120
+        about, [asdict(row) for row in rows], [_table(rows)], as_json=options.json, width=120
     )
     return 0
 

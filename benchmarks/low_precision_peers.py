@@ -5,7 +5,7 @@ model, as OpenVINO and ONNX Runtime make it faster by themselves.
 |---|---|
 | OpenVINO, f32 and bf16 | OpenVINO's own hint |
 | OpenVINO, int8 (the rest f32, bf16) | NNCF if installed, calibrated on other runs |
-| ONNX Runtime, float32 | nobody |
+| ONNX Runtime, float32 | nothing |
 | ONNX Runtime, int8 | its dynamic quantiser: products with stored weights, as in ours |
 """
 
@@ -48,7 +48,7 @@ class InOpenvino:
 
         self.name = name
         self._feeds = feeds
-        model.reshape({key: list(one.shape) for key, one in feeds.items()})
+        model.reshape({key: list(feed.shape) for key, feed in feeds.items()})
         settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(
             model, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"}
@@ -93,7 +93,7 @@ def plain_peers(
     import openvino
 
     core = openvino.Core()
-    names = [one.any_name for one in core.read_model(plain).inputs]
+    names = [item.any_name for item in core.read_model(plain).inputs]
     feeds = dict(zip(names, inputs.values(), strict=True))
     for hint in ("f32", "bf16"):
         yield InOpenvino(f"{plain}, {hint}", core.read_model(plain), feeds, hint, threads)

@@ -46,7 +46,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Field:
-    """Who takes part.
+    """The candidates to compare.
 
     Attributes:
         candidates: Ours first, in ONNX Runtime and in OpenVINO.
@@ -132,7 +132,7 @@ def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Can
 
 def on_ort(name: str, session: ort.InferenceSession, inputs: Mapping[str, Array]) -> Candidate:
     """Return a session with its inputs as a candidate."""
-    feeds = _by_position(name, [one.name for one in session.get_inputs()], inputs)
+    feeds = _by_position(name, [item.name for item in session.get_inputs()], inputs)
     values = {key: to_ort(array) for key, array in feeds.items()}
     return Candidate(
         name,
@@ -170,7 +170,9 @@ def _in_torch(name: str, call: Callable[..., object], inputs: Mapping[str, Array
         with torch.no_grad():
             return call(*arguments)
 
-    return Candidate(name, run, lambda result: [one.numpy().copy() for one in tensors_of(result)])
+    return Candidate(
+        name, run, lambda result: [tensor.numpy().copy() for tensor in tensors_of(result)]
+    )
 
 
 def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
@@ -182,7 +184,7 @@ def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> 
     try:
         core = openvino.Core()
         model = core.read_model(prepared.plain)
-        feeds = _by_position(OPENVINO, [one.any_name for one in model.inputs], inputs)
+        feeds = _by_position(OPENVINO, [item.any_name for item in model.inputs], inputs)
         model.reshape({name: list(array.shape) for name, array in feeds.items()})
         compiled = core.compile_model(model, "CPU", _openvino_settings(threads))
     except RuntimeError as error:
@@ -191,7 +193,7 @@ def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> 
     return Candidate(
         OPENVINO,
         lambda: request.infer(feeds, share_inputs=True, share_outputs=True),
-        lambda results: [np.array(results[one]) for one in compiled.outputs],
+        lambda results: [np.array(results[output]) for output in compiled.outputs],
     )
 
 
@@ -200,7 +202,7 @@ def _openvino_settings(threads: int) -> dict[str, object]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_HYPER_THREADING": True,
-        # By itself it would take bfloat16 where the machine has it: nobody else does.
+        # By itself it would take bfloat16 where the machine has it: the others do not.
         "INFERENCE_PRECISION_HINT": "f32",
     }
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     start_load = load_average()
     try:
-        results = [one for name in options.models for one in _answer(options, SUBJECTS[name])]
+        results = [item for name in options.models for item in _answer(options, SUBJECTS[name])]
     except (MoHDeployError, NoOriginal, Unusable, WrongOutput) as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -57,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "kernels": options.kernels.describe(),
         **versions(PACKAGES),
     }
-    rows = [one.to_json() for one in results]
+    rows = [result.to_json() for result in results]
     print_results(about, rows, _tables(results), as_json=options.json, width=160)
     return 0
 
 
 def _tables(results: Sequence[Result]) -> list[Table]:
-    rows = [one for one in results if isinstance(one, Row)]
-    others = [one.table() for one in results if isinstance(one, (Profile, SkippedWork))]
+    rows = [result for result in results if isinstance(result, Row)]
+    others = [result.table() for result in results if isinstance(result, (Profile, SkippedWork))]
     return [*([table_of(rows)] if rows else []), *others]
 
 
@@ -78,7 +78,7 @@ def _answer(options: argparse.Namespace, subject: Subject) -> list[Result]:
         if options.skipped:
             return [_skipped(options, subject, prepared, batch) for batch in batches]
         both = itertools.product(batches, options.threads)
-        return [_measure(options, subject, prepared, *one) for one in both]
+        return [_measure(options, subject, prepared, *item) for item in both]
 
 
 def _profile(
@@ -116,7 +116,7 @@ def _measure(
     print(where, file=sys.stderr)
     inputs = prepared.inputs(batch)
     field = all_candidates(prepared, inputs, options.kernels, options.peers, threads)
-    names = [one.name for one in prepared.package.manifest.outputs]
+    names = [output.name for output in prepared.package.manifest.outputs]
     reference = reference_of(original(prepared, inputs), names, prepared.example)
     runs_ms, parity = measure(field.candidates, reference, threads=threads, repeats=options.repeats)
     _report(field, parity, reference.undecided)
@@ -127,9 +127,9 @@ def _measure(
 def _report(field: Field, parity: dict[str, Parity], undecided: int) -> None:
     for name, reason in field.absent.items():
         print(f"  without {name}: {reason}", file=sys.stderr)
-    for name, one in parity.items():
-        excuse = f"; another choice of heads ({undecided} tokens are undecided)" * one.excused
-        print(f"  {name}: largest error {one.max_abs_error:.2g}{excuse}", file=sys.stderr)
+    for name, item in parity.items():
+        excuse = f"; another choice of heads ({undecided} tokens are undecided)" * item.excused
+        print(f"  {name}: largest error {item.max_abs_error:.2g}{excuse}", file=sys.stderr)
 
 
 def _folder(options: argparse.Namespace, subject: Subject) -> AbstractContextManager[str | Path]:

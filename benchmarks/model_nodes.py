@@ -50,7 +50,7 @@ def split_layers(
     layers = package.manifest.layers
     names = {name for layer in layers for name in layer_nodes(layer)}
     nodes = [node for node in model.graph.node if node.name in names]
-    constants = {one.name: one for one in model.graph.initializer}
+    constants = {item.name: item for item in model.graph.initializer}
     read = {name for node in nodes for name in node.input if name} - constants.keys()
     wanted = read - inputs.keys() | set(package.gate_names)
     runner = open_runner(
@@ -89,11 +89,15 @@ def _cut(
         [constants[name] for name in read if name in constants],
     )
     key = (node.domain, node.op_type, node.overload)
-    bodies = [one for one in model.functions if (one.domain, one.name, one.overload) == key]
+    bodies = [
+        function
+        for function in model.functions
+        if (function.domain, function.name, function.overload) == key
+    ]
     cut = onnx.helper.make_model(
         graph, opset_imports=model.opset_import, functions=bodies, ir_version=model.ir_version
     )
-    gates = [one.name for one in OPS[node.op_type].inputs].index("gates")
+    gates = [item.name for item in OPS[node.op_type].inputs].index("gates")
     return NodeModel(node.name, cut.SerializeToString(), feeds, node.input[gates], on_kernel)
 
 

@@ -33,7 +33,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Line:
-    """One operator on both sides; a side without such nodes has none and takes no time."""
+    """One operator on both sides; a side without such nodes takes no time."""
 
     op: str
     plain: Share
@@ -71,9 +71,9 @@ class Profile:
             table.add_column(heading, justify="right", no_wrap=True)
         total = _together("all", self.lines)
         limit = 1e-3 * max(total.plain.ms, total.moh.ms)
-        short = [one for one in self.lines if max(one.plain.ms, one.moh.ms) < limit]
+        short = [item for item in self.lines if max(item.plain.ms, item.moh.ms) < limit]
         rest = [_together(f"{len(short)} others", short)] if short else []
-        for line in [*(one for one in self.lines if one not in short), *rest, total]:
+        for line in [*(item for item in self.lines if item not in short), *rest, total]:
             table.add_row(line.op, *_cells(line.plain, total.plain), *_cells(line.moh, total.moh))
         return table
 
@@ -99,14 +99,14 @@ def profile_both(
     ours, _ = kernel_session(path, moh_nodes(path), kernel, threads=1, profile=scratch / MOH)
     plain = plain_session(prepared.plain, threads=1, profile=scratch / PLAIN_ONNX)
     sides = [on_ort(PLAIN_ONNX, plain, inputs), on_ort(MOH, ours, inputs)]
-    names = [one.name for one in prepared.package.manifest.outputs]
+    names = [output.name for output in prepared.package.manifest.outputs]
     reference = reference_of(original(prepared, inputs), names, prepared.example)
     for side in sides:  # Also warms up: the first run is not counted.
         check(side, side.run(), reference)
     for _ in range(repeats):
         for side in sides:
             side.run()
-    return _lines(*(read_profile(Path(one.end_profiling())) for one in (plain, ours)))
+    return _lines(*(read_profile(Path(item.end_profiling())) for item in (plain, ours)))
 
 
 def read_profile(file: Path) -> dict[str, Share]:
@@ -128,11 +128,11 @@ def _lines(plain: Mapping[str, Share], ours: Mapping[str, Share]) -> list[Line]:
 
 
 def _together(name: str, lines: Sequence[Line]) -> Line:
-    return Line(name, _sum([one.plain for one in lines]), _sum([one.moh for one in lines]))
+    return Line(name, _sum([line.plain for line in lines]), _sum([line.moh for line in lines]))
 
 
 def _sum(shares: Sequence[Share]) -> Share:
-    return Share(sum(one.nodes for one in shares), sum(one.ms for one in shares))
+    return Share(sum(share.nodes for share in shares), sum(share.ms for share in shares))
 
 
 def _cells(share: Share, total: Share) -> tuple[str, str, str]:

@@ -104,8 +104,8 @@ class SkippedWork:
             table.add_column(heading, justify="right", no_wrap=True)
         for heading in ("moh ms", "every head", "dense", "gain"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for one in [*self.layers, _total(self.layers)]:
-            table.add_row(*_cells(one))
+        for layer in [*self.layers, _total(self.layers)]:
+            table.add_row(*_cells(layer))
         return table
 
 
@@ -159,9 +159,9 @@ def _layer_work(
 
 def _sum(times: list[LayerTime]) -> LayerTime:
     return LayerTime(
-        sum(one.moh for one in times),
-        sum(one.every_head for one in times),
-        sum(one.dense for one in times),
+        sum(time.moh for time in times),
+        sum(time.every_head for time in times),
+        sum(time.dense for time in times),
     )
 
 
@@ -190,19 +190,19 @@ def _json(work: LayerWork) -> dict[str, object]:
 
 
 def _total(work: list[LayerWork]) -> LayerWork:
-    times = [one.time for one in work if one.time is not None]
+    times = [item.time for item in work if item.time is not None]
     return LayerWork(
         "all",
         None,
-        _sum_rows([one.attention for one in work]),
-        _sum_rows([one.query_projection for one in work]),
-        _sum_rows([one.output_projection for one in work]),
+        _sum_rows([item.attention for item in work]),
+        _sum_rows([item.query_projection for item in work]),
+        _sum_rows([item.output_projection for item in work]),
         _sum(times) if times else None,
     )
 
 
 def _sum_rows(rows: list[Rows]) -> Rows:
-    return Rows(sum(one.computed for one in rows), sum(one.dense for one in rows))
+    return Rows(sum(row.computed for row in rows), sum(row.dense for row in rows))
 
 
 def _cells(work: LayerWork) -> list[str]:

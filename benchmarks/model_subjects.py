@@ -83,7 +83,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is compared.
+    """The models to compare.
 
     Attributes:
         module: The original.

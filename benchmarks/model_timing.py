@@ -41,7 +41,7 @@ class Parity:
 
 
 def reference_of(original: Candidate, names: Sequence[str], vectors: VectorSet) -> Reference:
-    """Run the original.
+    """Run the original module once.
 
     Args:
         names: Of the outputs.
@@ -49,7 +49,7 @@ def reference_of(original: Candidate, names: Sequence[str], vectors: VectorSet) 
     """
     outputs = dict(zip(names, original.read(original.run()), strict=True))
     rule = tolerance_for("float32")
-    undecided = sum(int(np.count_nonzero(one < rule.near_tie)) for one in vectors.margins)
+    undecided = sum(int(np.count_nonzero(margin < rule.near_tie)) for margin in vectors.margins)
     return Reference(outputs, undecided)
 
 
@@ -69,7 +69,9 @@ def check(candidate: Candidate, results: object, reference: Reference) -> Parity
         _check_output(candidate.name, name, array, reference)
         for (name, expected), array in zip(reference.outputs.items(), got, strict=True)
     ]
-    return Parity(max(one.max_abs_error for one in checked), any(one.excused for one in checked))
+    return Parity(
+        max(item.max_abs_error for item in checked), any(item.excused for item in checked)
+    )
 
 
 def _check_output(who: str, name: str, got: Array, reference: Reference) -> Parity:
@@ -99,8 +101,12 @@ def measure(
     Raises:
         WrongOutput: One of them does not compute the original.
     """
-    parity = {one.name: check(one, one.run(), reference) for one in candidates}
-    runs_ms = interleaved_ms([one.run for one in candidates], threads=threads, rounds=repeats)
-    for one in candidates:
-        check(one, one.run(), reference)
-    return {one.name: ms for one, ms in zip(candidates, runs_ms, strict=True)}, parity
+    parity = {
+        candidate.name: check(candidate, candidate.run(), reference) for candidate in candidates
+    }
+    runs_ms = interleaved_ms(
+        [candidate.run for candidate in candidates], threads=threads, rounds=repeats
+    )
+    for candidate in candidates:
+        check(candidate, candidate.run(), reference)
+    return {item.name: ms for item, ms in zip(candidates, runs_ms, strict=True)}, parity

@@ -107,7 +107,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm block of a transformer."""
 
     def __init__(self, dim: int, **heads: int) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ class Bench:
         kernel: KernelUse | None = None,
     ) -> Candidate:
         output = np.empty(self.shape.query_shape, self.dtype)
-        bindings = [_bind(session, _feeds(self.shape, one, active), output) for one in self.sets]
+        bindings = [_bind(session, _feeds(self.shape, item, active), output) for item in self.sets]
         return Candidate(
             name,
             active,
@@ -91,7 +91,7 @@ class Bench:
 
     def _sdpa(self, active: float) -> Candidate:
         output = np.empty(self.shape.query_shape, self.dtype)
-        calls = [_sdpa_call(self.shape, one, active, output) for one in self.sets]
+        calls = [_sdpa_call(self.shape, item, active, output) for item in self.sets]
         return Candidate(SDPA, active, lambda index: calls[index](), output)
 
 
@@ -136,14 +136,14 @@ def _bind(
 ) -> _Bound:
     """Let a session read the feeds and write the output in place; a cache is updated in place."""
     binding = session.io_binding()
-    names = [one.name for one in session.get_inputs()]
+    names = [item.name for item in session.get_inputs()]
     values = {name: to_ort(feeds[name]) for name in names}
     values["Y"] = to_ort(output)
     values |= {f"present_{name}": values[name] for name in ("K", "V")}
     for name in names:
         binding.bind_ortvalue_input(name, values[name])
-    for one in session.get_outputs():
-        binding.bind_ortvalue_output(one.name, values[one.name])
+    for item in session.get_outputs():
+        binding.bind_ortvalue_output(item.name, values[item.name])
     return _Bound(binding, (*feeds.values(), output))
 
 
@@ -153,7 +153,7 @@ def _sdpa_call(
     query, key, value = (_torch(array) for array in (inputs.query, inputs.key, inputs.value))
     if not shape.is_decode:  # [B, S, H*D] to [B, H, S, D]
         query, key, value = (
-            one.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2) for one in (query, key, value)
+            item.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2) for item in (query, key, value)
         )
     weights = _torch(inputs.gates[active]).transpose(1, 2).unsqueeze(-1)  # [B, H, S, 1]
     result = _torch(output).view(_split_shape(shape))

@@ -114,23 +114,27 @@ def _measure_shape(
     torch.set_num_threads(threads)
     shares = list(sets[0].gates)
     bench = Bench(shape, options.dtype, threads, sets)
-    moh = [(use, one) for use in options.kernels for one in bench.moh(use, shares)]
+    moh = [(use, item) for use in options.kernels for item in bench.moh(use, shares)]
     dense = list(_dense(bench, shares[0]))
-    candidates = [*(one for _, one in moh), *dense]
+    candidates = [*(item for _, item in moh), *dense]
     timings = measure(bench, candidates, options.rounds or _rounds(shape, threads))
     ours = [
-        Ours(use, one.active, _flops(bench, one.active), timing)
-        for (use, one), timing in zip(moh, timings, strict=False)
+        Ours(use, item.active, _flops(bench, item.active), timing)
+        for (use, item), timing in zip(moh, timings, strict=False)
     ]
     dense_timings = zip(dense, timings[len(ours) :], strict=True)
     return Result(
-        shape, options.dtype, threads, ours, {one.name: timing for one, timing in dense_timings}
+        shape,
+        options.dtype,
+        threads,
+        ours,
+        {dense_timing.name: timing for dense_timing, timing in dense_timings},
     )
 
 
 def _dense(bench: Bench, active: float) -> list[Candidate]:
     tried = (_dense_or_none(bench, name, active) for name in bench.dense_names())
-    return [one for one in tried if one is not None]
+    return [item for item in tried if item is not None]
 
 
 def _dense_or_none(bench: Bench, name: str, active: float) -> Candidate | None:
@@ -142,7 +146,7 @@ def _dense_or_none(bench: Bench, name: str, active: float) -> Candidate | None:
 
 
 def _flops(bench: Bench, active: float) -> float:
-    return mean(bench.shape.flops(one.gates[active]) for one in bench.sets)
+    return mean(bench.shape.flops(item.gates[active]) for item in bench.sets)
 
 
 def _rounds(shape: Shape, threads: int) -> int:
@@ -170,7 +174,7 @@ def _kernels(options: argparse.Namespace) -> list[KernelUse]:
     """Return what to measure of the library that was given, built here or installed.
 
     Raises:
-        MoHDeployError: There is none, or it cannot do what was asked for.
+        MoHDeployError: It is missing, or cannot do what was asked for.
     """
     built = None if native.kernel_library() or not BUILT.is_file() else BUILT
     library = options.library or built

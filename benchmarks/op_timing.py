@@ -94,8 +94,8 @@ def check_error(who: str, error: float, bound: float) -> float:
     return error
 
 
-def _coarser(one: str, other: str) -> str:
-    return max(one, other, key=lambda dtype: BOUNDS[dtype])
+def _coarser(first: str, second: str) -> str:
+    return max(first, second, key=lambda dtype: BOUNDS[dtype])
 
 
 def _error_over_sets(bench: Bench, candidate: Candidate) -> float:

@@ -127,13 +127,13 @@ def _measure(layer: Layer, op: str, threads: int, options: argparse.Namespace) -
     require_kernels(options.kernels, impl)
     sets = [[_draw_inputs(layer, op, share, rng) for _ in range(_SETS)] for share in options.active]
     output = to_ort(_aligned((1, layer.tokens, weight.shape[1])))
-    calls = [_call(ours, one, output) for one in sets]
+    calls = [_call(ours, item, output) for item in sets]
     errors = []
-    for one, call in zip(sets, calls, strict=True):
+    for item, call in zip(sets, calls, strict=True):
         call()
         bound = BOUND if blocks is None else BOUND_4_BITS
-        errors.append(_error(layer, op, from_ort(output), one[0], weight, bias, bound))
-    calls.insert(0, _call(dense, [{"X": one["X"]} for one in sets[0]], output))
+        errors.append(_error(layer, op, from_ort(output), item[0], weight, bias, bound))
+    calls.insert(0, _call(dense, [{"X": item["X"]} for item in sets[0]], output))
     dense_ms, *moh_ms = interleaved_figures(calls, threads=threads, rounds=options.rounds)
     return [
         Row(layer.name, op, options.bits, threads, share, ms, dense_ms, ms / dense_ms, error)
@@ -209,7 +209,7 @@ def _model(
         [_value(layer, "Y", columns)],
         [numpy_helper.from_array(array, name) for name, array in stored.items()],
     )
-    opsets = [helper.make_opsetid(*one) for one in (("", 18), ("moh", 1), (CONTRIB_DOMAIN, 1))]
+    opsets = [helper.make_opsetid(*item) for item in (("", 18), ("moh", 1), (CONTRIB_DOMAIN, 1))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     content: bytes = model.SerializeToString()
     return content
@@ -275,8 +275,8 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Table:
             row.op,
             str(row.threads),
             f"{row.dense_ms:.4g}",
-            *(f"{one.ratio:.2f}" for one in group),
-            f"{max(one.max_abs_error for one in group):.1e}",
+            *(f"{item.ratio:.2f}" for item in group),
+            f"{max(item.max_abs_error for item in group):.1e}",
         )
     return table
 

@@ -8,7 +8,7 @@ MASKS = ("sdpa", "bool", "float")
 
 
 def prompt_decoder(*, mask: str, dim: int, depth: int, vocab_size: int, **heads: int) -> nn.Module:
-    """Build a decoder.
+    """Build a decoder of prompts.
 
     Args:
         mask: `sdpa` gives a bool mask to scaled_dot_product_attention, `bool` fills scores behind

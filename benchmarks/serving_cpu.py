@@ -100,7 +100,7 @@ def _inputs(package: OnnxPackage, samples: int) -> Tensors:
     recorded = package.vectors[0].inputs
     if BatchAxis.of(package.manifest) is None:
         return recorded
-    return {name: np.resize(one, (samples, *one.shape[1:])) for name, one in recorded.items()}
+    return {name: np.resize(item, (samples, *item.shape[1:])) for name, item in recorded.items()}
 
 
 def _loop(runner: Runner, inputs: Tensors) -> Ask:
@@ -180,14 +180,15 @@ def _of_calls(
         float(np.percentile(ms, 50)),
         float(np.percentile(ms, 99)),
         1e3 * cpu_s / len(ms),
-        sum(not _is_right(one, expected) for _, answers in found for one in answers),
+        sum(not _is_right(answer, expected) for _, answers in found for answer in answers),
     )
 
 
 def _is_right(got: Tensors, expected: Tensors) -> bool:
     return all(
-        got[name].shape == one.shape and np.allclose(got[name], one, atol=TOLERANCE, rtol=TOLERANCE)
-        for name, one in expected.items()
+        got[name].shape == item.shape
+        and np.allclose(got[name], item, atol=TOLERANCE, rtol=TOLERANCE)
+        for name, item in expected.items()
     )
 
 
@@ -203,7 +204,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table(*columns)
     for row in rows:
         figures = [row.per_second, row.p50_ms, row.p99_ms, row.cpu_ms]
-        table.add_row(row.way, *(f"{one:.3g}" for one in figures), str(row.wrong))
+        table.add_row(row.way, *(f"{figure:.3g}" for figure in figures), str(row.wrong))
     return table
 
 

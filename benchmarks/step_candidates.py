@@ -52,11 +52,11 @@ class Candidate(ABC):
 
     @abstractmethod
     def fill(self, caches: Caches, room: int) -> None:
-        """Take caches; up to `room` steps follow, of which some may be written at one place."""
+        """Take caches; up to `room` steps follow, and some may be written at one place."""
 
     @abstractmethod
     def step(self) -> object:
-        """Take one step."""
+        """Take a step of decoding."""
 
     @abstractmethod
     def logits(self) -> Array | None:
@@ -131,7 +131,7 @@ class GroupQuery(_Bound):
 
 
 class Plain(_Bound):
-    """PyTorch's own export."""
+    """The step by PyTorch's own export."""
 
     name, shares_buffer = "plain export", False
 

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packages = ("moh-deploy", "onnxruntime", "onnxruntime-genai", "openvino", "torch")
     about = {**environment(start_load), **versions(packages), "weights": options.weights}
     tables = [_table(rows, threads) for threads in options.threads]
-    print_results(about, [asdict(one) for one in rows], tables, as_json=options.json, width=120)
+    print_results(about, [asdict(row) for row in rows], tables, as_json=options.json, width=120)
     return 0
 
 
@@ -129,7 +129,7 @@ def _opened(
             for heads in options.open
         ]
         makers.append(lambda: Genai("dense form", models.dense(), sizes, threads))
-    return [one for one in map(_if_installed, makers) if one is not None]
+    return [maker for maker in map(_if_installed, makers) if maker is not None]
 
 
 def _if_installed(make: Callable[[], Candidate]) -> Candidate | None:
@@ -151,43 +151,43 @@ def _measured(
     for past in options.past:
         caches = random_caches(options.sizes, past)
         errors: list[float | None] = []
-        for one in candidates:
-            one.fill(caches, room)
-            errors.append(_error(one, expected[one.open_heads, past], options.weights))
-            one.fill(caches, room)
-        steps = [one.step for one in candidates]
+        for candidate in candidates:
+            candidate.fill(caches, room)
+            errors.append(_error(candidate, expected[candidate.open_heads, past], options.weights))
+            candidate.fill(caches, room)
+        steps = [candidate.step for candidate in candidates]
         runs = interleaved_ms(steps, threads=threads, rounds=options.repeats)
-        for one, ms, error in zip(candidates, runs, errors, strict=True):
-            print(f"{one.name}, {past}, {threads}: {median(ms):.2f} ms", file=sys.stderr)
-            yield Row(one.name, past, threads, figure(ms, threads), median(ms), error)
+        for candidate, ms, error in zip(candidates, runs, errors, strict=True):
+            print(f"{candidate.name}, {past}, {threads}: {median(ms):.2f} ms", file=sys.stderr)
+            yield Row(candidate.name, past, threads, figure(ms, threads), median(ms), error)
 
 
-def _error(one: Candidate, expected: Array, weights: str) -> float | None:
+def _error(candidate: Candidate, expected: Array, weights: str) -> float | None:
     """Return how far a candidate's logits are from PyTorch's.
 
     Raises:
         WrongOutput: Further than sums in another order explain, in float32.
     """
-    logits = one.logits()
+    logits = candidate.logits()
     if logits is None:
         return None
     error = float(np.abs(logits - expected).max() / np.abs(expected).max())
-    return check_error(one.name, error, EXACT) if weights == "float32" else error
+    return check_error(candidate.name, error, EXACT) if weights == "float32" else error
 
 
 def _table(rows: Sequence[Row], threads: int) -> Table:
-    rows = [one for one in rows if one.threads == threads]
-    lengths = list(dict.fromkeys(one.past for one in rows))
+    rows = [row for row in rows if row.threads == threads]
+    lengths = list(dict.fromkeys(row.past for row in rows))
     clock = "CPU time, median" if threads == 1 else "wall time, minimum (median)"
     title = f"a step, {threads} thread{'s' * (threads > 1)}, ms of {clock}"
-    table = Table("", *(f"behind {one}" for one in lengths), "error", title=title)
-    for name in dict.fromkeys(one.name for one in rows):
-        own = {one.past: one for one in rows if one.name == name}
+    table = Table("", *(f"behind {length}" for length in lengths), "error", title=title)
+    for name in dict.fromkeys(row.name for row in rows):
+        own = {row.past: row for row in rows if row.name == name}
         cells = [
             f"{own[past].ms:.1f}" + (f" ({own[past].median_ms:.1f})" if threads > 1 else "")
             for past in lengths
         ]
-        errors = [one.error for one in own.values() if one.error is not None]
+        errors = [item.error for item in own.values() if item.error is not None]
         table.add_row(name, *cells, f"{max(errors):.0e}" if errors else "")
     return table
 

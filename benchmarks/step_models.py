@@ -164,7 +164,7 @@ class Flat(nn.Module):
         positions = attention_mask.cumsum(-1)[:, -input_ids.shape[1] :] - 1
         pairs = tuple(zip(past[::2], past[1::2], strict=True))
         logits, present = self.model(input_ids, attention_mask, positions, pairs, True)
-        return (logits, *(one for pair in present for one in pair))
+        return (logits, *(item for pair in present for item in pair))
 
 
 def past_names(sizes: Sizes) -> list[str]:
@@ -225,8 +225,8 @@ def _write_llama(target: Path, model: nn.Module, sizes: Sizes) -> None:
     layer = {
         "norm_1": "input_layernorm",
         "norm_2": "post_attention_layernorm",
-        **{f"attention.{one}_proj": f"self_attn.{one}_proj" for one in "qkvo"},
-        **{one: f"mlp.{one}_proj" for one in ("gate", "up", "down")},
+        **{f"attention.{item}_proj": f"self_attn.{item}_proj" for item in "qkvo"},
+        **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
     }
     names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     names |= {

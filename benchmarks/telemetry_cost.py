@@ -47,8 +47,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         found = list(_counted(options, Path(folder)))
-    # What is counted besides the run itself comes and goes: the least of all rounds has none.
-    counts = {way: min(count for one, count in found if one == way) for way in _WAYS}
+    # What is counted besides the run itself comes and goes: the least of all rounds is free of it.
+    counts = {way: min(count for item, count in found if item == way) for way in _WAYS}
     bare, not_read, read = (counts[way] / options.runs for way in _WAYS)
     every = options.sample_every
     print(f"{options.package}, batch {options.batch}, one thread, {options.rounds} rounds")

@@ -54,7 +54,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One convolution.
+    """A convolution to measure.
 
     Attributes:
         moh_ms, body_ms: CPU time, median, on one thread; wall time, minimum, on several.

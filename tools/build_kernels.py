@@ -1,4 +1,4 @@
-"""Build the CPU kernels and put the library into the package, or record why there is none.
+"""Build the CPU kernels and put the library into the package, or record why it was not built.
 
 Runs as part of `pip install`, and by itself after a change: `python tools/build_kernels.py`. It
 needs nothing but Python's standard library. `MOH_DEPLOY_BUILD_KERNELS` says what to do: `auto`
@@ -55,7 +55,7 @@ def build_kernels(folder: Path, target: str | None = None) -> bool:
         Whether there is a library.
 
     Raises:
-        NoKernels: There is none, and `MOH_DEPLOY_BUILD_KERNELS` is `require`; or the variable has
+        NoKernels: It was not built, and `MOH_DEPLOY_BUILD_KERNELS` is `require`; or it has
             another value than those above.
     """
     mode = "require" if target else os.environ.get("MOH_DEPLOY_BUILD_KERNELS", "auto")

@@ -21,7 +21,9 @@ def main() -> int:
     parser.add_argument("packages", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--kernels", type=Path, metavar="FILE", help="default: function bodies")
     options = parser.parse_args()
-    problems = [one for root in options.packages for one in _problems(root, options.kernels)]
+    problems = [
+        problem for root in options.packages for problem in _problems(root, options.kernels)
+    ]
     for problem in problems:
         print(problem)
     how = "function bodies" if options.kernels is None else "kernels"
@@ -40,12 +42,12 @@ def _problems(root: Path, kernels: Path | None) -> Iterator[str]:
         session = ort.InferenceSession(
             str(root / "model.onnx"), settings, providers=["CPUExecutionProvider"]
         )
-        inputs = {one.name: recorded[f"0/inputs/{one.name}"] for one in session.get_inputs()}
+        inputs = {item.name: recorded[f"0/inputs/{item.name}"] for item in session.get_inputs()}
         results = session.run(None, inputs)
     except Exception as error:  # Each version has errors of its own.
         yield f"{root}: refused: {error}"
         return
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     for name, got in zip(names, results, strict=True):
         problem = _difference(got, recorded[f"0/outputs/{name}"])
         if problem:

@@ -67,7 +67,7 @@ def _prose(text: str) -> str:
 
 
 def header(_: str) -> str:
-    """plugins/include/moh/op_contract.h."""
+    """Return the text of `plugins/include/moh/op_contract.h`."""
     texts = [
         HEADER_START,
         _float_types(),

@@ -12,8 +12,10 @@ def image_requirements() -> list[str]:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(text)["project"]
     extras = [project["optional-dependencies"][name] for name in EXTRAS]
-    required = [one for group in (project["dependencies"], *extras) for one in group]
-    return [one for one in required if not one.startswith("torch>")]
+    required = [
+        requirement for group in (project["dependencies"], *extras) for requirement in group
+    ]
+    return [requirement for requirement in required if not requirement.startswith("torch>")]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ READ_BY_NAME = {".md", ".json", ".yaml", ".html", ".css", ".txt"}
 
 
 def main() -> str | None:
-    """Print a line a file; return why there is none."""
+    """Print a line a file; return why there is no line."""
     commit = sys.argv[1] if len(sys.argv) > 1 else "HEAD"
     found = tests_of(changed_files(commit))
     print("\n".join(found))

@@ -147,7 +147,7 @@ def show(comparisons: Sequence[Comparison], package: OnnxPackage) -> None:
     layers = package.manifest.layers
     sides = ["Package", "Package, kernels off"][: len(comparisons)]
     table = Table("Held-out images", "PyTorch", *sides, title="Digits: the model and its package")
-    replaced = f"{len(layers)}, {sum(one.replaced for one in layers)}"
+    replaced = f"{len(layers)}, {sum(layer.replaced for layer in layers)}"
     for name, torch_side, *package_sides in (
         ("accuracy", f"{first.torch_accuracy:.2%}", *(f"{c.accuracy:.2%}" for c in comparisons)),
         ("same prediction", "", *(f"{c.same_predictions}/{len(c.labels)}" for c in comparisons)),

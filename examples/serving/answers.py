@@ -48,13 +48,13 @@ class Answers:
                 for name in file.files
                 if name.startswith("output/")
             }
-            ids = tuple(str(one) for one in file["id"])
+            ids = tuple(str(number) for number in file["id"])
             return cls(ids, file["first"], file["count"], file["ms"], outputs)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How answers compare.
+    """The comparison of all answers.
 
     Attributes:
         requests: How many there were.

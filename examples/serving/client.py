@@ -107,8 +107,8 @@ def ask(load: Load) -> dict[str, np.ndarray]:
 def _names(answer: object) -> list[str]:
     response = answer.get_response()  # type: ignore[attr-defined]
     if isinstance(response, dict):
-        return [one["name"] for one in response["outputs"]]
-    return [one.name for one in response.outputs]
+        return [output["name"] for output in response["outputs"]]
+    return [output.name for output in response.outputs]
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def settled_metrics(running: RunningServer) -> str:
 
 def total_of(name: str, metrics: str) -> float:
     """Return the sum of all series of a metric, in the text that Prometheus reads."""
-    lines = [one for one in metrics.splitlines() if one.startswith(f"{name}{{")]
+    lines = [line for line in metrics.splitlines() if line.startswith(f"{name}{{")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 

@@ -73,8 +73,8 @@ class MoHTextForCausalLM(nn.Module):
 
     def balance(self) -> Tensor:
         """Return the load-balancing loss of the last forward in training, a scalar."""
-        routers = [one for one in self.modules() if isinstance(one, TwoStageRouter)]
-        return torch.stack([one.balance for one in routers]).sum()
+        routers = [module for module in self.modules() if isinstance(module, TwoStageRouter)]
+        return torch.stack([router.balance for router in routers]).sum()
 
 
 class Block(nn.Module):

@@ -49,14 +49,14 @@ def found_arms(root: Path, arms: dict[str, dict[str, object]]) -> FoundArms:
 def made_arms(root: Path, arms: dict[str, dict[str, object]]) -> dict[str, Arm]:
     found, quiet = found_arms(root, arms), SilentProgress()
     (root / "scratch").mkdir()
-    return {one.name: one for one in found.made(found.given(quiet), root / "scratch", quiet)}
+    return {arm.name: arm for arm in found.made(found.given(quiet), root / "scratch", quiet)}
 
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arm]:
     root = tmp_path_factory.mktemp("made")
     write_grouped(root / "package")
-    made = {name: {"made": one} for name, one in MADE.items()}
+    made = {name: {"made": how} for name, how in MADE.items()}
     return made_arms(root, {"moh": {"path": "package"}, **made})
 
 
@@ -66,7 +66,7 @@ def package_of(arm: Arm) -> OnnxPackage:
 
 
 def test_arms_say_what_they_are(arms: dict[str, Arm]):
-    assert {name: one.kind for name, one in arms.items() if name != "moh"} == {
+    assert {name: arm.kind for name, arm in arms.items() if name != "moh"} == {
         "open": "made of 'moh': all heads open, in standard operators",
         "fewer": "made of 'moh': 1 routed heads for each token",
         "all": "made of 'moh': all heads open, on its kernels",
@@ -75,7 +75,7 @@ def test_arms_say_what_they_are(arms: dict[str, Arm]):
         "fed": "made of 'moh': routing fed",
     }
     # What a routed arm has to be worth more than, and what cannot be served at all.
-    assert {name: one.chooses for name, one in arms.items()} == {
+    assert {name: arm.chooses for name, arm in arms.items()} == {
         "moh": True,
         "open": False,
         "fewer": True,
@@ -84,8 +84,8 @@ def test_arms_say_what_they_are(arms: dict[str, Arm]):
         "half": True,
         "fed": None,
     }
-    assert [name for name, one in arms.items() if one.dense] == ["open"]
-    assert [name for name, one in arms.items() if one.is_bound] == ["fed"]
+    assert [name for name, arm in arms.items() if arm.dense] == ["open"]
+    assert [name for name, arm in arms.items() if arm.is_bound] == ["fed"]
 
 
 def test_made_packages_are_what_they_say(arms: dict[str, Arm]):
@@ -102,8 +102,8 @@ def test_made_packages_are_what_they_say(arms: dict[str, Arm]):
 
 def test_every_made_arm_runs_on_the_inputs_of_the_package(arms: dict[str, Arm]):
     run = package_of(arms["moh"]).vectors[0]
-    for one in arms.values():
-        with one.model.open(one.variant) as runner:
+    for arm in arms.values():
+        with arm.model.open(arm.variant) as runner:
             assert runner.run(run.inputs)["y"].shape == run.outputs["y"].shape
 
 
@@ -116,7 +116,7 @@ def test_package_runs_in_what_it_was_tuned_for_unless_the_plan_says_another(
     arms = {name: {"path": name} for name in ("plain", "tuned")}
     arms["otherwise"] = {"path": "tuned", "runtime": "onnxruntime"}
     found = found_arms(tmp_path, arms)
-    assert {one.name: one.variant.runtime for one in found.given(SilentProgress())} == {
+    assert {arm.name: arm.variant.runtime for arm in found.given(SilentProgress())} == {
         "plain": "onnxruntime",
         "tuned": "openvino",
         "otherwise": "onnxruntime",
@@ -228,7 +228,7 @@ def test_engines_take_turns_with_their_package_and_are_judged_like_it(fakes: Fak
     package, engine, wrong = report["arms"]
     assert engine["runtime"] == "TensorRT 10.9.0.34 on a GPU"
     assert package["runtime"].startswith("ONNX Runtime ")
-    assert [one["quality"][0]["value"] for one in report["arms"]] == [1.0, 1.0, pytest.approx(0)]
+    assert [arm["quality"][0]["value"] for arm in report["arms"]] == [1.0, 1.0, pytest.approx(0)]
     # What the fake runtime takes is no matter, and is measured in the same rounds.
     assert engine["latency"][0]["rounds"] == package["latency"][0]["rounds"]
     assert engine["memory_mib"] > 0

@@ -116,8 +116,8 @@ def test_package_says_what_was_exported(tmp_path: Path):
     assert (layer.batch, layer.seq_len, layer.kv_len) == (2, 5, 5)
     assert layer.active_share == 0.75
     assert manifest.dims == {"batch": 2, "seq": 5}
-    assert [(one.name, one.shape) for one in manifest.inputs] == [("x", ("batch", "seq", 8))]
-    assert [(one.name, one.shape) for one in manifest.outputs] == [("hidden", ("batch", "seq", 8))]
+    assert [(i.name, i.shape) for i in manifest.inputs] == [("x", ("batch", "seq", 8))]
+    assert [(o.name, o.shape) for o in manifest.outputs] == [("hidden", ("batch", "seq", 8))]
     assert manifest.ops == dict.fromkeys(
         [
             f"moh.dense::{name}" if "Projection" in name else f"moh::{name}"
@@ -447,7 +447,7 @@ class StepWithAMask(nn.Module):
 
 
 class StepWithALongMask(nn.Module):
-    """Its mask may be of another length; in eager mode, one that hides nothing is not looked at."""
+    """A step whose mask may have another length; eager mode ignores a mask that hides nothing."""
 
     def forward(self, x, past, mask):
         keys = torch.cat([past, x], 1)
@@ -573,8 +573,8 @@ def test_outputs_without_dimensions_are_compared(tmp_path: Path):
     assert moh_deploy.verify(root, kernels="off").equal
     package = OnnxPackage.open(root)
     recorded = [
-        replace(one, outputs={**one.outputs, "loss": one.outputs["loss"] + 1})
-        for one in package.vectors
+        replace(run, outputs={**run.outputs, "loss": run.outputs["loss"] + 1})
+        for run in package.vectors
     ]
     model = onnx.load(package.model_path)
     with PackageWriter(root) as writer:

@@ -60,7 +60,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "units": lambda text: tuple(text.split()),
     "options": lambda text: tuple(text.split()),
     "symptom": _symptom,
-    "variant": lambda text: {one.name: one for one in (PLAIN, ADDRESS, THREAD)}[text],
+    "variant": lambda text: {v.name: v for v in (PLAIN, ADDRESS, THREAD)}[text],
 }
 
 

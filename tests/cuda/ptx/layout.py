@@ -29,8 +29,10 @@ class Layout:
         self._addresses: dict[str, int] = {}
         shared = [variable for variable in entry.variables if variable.space == "shared"]
         # The dynamic memory is behind all other.
-        self.static_shared_bytes = self._place(sorted(shared, key=lambda one: one.is_dynamic))
-        self.local_bytes = self._place([one for one in entry.variables if one.space == "local"])
+        self.static_shared_bytes = self._place(
+            sorted(shared, key=lambda variable: variable.is_dynamic)
+        )
+        self.local_bytes = self._place([v for v in entry.variables if v.space == "local"])
         self.param_bytes = self._place(entry.params)
 
     @property

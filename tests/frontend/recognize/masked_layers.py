@@ -343,7 +343,7 @@ class StaticCache(nn.Module):
     """A layer over a cache of a fixed size; rows of a stored causal mask are read by position.
 
     Args:
-        wrong_row: Of the mask, which also shows the last key; None: there is none.
+        wrong_row: Of the mask: it also shows the last key. None for a right mask.
     """
 
     mask: Tensor

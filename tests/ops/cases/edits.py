@@ -27,7 +27,7 @@ def plus(name: str, addend: float) -> Edit:
 
 def in_order(*edits: Edit) -> Edit:
     def edit(inputs: dict[str, np.ndarray]) -> None:
-        for one in edits:
-            one(inputs)
+        for step in edits:
+            step(inputs)
 
     return edit

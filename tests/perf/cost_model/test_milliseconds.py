@@ -68,8 +68,8 @@ def test_grouped_heads_read_less():
     assert milliseconds(grouped, "sparse") < milliseconds(step, "sparse")
     # A group is read if any of its heads is open: fewer are spared.
     spared = [
-        milliseconds(replace(one, active_share=0.25), "sparse") / milliseconds(one, "sparse")
-        for one in (step, grouped)
+        milliseconds(replace(shape, active_share=0.25), "sparse") / milliseconds(shape, "sparse")
+        for shape in (step, grouped)
     ]
     assert spared[0] < spared[1]
 
@@ -82,7 +82,7 @@ def test_threads_share_the_work_but_not_the_call():
 
 def test_narrow_vectors_are_slower():
     sets = ("avx512", "avx2", "baseline")
-    times = [milliseconds(VIT, "sparse", Platform(one)) for one in sets]
+    times = [milliseconds(VIT, "sparse", Platform(name)) for name in sets]
     assert times[0] < times[1] < times[2]
     assert milliseconds(VIT, "sparse") == milliseconds(VIT, "sparse", Platform("avx512_bf16"))
 
