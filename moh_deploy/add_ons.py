@@ -114,7 +114,7 @@ def _read(distribution: str, path: str) -> Iterator[EntryPoint]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()
-    except OSError:  # Most have none.
+    except OSError:  # Most lack it.
         return
     section = ""
     for line in map(str.strip, text.splitlines() if _PREFIX in text else ()):

@@ -80,7 +80,7 @@ def bisect(
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
     written = None if output is None else Path(output)
-    # Checked before the package is read, which would only say that it is none.
+    # Checked before the package is read, which would only say that it is not a package.
     if find_deployed(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine, whose inner values cannot be seen; expected a package.",

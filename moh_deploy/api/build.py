@@ -51,7 +51,7 @@ def build(
     How layers run on a CPU says nothing of a GPU. The attention of each layer runs in the way that
     is the fastest on this machine's GPU, of the kernel, TensorRT's own attention, and the op's body
     in other layers; where nothing can be timed, a table of estimates decides, and the report says
-    so. Layers that somebody chose to be dense (`moh-deploy tune --choose`) run by no kernel.
+    so. Layers set to dense by hand (`moh-deploy tune --choose`) run by no kernel.
 
     Args:
         package_dir: The package.
@@ -94,7 +94,7 @@ def build(
     if plain and (require_kernels or embed_plugin or plugin is not None):
         raise ConfigError(
             "plain is given, and an option of kernels: require_kernels, embed_plugin or plugin.",
-            hint="A plain engine has none: leave one of them out.",
+            hint="A plain engine runs without kernels: leave one of them out.",
         )
     check_output(output, ENGINE)
     # A package is replaced as a whole, and would take an engine inside of it along.

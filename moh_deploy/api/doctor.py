@@ -36,7 +36,7 @@ def doctor(
     if artefact is not None:
         with progress.step("loading the artefact"):
             how = ask(_how_it_runs, str(artefact))
-            # Essential: whoever names an artefact wants to know whether it runs here.
+            # Essential: an artefact is named to learn whether it runs here.
             failed = (how,) if isinstance(how, Failed) else ()
             runs = None if isinstance(how, Failed) else how
             found += (Ability(f"run {artefact}", runs, failed, essential=True),)

@@ -52,7 +52,7 @@ def polygraphy_runner(
         name: What Polygraphy calls its results; None for one that says what runs.
 
     Raises:
-        ConfigError: `source` is none of these, or an option does not fit it.
+        ConfigError: `source` is something else, or an option does not fit it.
         PackageError: A package or engine cannot be read.
         BackendError: Polygraphy is not installed.
     """

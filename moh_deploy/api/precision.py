@@ -42,7 +42,7 @@ def precision(
     on the recorded inputs. In int8 products with stored weights are, and what they read is rounded
     when it is met; all else stays in float32, and products that make nothing but scores of routers
     do. In int4 their weights are, in blocks with a scale each, and what they read is rounded to 8
-    bits. Inputs and outputs of the model keep their dtypes, but for caches that are written in
+    bits. Inputs and outputs of the model keep their dtypes, except caches that are written in
     place: they are kept in half precision from call to call.
 
     Args:
@@ -61,7 +61,7 @@ def precision(
         progress: What to report steps to.
 
     Raises:
-        ConfigError: `to` is none of these, the package is not in float32, or has no product that
+        ConfigError: `to` is another word, the package is not in float32, or has no product that
             could be in integers; scales are static and inputs are missing, or judge as well.
         PackageError: Not a package, or the output cannot be written.
         ValidationError: The package, or the new one, differs from the original model by more than

@@ -79,7 +79,7 @@ def probe(
         )
     if original is not None and not inputs:
         raise ConfigError(
-            f"{original.name} is to record what is found in inputs, but there are none.",
+            f"{original.name} is to record what is found in inputs, but no inputs are given.",
             hint="Give some: --inputs FILE.npz. `moh-deploy verify --against` compares with it.",
         )
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))

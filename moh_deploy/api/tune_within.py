@@ -63,7 +63,7 @@ def tune_within(
 
     Args:
         package_dir: A package in float32, which stays as it is.
-        within: Conditions, all of which have to hold: `top-1 >= 0.98 * reference`, `flips <= 0`,
+        within: Conditions that all have to hold: `top-1 >= 0.98 * reference`, `flips <= 0`,
             `parity`. The reference is the package itself, in ONNX Runtime.
         output: The package to write; None with `dry_run` only.
         inputs: npz files, or directories of them: what conditions are judged on, and times are

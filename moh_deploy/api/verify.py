@@ -108,7 +108,7 @@ def verify(
             tokens are valid: [batch, tokens] of 0 and 1; `not NAME`: it is 1 for padding. Padding
             is not compared, in gates and in outputs that have token axes. None takes the input that
             the package names, if it names one; `all` compares all tokens.
-        staged: The package is still being written, and whoever writes it asks.
+        staged: The package is still being written, and its writer asks.
         progress: What to report steps to.
 
     Returns:

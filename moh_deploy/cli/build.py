@@ -1,4 +1,4 @@
-"""`moh-deploy build`."""
+"""Define the command `moh-deploy build`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, Unpack

@@ -1,4 +1,4 @@
-"""How a command ends when it cannot do its job: one line on stderr, an exit code, no traceback.
+"""End a command that cannot do its job: one line on stderr, an exit code, no traceback.
 
 Only a bug of moh-deploy's own has one, and an exit code that means nothing else.
 """
@@ -41,7 +41,7 @@ def exit_code_of(run: Callable[[], object], *, as_json: bool) -> int:
                 return _interrupted()
             try:
                 return _exit_code(error, as_json=as_json)
-            except BrokenPipeError:  # whoever read it has gone
+            except BrokenPipeError:  # its reader has gone
                 silence(sys.stdout)
                 silence(sys.stderr)
                 return EXIT_BROKEN_PIPE

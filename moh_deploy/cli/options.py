@@ -175,7 +175,7 @@ RoutingProfile: TypeAlias = Annotated[
 GuardFile: TypeAlias = Annotated[
     str | None,
     "FILE.yaml|default",
-    "Judge answers, and answer by a rung below where the first fails, by this policy; default:"
+    "Judge answers, and answer by a lower level where the first fails, by this policy; default:"
     " kernels, then function bodies.",
     NAME_OR_PATH,
 ]

@@ -94,7 +94,7 @@ AnyReport = TypeVar("AnyReport", bound=Filed)
 def write_files(paths: ReportPaths, subject: str, job: Callable[[], AnyReport]) -> AnyReport:
     """Do the job of the command that runs, and write its answer to files.
 
-    Until there is an answer they say that there is none: a file of an earlier run must not speak
+    Until there is an answer they say that it is missing: a file of an earlier run must not speak
     for one that was stopped.
 
     Args:

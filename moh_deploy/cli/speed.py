@@ -161,7 +161,7 @@ class ToBench(TypedDict):
     min_time: Annotated[
         float,
         "TIME",
-        "How long all contestants run in turn, on each set of inputs.",
+        "How long all candidates run in turn, on each set of inputs.",
         values.seconds,
         Default("5s"),
     ]

@@ -54,7 +54,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:
 
 
 def parse_longest(texts: Sequence[str]) -> dict[str, int]:
-    """Read `DIM=N`.
+    """Read `DIM=N` texts as limits of dimensions.
 
     Raises:
         ConfigError: A text is of another form, or a dimension is named twice.

@@ -95,7 +95,7 @@ def document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
 
 
 def dotted(keys: Sequence[Key]) -> str:
-    """Return `inputs.0.shape`."""
+    """Return a key's path, such as `inputs.0.shape`."""
     return ".".join(str(key) for key in keys)
 
 

@@ -75,7 +75,7 @@ class DimExpr:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is the name alone."""
+        """Tell whether this is the name alone."""
         return self.multiplier == 1 and self.offset == 0
 
     def __str__(self) -> str:

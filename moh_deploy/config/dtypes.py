@@ -63,7 +63,7 @@ def dtype_named(text: str, allowed: Collection[str], *, option: str) -> str:
     """Return the dtype that a user's text names, spelled in full: `float16`.
 
     Raises:
-        ConfigError: It is none of those that are allowed.
+        ConfigError: It is not one of the allowed names.
     """
     dtype = _OLD_NAMES.get(text, text)
     if dtype not in allowed:

@@ -48,7 +48,7 @@ class OpenedArm:
     base: Manifest  # the manifest whose names are used
 
     def outputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run it once.
+        """Run the alternative once and return its outputs.
 
         Raises:
             MoHDeployError: It does not take these inputs, the runtime failed, or it returns

@@ -9,7 +9,7 @@ Blocks that are still like their neighbours say less than their number: the vari
 raised by their correlation.
 
 Source: Schmeiser, Batch size effects in the analysis of simulation output (1982): few blocks, 10 to
-30, and large ones. The variance is that of a mean of numbers of which neighbours are correlated.
+30, and large ones. The variance is that of a mean of numbers with correlated neighbours.
 """
 
 import math

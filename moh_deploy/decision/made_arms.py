@@ -157,7 +157,7 @@ def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
     """Read what the paths of a plan name, and check what can be checked without loading it.
 
     Raises:
-        ConfigError: A path names nothing that runs, a URL is none, or nothing is a package.
+        ConfigError: A path names nothing that runs, a URL is malformed, or no arm is a package.
         PackageError: A package cannot be read, or has changed since it was written.
         BackendError: A runtime that is asked for is not installed.
     """

@@ -99,7 +99,7 @@ class PlannedRun:
     score: BlockScorer = field(default_factory=lambda: BlockScorer({}))
 
     def measured(self) -> MeasuredArms:
-        """Run everything.
+        """Run every alternative of a plan.
 
         Raises:
             MoHDeployError: An arm cannot be loaded or run; that shows before anything is timed.

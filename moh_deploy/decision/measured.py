@@ -148,7 +148,7 @@ class QualityFigure:
     better: Literal["higher", "lower"]
     samples: int
     value: float  # naN if a sample has no score
-    # The true value is above this, with the plan's confidence; None where there is none.
+    # The true value is above this, with the plan's confidence; or None.
     low: float | None
     high: float | None  # and below this
 
@@ -178,7 +178,7 @@ class LatencyFigure:
 
 @dataclass(frozen=True)
 class ArmReport:
-    """One arm.
+    """The result of one alternative.
 
     Attributes:
         is_bound: It shows what could be gained, and cannot be served itself: no decision is for it.

@@ -191,7 +191,7 @@ class PlanFile:
 
 
 def read_plan(path: Path, *, trust_code: bool = False, trust_pickle: bool = False) -> PlanFile:
-    """Read a plan.
+    """Read a plan from YAML.
 
     Raises:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said. Or it

@@ -79,7 +79,7 @@ class Promise:
     # Of a metric the loss against the reference in its own units; of time the gain, as a share of
     # the reference's.
     estimate: float
-    # Lower end of the interval of the plan's confidence; None where there is none.
+    # Lower end of the interval of the plan's confidence; or None.
     low: float | None
     high: float | None  # upper end
     limit: float

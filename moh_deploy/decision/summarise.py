@@ -54,12 +54,12 @@ def report_of(
     found = decide.would_do(plan, measured.evidence, chooses, look=look)
     verdicts = {name: decision.verdict for name, decision in decisions.items()}
     if chooses.get(plan.reference) is not True:
-        # A simple arm that is worse than the reference is none to take, where that is simple, too.
+        # A simple arm that is worse than a simple reference is not worth taking.
         found = tuple(do for do in found if verdicts.get(do.name) != "loss")
     # The one to name first: an arm that won, and none that lost.
     ranks = {"win": 0, "loss": 2}
     quantile = None if plan.latency is None else plan.latency.quantile
-    # Of whichever arm has kernels: an original or a server has none here.
+    # Of whichever arm has kernels: an original or a server lacks them here.
     sets = (description.kernels.instruction_set for description in measured.described.values())
     machine = Processor.this(next((name for name in sets if name is not None), None)).describe()
     return DecisionReport(

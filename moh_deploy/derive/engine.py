@@ -146,7 +146,7 @@ class _Build:
             read,
             plan,
             here=self._process.stack.compute_capability,
-            # What is refused is not built: nobody waits for times of it.
+            # What is refused is not built: its times are not measured.
             timed=timed and not refused,
             folder=self._work / _TIMING_NAME,
             progress=self._progress,

@@ -104,7 +104,7 @@ def write_inlined(package: OnnxPackage, output: Path, progress: Progress) -> Inl
             else:
                 save_with_weights(model, staged.path / MODEL_NAME)
         with progress.step("comparing what was written with the original model"):
-            # It is the package still, but for its model: what was recorded is what it has to give.
+            # Only the model of the package changes: it has to give what was recorded.
             manifest = replace(package.manifest, layers=layers)
             written = replace(package, root=staged.path, manifest=manifest)
             parity = compare_recorded(written, Variant(kernels="off"))
@@ -115,7 +115,7 @@ def write_inlined(package: OnnxPackage, output: Path, progress: Progress) -> Inl
                     " equal.",
                 )
         size = sum(file.stat().st_size for file in staged.path.iterdir())
-        # The model comes last: there is none whose weights are still to come.
+        # The model comes last: its weights are there by then.
         placed = {weights.name: weights} if has_weights else {}
         staged.commit_files({**placed, MODEL_NAME: staged.output})
     return InlineReport(

@@ -37,7 +37,9 @@ class PrunedLayer:
     path: str
     num_heads: int  # the heads that it had
     fixed: FixedHeads  # those that are left, with their gates
-    num_kv_heads: int | None  # those that its attention reads now; None where its operator has none
+    num_kv_heads: (
+        int | None
+    )  # those that its attention reads now; None where its operator lacks them
     loads: HeadLoads  # how much each of its heads was used
     notes: tuple[str, ...] = ()  # what became of keys and values, where that has to be said
 

@@ -205,17 +205,17 @@ def _with_padding_input(
     inputs: Sequence[ModelInput],
     find_padding: bool,
 ) -> tuple[Sequence[ModelInput], tuple[str, ...]]:
-    """Mark the input of which the graph shows that it says which tokens are valid, and how.
+    """Mark the input that the graph shows to tell valid tokens, and how.
 
     Of several, the first is taken where all have the same axes and agree in the example: leaving
     out what is padding by one of them is safe, and the others' padding is compared. Where it hides
     all tokens of the example, some become valid.
 
     Returns:
-        The inputs, and the names of all of which that is shown, if the user named none.
+        The inputs, and the names of all that the graph shows to do so, unless the user named one.
 
     Raises:
-        ConfigError: The user named a mask of which the graph shows the opposite.
+        ConfigError: The user named a mask, and the graph shows the opposite.
     """
     is_named = any(item.says_valid for item in inputs)
     if not is_named and not find_padding:

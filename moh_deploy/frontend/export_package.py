@@ -191,7 +191,7 @@ def _export(
 
 
 class _Source(NamedTuple):
-    """What a package says of the model that it was made from, and brings along."""
+    """The source of a package: facts about the original, and files to bring along."""
 
     sha256: str | None
     text_generation: package.TextGeneration | None

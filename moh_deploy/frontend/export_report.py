@@ -1,4 +1,4 @@
-"""What an export made, and how well it agrees with the original."""
+"""The report of an export: the package, and its agreement with the original."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from moh_deploy.validate.compare.verify_runs import ProvenRun
 
 @dataclass(frozen=True)
 class ExportReport(Report):
-    """One export.
+    """The result of one export.
 
     Attributes:
         package: The directory that was written.
@@ -42,11 +42,11 @@ class ExportReport(Report):
         valid_tokens: The input that says which tokens are valid, `not` before one that is 1 for
             padding; None if all are.
         valid_tokens_found: The graph shows that; the user did not name it.
-        padding_inputs: All inputs of which the graph shows that, if the user named none.
+        padding_inputs: All inputs that the graph shows to do so, unless the user named one.
         dim_ranges: Smallest and largest size of dimensions that are limited.
         limits: What is in the way beyond, by dimension.
         unnamed: Dimensions of an exported program that have no name, and their places: `x:1`.
-        caches: Caches that are written in place; None where there are none.
+        caches: Caches that are written in place, or None.
         seconds: Wall time of each step.
     """
 
@@ -75,19 +75,19 @@ class ExportReport(Report):
     @property
     @in_json()
     def moh_layers(self) -> int:
-        """How many layers were recognised."""
+        """Return the number of recognised layers."""
         return len(self.layers)
 
     @property
     @in_json()
     def replaced_layers(self) -> int:
-        """How many of them are operators now."""
+        """Return the number of layers that are operators now."""
         return sum(layer.replaced for layer in self.layers)
 
     @property
     @in_json()
     def kernels(self) -> KernelUse:
-        """Those of the last run."""
+        """Return the kernels of the last run."""
         return self.runs[-1].kernels
 
     def document(self) -> Document:

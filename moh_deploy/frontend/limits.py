@@ -54,8 +54,8 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
     """Return the smallest and largest size of each dimension whose sizes the trace limits.
 
     Raises:
-        ExportError: The trace is good for what recurs among sizes: the multiples of 8, or what is
-            none.
+        ExportError: The trace is good for what recurs among sizes: the multiples of 8, or all
+            others.
     """
     symbols = _symbols(program, inputs)
     ranges: Ranges = {}

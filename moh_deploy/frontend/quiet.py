@@ -36,7 +36,7 @@ def no_advice() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """Mute warnings."""
+    """Mute warnings within a block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -3,7 +3,7 @@
     present = Concat(past, new)                  present = TensorScatter(past, new, past_length)
     y = MoHAttention(q, k, v, gates, mask)       y = MoHAttention(q, k, v, gates, mask, filled)
 
-`past` and `present` become buffers of one size, of which the first places are filled: a runtime
+`past` and `present` become buffers of one size, filled in their first places: a runtime
 writes in place where both are the same memory. All that the model computes from the size of a cache
 reads how much of it is filled, and whatever else reads a cache reads the filled part of it alone.
 So masks stay what they are, for longer keys: the rest of a buffer is behind what is filled.

@@ -27,7 +27,7 @@ def choose_layers(model: ir.Model, layers: Sequence[package.LayerInfo]) -> bool:
     Args:
         model: Its functions hold a body for every node, in the node's domain.
         layers: Their choices say where each node belongs. Nodes of layers that are not among them
-            stay where they are, but for those that depend on sizes: these go to `moh`.
+            stay where they are; domains that depend on sizes become `moh`.
 
     Raises:
         PackageError: The model lacks the node of a layer.

@@ -49,9 +49,9 @@ class LayerNames:
     gates: str  # value that holds the gates [B, S, H]
     # The node of the layer's attention; None where it stays ordinary operators.
     node: str | None = None
-    # The MoHQueryProjection that it reads; None where there is none.
+    # The MoHQueryProjection that it reads, or None.
     query_projection: str | None = None
-    # The MoHOutputProjection that reads it; None where there is none.
+    # The MoHOutputProjection that reads it, or None.
     output_projection: str | None = None
     router: str | None = None  # the MoHRouter that makes the gates; None where other operators do
     # Value that holds the gated heads; None where `node` makes them, or none does.
@@ -201,7 +201,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def name_nodes(model: ir.Model, *, keep: frozenset[str]) -> bool:
     """Name nodes `blocks.0.mlp.MatMul`, `blocks.0.mlp.MatMul#2` and so on.
 
-    A node of which the exporter says nothing keeps its name.
+    A node without metadata of the exporter keeps its name.
 
     Args:
         keep: Names that stay: those of the layers' nodes.

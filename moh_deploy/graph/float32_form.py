@@ -18,7 +18,7 @@ from moh_deploy.graph.sequences import raise_to_float32
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import save_model
 
-# Lower a raised graph as it was before, but for some nodes that stay in float32.
+# Lower a raised graph as it was before, except some nodes that stay in float32.
 
 EXACT = frozenset(
     (
@@ -132,7 +132,7 @@ def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: P
 
     Args:
         package: In float16 or bfloat16.
-        reference: The float32 package that it was made from; None if there is none.
+        reference: The float32 package that it was made from, or None.
         scratch: An empty directory to write it to.
     """
     low = cast(LowType, package.manifest.precision)

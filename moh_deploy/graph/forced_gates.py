@@ -94,7 +94,7 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
     """
     # router -> root -> views -> gates   becomes   router -> root -> views -> gates.computed
     #                                             gates.forced -> views backwards -> root.fed
-    # and whoever read the root, the views among them, reads root.fed.
+    # and readers of the root, the views among them, read root.fed.
     makers = makers_of(graph.node)
     views = {name: _views(makers, name) for name in gates}
     # What the router made, from which attention may read another view.

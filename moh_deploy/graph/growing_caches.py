@@ -20,7 +20,7 @@ in front of it where the model has that name."""
 
 @dataclass(frozen=True)
 class GrowingCache:
-    """One cache."""
+    """A cache that grows by concatenation."""
 
     past: ir.Value  # the input, [batch, ..., past, ...]
     joined: ir.Node  # the Concat that puts new keys or values behind it, and makes an output
@@ -46,7 +46,7 @@ def growing_caches(model: ir.Model, manifest: Manifest) -> tuple[GrowingCache, .
     """Return every cache, in the order in which they grow.
 
     Raises:
-        ConfigError: There is none, or one grows in another way; with the reason.
+        ConfigError: It has no cache, or a cache grows in another way; with the reason.
     """
     found: list[GrowingCache] = []
     outputs = set(model.graph.outputs)
@@ -232,7 +232,7 @@ def _new_length(
     if len(fitting) == 1 and len(set(added)) > 1:
         return fitting[0]
     raise ConfigError(
-        f"output '{spec.name}' has '{text}' tokens, of which '{past_dim}' were cached: it is not"
+        f"output '{spec.name}' has '{text}' tokens, and '{past_dim}' were cached: it is not"
         " known how many are new.",
         hint="Make the number of new tokens a dimension of an input (--dynamic), or fixed.",
     )

@@ -23,7 +23,7 @@ class LayerNodes:
     # Width of what its MoHQueryProjection reads; None without one, or where the weight is not a
     # constant.
     query_features: int | None = None
-    output_features: int | None = None  # width of what its MoHOutputProjection makes; None likewise
+    output_features: int | None = None  # width of what its MoHOutputProjection makes; or None
     window: int = 0  # neighbours in the window of a MoHAggregatedAttention; 0 for others
 
 

@@ -23,7 +23,7 @@ _NO_BODY = "plugin"
 def inline_functions(model: ir.Model, *, but: Collection[str]) -> bool:
     """Replace every node that has a body by it, but those of these names, and drop all bodies."""
     modified = bool(model.functions)
-    # A body is found by domain, name and overload: a node with an overload of its own has none.
+    # A body is found by domain, name and overload: a node with an overload of its own lacks it.
     kept = [node for node in model.graph if node.name in but]
     for node in kept:
         node.overload = _NO_BODY

@@ -39,7 +39,7 @@ def make_projections_plain(
     without_switches(model)
     for node in [node for node in model.graph if is_projection_node(node)]:
         make_plain(node)
-    # A body that nobody calls would keep its operator on the list of those that a package needs.
+    # An uncalled body would keep its operator on the list of those that a package needs.
     for key in [key for key in model.functions if key[1] in _PROJECTIONS]:
         del model.functions[key]
     import_domains(model)
@@ -76,7 +76,7 @@ def _replace_by_product(
     """Put MatMul, and Add where there is a bias, in the place of a node, and return them."""
     (result,) = node.outputs
     assert node.graph is not None
-    # The last node makes the value of that name, whoever reads it.
+    # The last node makes the value of that name, for all its readers.
     made = [ir.Node("", "MatMul", [x, weight], name=name)]
     if bias is not None:
         made[0].outputs[0].name = f"{result.name}.product"

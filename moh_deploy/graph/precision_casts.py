@@ -20,7 +20,7 @@ _STATISTICS = ("LayerNormalization", "RMSNormalization")
 
 def lower_precision(model: ir.Model, plan: PrecisionPlan) -> bool:
     """Type the graph as planned. Inputs and outputs of the model keep their dtypes, and every value
-    keeps its name, but for those that a Cast adds.
+    keeps its name; a Cast adds new ones.
 
     Args:
         model: All floats are float32. Its functions fit every dtype.
@@ -136,7 +136,7 @@ def _low_weight(weight: ir.TensorProtocol, low: LowType, name: str) -> ir.LazyTe
 # Turn a graph of lower precision into the same graph in float32: what `lower_precision` undoes.
 #
 # What each node computed in is read off its types, so that the graph can be lowered again with
-# other nodes left in float32, whoever lowered it first.
+# other nodes left in float32 by an earlier lowering.
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def raise_precision(
         model: Every value has a dtype.
         low: What the graph was lowered to.
         weights: Weights by name, in float32, for those that the graph has rounded. Those in the
-            graph are taken as they are where this is None, or holds none that rounds to them.
+            graph are taken as they are where this is None, or lacks weights that round to them.
     """
     return _Raise(model.graph, low, weights).apply()
 

@@ -124,7 +124,7 @@ def _sources(graph: onnx.GraphProto) -> dict[str, _Source]:
     """Return what each value is made of, of those that `_ARITHMETIC` makes."""
 
     def has_data(weight: onnx.TensorProto) -> bool:
-        # Large weights have none here (see `load_without_weights`), nor have external ones.
+        # Large and external weights lack them here (see `load_without_weights`).
         numbers = (weight.int64_data, weight.int32_data, weight.float_data, weight.double_data)
         return weight.HasField("raw_data") or any(map(len, numbers)) or 0 in weight.dims
 

@@ -47,7 +47,7 @@ class CpuFacts:
 
     runtime: RuntimeFacts | Failed
     functions: CpuRun | Failed
-    library: Path | None  # The library with the kernels; None: there is none
+    library: Path | None  # The library with the kernels, or None
     kernels: CpuRun | Failed
 
 
@@ -83,7 +83,7 @@ class OpenVinoFacts:
     """OpenVINO, and the extension of ours."""
 
     release: str | Failed  # The release that is installed, such as `2026.4.1`
-    extension: Path | None  # The library; None: there is none
+    extension: Path | None  # The library, or None
     # The run of a kernel in it; fails where the library is of another release.
     kernels: CpuRun | Failed
 

@@ -48,7 +48,7 @@ class DeviceCode:
 
 
 def device_code(library: Path) -> DeviceCode:
-    """Read a library; one without code for GPUs has none."""
+    """Read the code for GPUs in a library, empty without any."""
     entries = set(_entries(library.read_bytes()))
     return DeviceCode(
         machine=tuple(sorted(arch for kind, arch in entries if kind == _MACHINE_CODE)),

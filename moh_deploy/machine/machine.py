@@ -52,7 +52,7 @@ class Ability:
     @property
     @in_json()
     def can(self) -> bool:
-        """Whether nothing is missing."""
+        """Tell whether nothing is missing."""
         return not self.gaps
 
 

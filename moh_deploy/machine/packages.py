@@ -11,7 +11,7 @@ from packaging.version import Version
 from moh_deploy.native import INSTALL_ORT_GPU
 
 OWN_NAME = "moh-deploy"
-# Each name may be had in several builds, of which one is enough.
+# Each name may be had in several builds: one is enough.
 _ORT, _ORT_GPU = "onnxruntime", "onnxruntime-gpu"
 _SAME_MODULE = {_ORT: (_ORT, _ORT_GPU)}
 _OPTIONAL = (_ORT_GPU, "onnx-graphsurgeon", "polygraphy", "tensorrt")

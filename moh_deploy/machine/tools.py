@@ -102,7 +102,7 @@ def _folders(variable: str, parts: tuple[str, ...]) -> list[Path]:
     """Return where a header may be, in the order in which they are searched."""
     named = filter(None, os.environ.get(variable, "").split(os.pathsep))
     usual = (Path(root, part) for root in _INCLUDE_ROOTS for part in parts)
-    # What somebody named counts before what is installed.
+    # A named tool counts before an installed one.
     folders = [*map(Path, named), *usual]
     # Where the extra `test-tensorrt` has TensorRT's headers.
     spec = importlib.util.find_spec("kernel_lens")

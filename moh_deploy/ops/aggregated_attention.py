@@ -1,6 +1,6 @@
 """MoHAggregatedAttention: each pixel attends to its window and to a pooled image, in one softmax.
 
-    q'  = q / max(|q|, epsilon)  if normalize, else q; k' and pooled k' likewise
+    q'  = q / max(|q|, epsilon)  if normalize, else q; k' and pooled k' the same
     s   = (q' + query_embedding) * query_scale
     w   = softmax over [ s k'[window] + window_bias,  s pooled k' + pooled_bias ]
     Y   = gate * ( (w[window] + q' window_tokens + window_offset) v[window]  +  w[pooled] pooled v )

@@ -88,7 +88,7 @@ class Case:
 
     @property
     def tolerance(self) -> OpTolerance:
-        """How far an output may be from the reference."""
+        """Return the allowed distance of an output from the reference."""
         return op_tolerance_for(self.dtype, score_bound=self.score_bound)
 
     def in_dtype(self, dtype: str) -> Case:

@@ -1,5 +1,5 @@
 """MoHQueryProjectionNBits and MoHOutputProjectionNBits: the projections of `projection.py` with
-weights of 4 bits, of which only those of open heads are read.
+weights of 4 bits. Only weights of open heads are read.
 
     Y = X W + bias, with W as nbits_product.py has it.
 """
@@ -130,7 +130,7 @@ MOH_QUERY_PROJECTION_NBITS = OpSpec(
     outputs=(spec.OutputSpec("Q", "[B, S, N]; unspecified where the gate is 0."),),
     attributes=_attributes("head h has the columns from `h*D` up to `(h+1)*D`, `N = H*D`."),
     reference=reference,
-    # Kernels skip queries of closed heads; what is there is compared by nobody.
+    # Kernels skip queries of closed heads; what is there is not compared.
     specified=open_columns,
     shape_rule=partial(shape_rule, op_names.QUERY_PROJECTION_NBITS, "out_features"),
     variant=variant_of,

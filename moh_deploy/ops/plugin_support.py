@@ -1,4 +1,4 @@
-"""What the TensorRT plugins take, as data: for checks before a build, and for the docs.
+"""List the inputs that TensorRT plugins take, as data for checks and docs.
 
 `libmoh_plugin.so` says the same of itself (`moh_plugin_table`), and a test compares the two.
 """

@@ -1,7 +1,7 @@
 """MoHQueryProjection and MoHOutputProjection: the linear maps around MoHAttention.
 
-    Q = X W + bias    what is computed for a head that a token did not choose need not be: nobody
-                      reads it
+    Q = X W + bias    results of a head that a token did not choose may be anything:
+                      no op reads them
     Y = X W + bias    rows of X that MoHAttention made 0 need not be multiplied
 
 Source: Mixture-of-Head attention, arXiv 2410.11842, section 3: a token that does not choose a head
@@ -173,7 +173,7 @@ MOH_QUERY_PROJECTION = OpSpec(
     outputs=(spec.OutputSpec("Q", "[B, S, H*D]; unspecified where the gate is 0."),),
     attributes=_ATTRIBUTES,
     reference=reference,
-    # Kernels skip queries of closed heads; what is there is compared by nobody.
+    # Kernels skip queries of closed heads; what is there is not compared.
     specified=open_rows,
     shape_rule=query_shape_rule,
     variant=variant_of,

@@ -127,7 +127,7 @@ RANKED = RouterForm(
 
     gates = factor * w / (sum of the chosen w + epsilon)    for the k largest w, else 0
 
-The MoHRouter ranks the logits, of which these weights are an increasing function: two heads that
+The MoHRouter ranks the logits, and the weights increase with them: two heads that
 both have a sigmoid of nearly 0 are told apart by them.
 """
 

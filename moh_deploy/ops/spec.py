@@ -1,4 +1,4 @@
-"""What a custom op is: signature, meaning, shape rule and ONNX function, in one value.
+"""Specify a custom op: signature, meaning, shape rule and ONNX function, in one value.
 
 Each op fills one `OpSpec` and registers it when `moh_deploy.ops` is imported. Everything that
 implements, exports, checks or documents an op reads it from `OPS`: its meaning is written once.
@@ -84,7 +84,7 @@ class AttributeSpec:
 
     @property
     def is_flag(self) -> bool:
-        """It is true or false; ONNX has 1 and 0 for that."""
+        """Tell whether it is true or false; ONNX has 1 and 0 for that."""
         return self.choices == FLAG
 
     def expected_instead(self, value: AttributeValue) -> str | None:
@@ -144,7 +144,7 @@ class OpSpec:
     body: Callable[..., onnx.FunctionProto]  # the function body of a variant, in standard ONNX ops
     doc: str
     # Which elements of the outputs of one run mean something, as one boolean array for each output;
-    # None: all do. Nobody may depend on the others.
+    # None: all do. Do not depend on the others.
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
     weight: StoredWeight | None = None  # how it is stored, if it has few bits
     domain: str = KERNEL_DOMAIN

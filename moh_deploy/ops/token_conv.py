@@ -28,7 +28,7 @@ class TokenConvVariant(spec.BodyVariant):
 
     bias: bool  # there is a bias
     input_bias: bool  # there is one of the input
-    gelu: bool  # the activation is gelu; else there is none
+    gelu: bool  # the activation is gelu; else the identity
     gated: bool  # the result is multiplied by the second half of the channels
 
 

@@ -51,7 +51,7 @@ def in_buffers(
         name: buffer.axis for buffer in caches.buffers for name in (buffer.past, buffer.present)
     }
     inputs = tuple(_with_places(info, axes) for info in manifest.inputs)
-    # The dimension of caches is none any more, and its name may be that of the input that tells.
+    # The dimension of caches is gone, and its name may be that of the input that tells.
     left = {
         DimExpr.parse(dim, place=f"input '{info.name}'").name
         for info in inputs

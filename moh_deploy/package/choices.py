@@ -21,7 +21,7 @@ _WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d{
 
 
 def bound_text(size_range: SizeRange) -> str:
-    """Return `batch*seq<=64`."""
+    """Return a bound as text: `batch*seq<=64`."""
     return f"{size_range.size}<={size_range.at_most}"
 
 
@@ -161,7 +161,7 @@ def with_choices(
         layers: The package's layers.
         choices: Path of a layer, or `all`, to its choice; a path wins over `all`, which means for
             each layer the nearest that it has. With a range, as in `all[seq<=64]`, at these sizes
-            only; of ranges of other sizes the first decides. A layer has none but those given:
+            only; of ranges of other sizes the first decides. A layer has the given ones only:
             with its path, or, if that is not named at all, with `all`.
         dims: Names of the package's dynamic dimensions.
 

@@ -62,7 +62,7 @@ SIZES = ("Shape", "Size")
 
 def router_nodes(graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]) -> tuple[str | None, ...]:
     """Return the name of each layer's MoHRouter node; None for a router of plain operators, and
-    where `lost_at` says that there is none."""
+    where `lost_at` says that it is missing."""
     makers = makers_of(graph.node)
     return tuple(
         # The manifest knows whether there is one: a search without would find a neighbour's.
@@ -109,7 +109,7 @@ def computed_from(
     """Yield a value and what it is computed from, each with its maker, the nearest first.
 
     What a MoHRouter, another custom operator or a contraction reads is not looked at: that is made
-    of whole tokens, and leads to other layers. Nor is that of which a size alone is known.
+    of whole tokens, and leads to other layers. Nor is a value whose size alone is known.
     """
     # Breadth first: of two routers on the way, such as those of layers that share gates, the
     # nearest.

@@ -75,7 +75,7 @@ class Call(Strict):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the inputs themselves are the positional arguments."""
+        """Tell whether the inputs themselves are the positional arguments."""
         return not self.kwargs and all(arg.input is not None for arg in self.args)
 
 
@@ -113,7 +113,7 @@ class CachesInPlace(Strict):
     past_length: str
     new_length: str | int  # how many tokens a call adds: a dimension, or a number
     least_past: WholeSize = 0  # the fewest filled places that the trace is good for
-    # The most tokens, filled before and new, likewise; None: as many as there are places.
+    # The most tokens, filled before and new; None: as many as there are places.
     most_tokens: PositiveSize | None = None
 
 
@@ -122,11 +122,11 @@ class TextGeneration(Strict):
     """Facts of a language model that generating text with it needs."""
 
     vocab_size: PositiveSize  # how many logits a token has
-    # The most tokens of prompt and answer together; None where nobody says.
+    # The most tokens of prompt and answer together; None if unknown.
     context_length: PositiveSize | None = None
     eos_token_ids: tuple[WholeSize, ...] = ()  # tokens that end a text
-    bos_token_id: WholeSize | None = None  # the token that begins one; None where there is none
-    # What stands for padding, whose value does not matter; None likewise.
+    bos_token_id: WholeSize | None = None  # the token that begins one, or None
+    # What stands for padding, whose value does not matter; or None.
     pad_token_id: WholeSize | None = None
     # What its config calls the architecture: `llama`; None without a config.
     model_type: str | None = None
@@ -223,11 +223,11 @@ class LayerInfo(Strict):
     # Name of the MoHQueryProjection node that makes the queries; None if they are made by plain
     # operators.
     query_projection: str | None = None
-    # Name of the MoHOutputProjection node that reads the heads; None likewise.
+    # Name of the MoHOutputProjection node that reads the heads; or None.
     output_projection: str | None = None
     # `MoHAttention` or `MoHAggregatedAttention`; None if not replaced.
     op: AttentionOp | None = None
-    # How the layer is run; None if it was not replaced, or nobody chose: then every node of it is
+    # How the layer is run; None if it was not replaced, or has no mode: then every node of it is
     # of domain `moh`.
     choice: Choice | None = None
     # Sizes at which it is run in another way; the first that the sizes are in decides, and where

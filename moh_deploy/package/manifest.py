@@ -75,7 +75,7 @@ class Proof(Strict):
 class Tuning:
     """The grounds of the layers' choices: measured or given."""
 
-    source: Literal["measured", "given"]  # `measured` on a machine, or `given` by somebody
+    source: Literal["measured", "given"]  # `measured` on a machine, or `given` by hand
     machine: str  # processor, cores and instruction set of that machine
     runtime: str | None = None  # name and version of the runtime; None if nothing was measured
     # Threads within an operator; None for the runtime's own choice.
@@ -123,7 +123,7 @@ class NearMiss(Strict):
     # The line of the original model's code with that operator, `attention.py:88`; None where the
     # trace does not tell.
     place: str | None
-    gates: str | None  # the line with the product with the gates, likewise
+    gates: str | None  # the line with the product with the gates, or None
 
 
 OtherGates = Literal["channels", "heads"]
@@ -140,7 +140,7 @@ class OtherRouter(Strict):
     # trace does not tell.
     place: str | None
     weighs: str  # the operator, or input, that makes what its gates are multiplied with
-    gates: str | None  # the line with that product, likewise
+    gates: str | None  # the line with that product, or None
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Made(Strict):
 
 @dataclass(frozen=True)
 class Manifest(Strict):
-    """`manifest.json`."""
+    """The content of `manifest.json`."""
 
     inputs: tuple[interface.TensorInfo, ...]  # the model's inputs, in the order of model.onnx
     outputs: tuple[interface.TensorInfo, ...]  # the model's outputs, in the order of model.onnx
@@ -197,7 +197,7 @@ class Manifest(Strict):
     # What kernels may round the operands of attention's matrix products to; float32 allows no
     # rounding. Sums are in float32 in any case.
     compute_type: ComputeType = "float32"
-    # What the choices of the layers rest on; None if they rest on a prediction, or nobody chose.
+    # What the choices of the layers rest on; None if they rest on a prediction, or were not made.
     tuning: Tuning | None = None
     # Operators outside of the layers that stay because their replacement differed.
     kept: tuple[KeptOperators, ...] = ()
@@ -210,7 +210,7 @@ class Manifest(Strict):
     # The least and the largest number that each product in int8 was given at calibration, by the
     # value that it reads: its static scale is made of them. Empty where scales are dynamic.
     activation_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    # How far rounding moves the original; None where nobody measured it.
+    # How far rounding moves the original; None if it was not measured.
     rounding: Rounding | None = None
     # How the original takes the inputs; None where they are its positional arguments.
     call: interface.Call | None = None
@@ -229,7 +229,7 @@ class Manifest(Strict):
     made: Made | None = None
     # Of a language model that takes tokens and a cache; None of others.
     text_generation: interface.TextGeneration | None = None
-    # Caches that are written in place; None where there are none, or they grow.
+    # Caches that are written in place; None without caches, or if they grow.
     caches: interface.CachesInPlace | None = None
     # File name to sha256, for each file of the package but the manifest.
     files: dict[str, str] = field(default_factory=dict)
@@ -237,7 +237,7 @@ class Manifest(Strict):
 
     @property
     def from_onnx(self) -> bool:
-        """Whether the original is an ONNX file, which ONNX Runtime recorded."""
+        """Tell whether the original is an ONNX file, which ONNX Runtime recorded."""
         return "onnxruntime" in self.made_with
 
     def largest_size(self, name: str) -> int | None:

@@ -1,7 +1,7 @@
 """Read and write `manifest.json`, and refuse what this version does not understand.
 
 The file carries a digest of what it says, which tells damage and edits by hand from what was
-written; whoever means to deceive can compute it anew.
+written; an attacker can compute it anew.
 """
 
 import functools
@@ -26,7 +26,7 @@ _DIGEST = "sha256"
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Decode a manifest.
+    """Decode the manifest of a package.
 
     Raises:
         PackageError: Unreadable file, unknown format version, keys missing, unexpected or of a
@@ -41,7 +41,7 @@ def read_manifest(path: Path) -> Manifest:
             f" {FORMAT_VERSION}.",
             hint="Export the model again, or use the moh-deploy that made the package.",
         )
-    written = content.pop(_DIGEST, None)  # packages of before there was a digest have none
+    written = content.pop(_DIGEST, None)  # older packages have no digest
     found = sha256_of_json(content)
     is_damaged = written is not None and written != found
     try:
@@ -254,7 +254,7 @@ def _shape_problems(
                 yield place, f"{shown}, only {_listed(dims)}"
 
 
-_NAME = re.compile(r"[^\W\d]\w*\b(?!\s*\()")  # but for functions: Max(...)
+_NAME = re.compile(r"[^\W\d]\w*\b(?!\s*\()")  # except functions: Max(...)
 _UNKNOWN_SIZE = re.compile(r"[suz]\d+|None")
 
 
@@ -331,7 +331,7 @@ def cache_problems(
     for key, terms in (("past_length", past), ("new_length", [new])):
         for term in terms:
             if term not in sizes and not (term.isdecimal() and len(term) < _DIGITS):
-                yield f"caches.{key}", f"'{term[:100]}' is none of {_listed(sorted(sizes))}"
+                yield f"caches.{key}", f"'{term[:100]}' is not one of {_listed(sorted(sizes))}"
     if past[0].isdecimal() or len(past) > 2:
         said = caches.past_length[:100]
         yield "caches.past_length", f"is '{said}', expected `total - new`, or one size alone"

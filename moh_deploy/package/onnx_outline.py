@@ -30,7 +30,7 @@ from moh_deploy.system.replaceable import FileKind
 class ExternalTensor:
     """A tensor whose data lies outside of model.onnx."""
 
-    name: str  # of the tensor; empty where it has none
+    name: str  # of the tensor; may be empty
     entries: Mapping[str, str]  # what is said of the place: `location`, `offset`, `length`
     num_bytes: int | None  # what its shape and dtype take; None where nothing can have them
 
@@ -92,7 +92,7 @@ _GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 _INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
 _RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
 
-# Small ones are constants that somebody may ask for: axes, shapes, scales.
+# Small ones are constants that readers may ask for: axes, shapes, scales.
 _LARGE_BYTES = 1 << 16
 _DEEPEST = 100  # protobuf itself reads no deeper
 

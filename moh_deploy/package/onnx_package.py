@@ -128,7 +128,7 @@ class OnnxPackage:
         Args:
             root: The directory.
             check_digests: Read every file and compare its sha256 with the manifest's.
-            staged: It is still being written, under a hidden name, and whoever writes it asks.
+            staged: It is still being written, under a hidden name, and its writer asks.
 
         Raises:
             PackageError: Not a package, one that was never finished, another format version, a file

@@ -34,11 +34,11 @@ class VectorSet:
     # Small values are near-ties.
     margins: tuple[Array, ...]
     # What the router of each layer ranks, [B, S, candidates], candidates being the last heads; None
-    # for a layer without a ranking that is known. Empty where nobody recorded them, as in older
+    # for a layer without a ranking that is known. Empty where they were not recorded, as in older
     # packages.
     scores: tuple[Array | None, ...] = ()
     # What the attention of each layer computes, gates included, as `fingerprint` gives it, [B, S,
-    # NUMBERS]; None and empty likewise.
+    # NUMBERS]; None and empty as above.
     attention: tuple[Array | None, ...] = ()
 
 
@@ -92,7 +92,7 @@ _Kinds = dict[str, dict[str, Array]]
 """The members of one set, by kind and name."""
 
 _OPTIONAL = ("scores", "attention")
-"""Kinds that older packages lack, and of which a layer may have none."""
+"""Kinds that older packages, and some layers, lack."""
 
 _MOST_DIGITS = 9
 _KINDS = ("sizes", "inputs", "outputs", "gates", "margins", *_OPTIONAL)
@@ -270,7 +270,7 @@ class CorpusSample:
 
     @property
     def margin(self) -> float:
-        """The smallest margin."""
+        """Return the smallest margin of its tokens."""
         return min(mined_token.margin for mined_token in self.mined)
 
     @property

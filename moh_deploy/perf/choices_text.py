@@ -1,4 +1,4 @@
-"""How reports show what was chosen for layers, what was measured for it, and what is predicted."""
+"""Format execution modes, measured times and predictions of layers for reports."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def measured_text(tuning: pkg.Tuning | None) -> str | None:
 
 
 def threads_text(tuning: pkg.Tuning) -> str:
-    """Return `2 threads`."""
+    """Return a number of threads as text: `2 threads`."""
     return "the runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
 
 
@@ -195,12 +195,12 @@ def boundary_lines(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Itera
 
 
 def sizes_text(sizes: Mapping[str, int]) -> str:
-    """Return `batch=2, seq=256`."""
+    """Return sizes as text: `batch=2, seq=256`."""
     return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the fixed sizes"
 
 
 def times_text(gain: float | None) -> str | None:
-    """Return `1.25x`."""
+    """Return a gain as text: `1.25x`."""
     return None if gain is None else f"{gain:.2f}x"
 
 

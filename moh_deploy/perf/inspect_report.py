@@ -1,4 +1,4 @@
-"""What is in a package."""
+"""Report the content of a package."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,7 +95,7 @@ def decoder_savings(
 
 
 def savings_lines(found: Sequence[DecoderSavings]) -> Iterator[str]:
-    """Say it."""
+    """Format the savings as text lines."""
     for savings in found:
         yield (
             f"at {savings.length} tokens skipping heads saves at most"
@@ -159,7 +159,7 @@ class InspectReport(Report):
     @property
     @in_json()
     def skipped_flops(self) -> int | None:
-        """Those that are skipped as the layers are chosen to run; None if unknown."""
+        """Return the multiply-adds that the layers' modes skip; None if unknown."""
         return _total([skipped_flops(*pair, self.manifest.dims) for pair in self._layers()])
 
     @property
@@ -171,7 +171,7 @@ class InspectReport(Report):
     @property
     @in_json()
     def skipped_share(self) -> float | None:
-        """The same of `skipped_flops`."""
+        """Return the share of `skipped_flops`."""
         return self._share(self.skipped_flops)
 
     def _layers(self) -> Iterator[tuple[LayerInfo, LayerNodes]]:
@@ -184,13 +184,13 @@ class InspectReport(Report):
     @property
     @in_json()
     def moh_layers(self) -> int:
-        """How many MoH layers there are."""
+        """Return the number of MoH layers."""
         return len(self.manifest.layers)
 
     @property
     @in_json()
     def replaced_layers(self) -> int:
-        """How many of them are operators."""
+        """Return the number of layers that are operators."""
         return sum(layer.replaced for layer in self.manifest.layers)
 
     # In place of the manifest's own list, which is flat in JSON and has fewer keys.

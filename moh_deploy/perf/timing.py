@@ -30,7 +30,7 @@ def settle(
     """Sleep until this process has done nothing for so long, once at least.
 
     Threads spin for some milliseconds of CPU time, which is longer on the wall where they have to
-    share a core; those of Intel's OpenMP for 200 ms. After 300 ms nobody waits any more.
+    share a core; those of Intel's OpenMP for 200 ms. After 300 ms the run starts anyway.
     """
     end = wall() + _SETTLING_MOST_SECONDS
     while True:
@@ -111,7 +111,7 @@ class Turns:
 
     def __call__(self, candidates: Calls) -> dict[str, tuple[TimeSamples, ...]]:
         """Return for each candidate its samples by each clock."""
-        # A single candidate disturbs nobody and keeps its own caches: no pause, no refilling.
+        # A single candidate disturbs no other and keeps its own caches: no pause, no refilling.
         turns = {name: self._turn(call, len(candidates) > 1) for name, call in candidates.items()}
         start = time.perf_counter()
         while time.perf_counter() - start < self.warmup_seconds:
@@ -120,7 +120,7 @@ class Turns:
         samples: dict[str, list[TimeSamples]] = {name: [] for name in candidates}
         names, start, order = list(candidates), time.perf_counter(), random.Random(0)
         for number in range(self.most_rounds):
-            # Drawn anew: whoever always ran after the same one would always find the same in the
+            # Drawn anew: a candidate that always ran after another would find the same in the
             # caches. The seed is fixed, so that two measurements differ in noise alone.
             for name in order.sample(names, len(names)):
                 samples[name].append(turns[name]())

@@ -1,1 +1,1 @@
-"""What reports are made of: tables, pages, JUnit, Markdown, baseline files."""
+"""The parts of reports: tables, pages, JUnit, Markdown, baseline files."""

@@ -1,4 +1,4 @@
-"""What a report says, and not how it looks.
+"""The content of a report, apart from its looks.
 
 A terminal, Markdown, JUnit XML and a page (`terminal.py`, `markdown.py`, `junit.py`, `html/`) each
 show any document, and know nothing of what it is a report on. The dataclass of a report stands
@@ -59,7 +59,7 @@ class HeatMaps:
 class MarginBin:
     """Tokens whose margins are alike."""
 
-    # Of the margins; infinity where a token has none: there is nothing to choose, or the scores
+    # Of the margins; infinity for a token without one: there is nothing to choose, or the scores
     # behind the choice are not known.
     at_least: float
     below: float  # Upper edge
@@ -350,7 +350,7 @@ class About:
 
 
 def percent(share: float | None) -> str | None:
-    """Return `62.5 %`."""
+    """Return a share as text: `62.5 %`."""
     return None if share is None else f"{100 * share:.1f} %"
 
 

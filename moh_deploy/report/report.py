@@ -1,4 +1,4 @@
-"""What the reports of all commands have in common."""
+"""The common parts of all commands' reports."""
 
 from __future__ import annotations
 

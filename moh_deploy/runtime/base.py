@@ -243,7 +243,7 @@ class Model(ABC):
         Raises:
             BackendError: The runtime is not there, refuses the model, or kernels are required and
                 not used.
-            ConfigError: An option of the variant is none of those that there are, or not for it.
+            ConfigError: An option of the variant is unknown, or not for it.
             PackageError: It cannot be read, or has changed since it was written.
         """
 
@@ -282,7 +282,7 @@ class Deployed(Model):
         """The manifest, which says what it takes and returns.
 
         Raises:
-            PackageError: It is none, or has changed since it was written.
+            PackageError: It is not a package, or has changed since it was written.
         """
 
     @abstractmethod
@@ -294,18 +294,18 @@ class Deployed(Model):
             staged: The package is still being written.
 
         Raises:
-            PackageError: It is none, or has changed since it was written.
+            PackageError: It is not a package, or has changed since it was written.
             ConfigError: `package` is missing, or not the one.
         """
 
     @property
     def preferred_runtime(self) -> Runtime | None:
-        """What it was tuned for; None if for nothing in particular. An engine has its own."""
+        """Return the runtime that it was tuned for, or None. An engine has its own."""
         return None
 
     @property
     def holds_kernels(self) -> bool:
-        """Whether our kernels are built into it, so that it cannot run without them."""
+        """Tell whether our kernels are built into it, so that it cannot run without them."""
         return False
 
     def build_plain(self, package: Path, output: Path, progress: Progress) -> None:

@@ -87,7 +87,7 @@ def check_room(
         sizes: Of each dynamic dimension.
 
     Raises:
-        ConfigError: There is none, or the model takes fewer tokens; with both numbers.
+        ConfigError: It has no room, or the model takes fewer tokens; with both numbers.
     """
     # The input that says how much is filled has no axes: all others are known by their sizes.
     known = {
@@ -104,7 +104,7 @@ def check_room(
         )
     if past + new > places:
         raise ConfigError(
-            f"the caches have {places} places ('{first}'), of which {past} are filled: {new} more"
+            f"the caches have {places} places ('{first}'), {past} of them filled: {new} more"
             " tokens do not fit.",
             hint="Give longer buffers.",
         )

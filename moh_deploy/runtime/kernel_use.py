@@ -28,16 +28,16 @@ class KernelUse:
     Which nodes run on the library is in `Description.layer_impl`.
     """
 
-    # Path of the library, whose name reports show; None if the session has none.
+    # Path of the library, whose name reports show; None without kernels.
     library: Path | None
-    reason: str | None  # why it has none; None if it has one
+    reason: str | None  # why it is missing, or None
     # What the kernels run on, such as `avx2`; None without a library, and of one for GPUs, whose
     # products take what the graph says.
     instruction_set: str | None
     # Operands of the matrix products that the package allows.
     asked_compute_type: ComputeType = "float32"
     # The dtype that the runtime has no kernels for, so that every operator in it computes in
-    # float32 and its results are rounded; None if there is none.
+    # float32 and its results are rounded; or None.
     emulated_dtype: str | None = None
     # Operators of the model that the library has no kernel for, such as `moh::MoHTokenConv`: their
     # nodes run as function bodies. Those that run so by choice are not among them.
@@ -91,13 +91,13 @@ class KernelUse:
             able = " and ".join(BFLOAT16_SETS)
             text = f"{text} (the package allows {asked}, which {able} alone have)"
         if self.no_kernel_for:
-            text = f"{text}; it has none for {', '.join(self.no_kernel_for)}"
+            text = f"{text}; it has no kernel for {', '.join(self.no_kernel_for)}"
         return text
 
 
 # The kernel library: find it, check it.
 #
-# A library that is there but cannot be used is an error. Only where there is none do function
+# A library that is there but cannot be used is an error. Only where it is missing do function
 # bodies run instead, and the reason for that goes into every report.
 
 REINSTALL = "Install moh-deploy again, or run without the library: --kernels off."
@@ -126,8 +126,8 @@ def choose_kernels(
         on_gpu: The session computes on ONNX Runtime's CUDA provider, whose library is another one.
 
     Raises:
-        ConfigError: `kernels` is none of the three, or the instruction set is not to be had.
-        BackendError: A library is required and there is none, or the one that is there cannot be
+        ConfigError: `kernels` is another word, or the instruction set is missing.
+        BackendError: A library is required and missing, or the one that is there cannot be
             loaded or is of another version.
     """
     if kernels not in ("auto", "off", "require"):
@@ -180,7 +180,7 @@ def instruction_sets(path: Path) -> list[str]:
     """Return the instruction sets that a library can use on this machine, best first.
 
     Raises:
-        BackendError: It cannot be loaded, is none of ours, or of another version.
+        BackendError: It cannot be loaded, is not ours, or of another version.
     """
     library = _loaded(path, "moh_cpu_version")
     return _text(library, "moh_cpu_instruction_sets", path).split(",")

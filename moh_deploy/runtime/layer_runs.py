@@ -9,7 +9,7 @@ from moh_deploy.package import LayerInfo, choice_text, projections
 from moh_deploy.report.report import HIDDEN
 
 LayerImpl = Literal["kernel", "function", "dense"]
-"""A node runs on a kernel, as its function body for want of one, or as that on purpose."""
+"""A node runs on a kernel, as its function body for lack of one, or as that on purpose."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LayerRun:
     runs_as: LayerImpl | None
     # The same of its MoHRouter node; None if the router is of plain operators.
     router_runs_as: LayerImpl | None
-    # The same of its projection nodes; None if there are none.
+    # The same of its projection nodes, or None.
     projections_run_as: LayerImpl | None = None
     # A choice that depends on sizes, such as `dense if seq<=64, else sparse`; None for one choice.
     # What is said above holds at sizes at which a node is not dense.

@@ -1,4 +1,4 @@
-"""How reports show MoH layers."""
+"""Format MoH layers for reports."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -98,7 +98,7 @@ def low_type(to: str) -> LowType:
     """Return the dtype that a user calls `to`.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It is missing.
     """
     return cast("LowType", dtype_named(to, get_args(LowType), option="to"))
 

@@ -132,7 +132,7 @@ class _Process:
         self.close = weakref.finalize(self, _end, self._process)
 
     def ask(self, question: object) -> object:
-        """Return the answer.
+        """Send a question and return the answer.
 
         Raises:
             MoHDeployError: It is an error.
@@ -299,7 +299,7 @@ class PackageDir(Deployed):
         """The package, read when it is first asked for.
 
         Raises:
-            PackageError: It is none, or has changed since it was written.
+            PackageError: It is not a package, or has changed since it was written.
         """
         # Reading checks digests of all files, so a package that was read is not read again.
         return self.opened or OnnxPackage.open(self.root)
@@ -310,7 +310,7 @@ class PackageDir(Deployed):
 
     @property
     def preferred_runtime(self) -> Runtime | None:
-        """What the package was tuned for; see `Deployed.preferred_runtime`."""
+        """Return the runtime that the package was tuned for; see `Deployed.preferred_runtime`."""
         return self.manifest.runtime
 
     def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:

@@ -16,8 +16,8 @@ def find_model(path: Path | str) -> Model | None:
     """Find the kind of model that a path names, without reading more than tells it.
 
     Returns:
-        None for a file of no kind that is known. A checkpoint is none: how it is loaded has to be
-        said, so whoever loads it hands over an `OriginalModel`.
+        None for a file of unknown kind, and for a checkpoint: how it is loaded has to be
+        said, so its loader hands over an `OriginalModel`.
 
     Raises:
         BackendError: It is a directory and no package, and an add-on that may know it is broken.
@@ -67,7 +67,7 @@ def open_runner(source: OnnxPackage | Path | str, variant: Variant = AS_IT_IS) -
     Raises:
         BackendError: The runtime is not there, refuses the model, or kernels are required and not
             used.
-        ConfigError: The path names nothing that runs, or the variant is none of this model.
+        ConfigError: The path names nothing that runs, or the variant is not for this model.
         PackageError: It cannot be read, or has changed since it was written.
     """
     if isinstance(source, OnnxPackage):

@@ -110,7 +110,9 @@ class OriginalRunner(Runner):
         return self.original.bound(self._arguments(inputs))
 
     def describe(self) -> Description:
-        return Description(self.original.runtime, KernelUse(None, "the original has none", None))
+        return Description(
+            self.original.runtime, KernelUse(None, "the original has no kernels", None)
+        )
 
     def close(self) -> None:
         self._closing.close()

@@ -26,7 +26,7 @@ class PolygraphyRunner(BaseRunner):
         self._model, self._variant = model, variant
 
     def activate_impl(self) -> None:
-        """Load the model."""
+        """Load the model for Polygraphy."""
         self._loaded = self._model.open(self._variant)
 
     def deactivate_impl(self) -> None:

@@ -15,7 +15,7 @@ from moh_deploy.runtime.layers_text import nodes_text, runs_text
 
 @dataclass(frozen=True)
 class RunReport(Report):
-    """One run.
+    """The result of a run.
 
     Attributes:
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.

@@ -1,4 +1,4 @@
-"""What serves a package: answers in batches, and says what its routers do meanwhile.
+"""Serve a package: answer in batches, and count the routing.
 
 `ServedModel` is the core, which knows no protocol: `moh-deploy serve` and Triton's Python backend
 hand it batches.

@@ -1,4 +1,4 @@
-"""What a serving process counts, for whichever exporter shows it.
+"""Count the events of a serving process, for any exporter.
 
 Names follow the conventions of Prometheus: one prefix, base units, counters end in `_total`.
 """

@@ -1,4 +1,4 @@
-"""What the process of every server tells of itself: requests by status, errors, runs that hang."""
+"""Count the health of every server's process: requests by status, errors, hung runs."""
 
 import math
 import sys
@@ -110,7 +110,7 @@ class LimitedLog:
 class RunsUnderWay:
     """The runs that have begun and not ended. Each instance notes its own, on its own thread.
 
-    Nothing can stop a run that hangs, and its instance answers nobody meanwhile.
+    Nothing can stop a run that hangs, and its instance answers no client meanwhile.
 
     Args:
         hung_s: A run that lasts longer is taken for hung.
@@ -138,10 +138,10 @@ class RunsUnderWay:
 
     @property
     def are_all_hung(self) -> bool:
-        """Whether no instance is left that could answer."""
+        """Tell whether no instance is left that could answer."""
         return self.hung() == len(self._begun)
 
     def families(self) -> tuple[Family, ...]:
         """Return how many hang, as a metric."""
-        text = "Runs that have lasted longer than anybody waits: their instances answer nobody."
+        text = "Runs that have lasted longer than clients wait: their instances do not answer."
         return (single("moh_hung_runs", "gauge", self.hung(), text),)

@@ -91,7 +91,7 @@ class ServedModel:
         return sizes
 
     def answer(self, inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Reply:
-        """Answer a batch.
+        """Answer a batch of requests.
 
         Args:
             sizes: Samples of each request in it; empty for a single request.
@@ -294,7 +294,7 @@ def find_joining(served: ServedModel) -> tuple[BatchAxis | None, str | None]:
         return None, "its inputs and outputs have no first axis in common that is dynamic"
     try:
         vectors = served.model.made_from(None).vectors
-    except MoHDeployError:  # an engine has none
+    except MoHDeployError:  # an engine has no recorded runs
         vectors = ()
     unequal = (
         run

@@ -1,4 +1,4 @@
-"""How a model is served: what `serve` is told, and what a bundle carries."""
+"""The settings of a served model: the options of `serve`, and of a bundle."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a served model runs its batches on: one runner, or a guard with several."""
+"""Run the batches of a served model: one runner, or a guard with several."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -191,7 +191,7 @@ class OneModel:
     """The model as it is: what it computes is the answer."""
 
     runner: Runner  # runs batches
-    # Runs those of which inner values are wanted; None where `runner` does.
+    # Runs the batches whose inner values are wanted; None where `runner` does.
     reading: Runner | None = None
 
     def run(
@@ -216,7 +216,7 @@ class OneModel:
         return ()
 
     def close(self) -> None:
-        """Close the runners."""
+        """Close all of its runners."""
         self.runner.close()
         if self.reading is not None:
             self.reading.close()
@@ -259,7 +259,7 @@ class ServedRun:
     inputs: Mapping[str, Array]
     dims: Mapping[str, int]  # the sizes of its dynamic dimensions
     # Its outputs, and the inner values that the observers wanted of this run, of what the fallback
-    # level has: another package has none.
+    # level has: another package lacks them.
     results: Mapping[str, Array]
     # Samples of each request in the batch, in order; a batch that cannot be told apart is one
     # request.

@@ -25,12 +25,12 @@ def open_regular(path: Path | str) -> BinaryIO:
     """Open a file for reading if it is a regular one, without ever waiting for another process.
 
     Raises:
-        OSError: It cannot be opened, or is none; `strerror` says what it is instead.
+        OSError: It cannot be opened, or is not a file; `strerror` says what it is instead.
     """
     # Looked at first, because opening a device may do something already; and once more, because
     # another file may be there by then.
     _require_regular(path, os.stat(path))
-    # Non-blocking: opening a pipe would wait for somebody to write.
+    # Non-blocking: opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     try:
         _require_regular(path, os.fstat(descriptor))
@@ -48,7 +48,7 @@ def read_bytes(path: Path, *, most_bytes: int, error: type[MoHDeployError]) -> b
         error: What to raise if it cannot be read, or holds more.
 
     Raises:
-        FileNotFoundError: There is none: what that means only the caller knows.
+        FileNotFoundError: It is missing: only the caller knows what that means.
     """
     try:
         with open_regular(path) as file:

@@ -25,7 +25,7 @@ def read_json(
         most_bytes: What it may hold.
 
     Raises:
-        FileNotFoundError: There is none: what that means only the caller knows.
+        FileNotFoundError: It is missing: only the caller knows what that means.
     """
     return parse_json(read_bytes(path, most_bytes=most_bytes, error=error), f"{path}", error=error)
 

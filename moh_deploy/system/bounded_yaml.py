@@ -1,6 +1,6 @@
 """Read YAML that others wrote: plain values only, few enough, and every refusal says where.
 
-PyYAML lets errors of Python through (a date that does not exist, a number that is none), takes the
+PyYAML lets errors of Python through (a date that does not exist, a malformed number), takes the
 last of two equal keys, and hands out aliases of aliases of aliases as they stand: what goes through
 all of them afterwards never ends. So values are made here, one by one, from the nodes it parses.
 """

@@ -1,7 +1,7 @@
 """Do something in a process of its own, and say what it returned, or how the process ended.
 
 The task is a function that can be imported, and arguments that can be pickled. They go to the other
-process as a file in a folder that nobody else may write to; the answer comes back as another.
+process as a file in a folder that no other user may write to; the answer comes back as another.
 """
 
 import errno
@@ -153,7 +153,7 @@ def isolated(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `scratch_directory` says where
         answer, error, exception = None, None, None
         if (folder / _ANSWER).is_file():
-            # Written by our own process, into a folder that nobody else may write to.
+            # Written by our own process, into a folder that no other user may write to.
             answer, error, exception = pickle.loads((folder / _ANSWER).read_bytes())
         said, step = _text(folder / _SAID), _text(folder / _STEPS)
     return Outcome(answer, error, exception, return_code, said.strip(), step or None)
@@ -169,7 +169,7 @@ def carry_out_later(module: str, get_ready: str) -> None:
     folder = os.fsdecode(sys.stdin.buffer.read())
     if folder:
         os.environ["TMPDIR"] = folder
-        tempfile.tempdir = None  # that of before, if somebody has asked for it
+        tempfile.tempdir = None  # that of before, if it was asked for
         carry_out(Path(folder))
 
 
@@ -221,7 +221,7 @@ def how_it_ended(return_code: int) -> str:
     """Return `SIGSEGV`, `signal 35` or `status 3`."""
     if return_code >= 0:
         return f"status {return_code}"
-    names = {number.value: number.name for number in signal.Signals}  # those of real time have none
+    names = {number.value: number.name for number in signal.Signals}  # real-time signals lack names
     return names.get(-return_code, f"signal {-return_code}")
 
 
@@ -250,7 +250,7 @@ def _started(folder: Path, *, is_shown: bool) -> subprocess.Popen[bytes]:
     """Start the other process."""
     # What it has in temporary files when it is ended goes with the folder.
     environment = {**child_environment(), "TMPDIR": str(folder)}
-    # Python's account of a crash is for whoever keeps what was said.
+    # Python's account of a crash is for the caller that keeps stderr.
     options = [] if is_shown else ["-X", "faulthandler"]
     with (folder / _SAID).open("wb") as said:
         return subprocess.Popen(

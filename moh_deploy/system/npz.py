@@ -60,7 +60,7 @@ def read_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
 def map_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
     """Map all arrays: what is looked at is read, and memory holds no more.
 
-    As `read_npz`, but that nobody checks the sums of what is mapped. Compressed members are read.
+    As `read_npz`, except that check sums of mapped arrays are skipped. Compressed members are read.
     """
     return _read(path, error, _map_member)
 

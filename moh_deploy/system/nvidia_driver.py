@@ -42,7 +42,7 @@ def read_driver() -> Driver:
     """Ask the driver for its CUDA version and the GPUs.
 
     Raises:
-        BackendError: There is none, it fails, or it finds no GPU. The message is half a sentence.
+        BackendError: The driver is missing, fails, or finds no GPU. The message is half a sentence.
     """
     cuda = load_driver()
     version, count = ctypes.c_int(), ctypes.c_int()

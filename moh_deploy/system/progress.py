@@ -66,7 +66,7 @@ class LogProgress(SilentProgress):
     def _shown(self, name: str) -> Iterator[None]:
         line = f"{name} takes more than {self._patience_s:g} s ...\n"
         timer = threading.Timer(self._patience_s, sys.stderr.write, (line,))
-        timer.daemon = True  # nobody waits for it where the process ends within the step
+        timer.daemon = True  # the process does not wait for it where it ends within the step
         timer.start()
         try:
             yield

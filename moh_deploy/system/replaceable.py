@@ -58,7 +58,7 @@ def check_output(output: Path, kind: DirectoryKind) -> None:
         _check_replaceable(output, kind)
     elif output.exists():
         raise PackageError(f"{output} is a file, expected a directory to write the {kind.noun} to.")
-    # Missing parents are made later, by whoever writes; what matters is the one to make them in.
+    # Missing parents are made later, by the writer; what matters is the one to make them in.
     parent = next(place for place in output.resolve().parents if place.exists())
     if not parent.is_dir():
         raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
@@ -76,7 +76,7 @@ def check_file_output(output: Path, kind: FileKind | None, *, reads: Iterable[Pa
         reads: The files that it is made of.
 
     Raises:
-        PackageError: It is a directory, there is none to write it to, or what is there is of
+        PackageError: It is a directory, its folder is missing, or what is there is of
             another kind.
         ConfigError: It is one of those that are read.
     """
@@ -115,7 +115,7 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
             f"{output} exists and is not {_a(kind.noun)}: it will not be overwritten.",
             hint=f"Name a new or empty directory, or an earlier {kind.noun}, with --output.",
         )
-    # Replacing removes the whole directory: notes that somebody put beside a model must not go.
+    # Replacing removes the whole directory: notes beside a model must not go.
     foreign = sorted(found - kind.files)
     if foreign:
         raise PackageError(
@@ -123,7 +123,7 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
             " replaced.",
             hint="Move it elsewhere, or name another --output.",
         )
-    # Renaming could replace what is read-only, but whoever made it so means it to stay.
+    # Renaming could replace what is read-only, but it was made so in order to stay.
     rights = {output: os.W_OK | os.X_OK, **{output / name: os.W_OK for name in sorted(found)}}
     for path, needed in rights.items():
         if not os.access(path, needed):

@@ -1,6 +1,6 @@
 """Directories whose JSON file, the seal, lists the sha256 of their other files.
 
-Packages, engine directories and bundles are such. Whoever opens one compares the digests.
+Packages, engine directories and bundles are sealed. Opening one compares the digests.
 """
 
 from dataclasses import dataclass

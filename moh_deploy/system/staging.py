@@ -2,8 +2,8 @@
 
 Everything is written into a hidden directory beside the destination and renamed at the end.
 Whatever ends the work early, a full disk, an exception, Ctrl-C or SIGTERM, that directory is
-removed. After `kill -9` or a power cut the next run to the same place removes it: whoever writes
-holds a lock, which the system releases with the process, so what can be locked is nobody's. Where
+removed. After `kill -9` or a power cut the next run to the same place removes it: a writer
+holds a lock, which the system releases with the process, so what can be locked was left. Where
 the file system has no locks nothing is removed.
 """
 
@@ -282,7 +282,7 @@ def _claimed(target: Path) -> tuple[Path, int | None]:
             descriptor = _locked(path)
         except (FileNotFoundError, BlockingIOError):
             continue
-        except OSError:  # nobody else can lock it either
+        except OSError:  # another process cannot lock it either
             return path, None
         if path.is_dir():
             return path, descriptor

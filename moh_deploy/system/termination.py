@@ -49,7 +49,7 @@ class _CleanUp:
             if self.around is not None:
                 self.around(number, frame)
             else:
-                # Die by the same signal, so that whoever waits sees how the process ended.
+                # Die by the same signal, so that the waiting process sees how the process ended.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
 

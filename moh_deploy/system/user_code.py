@@ -15,7 +15,7 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 
 
 def find_callable(name: str, *, what: str, code_dirs: Sequence[Path]) -> Callable[..., object]:
-    """Import `MODULE:CALLABLE`.
+    """Import the function that `MODULE:CALLABLE` names.
 
     Args:
         name: Such as `models:tiny_vit` or `package.models:Net.from_size`.

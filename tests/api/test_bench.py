@@ -311,9 +311,9 @@ def test_baseline_of_nan_fails_no_gate_that_does_not_name_it(package: OnnxPackag
         ({"batch": [-1]}, "dimension 'batch' is to be -1"),
         ({"batch": [10**15]}, f"input 'x' of the sizes [{10**15}, 3, 8] does not fit into memory"),
         ({"batch": [10**30]}, "does not fit into memory"),
-        ({"gates": ["p50 < baseline"]}, "there is none"),
+        ({"gates": ["p50 < baseline"]}, "none is given"),
         ({"gates": ["p55 < 1 ms"]}, "there is no metric 'p55'"),
-        ({"baselines": ["dense", "dense"]}, "there are 2 contestants 'dense', expected one"),
+        ({"baselines": ["dense", "dense"]}, "there are 2 candidates 'dense', expected one"),
         # Nothing takes no time, so no gate on it passes.
         ({"sizes": {"batch": [0]}, "gates": ["p50 < 1 s"]}, "every output is empty on random ("),
         ({"sizes": {"seq": [0]}, "gates": ["p50 < 1 s"]}, "every output is empty on random ("),

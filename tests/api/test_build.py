@@ -324,7 +324,7 @@ def test_a_plain_engine_runs_by_attention_of_tensorrt(
         aggregated = form == "vit" and layer.path == "blocks.0.attention"
         assert layer.moh_impl == ("function" if aggregated else "fused")
         assert layer.reason == "a plain engine was asked for"
-        assert aggregated or "nobody measured" in (layer.decision or "")
+        assert aggregated or "not measured" in (layer.decision or "")
 
 
 @nightly

@@ -130,8 +130,8 @@ _NOT_TIMED = "was not timed: TensorRT refuses to run it"
             ["function"],
             f"fastest of 1 timed here; kernel {_NOT_TIMED}",
         ),
-        ("fused=0.1", {}, "kernel", [], f"nobody measured.*function {_NOT_TIMED}"),
-        ("kernel=0.2,function=0.1", {"dry_run": True}, "kernel", [], "nobody measured"),
+        ("fused=0.1", {}, "kernel", [], f"not measured.*function {_NOT_TIMED}"),
+        ("kernel=0.2,function=0.1", {"dry_run": True}, "kernel", [], "not measured"),
     ],
     ids=["one does not run", "none runs: the table decides", "a dry run times nothing"],
 )

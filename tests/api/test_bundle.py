@@ -78,7 +78,7 @@ def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
         ({"max_delay_ms": float("inf")}, "max_delay_ms is inf, expected 1e+09 at most"),
         ({"max_delay_ms": float("nan")}, "max_delay_ms is nan, expected 1e+09 at most"),
         ({"shadow_share": 0}, "shadow_share is 0, expected more than 0"),
-        ({"drill": True}, "drill is for a guard: there is none"),
+        ({"drill": True}, "drill is for a guard, and none is given"),
         ({"reference": "r.json", "sample_every": 0}, "routing that is read: sample_every is 0"),
         ({"backend": "tensorrt"}, "backend is 'tensorrt', but package"),
         ({"otlp": "collector:4318"}, "--otlp is 'collector:4318', expected the address"),

@@ -101,7 +101,7 @@ def test_a_server_that_runs_is_drilled_by_its_files(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"faults": ["nann"]}, "fault 'nann' is none of nan, gates"),
+        ({"faults": ["nann"]}, "fault 'nann' is not one of nan, gates"),
         ({"faults": ["kill"], "in_process": True}, "no worker that a drill may kill"),
         ({"url": "http://127.0.0.1:1", "faults": ["kill"]}, "no worker that a drill may kill"),
         ({"in_process": True, "url": "http://127.0.0.1:1"}, "one can be given"),

@@ -119,7 +119,7 @@ def test_static_scales_are_made_of_inputs_and_judged_on_others(
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"to": "int8", "scales": "static"}, "static scales are made of inputs, and there are"),
+        ({"to": "int8", "scales": "static"}, "static scales are made of inputs, and none"),
         ({"to": "int4", "scales": "static"}, "static scales are of int8, and to is int4"),
         ({"to": "int8", "scales": "fixed"}, "scales is 'fixed', expected dynamic or static"),
         ({"to": "int8", "judge": ["x.npz"]}, "judge is for static scales"),

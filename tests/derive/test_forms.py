@@ -107,7 +107,7 @@ def test_timed_calls_write_at_the_same_place(written: OnnxPackage):
 def test_tokens_without_room_are_refused(written: OnnxPackage):
     runner, inputs = open_session(written, Variant(kernels="off")), dict(written.vectors[1].inputs)
     inputs["mask"] = np.ones((3, 11), bool)
-    message = r"the caches have 10 places \('past_key'\), of which 7 are filled: 4 more tokens do"
+    message = r"the caches have 10 places \('past_key'\), 7 of them filled: 4 more tokens do"
     with pytest.raises(ConfigError, match=message):
         runner.run(inputs)
 

@@ -74,7 +74,10 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
         with_caches(buffers=(CacheBuffer("x", "y", 3),)),
         r"'caches.buffers\[0\].axis': is 3, and 'x' has 3 axes",
     ),
-    "filled": (with_caches(past_length="t - seq"), r"'caches.past_length': 't' is none of 'batch'"),
+    "filled": (
+        with_caches(past_length="t - seq"),
+        r"'caches.past_length': 't' is not one of 'batch'",
+    ),
     "filled, a number": (
         with_caches(past_length="5"),
         "'caches.past_length': is '5', expected `tot",
@@ -89,9 +92,12 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
     ),
     "added, two terms": (
         with_caches(new_length="seq - 1"),
-        "'caches.new_length': 'seq - 1' is none of 'batch', 'seq'",
+        "'caches.new_length': 'seq - 1' is not one of 'batch', 'seq'",
     ),
-    "added": (with_caches(new_length="s"), r"'caches.new_length': 's' is none of 'batch', 'seq'"),
+    "added": (
+        with_caches(new_length="s"),
+        r"'caches.new_length': 's' is not one of 'batch', 'seq'",
+    ),
     "call": (replace(MANIFEST, call=CALL), "'call': takes 'z', but the inputs are 'x'"),
     "kv heads": (with_layer(num_kv_heads=8), r"num_kv_heads': is 8, expected 1 to 4"),
     "shared": (with_layer(num_shared_heads=5), r"num_shared_heads': is 5, expected 0 to 4"),

@@ -101,7 +101,7 @@ CACHES = CachesInPlace((CacheBuffer("past", "present", 2),), "total - seq", "seq
     [
         (
             {"total": 8, "seq": 2, "buffer": 7},
-            r"have 7 places \('past'\), of which 6 are filled: 2",
+            r"have 7 places \('past'\), 6 of them filled: 2",
         ),
         ({"total": 10, "seq": 2, "buffer": 12}, "8 cached tokens and 2 more are 10.* at most 9"),
         ({"total": 2, "seq": 2, "buffer": 12}, "says that 0 tokens are cached, expected 1 or more"),
@@ -119,7 +119,7 @@ def test_last_place_of_a_cache_may_be_filled():
 def test_filled_places_may_be_told_by_an_input():
     caches = replace(CACHES, past_length="told")
     check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(6)})
-    with pytest.raises(ConfigError, match="of which 7 are filled"):
+    with pytest.raises(ConfigError, match="7 of them filled"):
         check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(7)})
 
 

@@ -295,7 +295,7 @@ def test_session_is_believed_not_the_library(package: OnnxPackage, library: Path
     monkeypatch.setattr(backend, "register", lambda use, options, domains: None)
     found = open_session(package).describe()
     assert found.layer_impl == {NODE: "function"}
-    assert found.kernels.describe().endswith("; it has none for moh::MoHAttention")
+    assert found.kernels.describe().endswith("; it has no kernel for moh::MoHAttention")
     message = (
         rf"1 of 1 MoH nodes run as .* bodies, .*: {NODE}\. The library {library} has no kernel for"
         r" moh::MoHAttention\."

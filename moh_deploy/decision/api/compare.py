@@ -71,10 +71,10 @@ def compare(
         inputs: Without a plan: npz files of samples, or directories of them.
         labels: Without a plan: their labels; None to decide by time alone.
         metric: Without a plan: what is scored; `top-1` if nothing is said.
-        may_lose: Without a plan: how much of it an arm may lose, in its own units; 0.005 likewise.
+        may_lose: Without a plan: what an arm may lose of it, in its own units; 0.005 by default.
         at_least: Without a plan: the share of the reference's median time that has to be saved;
-            0.1 likewise.
-        seconds: Without a plan: how long all arms run in turns; 10 likewise.
+            0.1 by default.
+        seconds: Without a plan: how long all arms run in turns; 10 by default.
         threads: Without a plan: threads within an operator.
         earlier: JSON report of the look before, where the plan allows several: what was told
             there stays.

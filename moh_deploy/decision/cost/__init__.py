@@ -1,1 +1,1 @@
-"""What the arms of a decision cost: prices and traffic of a team, times that were measured."""
+"""Price the alternatives of a decision: a team's prices and traffic, measured times."""

@@ -63,7 +63,7 @@ class Decided(_Part):
     """The report; see `moh_deploy.decision.report.DecisionReport`."""
 
     schema_version: Literal[1]
-    sha256: str | None = None  # reports of before have none
+    sha256: str | None = None  # older reports lack it
     plan_digest: str
     reference: str
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
@@ -329,7 +329,7 @@ def _arm_cost(times: ArmTimes, reference_ms: float, bill: Bill) -> report.ArmCos
             *(once / x if x > 0 else None for x in (saving.value, saving.high, saving.low))
         )
         pays = "cannot tell"
-        # What the plan lets nobody serve does not pay, however cheap it is.
+        # An alternative that the plan excludes does not pay, however cheap it is.
         if times.arm.verdict == "loss" or net.high <= 0:
             pays = "does not pay"
         elif times.arm.verdict == "win" and net.low > 0:

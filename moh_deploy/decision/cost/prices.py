@@ -36,7 +36,7 @@ _STEPS = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure."""
+    """A figure with its interval."""
 
     value: float  # what it is with every input as it was given or measured
     low: float  # the least that it is within the intervals of its inputs
@@ -115,7 +115,7 @@ class Utilization(_Section):
 
 
 class MachineSection(_Section):
-    """`machine:` what serves."""
+    """`machine:` the price of the serving machine."""
 
     name: Annotated[str, Field(min_length=1)]  # what it is called where it is bought
     per_hour: Annotated[Price, _price_per("hour")]  # what an hour costs, busy or not
@@ -136,7 +136,7 @@ class EngineeringSection(_Section):
 
 
 class Prices(_Section):
-    """The file."""
+    """The content of a price file."""
 
     machine: MachineSection  # what serves
     engineering: EngineeringSection | None = None  # what it takes once
@@ -155,13 +155,13 @@ class Prices(_Section):
 
     @property
     def engineering_cost(self) -> float:
-        """What it takes once."""
+        """Return the one-time cost of engineering."""
         once = self.engineering
         return 0.0 if once is None else once.days * once.per_day.amount
 
 
 def read_prices(path: Path) -> Prices:
-    """Read prices.
+    """Read a file of prices.
 
     Raises:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
@@ -212,7 +212,7 @@ class Bill:
         hours = ms * self.requests / _MS_OF_AN_HOUR / utilization / machine.runs_at_once
         machines = hours / HOURS_OF_A_MONTH
         if machine.billed == "by-machine":
-            # 3 machines computed in floats may be 3 and a bit: nobody rents a fourth for that.
+            # 3 machines computed in floats may be 3 and a bit: that needs no fourth.
             machines = math.ceil(machines - 1e-9)
         return machines * HOURS_OF_A_MONTH * machine.per_hour.amount
 
@@ -246,7 +246,7 @@ class Traffic:
 
 
 def read_traffic(path: Path, dims: Sequence[str], *, days: float | None = None) -> Traffic:
-    """Read traffic.
+    """Read a file of traffic.
 
     Args:
         path: CSV with a header.

@@ -142,7 +142,7 @@ def _take(pending: list[Axis], extent: Size) -> Dim | None:
 
 def _divide(a: Size, b: Size) -> Size | None:
     """The quotient where it is a whole number for every value of the symbols, else None."""
-    # s * 64 / 64 is s, and s / 64 is none: a symbol may have any value.
+    # s * 64 / 64 is s, and s / 64 has no whole value: a symbol may have any value.
     quotient = sympy.cancel(a / b)
     _, denominator = sympy.fraction(sympy.together(quotient))  # of s/2 - 1/2, too
     return quotient if denominator == 1 else None

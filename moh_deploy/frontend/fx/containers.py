@@ -38,7 +38,7 @@ def leaf_keys(spec: pytree.TreeSpec) -> list[tuple[str, ...]]:
 
 
 def keys_in_spec(spec: pytree.TreeSpec) -> list[str] | None:
-    """Return the keys or the names of fields of a structure's parts; None if it has none."""
+    """Return the keys or the names of fields of a structure's parts, or None."""
     if spec.type in (dict, OrderedDict):
         return [str(key) for key in spec.context]
     if spec.type is defaultdict:
@@ -68,7 +68,7 @@ _BUILTIN = {"list": list, "tuple": tuple, "dict": dict}
 
 @dataclass(frozen=True)
 class Parts:
-    """An opened container."""
+    """The parts of an opened container."""
 
     container: str  # `list`, `tuple`, `dict`, or the full name of a class
     # What is needed beside the items to build it again: keys, names of fields, or what the

@@ -68,7 +68,7 @@ def _apply(labels: Labels, axes: Mapping[str, Dim]) -> Layout:
 
 
 def contraction(node: Node) -> Contraction | None:
-    """Read a node as a product of two tensors; None if it is none."""
+    """Read a node as a product of two tensors; None for other nodes."""
     name = op(node)
     if name == "einsum":
         return _einsum(node)

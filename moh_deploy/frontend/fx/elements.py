@@ -61,7 +61,7 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
             " take a smaller batch for the example"
         )
     # Every tensor that is not itself moved gets numbers of its own, and the operators run on these:
-    # what stands in the result says which element of which tensor is there. float64 holds them
+    # what stands in the result tells the tensor and the element. float64 holds them
     # exactly, and every operator that moves numbers takes it.
     values: dict[Node, object] = {}
     sources: list[tuple[Node, int, int]] = []
@@ -97,7 +97,7 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
 
 def _moves(node: Node, known: KnownValues) -> bool:
     name = graph.op(node)
-    # An index that is made of the input moves elements that nobody knows beforehand.
+    # An index that is made of the input moves elements that are unknown beforehand.
     if name in _GATHERS:
         return all(index in known for index in node.all_input_nodes if index is not node.args[0])
     if name in ("pad", "constant_pad_nd"):

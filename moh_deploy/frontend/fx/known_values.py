@@ -224,7 +224,7 @@ def fixed_value(node: Node, constant: Constants) -> Tensor | None:
     example = _example_sizes(part)
     if example is None:
         return None
-    # Each dynamic size enlarged by another number, and each reduced likewise.
+    # Each dynamic size enlarged by another number, and each reduced in the same way.
     larger = {item: size + 1 + i for i, (item, size) in enumerate(example.items())}
     smaller = {item: max(1, size - 1 - i) for i, (item, size) in enumerate(example.items())}
     variations = [example, larger, smaller] if example else [example]

@@ -13,7 +13,7 @@ from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, op, rank, shape
 from moh_deploy.frontend.fx.views import backward, casts, is_view
 
-# What gives several pieces, each of which is a `getitem` of it.
+# An operator with several pieces, each a `getitem` of it.
 SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind")
 NO_TWINS: Mapping[Node, Node] = MappingProxyType({})
 
@@ -32,7 +32,7 @@ class Slice:
 def read_slice(node: Node) -> Slice | None:
     """Read a node as a slice of another tensor; slices of everything are looked through.
 
-    A part without elements is none.
+    A part without elements does not count.
     """
     name = op(node)
     call = cast(Node, node.args[0]) if name == "getitem" else node
@@ -120,7 +120,7 @@ def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Pi
 
 
 def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
-    """The tensor that an equal part is taken from, with one more axis, of which it is one entry."""
+    """Return the tensor that an equal part is an entry of, along one more axis."""
     part = read_slice(node)
     if part is None:
         return None

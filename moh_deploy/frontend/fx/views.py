@@ -37,7 +37,7 @@ def is_view(node: Node) -> bool:
 
 
 def through_views(node: Node) -> Node:
-    """Return the tensor that a node is a view of, itself where it is none."""
+    """Return the tensor that a node is a view of, or the node itself."""
     while is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node

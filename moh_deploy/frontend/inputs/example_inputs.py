@@ -45,7 +45,7 @@ def example_inputs(
         dynamic: `--dynamic` options.
 
     Raises:
-        ConfigError: There are none, or they contradict each other, the model or the program.
+        ConfigError: They are missing, or contradict each other, the model or the program.
     """
     if model.decoder is not None:
         assert model.module is not None
@@ -102,7 +102,7 @@ def example_inputs(
 
 # Example inputs of text generation: tokens, the mask over cache and tokens, and the cache.
 #
-# Nobody writes them: how many there are, and of which sizes, the model said when it was run once.
+# They are not written: the model said their number and sizes when it was run once.
 # The cache holds what the model itself puts there for the tokens before.
 
 BATCH, SEQ, PAST, TOTAL = "batch", "seq", "past", "total"

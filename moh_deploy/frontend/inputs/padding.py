@@ -57,7 +57,7 @@ def is_padded(item: ModelInput, side: Side) -> bool:
 
 
 def named_tokens(inputs: Sequence[ModelInput], name: str, *, made: bool) -> tuple[ModelInput, ...]:
-    """Return inputs of which one says which tokens are valid.
+    """Return the inputs, one of them marked as the mask of valid tokens.
 
     Args:
         inputs: The model's.
@@ -158,8 +158,8 @@ def _padded_like(
     """Return a mask of the same form and meaning, with padding.
 
     Args:
-        valid: The tokens [batch, tokens] that may be valid; None for all. A sample of which the
-            padding leaves none has all of them.
+        valid: The tokens [batch, tokens] that may be valid; None for all. A sample that
+            is all padding has all of them.
     """
     mask = item.value
     made = padded_mask((mask.shape[0], mask.shape[-1]), torch.bool, sides)

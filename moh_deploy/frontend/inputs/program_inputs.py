@@ -25,7 +25,7 @@ from moh_deploy.system.suggest import shortened
 
 
 def is_bound(spec: InputSpec) -> bool:
-    """Whether an input of a program is a constant."""
+    """Tell whether an input of a program is a constant."""
     return spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, ConstantArgument)
 
 
@@ -93,7 +93,7 @@ def inputs_from_program(
 def unnamed_dims(
     program: torch.export.ExportedProgram, inputs: Sequence[ModelInput]
 ) -> dict[str, str]:
-    """Return the dimensions that nobody named, as a program keeps no names, and where they are.
+    """Return the unnamed dimensions and where they are: a program keeps no names.
 
     Args:
         inputs: The program's inputs, in order.

@@ -147,7 +147,7 @@ def build_module(
             try:
                 name, signature = factory.partition(":")[2], inspect.signature(build)
                 hint = f"Its signature is {name}{signature}; set model.kwargs to match."
-            except (TypeError, ValueError):  # builtins may have none
+            except (TypeError, ValueError):  # builtins may lack it
                 pass
             raise ConfigError(
                 f"factory '{factory}' called with {given} raised {describe_error(error)}.",

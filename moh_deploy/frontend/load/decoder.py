@@ -49,7 +49,7 @@ def make_decoder(module: nn.Module) -> Decoder:
     a list of such. Positions are counted from the mask, so that padding on the left moves none.
 
     Raises:
-        ConfigError: The module's forward is none of a language model with a cache.
+        ConfigError: The module's forward is not that of a language model with a cache.
         ExportError: The module fails, or computes something else behind a cache than at once.
     """
     cls = type(module)
@@ -249,7 +249,7 @@ def check_config(directory: ModelDirectory, decoder: Decoder) -> None:
 def text_generation(
     decoder: Decoder | None, directory: ModelDirectory | None
 ) -> TextGeneration | None:
-    """Return what generating text has to know of a model; None where it is none for that.
+    """Return the settings of a model that generates text, or None for another model.
 
     Raises:
         CheckpointError: `generation_config.json` cannot be read.
@@ -268,7 +268,7 @@ def text_generation(
     lengths = (_number(directory.config.get(key)) for key in _CONTEXT_LENGTH)
 
     def tokens(key: str) -> list[int]:
-        # -1 and numbers beyond the vocabulary stand for "there is none" in some configs.
+        # -1 and numbers beyond the vocabulary stand for "no token" in some configs.
         given = said.get(key)
         found = map(_number, given if isinstance(given, list) else [given])
         return [token for token in found if token is not None and 0 <= token < decoder.vocab_size]

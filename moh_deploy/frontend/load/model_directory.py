@@ -1,4 +1,4 @@
-"""What a model directory holds, as Hugging Face lays it out, and the class that it names."""
+"""Read a Hugging Face model directory and the class that it names."""
 
 import ast
 import hashlib
@@ -48,7 +48,7 @@ class ModelDirectory:
         return self.root / CONFIG_FILE
 
     def text(self, key: str) -> str | None:
-        """Return a value of the config that has to be text; None where there is none.
+        """Return a value of the config that has to be text, or None.
 
         Raises:
             CheckpointError: It is something else.

@@ -81,7 +81,7 @@ class DynamicCache(transformers.DynamicCache):
 
     @property
     def seen_tokens(self) -> int:
-        """How many tokens went through it."""
+        """Return the number of tokens that went through it."""
         length: int = self.get_seq_length()
         return length
 
@@ -130,7 +130,7 @@ def _added_to_scores(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class AttentionMaskConverter:
-    """Makes masks one by one: what functions of before, that nobody calls, are written with."""
+    """Makes masks one by one, for old functions that stay uncalled."""
 
     def __init__(self, is_causal: bool, sliding_window: int | None = None) -> None:
         self.is_causal, self.sliding_window = is_causal, sliding_window

@@ -110,7 +110,7 @@ def _is_zero(node: Node) -> bool:
 
 
 def _write(node: Node, known: KnownValues) -> _Write | None:
-    """Read a node as a write of some entries; None where it is none, or of unknown ones."""
+    """Read a node as a write of known entries; None for other nodes."""
     name = op(node)
     if name not in _WRITES:
         return None
@@ -202,7 +202,7 @@ def _read(builder: GraphBuilder, node: Node) -> Node:
 
 
 def _product(builder: GraphBuilder, node: Node, base: Node, written: Node, dim: int) -> Node | None:
-    """Return the product that a write is; None if it is none.
+    """Return the product that a write is, or None.
 
     Args:
         node: Says where along `dim` of the base.

@@ -111,7 +111,7 @@ def _write_out(builder: GraphBuilder, node: Node) -> None:
 
     if op(node) == "baddbmm":
         product = scaled(builder.call(aten.bmm.default, first, second), "alpha")
-        # Not a base times 0: it may be memory that nobody wrote to, NaN included.
+        # Not a base times 0: it may be unwritten memory, NaN included.
         if argument(node, "beta", 1) != 0:
             product = builder.call(aten.add.Tensor, product, scaled(base, "beta"))
     else:

@@ -139,7 +139,7 @@ def _factors(
 
 
 def _aligned(builder: GraphBuilder, part: _Part) -> Node | None:
-    """Return a factor with its dimensions in the order of a product, size 1 where it has none."""
+    """Return a factor with its dimensions in the order of a product, size 1 for missing ones."""
     factor = part.factor
     if factor is None:
         return None

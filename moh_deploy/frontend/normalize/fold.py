@@ -104,7 +104,7 @@ def _groups(stored: set[Node]) -> list[tuple[set[Node], list[Node], int]]:
     """Group values by the weights they are made of: a group is folded together or not at all.
 
     Returns:
-        Of each group its weights but for scalars, which unrelated weights share; what is read of
+        Of each group its weights except scalars, which unrelated weights share; what is read of
         it; and the bytes of all its weights.
     """
     groups: list[tuple[set[Node], list[Node], int]] = []

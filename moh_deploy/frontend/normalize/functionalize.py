@@ -107,7 +107,7 @@ def _is_alias(node: Node) -> bool:
 # Leave out state that a model changes and no output ever depends on.
 #
 # Routers keep count in buffers: how often a head was chosen, a moving average of the load. Training
-# code reads them. Of a package nobody could, and what it computes does not depend on them.
+# code reads them. A package has no such reader, and what it computes does not depend on them.
 
 
 def drop_unread_state(program: ExportedProgram) -> None:

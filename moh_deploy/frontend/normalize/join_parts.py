@@ -53,7 +53,7 @@ def join_parts(source: Node) -> None:
     order = {node: position for position, node in enumerate(source.graph.nodes)}
     first = min((part.product for part in parts), key=order.__getitem__)
     needed = set(graph.ancestors(*(part.gates.node for part in parts)))
-    # All products and gates have to be laid out alike, but for their tokens.
+    # All products and gates have to be laid out alike, except their tokens.
     forms = {part.form(whole[cut]) for part in parts}
     if needed & {part.product for part in parts} or len(forms) != 1:
         return
@@ -150,7 +150,7 @@ def _part(node: Node, start: axes.Size, whole: axes.Layout, cut: int) -> _Part |
     return _Part(node, start, reader, layout, dims[0], Operand(factor, gates))
 
 
-# Attention of which some tokens are read, as attention of these: the last block of two streams
+# Attention with some tokens read, as attention of these: the last block of two streams
 # drops what it computes for the other one.
 
 

@@ -111,7 +111,7 @@ class _Joiner:
 
     def _argument(self, values: Sequence[object], dim: int | None) -> object:
         """What stands for the tensors that the operators of all parts read in one place, or for
-        lists of them; None where there is none."""
+        lists of them; or None."""
         first = values[0]
         if dim is None:
             return first if all(value is first for value in values) else None
@@ -126,8 +126,8 @@ class _Joiner:
         return (self.joined if is_tensor(first) else self._operator)(operands, dim)
 
 
-# The tensors among an operator's arguments, each with its dimension of tokens; None for one that
-# has none.
+# The tensors among an operator's arguments, each with its dimension of tokens; None without
+# tokens.
 _Sources = dict[str, int | None]
 
 

@@ -66,7 +66,7 @@ def stack_heads(program: ExportedProgram) -> None:
                 node.replace_all_uses_with(joined)
         elif _adds(node) and not _is_added_on(node):  # the last of a row of additions
             _stack_summed(node, stored, known)
-    # Dropout may be a part of a fused attention: it is switched off, and missed by nobody.
+    # Dropout may be a part of a fused attention: it is switched off, and has no effect.
     graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))
 
 
@@ -375,7 +375,7 @@ def _stack(
 
 
 def _are_read_here(found: Mapping[Heads, stacked_ops.Stacked], joins: set[Node]) -> bool:
-    """True where nobody else reads the attention of single heads, except to join them, too."""
+    """Tell whether the attention of single heads is read only to join the heads."""
     of_heads = {node for nodes, stacked in found.items() if stacked.attends for node in nodes}
     for nodes, stacked in found.items():
         for user in (user for node in nodes for user in node.users if stacked.attends):

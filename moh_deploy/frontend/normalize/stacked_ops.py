@@ -1,4 +1,4 @@
-"""How operators that are applied to each head by itself are applied to all of them at once.
+"""Apply operators of single heads to all heads at once.
 
 A stacked tensor has one dimension more than that of a head, in front: [H, ...]. A tensor that is
 the same for all heads stays as it is, and is broadcast.
@@ -220,7 +220,7 @@ def _norm(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
 
 
 def _along(*names: str) -> Rule:
-    """An operator with the same arguments, but for dimensions that are counted from the front."""
+    """Return an operator with the same arguments, its dimensions counted from the front."""
 
     def apply(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
         if not set(names) <= given.keys() or not cast(Stacked, given["self"]).by_head:
@@ -281,7 +281,7 @@ _RULES: Mapping[str, Rule] = {
 # Functions that `torch.vmap` runs for all heads, as operators on all heads.
 #
 # What is traced are the operators on one head, between `_add_batch_dim` and `_remove_batch_dim`, on
-# tensors of a kind that nobody else can read.
+# tensors of a kind that nothing else can read.
 
 
 def write_out_vmap(program: ExportedProgram) -> None:

@@ -75,7 +75,7 @@ class EagerModel:
         return replace(self, model=self.model.called_by(manifest))
 
     def run(self, arguments: Sequence[Array]) -> list[Array]:
-        """Run it once.
+        """Run the original module once.
 
         Args:
             arguments: The inputs as the package has them, of its dtypes; of one that is not

@@ -213,7 +213,7 @@ def try_to_record(
     """Run the traced program at the sizes of one run of the original, and check that they agree.
 
     Raises:
-        ExportError: It computes something else, at sizes of which it asserts nothing against.
+        ExportError: It computes something else, at sizes that its assertions allow.
     """
     arguments = [item.value.clone() for item in run.inputs]
     try:

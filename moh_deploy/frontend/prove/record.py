@@ -129,8 +129,8 @@ def _watched(rewrite: Rewrite) -> list[Node]:
 
 
 class _WatchingInterpreter(Interpreter):
-    """Keeps the values of some nodes, and runs at sizes of which the program asserts that it is not
-    for them: what it computes there may be right all the same.
+    """Keeps the values of some nodes, and runs at sizes that the program's assertions exclude: what
+    it computes there may be right all the same.
     """
 
     def __init__(self, program: ExportedProgram, watched: set[Node]) -> None:

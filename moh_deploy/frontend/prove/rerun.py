@@ -56,7 +56,7 @@ def answers_of(
             other MoH layers.
         ExportError: It cannot be traced, or what was traced is not the model.
     """
-    # Tracing takes an example, and there is none.
+    # Tracing takes an example, and it is missing.
     if not samples:
         return Answers((), has_gates=True)
     model = model.called_by(package.manifest)

@@ -226,9 +226,9 @@ def _too_small(recorder: _Recorder, refused: OriginalRun) -> frozenset[str]:
 
 # Tell limits of a trace from those of the model, by trying sizes beyond them.
 #
-# Torch limits a size wherever it decides something by it: windows of which there must be two, an
+# Torch limits a size wherever it decides something by it: windows that must be two, an
 # `if` whose branches compute the same. Where the original model and what was traced of it agree
-# beyond a limit, that is none of the model's.
+# beyond a limit, that is not the model's.
 
 Disagreement = Callable[[str, int], "str | None"]
 """Runs both at a size of a dimension, those of others as in the example. Says what is in the way;
@@ -244,8 +244,8 @@ def try_limits(
 
     Args:
         ranges: What the trace says.
-        retraced: Returns the ranges of another trace, whose example is of a given size; None where
-            there is none. A single run beyond an upper limit says little of all larger ones.
+        retraced: Returns the ranges of another trace, whose example is of a given size; None
+            without such a trace. A single run beyond an upper limit says little of all larger ones.
 
     Returns:
         Smallest and largest size of each dimension that stays limited, and what is in the way

@@ -87,7 +87,7 @@ def _layer(
         obstacles.append("channels of the attention are scaled before its gates")
     obstacles += _other_uses(core, found.node, tracked)
     batch = tuple(axis for axis in flat(found.layout) if axis not in {*heads, *tokens, *value_axes})
-    # Without scores nobody knows which axes are the queries': the first one is taken for the batch.
+    # Without scores the queries' axes are unknown: the first one is taken for the batch.
     if core.scores is None and not tokens:
         batch, tokens = batch[:1], batch[1:]
     return MoHLayer(
@@ -272,8 +272,8 @@ def chain_of(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Nod
 
 def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tuple[str, ...]:
     """Attention that is needed ungated elsewhere has to be computed anyway."""
-    # An op that skips closed heads never computes their ungated attention: somebody else who reads
-    # it, such as a model that returns its attention weights, would get nothing.
+    # An op that skips closed heads never computes their ungated attention: another reader of it,
+    # such as a model that returns its attention weights, would get nothing.
     chain = chain_of(core, node, tracked)
     for member in chain - {node}:
         what = "the attention before its gates is"
@@ -293,7 +293,7 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
 
 
 def _serves_shapes_only(node: Node) -> bool:
-    """True where nobody looks at the values of a node: of `zeros_like(attention[..., 0])`."""
+    """Tell whether the values of a node are unused, as by `zeros_like(attention[..., 0])`."""
     if node.op == "output":
         return False
     moves = is_view(node) or graph.op(node) in _PIECES

@@ -54,7 +54,7 @@ class Image:
 
     @property
     def tokens(self) -> Layout:
-        """[B, H*W, C]."""
+        """Return the layout of tokens, [B, H*W, C]."""
         return self.batch, (*self.rows, *self.columns), self.channels
 
     def is_in_token_order(self, layout: Layout) -> bool:
@@ -226,7 +226,7 @@ class _Walk:
         self._found: ImageChain | None = None
 
     def run(self) -> ImageChain | None:
-        """Return the chain up to the last node in token order; None if there is none."""
+        """Return the chain up to the last node in token order, or None."""
         # conv2d, gelu, flatten, transpose, ...: each node reads the one before. The chain may end
         # at every node in token order, [B, H*W, C]; the last one makes the longest chain.
         node: Node | None = self._first
@@ -234,7 +234,7 @@ class _Walk:
             self._nodes.append(node)
             if self._steps[-1].image.is_in_token_order(self._layout):
                 self._found = self._chain() or self._found
-            # The one node that reads its values; a model's output has none.
+            # The one node that reads its values; a model's output lacks it.
             readers = [user for user in node.users if op(user) != "sym_size"]
             node = readers[0] if len(readers) == 1 and is_tensor(readers[0]) else None
         return self._found

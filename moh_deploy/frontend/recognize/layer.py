@@ -103,7 +103,7 @@ class MoHLayer:
         gates: The factors of the gates; their product is the gate of a (token, head).
         batch, heads, tokens: The axes of the output besides the head dimension; heads major first.
         obstacles: Why the attention cannot become a MoHAttention; empty if it can.
-        projection: Of each head, before the gates; None where there is none.
+        projection: Of each head, before the gates; or None.
     """
 
     path: str

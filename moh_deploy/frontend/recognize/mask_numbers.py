@@ -107,7 +107,7 @@ class MaskNumbers:
     def without_tables(
         self, part: Sequence[Node], reads: Mapping[Node, RowsRead]
     ) -> Collection[Node]:
-        """Return a part without the nodes that make tables alone, of which rows are read."""
+        """Return a part without the nodes that only make tables, whose rows are read."""
         kept: set[Node] = set()
         for node in reversed(part):
             users = [user for user in node.users if user in part]
@@ -117,7 +117,7 @@ class MaskNumbers:
         return kept
 
     def unknown(self, part: Sequence[Node]) -> Node | None:
-        """Return an operator of which numbers do not tell where it acts; None if there is none."""
+        """Return an operator whose place of action its numbers do not tell, or None."""
         for node in part:
             base = node.args[0] if node.args else None
             if graph.op(node) in _CURVES or (

@@ -32,7 +32,7 @@ class Edge:
     """Where the keys that a query sees begin, or end: `counts // chunk * chunk + offset`, or
     `at_least` where that is more."""
 
-    # The query's place among keys, of which it is one of the last (s + T - S), or among queries
+    # The query's place among keys, where it is one of the last (s + T - S), or among queries
     # (s), or what whole numbers [batch or 1, queries] of the model say.
     counts: CountedFrom
     offset: int = 0
@@ -58,7 +58,7 @@ class MaskStructure:
 
     @property
     def words(self) -> str:
-        """What `inspect` says: `causal, window of 128, padding`."""
+        """Return the text that `inspect` shows: `causal, window of 128, padding`."""
         first, end, causal = self.first, self.end, self.end == CAUSAL
         found = ["causal"] if causal else []
         if first is not None and first.chunk > 1:
@@ -88,7 +88,7 @@ class MaskReader:
     _found: dict[object, MaskStructure | str] = field(default_factory=dict)
 
     def structure(self, layer: MoHLayer) -> MaskStructure | str | None:
-        """Return the structure of a layer's masks, why there is none that is known, or None where
+        """Return the structure of a layer's masks, why it is unknown, or None where
         the layer has no mask."""
         scores = layer.core.scores
         if scores is None or not (scores.masks or scores.is_causal):
@@ -158,7 +158,7 @@ def _explained(trials: Sequence[MaskRun]) -> MaskStructure:
 def _edges(
     trials: Sequence[MaskRun], problems: list[str]
 ) -> Iterator[tuple[Edge | None, Edge | None]]:
-    """Yield the edges that the keys of queries may have; note why there are none."""
+    """Yield the edges that the keys of queries may have; note why they are missing."""
     # Of each size the run that hides least shows what positions alone do.
     neutral: dict[tuple[int, ...], tuple[int, MaskRun]] = {}
     for trial in trials:
@@ -229,7 +229,7 @@ def _counts(trial: MaskRun, counts: object) -> Tensor:
 def _edge(
     trials: Sequence[MaskRun], counted: Sequence[CountedFrom], *, is_end: bool
 ) -> Edge | str | None:
-    """Return the form of an edge; None where it is that of all keys; why it has none."""
+    """Return the form of an edge, None for that of all keys, or why it is unknown."""
     # Where the edge is that of all keys, the form may lie beyond; queries that see nothing have no
     # edge.
     found = [_range_of(trial.seen)[is_end] for trial in trials]
@@ -303,7 +303,7 @@ def _documents(trials: Sequence[MaskRun]) -> Iterator[Node]:
 
 
 def _reached(trial: MaskRun, structure: MaskStructure) -> Tensor:
-    """Return the keys that a structure lets queries see, but for padding: bool [B, S, T]."""
+    """Return the keys that a structure lets queries see, apart from padding: bool [B, S, T]."""
     batch, queries, keys = trial.seen.shape
     key = torch.arange(keys)
     seen = torch.ones(batch, queries, keys, dtype=torch.bool)

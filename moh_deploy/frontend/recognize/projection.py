@@ -21,7 +21,7 @@ class Projection:
 
     node: Node
     product: Contraction  # the product; x is operand 0 and the weight is operand 1
-    bias: Node | None = None  # broadcast against the result; None where there is none
+    bias: Node | None = None  # broadcast against the result; or None
 
     @property
     def x(self) -> Node:
@@ -53,7 +53,7 @@ class Projection:
 
 
 def read_projection(node: Node, stored: Stored) -> Projection | None:
-    """Read a node as a product with weights; None if it is none.
+    """Read a node as a product with weights; None for other nodes.
 
     Args:
         stored: Tells whether a node's value is known before the model runs.
@@ -100,7 +100,7 @@ def _with_own_bias(node: Node, stored: Stored) -> Projection | None:
 
 def _sum(node: Node, stored: Stored) -> Projection | None:
     """A product without a bias, plus a bias."""
-    # x @ W + b or b + x @ W, [..., N]: two operators, of which nobody else reads the first.
+    # x @ W + b or b + x @ W, [..., N]: two operators, and the first has no other reader.
     for position in (0, 1):
         product, bias = node.args[position], node.args[1 - position]
         if not (isinstance(product, Node) and isinstance(bias, Node) and is_tensor(bias)):

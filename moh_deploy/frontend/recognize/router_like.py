@@ -1,4 +1,4 @@
-"""What looks like the gates of a router: a tensor, followed back to what was ranked or squashed."""
+"""Find tensors that look like a router's gates, back to the ranked or squashed scores."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class RouterLike:
     @cached_property
     def selection(self) -> Node | None:
         """What ranks a fixed number of candidates; None where nothing does."""
-        # topk of [B, S, H] along H; tokens, of which there are as many as the input has, are no
+        # topk of [B, S, H] along H; tokens, as many as the input has, are no
         # candidates.
         for node in self.cone:
             ranked = node.args[0] if op(node) in SELECTIONS else None
@@ -63,7 +63,7 @@ class RouterLike:
 
     @cached_property
     def weighing(self) -> Node | None:
-        """A softmax over a fixed number of candidates; None where there is none."""
+        """Return a softmax over a fixed number of candidates, or None."""
         found = (node for node in self.cone if op(node) == "softmax")
         return next(
             (node for node in found if _is_counted_along(node, cast(int, node.args[1]))), None
@@ -105,7 +105,7 @@ class RouterLike:
 
     @property
     def is_cut(self) -> bool:
-        """It is one of several entries: `gates[..., 2:3]`, of a loop over heads."""
+        """Tell whether it is one of several entries: `gates[..., 2:3]`, of a loop over heads."""
         for node in self.cone:
             name = op(node)
             if name == "eq" and is_tensor(node.args[0]) and isinstance(node.args[1], int):

@@ -49,7 +49,7 @@ class Tracked:
     stage: Literal["weights", "products", "output"]
     core: Core  # the core it comes from; for weights, the part of a core that is known by then
     gates: tuple[Operand, ...] = ()  # gates that were already applied, each with its layout
-    # Of each head, behind the core; None where there is none.
+    # Of each head, behind the core; or None.
     projection: HeadProjection | None = None
 
     @property

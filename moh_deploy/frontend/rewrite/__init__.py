@@ -90,7 +90,7 @@ class _Inserter:
             gates = insert_fixed_gates(builder, gates, self._program) or gates
             found = replace(found, fixed_gates=gates)
         elif router.reason is None:
-            # As early as the gates it takes over from, for whoever reads them.
+            # As early as the gates it takes over from, for their readers.
             early = GraphBuilder(self._graph, computed.node.next)
             routed = insert_router(early, router, computed.node)
             merge_logits(routed, computed.node, self._splitter.read)

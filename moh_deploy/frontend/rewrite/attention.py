@@ -170,7 +170,7 @@ class AttentionRewriter:
         self._is_square = bool(product(self.form.tokens) == product(self.form.keys))
 
     def build(self, gates: Node) -> rewritten.Rewrite:
-        """Insert the MoHAttention.
+        """Insert the MoHAttention node.
 
         Args:
             gates: [B, S, Hq].

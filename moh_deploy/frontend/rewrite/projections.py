@@ -51,9 +51,9 @@ def project_query(
         gates: [B, S, H], an argument of the attention.
 
     Returns:
-        The MoHQueryProjection; None where there is none.
+        The MoHQueryProjection, or None.
     """
-    # A MoHQueryProjection makes [B, S, H*D]; an attention that reads heads first has none.
+    # A MoHQueryProjection makes [B, S, H*D]; an attention that reads heads first lacks it.
     query, *others = (node for node in attention.args if isinstance(node, Node))
     if rank(query) != 3:
         return None
@@ -132,7 +132,7 @@ def project_output(
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:
     """The linear map that alone reads the gated heads, and the layout in which it reads them."""
-    # Forward through views, as long as there is one reader: ungated heads are nobody else's.
+    # Forward through views, as long as there is one reader: ungated heads have no other reader.
     node, layout = layer.node, layer.layout
     while len(node.users) == 1:
         (user,) = node.users

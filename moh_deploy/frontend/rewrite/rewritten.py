@@ -1,4 +1,4 @@
-"""What is inserted for one layer, to take over from its original operators."""
+"""Collect the inserted nodes of a layer that replace its original operators."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def drop_views(rewrites: Sequence[Rewrite]) -> None:
 
 def _view(layer: MoHLayer, builder: GraphBuilder) -> Node | None:
     """None where batch and tokens are no axes of it, or a size cannot be expressed."""
-    # [B, H, S, D] or [B, S, H, D] -> [B, S, H*D], of which a fingerprint is taken for each token.
+    # [B, H, S, D] or [B, S, H, D] -> [B, S, H*D]: a fingerprint of it is taken for each token.
     batch, tokens, heads = leaves(layer.batch), leaves(layer.tokens), leaves(layer.heads)
     layout = flat(layer.layout)
     if not {*batch, *tokens} <= set(layout):
@@ -298,8 +298,8 @@ class Rewrite:
         mask: What structure the layer's masks have, or why none was found; None without masks.
         num_kv_heads, head_dim, kv_len: None where the attention stays.
         swaps: Other nodes that inserted ones take over from: parts of packed projections.
-        query_projection: The inserted MoHQueryProjection; None where there is none.
-        output_projection: Replaces the linear map that reads the gated heads; None likewise.
+        query_projection: The inserted MoHQueryProjection, or None.
+        output_projection: Replaces the linear map that reads the gated heads; or None.
         attention_view: [B, S, H * value size], from the original operators: the gated heads; None
             where they have no such view, or none was inserted.
     """
@@ -339,7 +339,7 @@ class Rewrite:
         return self.attention_view if self.replacement is None else None
 
     def kept(self, reason: str) -> Rewrite:
-        """The same layer left as it is."""
+        """Return the layer left as it is."""
         return replace(
             self,
             routed=None,

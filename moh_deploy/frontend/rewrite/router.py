@@ -69,7 +69,7 @@ def insert_fixed_gates(builder: GraphBuilder, gates: Node, program: ExportedProg
     value = fixed_value(gates, Constants(program))
     if value is None:
         return None
-    # By a node even where nothing is repeated: whoever feeds other gates puts them in its place.
+    # By a node even where nothing is repeated: other gates are fed in its place.
     extents = [int(gate) if gate.is_Integer else builder.size(gate) for gate in shape(gates)]
     return builder.call(aten.expand.default, add_constant(program, "gates", value), extents)
 
@@ -130,7 +130,7 @@ def _per_token(builder: GraphBuilder, logits: Logits, gates: Node) -> Node:
 def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     """Let a MoHRouter read parts of one small projection instead of several smaller ones.
 
-    Nothing happens where they are not projections of one tensor that nobody else reads.
+    Nothing happens unless they are projections of one tensor without other readers.
     """
     # x @ [W_routed; W_shared; W_stage]: three products of few columns cost as many launches, and
     # read x three times. One of them, sliced, computes the same numbers.

@@ -44,7 +44,7 @@ class ProjectionPart:
 def _parts(
     whole: ProjectionPart, columns: axes.Dim, packed: Callable[[Node], bool]
 ) -> list[ProjectionPart] | None:
-    """Return the parts that a tensor is cut into; None where somebody reads it uncut.
+    """Return the parts that a tensor is cut into; None if it is also read uncut.
 
     Args:
         columns: The axes that may be cut.
@@ -161,7 +161,7 @@ def cut_weight(
 
 def _apart(layout: axes.Layout, chosen: axes.Dim) -> axes.Layout:
     """The layout with these axes as one dimension, where the first of them was."""
-    # [3 * H * D, C] cut along its first axis: [3, H * D, C], of which one entry is taken.
+    # [3 * H * D, C] cut along its first axis: [3, H * D, C], and one entry is taken.
     dims: list[axes.Dim] = []
     for dim in layout:
         run: axes.Dim = ()
@@ -204,7 +204,7 @@ class Splitter:
 
     def _parts(self, projection: Projection, packed: Callable[[Node], bool]) -> Iterator[Swap]:
         """Insert the parts of a projection: none where it is one tensor of tokens already, or where
-        somebody reads a packed one uncut, so that it would be computed twice."""
+        a packed one is also read uncut, so that it would be computed twice."""
         out = axes.fresh_layout(shape(projection.node))
         columns = projection.columns(out)
         parts: list[ProjectionPart] | None = []
@@ -254,7 +254,7 @@ class Splitter:
         return list(walk(node, onward))
 
     def read(self, node: Node) -> Projection | None:
-        """Read a node as a product with weights; None if it is none."""
+        """Read a node as a product with weights; None for other nodes."""
         if node not in self._projections:
             self._projections[node] = read_projection(node, self._stored)
         return self._projections[node]

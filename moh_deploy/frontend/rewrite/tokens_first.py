@@ -40,7 +40,7 @@ class Reader:
     twins: Mapping[Node, Node]  # nodes of the same value to read instead of others
     # True for a node whose value does not depend on the model's inputs.
     is_known: Callable[[Node], bool]
-    # True for a node that nobody needs once the layer is replaced.
+    # True for a node without use once the layer is replaced.
     is_private: Callable[[Node], bool]
 
     def trail(self, operand: Operand) -> list[Piece]:
@@ -162,7 +162,7 @@ class Reorderer:
         return self._operands.arrange(Operand(operand.node, layout), wanted, expand=expand)
 
     def _reading(self, source: Operand) -> Reading | None:
-        """Read an operator that commutes, if nobody else needs its result."""
+        """Read an operator that commutes and has a single reader."""
         reading = read_commuting(source.node, source.layout)
         if reading is None or not self._reader.is_private(called(source.node)):
             return None

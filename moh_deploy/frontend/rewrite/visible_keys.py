@@ -127,7 +127,7 @@ class _Places:
         return call(aten.add.Tensor, index, self._skipped())
 
     def _skipped(self) -> int | Node:
-        """How many keys stand before the first query's own."""
+        """Return the number of keys before the first query's own."""
         if isinstance(self._keys, int) and isinstance(self._queries, int):
             return self._keys - self._queries
         if self._keys is self._queries:

@@ -1,4 +1,4 @@
-"""How torch computes the ops, where their float64 reference will not do.
+"""Compute the ops in torch, where their float64 reference will not do.
 
 They are dense and written for clarity: in torch they only have to be right. They compute in float64
 where their inputs are, as the proof of a router needs it, and else in float32.

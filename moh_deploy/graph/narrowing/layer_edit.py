@@ -40,7 +40,7 @@ def narrow_projection(
 
     Args:
         heads: All heads, [B, S, H*D] or [B, H, S, D].
-        narrow: The kept ones, in the same form; made by whoever calls.
+        narrow: The kept ones, in the same form; made by the caller.
         axis: The axis that has heads.
         kept: Entries of `heads` along it.
 

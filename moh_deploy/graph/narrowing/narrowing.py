@@ -4,7 +4,7 @@
       = Reshape(X @ W' + b', [B, S, H', D])  W', b': the columns of these heads
 
 The value is followed backwards to stored weights, operator by operator (`rules.py`); each is
-written again beside the original, which stays for whoever else reads it. What nobody reads in the
+written again beside the original, which stays for its other readers. What is unread in the
 end is dropped by the caller.
 """
 

@@ -99,7 +99,7 @@ def _conv(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir
 def _query_projection(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     """Q = X W + bias, as plain operators: with fixed gates there is nothing to skip."""
     if axis != 2:
-        raise NotNarrowedError(f"axis {axis} of '{value.name}' is none of heads")
+        raise NotNarrowedError(f"axis {axis} of '{value.name}' has no heads")
     node = _node(value)
     x, weight, _, bias = (*node.inputs, None)[:4]
     assert weight is not None

@@ -53,7 +53,7 @@ class FaultFinder:
     """Looks for packages and engines that compute something else than they should."""
 
     candidates: Candidates  # what is measured
-    original: Original | None  # what baselines of the original are; None if there is none
+    original: Original | None  # what baselines of the original are, or None
 
     def in_recorded_runs(self) -> dict[str, str]:
         """Compare packages and engines with their recorded runs; return faults by name, in words.
@@ -164,7 +164,7 @@ class BenchRun:
         faults = {}
         if self.judged:
             # Before anything is timed, and in sessions of its own, which are closed again: memory
-            # and threads of these are in nobody's way later.
+            # and threads of these disturb no later candidate.
             with self.progress.step("comparing with the recorded runs"):
                 faults = self._finder.in_recorded_runs()
         with ExitStack() as stack:
@@ -266,7 +266,7 @@ class BenchRun:
         ]
         notes = []
         nan = [f"'{name}'" for name, array in reference.items() if (array != array).any()]
-        # Without gates nothing fails, but nobody should be given times of NaN without a word.
+        # Without gates nothing fails, but times of NaN have to be reported.
         if nan and not self.judged:
             notes.append(
                 f"{', '.join(nan)} of {found[0].contestant} on {_words(input_set)} hold NaN: no"

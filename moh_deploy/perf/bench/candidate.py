@@ -235,7 +235,7 @@ class Candidate:
             BackendError, PackageError: See `Model.open`.
         """
         runner = self.model.open(self.variant)
-        # A model of somebody else has no manifest: it is held to the rule of its outputs' dtype
+        # A foreign model has no manifest: it is held to the rule of its outputs' dtype
         # alone.
         precisions: tuple[str, ...] = ()
         if isinstance(self.model, Deployed):
@@ -252,7 +252,7 @@ def fed_by(input_set: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[
         ConfigError: It does not take them.
     """
     try:
-        # By name, or by position where no name is the same: an ONNX file of somebody else has its
+        # By name, or by position where no name is the same: a foreign ONNX file has its
         # own names for the same inputs.
         names = match_inputs([spec.name for spec in specs], list(input_set.inputs), name)
         feeds = {theirs: input_set.inputs[ours] for theirs, ours in names.items()}

@@ -29,7 +29,7 @@ class BenchSetting:
 
     kernels: Kernels  # what runs MoH nodes
     threads: int | None  # threads within an operator
-    original: Original | None  # what baselines of the original are; None if there is none
+    original: Original | None  # what baselines of the original are, or None
     scratch: Path  # where models may be written that are made for this
     # What packages and ONNX models run in; None for what each package was tuned for.
     runtime: Runtime | None = None
@@ -94,7 +94,7 @@ def find_candidates(
         package: What the first one was built from, if that is an engine.
 
     Raises:
-        ConfigError: A baseline is none, or a name stands for two; or `package` is not what the
+        ConfigError: A baseline is unknown, or a name stands for two; or `package` is not what the
             first one was built from.
         PackageError: A directory is neither package nor engine, or has changed.
     """
@@ -134,7 +134,7 @@ def find_candidates(
     names = [*map(str, roots), *(entry.name for entry in entries if entry.is_baseline)]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"there are {names.count(name)} contestants '{name}', expected one.")
+            raise ConfigError(f"there are {names.count(name)} candidates '{name}', expected one.")
     return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
 
 
@@ -187,7 +187,7 @@ def _baseline(
     if named == FUNCTIONS:
         return candidate.Candidate(FUNCTIONS, True, opened_package(package), off)
     if named == PLAIN_ENGINE:
-        # It takes minutes to build, so whoever benchmarks does that once all options fit.
+        # It takes minutes to build, so it is built once all options fit.
         plain = cast(ModelKind, type(first))(setting.plain_engine_dir)
         return candidate.Candidate(PLAIN_ENGINE, True, plain, own)
     original = setting.original
@@ -211,7 +211,7 @@ def _baseline(
         return candidate.Candidate(
             str(named), True, model, setting.variant(model.preferred_runtime)
         )
-    # A model of somebody else's: our kernels are no part of it.
+    # A foreign model: our kernels are no part of it.
     return candidate.Candidate(str(named), True, model, replace(setting.variant(), kernels="off"))
 
 

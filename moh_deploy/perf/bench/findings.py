@@ -1,4 +1,4 @@
-"""What a benchmark shows, in sentences: whether skipping heads pays, and what routing costs."""
+"""Summarise a benchmark in sentences: does skipping heads pay, and the cost of routing."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -15,7 +15,7 @@ DENSE = "dense"
 def findings(
     results: Sequence[Measured], work: Iterable[PackageWork], routing: Iterable[RoutingOverhead]
 ) -> Iterator[str]:
-    """Yield the sentences.
+    """Yield the sentences of a benchmark.
 
     Args:
         results: Every candidate on every set of inputs; those of one set follow each other, the

@@ -1,7 +1,7 @@
 """Conditions on what was measured: `p50 <= 1.05 * baseline`, `peak_memory < 2 GiB`.
 
 gate    = metric comparison limit
-limit   = [factor "*"] contestant | number unit
+limit   = [factor "*"] candidate | number unit
 """
 
 import operator
@@ -41,11 +41,11 @@ class GateResult:
     measured: float | None
     limit: float | None  # what it was compared with; None if that was not measured
     passed: bool  # both were measured, it holds, and neither candidate computes anything wrong
-    reason: str  # the numbers in words, or why there are none
+    reason: str  # the numbers in words, or why they are missing
 
     @property
     def sentence(self) -> str:
-        """What was asked, of whom, and what was measured."""
+        """Return the gate, the candidate and the measured value as a sentence."""
         verb = "passed" if self.passed else "not measured" if self.measured is None else "failed"
         if self.limit is None:
             verb = "not measured"
@@ -104,7 +104,7 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
     """Read a gate from what a user wrote.
 
     Args:
-        text: What somebody wrote.
+        text: The condition as written.
         candidates: Names of all candidates.
         baselines: Those of the baselines; `baseline` stands for the only one.
 
@@ -114,7 +114,7 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
     match = _GATE.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"'{text}' is no gate, expected METRIC <= [FACTOR *] CONTESTANT or METRIC <= NUMBER"
+            f"'{text}' is no gate, expected METRIC <= [FACTOR *] CANDIDATE or METRIC <= NUMBER"
             " UNIT.",
             hint=_EXAMPLES,
         )
@@ -149,7 +149,7 @@ def _candidate(text: str, name: str, candidates: Sequence[str], baselines: Seque
         if len(baselines) == 1:
             return baselines[0]
         there = (
-            f"there are {len(baselines)}: {', '.join(baselines)}" if baselines else "there is none"
+            f"there are {len(baselines)}: {', '.join(baselines)}" if baselines else "none is given"
         )
         raise ConfigError(
             f"gate '{text}' is about the baseline, but {there}.",
@@ -157,7 +157,7 @@ def _candidate(text: str, name: str, candidates: Sequence[str], baselines: Seque
         )
     if name not in candidates:
         raise ConfigError(
-            f"gate '{text}': there is no contestant '{name}', there are {', '.join(candidates)}.",
+            f"gate '{text}': there is no candidate '{name}', there are {', '.join(candidates)}.",
             hint=did_you_mean(name, [BASELINE, *candidates]) or _EXAMPLES,
         )
     return name

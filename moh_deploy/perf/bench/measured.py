@@ -56,7 +56,7 @@ def agreement(
         precisions: What the two compute in, by names of the table of tolerances.
         inputs: What both ran on, in words.
     """
-    # By order, not by name: a baseline of somebody else calls its outputs something else.
+    # By order, not by name: a foreign baseline calls its outputs something else.
     if len(got) != len(reference):
         reason = f"it has {len(got)} outputs, not {len(reference)}."
         return Agreement(math.nan, None, reason)
@@ -106,7 +106,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Metric:
-    """A number of a contestant that reports show and gates may be about."""
+    """A number of a candidate that reports show and gates may be about."""
 
     title: str  # of its column
     # Unit to how many of the metric's own units it is; that one is `unit`.
@@ -117,7 +117,7 @@ class _Metric:
     why_missing: str = ""  # why there may be none
 
     def cell(self, measured: Measured) -> Cell:
-        """Return what a table shows of a contestant."""
+        """Return what a table shows of a candidate."""
         value = self.read(measured)
         return None if value is None else self.show(value)
 

@@ -1,4 +1,4 @@
-"""How fast packages ran, beside their baselines."""
+"""Report the speed of packages beside their baselines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,16 +22,16 @@ from moh_deploy.validate.reference.input_sets import RANDOM
 
 @dataclass(frozen=True)
 class BenchReport(Report):
-    """One comparison.
+    """The result of a benchmark.
 
     Attributes:
         schema_version: Of its JSON; docs/bench.schema.json describes it.
-        results: Every contestant on every set of inputs; those of one set follow each other.
+        results: Every candidate on every set of inputs; those of one set follow each other.
         work: What the packages skip; nothing for baselines.
         gates: What each gate says of each package on each set of inputs.
         samples_by: The dimension that counts samples; None where that is a fixed size.
         threads: Threads within an operator; None for the runtime's own choice.
-        min_time_s: Seconds that the contestants ran on each set of inputs, all together.
+        min_time_s: Seconds that the candidates ran on each set of inputs, all together.
         warmup_s: Seconds that they ran before, untimed.
         machine: Processor, cores and instruction set.
         runtime: Name and version of the runtime.
@@ -116,13 +116,13 @@ class BenchReport(Report):
 
 _GATE_COLUMNS = (
     "gate",
-    "contestant",
+    "candidate",
     "inputs",
     doc.Column("what was measured", width="long"),
     "verdict",
 )
 _SPEED_COLUMNS = (
-    "contestant",
+    "candidate",
     "baseline",
     "times as fast, 95 % interval",
     "#speed",
@@ -169,8 +169,8 @@ def _gates(report: BenchReport) -> doc.Section:
 def _verdict(report: BenchReport) -> doc.Verdict:
     held = tuple(gate.sentence for gate in report.gates if gate.passed)
     failed = tuple(gate.sentence for gate in report.gates if not gate.passed)
-    contestants = len({result.contestant for result in report.results})
-    said = [f"{count(contestants, 'contestant')}{' in turns' if contestants > 1 else ''}."]
+    candidates = len({result.contestant for result in report.results})
+    said = [f"{count(candidates, 'candidate')}{' in turns' if candidates > 1 else ''}."]
     if report.gates:
         said.append(f"{len(held)} of {count(len(report.gates), 'gate')} passed.")
     if report.passed is None:
@@ -230,7 +230,7 @@ def _remarks(report: BenchReport) -> Iterator[str]:
     """Yield sentences on how it was measured, and on what."""
     threads = "the runtime's" if report.threads is None else str(report.threads)
     yield (
-        f"threads: {threads}; all contestants in turn for {report.min_time_s:g} s, after"
+        f"threads: {threads}; all candidates in turn for {report.min_time_s:g} s, after"
         f" {report.warmup_s:g} s of warm-up; load, first run and peak memory of a process each"
     )
     if any(result.inputs == RANDOM for result in report.results):
@@ -252,7 +252,7 @@ def _remarks(report: BenchReport) -> Iterator[str]:
 
 
 def _latencies(report: BenchReport) -> Iterator[doc.Section]:
-    """Yield a section on all contestants for each set of inputs."""
+    """Yield a section on all candidates for each set of inputs."""
     # Those of one set of inputs follow each other in a report.
     grouped = groupby(report.results, lambda result: (result.inputs, result.sizes))
     for index, ((inputs, sizes), group) in enumerate(grouped):
@@ -274,7 +274,7 @@ def _latencies(report: BenchReport) -> Iterator[doc.Section]:
 
 
 def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> doc.Table:
-    """Return what each contestant took, and how fast it is beside each baseline."""
+    """Return the times of each candidate, and how fast it is beside each baseline."""
     baselines = [result.contestant for result in results if result.is_baseline]
     titles = [metric.title for metric in METRICS.values()]
     # Where no dimension counts samples, a run is all that can be counted.
@@ -291,7 +291,7 @@ def _times(report: BenchReport, where: str, results: Sequence[Measured], index: 
             for x in ratios
         ]
         rows.append((result.contestant, result.latency.runs, *metrics, *texts))
-    columns: list[doc.Column | str] = ["contestant", "#runs", *(f"#{title}" for title in titles)]
+    columns: list[doc.Column | str] = ["candidate", "#runs", *(f"#{title}" for title in titles)]
     return doc.Table(where, [*columns, *speeds], rows, f"times-{index}")
 
 

@@ -18,7 +18,7 @@ from moh_deploy.perf.cost_model.prediction import Prediction, predict
 # Turn choices at some sizes, measured or predicted, into ranges of sizes.
 
 # About what a choice by size costs in a layer, an If around each of its operators: a gain that is
-# smaller is none.
+# smaller does not count.
 SWITCH_MS = 0.005
 
 

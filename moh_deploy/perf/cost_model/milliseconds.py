@@ -29,7 +29,7 @@ class LayerShape:
     # Width of what the queries are projected from; None if that projection is not the layer's to
     # choose.
     query_features: int | None = None
-    output_features: int | None = None  # width of what the heads are projected to; None likewise
+    output_features: int | None = None  # width of what the heads are projected to; or None
     window: int = 0  # neighbours that a query sees besides; 0 for ordinary attention
 
     @property
@@ -72,7 +72,7 @@ class LayerShape:
         return self._used_share(1, self.tokens)
 
     def _used_share(self, group: int, tokens: int) -> float:
-        """Share of groups of neighbouring heads of which a token chose one, routed at random."""
+        """Return the share of groups of neighbouring heads with an open one, routed at random."""
         routed = self.num_heads - self.num_shared_heads
         open_heads = self.active_share * self.num_heads - self.num_shared_heads
         # Of one routed head to be open for one token. Shared heads are open for all, so what is
@@ -90,7 +90,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Platform:
-    """What runs a layer."""
+    """The runtime and its settings that a predicted layer runs with: kernels, threads, dtypes."""
 
     instruction_set: str | None = None  # of the kernels, such as `avx2`; None for AVX-512
     threads: int = 1  # within an operator; they share everything but the cost of a call

@@ -10,7 +10,7 @@ from moh_deploy.package import CHOICES, Choice, LayerInfo, Manifest, Runtime, ch
 from moh_deploy.perf.cost_model.milliseconds import LayerShape, Platform, milliseconds
 from moh_deploy.runtime.kernel_use import KernelUse
 
-# A predicted difference smaller than this is none: the plainer choice is made.
+# A predicted difference smaller than this does not count: the plainer choice is made.
 _CLEAR = 0.03
 
 
@@ -173,7 +173,7 @@ class BreakEven:
 
     @property
     def pays(self) -> bool:
-        """Whether skipping heads is faster."""
+        """Tell whether skipping heads is faster."""
         return self.ms < self.dense_ms
 
 

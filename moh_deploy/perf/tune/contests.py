@@ -85,7 +85,7 @@ class Contests:
     base: OnnxPackage  # the package, in float32
     make: MakePackage  # what makes packages in other precisions
     check: QualityCheck  # its figures on samples, which have to meet the conditions
-    # Why a package is not equal to the float32 one; None if it is, or nobody asked.
+    # Why a package is not equal to the float32 one; None if it is, or was not compared.
     differs: Callable[[RuntimePrecision, OnnxPackage], str | None]
     sets: Sequence[InputSet]  # what is timed
     threads: int | None  # within an operator; None for the runtime's own choice

@@ -97,7 +97,7 @@ class TuneOutcome:
     # Numbers of the sets of inputs on which the whole model was slower with the layers' own
     # choices: there all are dense.
     dense_was_faster: tuple[int, ...] = ()
-    # With ranges the whole model was nowhere faster, so there are none.
+    # With ranges the whole model was nowhere faster, so they are left out.
     ranges_did_not_pay: bool = False
 
     @property
@@ -141,7 +141,7 @@ class TuneJob:
         if self.kernels.library is None:
             raise BackendError(
                 "there is nothing to measure without kernels, every choice runs the same function"
-                f" bodies; there are none here: {self.kernels.reason}.",
+                f" bodies; this machine has no kernels: {self.kernels.reason}.",
                 hint="docs/cpu-kernels.md and docs/cuda.md say what to install. --choose sets"
                 " choices without measuring.",
             )

@@ -105,7 +105,7 @@ _FEW = 64
 
 
 JudgedRun = tuple[samples.Sample, Batch | None]
-"""One run of the samples that conditions are judged on, and its labels; None if there are none."""
+"""One run of the samples that conditions are judged on, and its labels or None."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Quality:
     @property
     @in_json()
     def good(self) -> bool:
-        """Whether every condition holds."""
+        """Tell whether every condition holds."""
         return not self.failed
 
 

@@ -1,4 +1,4 @@
-"""What was measured, and what was chosen for it."""
+"""Report measured times and the modes chosen by them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RuntimePrecision:
     @property
     @in_json()
     def name(self) -> str:
-        """What reports call it: `int8 in ONNX Runtime`."""
+        """Return its name in reports: `int8 in ONNX Runtime`."""
         return f"{self.precision} in {RUNTIMES[self.runtime]}"
 
 
@@ -76,7 +76,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class SearchReport(Report):
-    """One search.
+    """The result of a search.
 
     Attributes:
         package: The float32 package.
@@ -179,7 +179,7 @@ class TunedLayer:
 
 @dataclass(frozen=True)
 class TuneReport(Report):
-    """One tuning.
+    """The result of a tuning.
 
     Attributes:
         package: The package.
@@ -196,7 +196,7 @@ class TuneReport(Report):
             over `one_choice`: all layers with one choice each.
         dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
             layers' own choices: there all are dense.
-        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
+        ranges_did_not_pay: With ranges the whole model was nowhere faster, so they were left out.
         max_abs_error: Largest difference of an output from the original model's, as chosen.
         flipped_tokens: Input files on which tokens chose other heads than before (ties within
             rounding), to how many: outputs were not compared there.
@@ -228,7 +228,7 @@ class TuneReport(Report):
     @property
     @in_json()
     def model_gain(self) -> float | None:
-        """How many times as fast as with all layers dense the whole model is."""
+        """Return the gain of the whole model over all layers dense."""
         return None if self.model_ratio is None else 1 / self.model_ratio.value
 
     @property

@@ -42,7 +42,7 @@ def reference_key(reference: str, file: Path) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number."""
+    """A figure of a run."""
 
     group: str  # What it is of, such as `output 'logits'`
     name: str  # Which one, a key of `KINDS`
@@ -162,7 +162,7 @@ KINDS: Mapping[str, FigureKind] = {
     "labels": FigureKind("labels scored", "higher", Slack(), domain=_COUNT),
     # Another training scores some samples otherwise.
     "score": FigureKind("score", "higher", Slack(factor=1.01), domain=_ANY),
-    "loss": FigureKind("score, of which less is better", "lower", Slack(factor=1.01), domain=_ANY),
+    "loss": FigureKind("score, where less is better", "lower", Slack(factor=1.01), domain=_ANY),
     # Read from the package, and from the runtime.
     "replaced": FigureKind("replaced by an operator", "higher", Slack(), domain=_FLAG),
     "on_kernel": FigureKind("on a kernel", "higher", Slack(), domain=_FLAG),

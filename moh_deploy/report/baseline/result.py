@@ -1,4 +1,4 @@
-"""How a run compares with a baseline file."""
+"""Compare a run with a baseline file."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +13,7 @@ FigureOutcome = Literal["held", "better", "worse", "gone", "new", "not compared"
 
 @dataclass(frozen=True)
 class RatchetEntry:
-    """One figure."""
+    """A figure, compared with a baseline file."""
 
     group: str
     name: str
@@ -31,7 +31,7 @@ class RatchetEntry:
 
     @property
     def is_good(self) -> bool | None:
-        """Whether it is as good as it has to be; None where nothing is compared."""
+        """Tell whether it is as good as it has to be; None where nothing is compared."""
         if self.outcome in ("worse", "gone"):
             return False
         return None if self.outcome in ("new", "not compared") else True
@@ -39,7 +39,7 @@ class RatchetEntry:
 
 @dataclass(frozen=True)
 class RatchetResult:
-    """The comparison."""
+    """The comparison with a baseline file."""
 
     file: str  # The file, as the user named it
     entries: tuple[RatchetEntry, ...]  # Every figure of the file or of the run

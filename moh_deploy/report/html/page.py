@@ -55,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Track:
-    """A drawn cell."""
+    """A cell with a drawing."""
 
     label: str
     marks: tuple[Mark, ...]
@@ -333,14 +333,14 @@ class HeatBlock:
 
 @dataclass(frozen=True)
 class PageMap:
-    """A heat map."""
+    """A heat map on a page."""
 
     content: HeatMap
     blocks: tuple[HeatBlock, ...]
 
     @property
     def is_wide(self) -> bool:
-        """Whether its cells should be small."""
+        """Tell whether its cells should be small."""
         return any(block.routed.stop >= _WIDE_FROM for block in self.blocks)
 
 

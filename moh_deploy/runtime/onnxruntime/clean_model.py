@@ -1,4 +1,4 @@
-"""Clean a stranger's ONNX model before it is read: fold constants, drop what nobody reads.
+"""Clean a foreign ONNX model before it is read: fold constants, drop unread values.
 
 Exporters leave chains of operators on constants, `Constant` nodes, branches whose condition is
 known, and outputs that nothing reads. onnx-graphsurgeon finds them, and ONNX Runtime computes them.

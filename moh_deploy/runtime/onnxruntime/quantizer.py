@@ -100,7 +100,7 @@ def _product_of(weight: Array) -> onnx.ModelProto:
 @contextmanager
 def _own_log() -> Iterator[None]:
     """Let the quantiser, which sets up the log of the whole process and tells of every node, do so
-    for nobody else."""
+    for itself alone."""
     root = logging.getLogger()
     before, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.INFO)

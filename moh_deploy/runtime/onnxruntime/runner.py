@@ -73,7 +73,7 @@ class OrtRunner(Runner):
         feeds = self.with_own_buffers(inputs)
         binding = self._bound(feeds, outputs)
         self.run_bound(binding, self.inputs, inputs)
-        # Of buffers whose output nobody asked for, there are results behind.
+        # Buffers whose output was not asked for have results behind.
         found = dict(zip(outputs, binding.get_outputs(), strict=False))
         return {
             name: feeds[self.buffers[name]] if name in self.buffers else from_ort(found[name])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-# Severity of ONNX Runtime's log. Its warnings are about nodes that nobody wrote; what fails is
+# Severity of ONNX Runtime's log. Its warnings are about generated nodes; what fails is
 # raised.
 _FATAL_ONLY = 4
 
@@ -58,7 +58,7 @@ def open_session(
     Raises:
         BackendError: Kernels are required but not used, the library is there but cannot be used, an
             extra output is unknown, or ONNX Runtime refuses the model.
-        ConfigError: An option is none of those listed.
+        ConfigError: An option is not listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
     import onnxruntime as ort
@@ -190,7 +190,7 @@ class _RawPath(os.PathLike[bytes]):
 def crash_of_plain_session(path: Path) -> str | None:
     """Say how a plain session of a float16 model ends its process; None if it does not."""
     found = isolated(_load, path)
-    # A refusal is an error that such a program sees; a signal is none.
+    # A refusal is an error that such a program sees; a signal is not.
     if found.return_code is None or found.return_code >= 0:
         return None
     return (

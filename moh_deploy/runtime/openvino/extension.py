@@ -34,7 +34,7 @@ _BUILDING = threading.Lock()
 
 
 def import_openvino() -> None:
-    """Import OpenVINO.
+    """Import OpenVINO, or explain its absence.
 
     Raises:
         BackendError: It is not installed, or does not load.
@@ -106,8 +106,8 @@ def choose_extension(
         The extension, or None if function bodies run; and what reports say of the kernels.
 
     Raises:
-        ConfigError: `kernels` or the instruction set is none that there is.
-        BackendError: Kernels are required and there are none, or the extension that is there is of
+        ConfigError: `kernels` or the instruction set is unknown.
+        BackendError: Kernels are required and missing, or the extension that is there is of
             another OpenVINO or another version of ours.
     """
     import_openvino()
@@ -133,7 +133,7 @@ def choose_extension(
 
 @cache  # a compiler that fails takes seconds, and a command opens many models
 def _why_not_built(folder: Path) -> str:
-    """Build the extension into a folder; return why there is none if that fails."""
+    """Build the extension into a folder; return the reason if that fails."""
     name = f"{native.OPENVINO_NAME}, by which {openvino_name()} runs kernels"
     try:
         build_openvino(folder)
@@ -173,5 +173,5 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _function(library: ctypes.CDLL, name: str, path: Path, hint: str) -> Any:
-    none_of_ours = f"{path} is none of moh-deploy {__version__}"
+    none_of_ours = f"{path} is not of moh-deploy {__version__}"
     return library_function(library, name, none_of_ours, hint)

@@ -260,7 +260,7 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
     Raises:
         BackendError: OpenVINO is not installed, kernels are required but not used, or OpenVINO
             refuses the model.
-        ConfigError: An option is none of those listed, or not for OpenVINO.
+        ConfigError: An option is not listed, or not for OpenVINO.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
     _check(variant)
@@ -276,7 +276,7 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
         if extension is not None:
             extension.add_to(core, written.domains)
         model = _calling_openvino("reading the model", lambda: core.read_model(written.path))
-    # The extension converts all MoH nodes, or there is none.
+    # The extension, if any, converts all MoH nodes.
     impl: LayerImpl = "kernel" if extended else "function"
     layer_impl = dict.fromkeys(prepared.moh_nodes, impl) | prepared.dense_nodes
     return OpenVinoRunner(

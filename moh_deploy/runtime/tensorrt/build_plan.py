@@ -55,7 +55,7 @@ class BuildPlan:
     targets: tuple[str, ...]  # compute capabilities; none: of this machine's GPU
     workspace_bytes: int | None  # the most scratch memory of a layer; None: no limit
     timing_cache: Path | None
-    library: PluginLibrary | None  # the plugin library; None: there is none
+    library: PluginLibrary | None  # the plugin library, or None
     embed_plugin: bool  # put it into the engine
     keep_onnx: bool
     plain: bool = False
@@ -98,7 +98,7 @@ class BuildPlan:
             )
 
     def require_gpu(self, found: Stack) -> None:
-        """Raise a BackendError if it builds for the GPU that is there, and there is none."""
+        """Raise a BackendError if it builds for this machine's GPU, and that is missing."""
         # TensorRT-RTX is given compute capabilities, and needs no GPU to build for them.
         if not self.flavour.targets and found.gpu is None:
             raise BackendError(
@@ -139,7 +139,7 @@ class BuildPlan:
 
     @property
     def is_portable(self) -> bool:
-        """Whether the engine may run on GPUs of other architectures than this one's."""
+        """Tell whether the engine may run on GPUs of other architectures than this one's."""
         return self.hardware_compatibility == "AMPERE_PLUS"
 
     def stack(self, found: Stack) -> dict[str, str | None]:
@@ -249,7 +249,7 @@ def builder_options(asked: BuilderOptions, flavour: Flavour) -> BuilderOptions:
 
     Raises:
         ConfigError: There is no level of optimization of that number.
-        BackendError: They need a GPU, and there is none.
+        BackendError: They need a GPU, and it is missing.
     """
     if asked.optimization_level not in (None, *range(6)):
         raise ConfigError(
@@ -305,7 +305,7 @@ class TimingCache:
         """Return why what is there is neither used nor replaced; None if it is."""
         if not self.path.exists():
             return None
-        # A file of somebody else is never overwritten, and times of another GPU would choose
+        # A foreign file is never overwritten, and times of another GPU would choose
         # tactics that are slow here.
         try:
             with open_regular(self.path) as file:

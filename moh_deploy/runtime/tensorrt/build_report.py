@@ -15,7 +15,7 @@ from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
 
 @dataclass(frozen=True)
 class BuildReport(Report):
-    """One build.
+    """The result of a build.
 
     Attributes:
         output: The engine directory.
@@ -24,8 +24,8 @@ class BuildReport(Report):
             `refused`: what a dry run found.
         compute_capabilities: What it is built for; none: for the GPU of this machine.
         plugin: Where the plugin library is: a name in the directory, `in the engine`, or None.
-        engine_bytes: Size of the engine; None: there is none.
-        build_seconds: How long TensorRT built; None likewise.
+        engine_bytes: Size of the engine; None without an engine.
+        build_seconds: How long TensorRT built; None without an engine.
         tool_lines: Commands of trtexec and Polygraphy that run the engine; with the lowered model
             beside it, commands that build it, too.
     """

@@ -20,7 +20,7 @@ class BuildFailed(Exception):
 
 
 class BuildSession:
-    """TensorRT in this process: its one logger, and plugin libraries, each of which it takes once.
+    """TensorRT in this process: its one logger, and plugin libraries, each loaded once.
 
     Args:
         trt: The module of TensorRT or TensorRT-RTX.

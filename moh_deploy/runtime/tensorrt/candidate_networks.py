@@ -31,7 +31,7 @@ from moh_deploy.system.progress import Progress
 
 # Estimates of what runs an attention fastest, for builds in which nothing can be timed.
 #
-# Nobody measured these. They are from a simulation of the kernel's schedule, with the instructions
+# Not measured: these are from a simulation of the kernel's schedule, with the instructions
 # that it was compiled to, beside published times of attention kernels (docs/adr/0058), without a
 # mask: with one the kernel leaves out what it hides, and a rival computes all of it. Break-even
 # shares are good to a tenth or so. What a build with TensorRT times on its GPU takes their place.
@@ -53,7 +53,7 @@ _SMALL_HEAD = 64
 # what there is to gain, whatever is open.
 _FEW_QUERIES = 256
 _IN_FLOAT32 = "TensorRT fuses no attention in float32"
-_NOBODY = "by a table of estimates, nobody measured"
+_ESTIMATED = "by a table of estimates, not measured"
 
 
 def estimated_choice(
@@ -77,28 +77,30 @@ def estimated_choice(
         why = "TensorRT has one kernel for attention"
         if own == "function":
             why = candidates.why_not.get("fused", _IN_FLOAT32)
-        return ChosenWay(own, f"{_NOBODY}: {why}")
+        return ChosenWay(own, f"{_ESTIMATED}: {why}")
     if candidates.op != op_names.ATTENTION:
-        return ChosenWay("kernel", f"{_NOBODY}: nothing of TensorRT's fuses {candidates.op}")
+        return ChosenWay("kernel", f"{_ESTIMATED}: nothing of TensorRT's fuses {candidates.op}")
     if not in_half:
-        return ChosenWay("kernel", f"{_NOBODY}: {_IN_FLOAT32}")
+        return ChosenWay("kernel", f"{_ESTIMATED}: {_IN_FLOAT32}")
     sizes = [opt_sizes(profile) for profile in profiles] or [{}]
     queries = [size_at(query.shape[-2], size) for size in sizes]
     if all(number is not None and number <= _FEW_QUERIES for number in queries):
-        return ChosenWay("kernel", f"{_NOBODY}: up to {_FEW_QUERIES} queries, gates cost no launch")
+        return ChosenWay(
+            "kernel", f"{_ESTIMATED}: up to {_FEW_QUERIES} queries, gates cost no launch"
+        )
     head_dim = size_at(query.shape[-1], {}) or 0
     if len(query.shape) != 4:
         head_dim //= candidates.num_heads
     column = 0 if head_dim <= _SMALL_HEAD else 1
     unknown = [target for target in targets if target not in _BREAK_EVEN]
     if unknown:
-        return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {unknown[0]}")
+        return ChosenWay(own, f"{_ESTIMATED}: no estimate for compute capability {unknown[0]}")
     # The target on which the kernel has to have the fewest open gates decides.
     target = min(targets, key=lambda target: _BREAK_EVEN[target][column])
     limit = _BREAK_EVEN[target][column]
     return ChosenWay(
         own if candidates.open_share > limit else "kernel",
-        f"{_NOBODY}: {candidates.open_share:.2f} of the gates are open; the kernel is as fast up to"
+        f"{_ESTIMATED}: {candidates.open_share:.2f} of the gates open; the kernel is as fast up to"
         f" {limit:.2f}, on {target} with heads of {head_dim}",
     )
 

@@ -1,4 +1,4 @@
-"""What may run the attention of each layer of an engine, and which of it does.
+"""Choose the network that runs the attention of each layer of an engine.
 
 Three networks compute what MoHAttention does, and which is the fastest depends on the GPU, on
 sizes, and on how many gates are open:
@@ -9,7 +9,7 @@ sizes, and on how many gates are open:
 
 They are timed for one node by itself, with its dtypes, at the usual sizes of each profile, and for
 nodes that are alike once: not an engine for each combination. Where nothing can be timed, a table
-of estimates decides (`estimates.py`), and whoever reads the report is told that nobody measured.
+of estimates decides (`estimates.py`), and the report says that nothing was measured.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -65,7 +65,7 @@ class ChosenWay:
 
     way: AttentionWay
     decision: str
-    # Way to milliseconds at the usual sizes of each profile; empty: nobody measured.
+    # Way to milliseconds at the usual sizes of each profile; empty: not measured.
     times_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 

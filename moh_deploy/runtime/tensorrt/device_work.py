@@ -27,7 +27,7 @@ class DeviceWork:
     """Work on the first GPU, in the context that TensorRT uses, until the block is left.
 
     Attributes:
-        stream: For whoever enqueues.
+        stream: For the enqueued runs.
 
     Raises:
         BackendError: The driver is missing or refuses; from every method.

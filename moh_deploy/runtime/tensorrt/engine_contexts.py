@@ -20,7 +20,7 @@ _ALIGNMENT = 256  # bytes, of addresses that TensorRT takes
 
 def is_torch(value: object) -> bool:
     """Tell whether something is a tensor of torch, without importing it."""
-    # Whoever has a tensor has imported torch; nobody else should wait for it.
+    # A caller with a tensor has imported torch; others should not wait for it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -60,7 +60,7 @@ class GpuContext:
         self._loaded, self._outputs = loaded, outputs
         self._context = loaded.engine.create_execution_context()
         self._profile = 0
-        # Stream and end of the last run, but for those that a graph captured.
+        # Stream and end of the last run, except those that a graph captured.
         self._last: tuple[Any, Any] | None = None
         self._nothing: Any = None
         if self._context is None:

@@ -51,7 +51,7 @@ class EngineLayer(Strict):
     router_types: package.RouterTypes | None = None
     # Who decided what runs its attention, and by what; None where nothing could.
     decision: str | None = None
-    # What was timed to decide it, to milliseconds at the usual sizes of each profile; empty: nobody
+    # What was timed to decide it, to milliseconds at the usual sizes of each profile; empty: not
     # measured.
     times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ class EngineManifest(Strict):
     files: dict[str, str] = field(default_factory=dict)
     version_compatible: bool = False
     hardware_compatibility: str | None = None
-    # Those that it writes in place; None: there are none, or nobody wrote it down.
+    # Those that it writes in place; None: it has no caches, or they were not recorded.
     caches: package.CachesInPlace | None = None
     builder: BuilderOptions = field(default_factory=BuilderOptions)
     format_version: int = ENGINE_FORMAT_VERSION
@@ -122,8 +122,8 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
     """Decode the manifest of an engine directory, of whatever format version.
 
     Raises:
-        PackageError: It is none, or names a file that is not in the directory.
-        FileNotFoundError: There is none.
+        PackageError: It is not a manifest, or names a file that is not in the directory.
+        FileNotFoundError: It is missing.
     """
     content = read_json(path, error=PackageError)
     try:
@@ -177,7 +177,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
     """Return the manifest of an engine directory.
 
     Raises:
-        PackageError: It is none, of another format version, or a file is missing or has changed.
+        PackageError: It is not an engine, of another format version, or a file was changed.
     """
     path = root / ENGINE_MANIFEST_NAME
     # A directory that is still being written may look whole.

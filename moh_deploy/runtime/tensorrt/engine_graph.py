@@ -83,12 +83,12 @@ class EngineGraph:
 
     @property
     def model(self) -> ir.Model:
-        """The lowered model."""
+        """Return the lowered model of the engine."""
         return self.read.model
 
     @property
     def plugin_ops(self) -> tuple[str, ...]:
-        """The ops of which there are plugins."""
+        """Return the ops with plugins."""
         return tuple(sorted(set(self.plugin_nodes.values())))
 
     def planned_layers(self) -> tuple[EngineLayer, ...]:
@@ -162,7 +162,7 @@ def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[Lay
     """Return the layers as an engine runs them, with one choice each.
 
     What was predicted or measured for a CPU says nothing of a GPU: kernels run, and have a dense
-    tactic of their own, which TensorRT measures. What somebody chose counts. Where a choice depends
+    tactic of their own, which TensorRT measures. A mode set by hand counts. Where a choice depends
     on sizes, kernels run if they do at the usual sizes of any profile.
     """
     given = manifest.tuning is not None and manifest.tuning.source == "given"

@@ -13,7 +13,7 @@ from moh_deploy.runtime.tensorrt.profiles import profile_text
 
 @dataclass(frozen=True)
 class EngineReport(Report):
-    """An engine.
+    """The facts about an engine.
 
     Attributes:
         engine: Its directory.

@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def load_engine() -> Any:
-    """Return the `ICudaEngine`."""
+    """Return the `ICudaEngine` of this directory."""
     trt, logger = _with_plugins()
     runtime = trt.Runtime(logger)
     # An engine may hold its plugins, or the code that runs it: load only one that you trust.

@@ -43,7 +43,7 @@ class LoadedEngine:
 def on_first_gpu() -> AbstractContextManager[object]:
     """Make the first GPU current in a block: what is loaded and run is bound to the current one.
 
-    Whoever uses torch may have chosen another.
+    A program that uses torch may have chosen another.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():

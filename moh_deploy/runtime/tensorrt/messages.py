@@ -20,7 +20,7 @@ class Stack:
     """The versions and the GPU that an engine depends on, besides what is asked for.
 
     `compute_capability` is `8.6` and the like, `driver` the largest CUDA version that the driver
-    takes. Of the machine all are None where there is no GPU, or it does not matter.
+    takes. All facts of the machine are None without a GPU, or where it does not matter.
     """
 
     version: str
@@ -79,7 +79,7 @@ class BuildRequest:
 
 
 Fill = Literal["random", "gates", "seen", "filled", "ranges", "zero"]
-"""What an input holds while networks are timed: normal numbers; gates, of which a share is 1 and
+"""What an input holds while networks are timed: normal numbers; gates, with a share of 1 and
 the others 0; a mask that hides nothing; lengths beyond the last key, so that all count; ranges of
 all keys; zeros."""
 
@@ -145,7 +145,7 @@ class BuildStep:
 # What the builder says, and what it is told.
 Message = Stack | BuildStep | BuildAnswer | TimingAnswer | Failure
 Order = BuildRequest | TimingRequest
-# The name of a message's class says of which kind a line is.
+# The name of a message's class is the kind of a line.
 _KINDS = {kind.__name__: kind for kind in get_args(Message) + get_args(Order)}
 
 

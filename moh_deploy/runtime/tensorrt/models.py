@@ -52,7 +52,7 @@ class Engine:
         manifest: What `engine.json` says.
 
     Raises:
-        PackageError: It is none, or a file has changed since it was built.
+        PackageError: It is not an engine, or a file has changed since it was built.
         BackendError: It cannot run here: no GPU, another TensorRT or GPU than it was built for.
     """
 
@@ -255,7 +255,7 @@ class EngineDir(Deployed):
         return self.manifest.fits(sizes)
 
     def open(self, variant: Variant = AS_IT_IS) -> EngineRunner:
-        """Load the engine; see `Model.open`. Threads and optimisations are none of its."""
+        """Load the engine; see `Model.open`. Threads and optimisations do not apply."""
         if variant.runtime != "onnxruntime":
             raise ConfigError(
                 f"runtime is {variant.runtime}, but {self.root} is an engine, which runs in its"

@@ -125,7 +125,7 @@ def opt_sizes(profile: Profile) -> dict[str, int]:
 
 
 def profile_text(profile: Profile) -> str:
-    """Return `batch=1..8..32,seq=128`."""
+    """Return a profile as text: `batch=1..8..32,seq=128`."""
     return ",".join(f"{name}={span}" for name, span in profile.items())
 
 

@@ -36,7 +36,7 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 def main(flavour_name: str, descriptor: str) -> None:
     if sys.platform == "linux":
-        # It is to end with its parent: nobody would take what is built.
+        # It is to end with its parent: the engine would have no taker.
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     with os.fdopen(int(descriptor), "w", encoding="utf-8") as channel:
 
@@ -58,7 +58,7 @@ def _serve(flavour: Flavour, tell: Callable[[messages.Message], None]) -> None:
     # Before a request is read: what is there decides whether anything has to be built at all.
     tell(messages.Stack(trt.__version__, *(() if flavour.targets else _gpu())))
     session = BuildSession(trt)
-    for line in sys.stdin:  # until nobody wants anything more
+    for line in sys.stdin:  # until the parent closes it
         request = messages.decode(line)
         if isinstance(request, messages.TimingRequest):
             tell(time_networks(session, request, tell))

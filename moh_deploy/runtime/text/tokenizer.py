@@ -26,7 +26,7 @@ class Tokenizer:
         """Open that of a package.
 
         Raises:
-            PackageError: The package has none, or its file is none.
+            PackageError: The package lacks it, or its file is not a tokenizer.
             BackendError: The library for it is not installed.
         """
         path = package.root / TOKENIZER_NAME

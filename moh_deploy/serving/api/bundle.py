@@ -60,9 +60,9 @@ def bundle(
         per_head: Count head by head, not by layer alone.
         otlp: Address of a collector of OpenTelemetry that the backend `python` sends metrics to,
             by OTLP over HTTP: `http://collector:4318`.
-        guard: The policy by which answers are judged, and by which a rung below answers where the
+        guard: The policy by which answers are judged, and by which a lower level answers where the
             first fails; `default` for kernels, then function bodies; None: no guard.
-        fallback: The package of the policy's rung of kind `package`, in place of its `path`.
+        fallback: The package of the policy's level of kind `package`, in place of its `path`.
         shadow: A package that is run beside on a share of the batches, and compared.
         shadow_share: That share.
         drill: Let the guard's control file plant faults: for a rehearsal, never in production.
@@ -112,7 +112,9 @@ def bundle(
         reference=None if reference is None else str(reference),
     )
     if drill and guard is None:
-        raise ConfigError("drill is for a guard: there is none.", hint="Give one: --guard default.")
+        raise ConfigError(
+            "drill is for a guard, and none is given.", hint="Give one: --guard default."
+        )
     if otlp is not None:
         check_endpoint(otlp)
     if reference is not None and sample_every == 0:

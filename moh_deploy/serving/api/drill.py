@@ -85,7 +85,7 @@ def drill(
     for fault in faults:
         if fault not in ALL_FAULTS:
             raise ConfigError(
-                f"fault '{fault}' is none of {', '.join(ALL_FAULTS)}.",
+                f"fault '{fault}' is not one of {', '.join(ALL_FAULTS)}.",
                 hint=did_you_mean(fault, ALL_FAULTS) or None,
             )
         if fault == KILL and not has_worker:

@@ -68,14 +68,14 @@ def serve(
     Args:
         package_dir: The package, the engine directory, or the bundle, which has settings of its own
             where the arguments are None or False.
-        host: Address to listen at. Whoever reaches it may ask: it knows neither TLS nor passwords.
+        host: Address to listen at. Clients that reach it may ask: it has neither TLS nor passwords.
         port: Port; 0 for any that is free.
         name: What clients call the model; None for what the bundle says, or the
             name of its directory.
         runtime: `onnxruntime`, `openvino` or `onnxruntime-cuda`: what runs a package, and not those
             beside it; None for what it was tuned for, or else ONNX Runtime.
         instances: How many batches run at the same time.
-        threads: Threads of each. Of both, what is None follows from the other: together they are
+        threads: Threads of each. If one is None, it follows from the other: together they are
             the cores of this machine, and one instance has them all.
         max_batch: The most samples that are joined into one batch; None for 64.
         max_delay_ms: How long the first request of a batch waits for others; None for 1.
@@ -84,7 +84,7 @@ def serve(
         otlp: Address of a collector of OpenTelemetry that metrics are sent to, too, by OTLP over
             HTTP: `http://collector:4318`.
         reference: Routing profile; metrics show how far live routing is from it.
-        guard: The policy by which answers are judged, and by which a rung below answers where the
+        guard: The policy by which answers are judged, and by which a lower level answers where the
             first fails; `default` for kernels, then function bodies.
         audit_log: File that the guard's transitions are appended to.
         control: Control file of the guard: manual switch, alarms of drift.
@@ -103,7 +103,7 @@ def serve(
         on_ready: Is told where it listens, once it answers.
 
     Raises:
-        ConfigError: An option is out of its range, nobody can listen at that address, or a bundle
+        ConfigError: An option is out of its range, the address cannot be listened at, or a bundle
             has native code that is not trusted.
         PackageError: It cannot be read, or a bundle's kernels or packages have changed.
         ValidationError: It answers a recorded run wrongly.

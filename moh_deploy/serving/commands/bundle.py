@@ -1,4 +1,4 @@
-"""`moh-deploy bundle`."""
+"""Define the command `moh-deploy bundle`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, Unpack
@@ -33,7 +33,7 @@ class ToBundle(TypedDict):
     per_head: options.PerHead
     otlp: options.Otlp
     guard: options.GuardFile
-    fallback: Annotated[Path | None, "DIR", "The package of the policy's rung of kind package."]
+    fallback: Annotated[Path | None, "DIR", "The package of the policy's level of kind package."]
     shadow: options.ShadowDir
     shadow_share: Annotated[options.ShadowShare[float], Default(0.05, shown=False)]
     drill: options.PlantsFaults

@@ -19,7 +19,7 @@ class ToServe(TypedDict):
     package_dir: options.PackagePath
     host: Annotated[
         str,
-        "Address to listen at. Whoever reaches it may ask: TLS and passwords are a proxy's.",
+        "Address to listen at. Clients that reach it may ask: TLS and passwords are a proxy's.",
         Default("127.0.0.1"),
     ]
     port: Annotated[

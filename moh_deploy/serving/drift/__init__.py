@@ -1,1 +1,1 @@
-"""Whether live routing is still what it was with traffic that is known to be good."""
+"""Detect drift: compare live routing with that of good traffic."""

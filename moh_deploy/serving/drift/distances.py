@@ -1,4 +1,4 @@
-"""How far the routing of one window is from that of the reference, in a few numbers a layer.
+"""Measure the distance of a window's routing from the reference, in a few numbers a layer.
 
     load     of the tokens' choices, which share goes to another head (total variation)
     active   heads that are on for a token, on average: the difference

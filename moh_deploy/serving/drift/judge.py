@@ -42,13 +42,13 @@ class LiveHead:
     @property
     @in_json()
     def is_dead(self) -> bool:
-        """It is on for no token any more."""
+        """Tell whether it is on for no token any more."""
         return self.has_moved and self.live == 0
 
     @property
     @in_json()
     def is_always_open(self) -> bool:
-        """It is on for every token now."""
+        """Tell whether it is on for every token now."""
         return self.has_moved and self.live == 1
 
 

@@ -213,7 +213,7 @@ def profile_of(
 
 
 def read_reference(path: Path) -> RoutingReference:
-    """Read `reference.json`.
+    """Read a reference of routing, `reference.json`.
 
     Raises:
         ConfigError: It is missing, none, of another version, or contradicts itself.
@@ -266,7 +266,7 @@ REFERENCE_FILE = FileKind.beginning_with(
 
 
 def write_reference(path: Path, reference: RoutingReference) -> None:
-    """Write `reference.json`.
+    """Write a reference of routing, `reference.json`.
 
     Raises:
         PackageError: It cannot be written.

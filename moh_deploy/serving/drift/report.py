@@ -1,4 +1,4 @@
-"""What `profile` and `watch` say."""
+"""The reports of `profile` and `watch`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class WatchReport(Report):
 
     @property
     def kernels(self) -> None:
-        """Nothing was run."""
+        """Return None: nothing was run."""
         return
 
     @property

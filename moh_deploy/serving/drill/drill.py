@@ -45,7 +45,7 @@ class FaultDrill:
     @property
     @in_json()
     def outcome(self) -> DrillOutcome:
-        """Whether the guard held: no wrong answer was given, and the first level came back.
+        """Tell whether the guard held: no wrong answer was given, and the first level came back.
 
         Finite, wrong answers look right when they are given: such a fault is not judged.
         """
@@ -59,7 +59,7 @@ class FaultDrill:
     @property
     @in_json()
     def sentence(self) -> str:
-        """What happened, in words."""
+        """Return the outcome in words."""
         if self.fault == NOTHING:
             return f"without any fault: {count(self.requests, 'request')}."
         if self.fault in UNSEEN:

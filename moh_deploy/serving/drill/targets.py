@@ -243,7 +243,7 @@ class V2Client:
         """Ask, and wait for the answer.
 
         Raises:
-            BackendError: There is none: no connection, or a status of 400 or above.
+            BackendError: There is no answer: no connection, or a status of 400 or above.
         """
         # Triton takes a number for each sample as [batch, 1] alone, `serve` takes it, too.
         sent = {
@@ -269,7 +269,7 @@ class V2Client:
             outputs, parameters = protocol.read_reply(content, json_bytes, self._scalars)
         except Refusal as error:
             raise BackendError(
-                f"the server's answer is none of the v2 protocol with binary tensors: {error}",
+                f"the server's answer is not of the v2 protocol with binary tensors: {error}",
                 hint="Name a server of `moh-deploy serve`, or Triton.",
             ) from error
         return ServerAnswer(outputs, str(parameters.get("moh_rung", "")))

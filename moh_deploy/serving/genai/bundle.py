@@ -220,10 +220,10 @@ _WRITE_ONE = "Write it again: moh-deploy bundle PACKAGE --target genai -o DIR."
 
 @dataclass(frozen=True)
 class GenaiBundle(Strict):
-    """`bundle.json`."""
+    """The content of `bundle.json` for genai."""
 
     package_sha256: str  # digest of the package's manifest, which has those of its files
-    library: str | None  # file name of the kernels; None: it has none, and function bodies run
+    library: str | None  # file name of the kernels; None: function bodies run
     shares_buffer: bool  # whether caches are buffers that are written in place
     versions: dict[str, str]  # of what it was made with: moh-deploy, ONNX Runtime, Python
     # Path in the bundle to sha256, for each file but this one.

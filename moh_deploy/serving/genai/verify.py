@@ -87,7 +87,7 @@ class GenaiVerification(Report):
     @property
     @in_json()
     def equal(self) -> bool:
-        """Whether no token differs by more than rounding explains."""
+        """Tell whether no token differs by more than rounding explains."""
         return self.failure is None
 
     @property

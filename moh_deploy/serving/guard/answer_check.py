@@ -148,6 +148,6 @@ class LatencyWindow:
         return {"p99_ms": p99_ms, "limit_ms": self._limit_ms, "runs": len(times)}
 
     def clear(self) -> None:
-        """Forget all runs."""
+        """Forget the times of all runs."""
         self._runs.clear()
         self._slow = 0

@@ -32,7 +32,7 @@ class FallbackLevel:
     model: Deployed
     variant: Variant  # how it opens the model
     same_answers: bool = True  # as the first level, except for rounding
-    needs_kernels: bool = False  # refuse a model of which no node runs on a kernel
+    needs_kernels: bool = False  # refuse a model without nodes on kernels
     faults: Faults | None = None  # of a drill; None where no drill is allowed
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class FallbackLevel:
 
     @property
     def is_open(self) -> bool:
-        """Whether its model is in memory."""
+        """Tell whether its model is in memory."""
         return self._runner is not None
 
     def open(self) -> Runner:
@@ -101,7 +101,7 @@ class FallbackLevel:
             self._runner = None
 
     def close(self) -> None:
-        """Close the model."""
+        """Close the level's model."""
         with self._lock:
             if self._runner is not None:
                 self._runner.close()
@@ -117,7 +117,7 @@ class FallbackLevel:
             found = runner.describe()
             # `auto` runs function bodies where there is no library: that is the level below.
             if found.function_nodes and not found.kernel_nodes:
-                why = found.kernels.reason or "the library has none for its operators"
+                why = found.kernels.reason or "the library has no kernels for its operators"
                 raise BackendError(f"no layer runs on a kernel: {why}")
         return runner if self.faults is None else FaultyRunner(runner, self.faults)
 

@@ -298,7 +298,7 @@ class Guard:
 
     @property
     def is_drifting(self) -> bool:
-        """Whether a drift alarm holds."""
+        """Tell whether a drift alarm holds."""
         return self._state.drift.state == "open"
 
     @property
@@ -317,7 +317,7 @@ class Guard:
         return min(self._levels, key=lambda x: (x.name != mode, not x.is_open)).describe()
 
     def families(self) -> tuple[Family, ...]:
-        """Return the metrics."""
+        """Return the guard's metrics."""
         with self._lock:
             self._metrics.compared["aside", "dropped"] = self._background.dropped
             self._metrics.compared["aside", "failed"] = self._background.failed

@@ -1,4 +1,4 @@
-"""What a guard writes and reads: audit log, marks of runs, control file, faults, metrics."""
+"""Read and write the guard's files: audit log, marks of runs, control file, faults, metrics."""
 
 import fcntl
 import glob
@@ -218,7 +218,7 @@ class AuditLog:
             )
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the log's file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -349,7 +349,7 @@ class GuardMetrics:
         self._transitions: Counter[tuple[str, ...]] = Counter()
 
     def changed(self, change: machine.Transition) -> None:
-        """Count a transition."""
+        """Count a transition of the guard."""
         if change.reason == "wrong known answer":
             self.compared["known answer", "other"] += 1
         if change.mode_from != change.mode_to:

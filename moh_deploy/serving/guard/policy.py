@@ -58,7 +58,7 @@ class LevelSection(_Section):
 
     @property
     def same_answers(self) -> bool:
-        """Whether its answers are those of the package, except for rounding."""
+        """Tell whether its answers are those of the package, except for rounding."""
         return self.kind != "package"
 
 

@@ -219,7 +219,7 @@ class Shadow:
         self._background.wait()
 
     def families(self) -> tuple[Family, ...]:
-        """Return the metrics."""
+        """Return the metrics of comparisons."""
         with self._lock:
             counts = {**self.counts, "dropped": self._background.dropped}
         return (

@@ -211,7 +211,7 @@ class Endpoint:
             if gone.done():
                 raise ClientDisconnect
             raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
-        except ConfigError as error:  # which only the run could tell: a token that there is none of
+        except ConfigError as error:  # which only the run could tell: an unknown token
             raise Refusal(error.message, hint=error.hint) from error
         finally:
             # Cancelled, it is not begun any more, if it was not yet.

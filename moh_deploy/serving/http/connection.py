@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from moh_deploy.serving.http.queue import HttpLimits, Refusal
 
-# Processes may often have 1024 files; a server that has none left accepts no connection.
+# Processes may often have 1024 files; a server without a free one accepts no connection.
 _MOST_CONNECTIONS = 800
 
 # So many more are closed: to find them takes a look at every connection.
@@ -77,7 +77,7 @@ class TimedConnection(H11Protocol):
 
     @property
     def _waits(self) -> bool:
-        """Whether the client has to act next: to send a request, or to read an answer."""
+        """Tell whether the client has to act next: to send a request, or to read an answer."""
         cycle = self.cycle
         is_answered = cycle is None or cycle.response_complete
         return is_answered or cycle.more_body or self.flow.write_paused

@@ -202,7 +202,7 @@ class _Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has said that it answers."""
+        """Tell whether it has said that it answers."""
         return b"\n" in self._received and self.word().error is None
 
     def word(self) -> FirstWord:
@@ -254,6 +254,6 @@ def _listener(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:  # the latter: of a name that cannot be one
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"nobody can listen at {host}, port {port}: {why}.",
+            f"cannot listen at {host}, port {port}: {why}.",
             hint="Another server may be there: --port 0 takes any port that is free.",
         ) from error

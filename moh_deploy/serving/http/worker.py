@@ -63,7 +63,7 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
 
     Raises:
         BackendError: The model cannot be run here.
-        ConfigError: A limit is of a dimension that there is none of.
+        ConfigError: A limit is of an unknown dimension.
         PackageError: It cannot be read.
         ValidationError: It answers a recorded run wrongly.
     """

@@ -1,4 +1,4 @@
-"""What the routers of a served model do: counted request by request, and shown to exporters."""
+"""Count the routing of a served model, request by request, for exporters."""
 
 from moh_deploy.serving.telemetry.counters import Telemetry
 from moh_deploy.serving.telemetry.routing import (

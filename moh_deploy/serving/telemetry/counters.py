@@ -99,7 +99,7 @@ class TokenCounter:
             self._seen[tuple(dims.values())] = tuple(shape[:2] for shape in shapes)
 
     def add(self, dims: Dims, inputs: Mapping[str, Array]) -> None:
-        """Count a run."""
+        """Count the tokens of a run."""
         key = tuple(dims.values())
         mix = self._open.get(key)
         if mix is None:

@@ -51,7 +51,7 @@ class WindowAbout(Strict):
 class RecordedWindow:
     """Counts request by request, in the order in which they were answered."""
 
-    about: WindowAbout  # of which model
+    about: WindowAbout  # the model
     rows: Counts  # [rows, columns of the layout]
     # How many requests each row is of: more than one where a batch could not be told apart.
     requests: NDArray[np.int64]
@@ -102,7 +102,7 @@ class WindowRecorder:
             self._kept.append((rows, each, np.full(len(rows), time.time())))
 
     def stop(self) -> None:
-        """Keep no more."""
+        """Stop keeping further requests."""
         self._is_open = False
 
     def recorded(self) -> RecordedWindow:
@@ -127,7 +127,7 @@ def is_window(path: Path) -> bool:
 
 
 def read_window(path: Path) -> RecordedWindow:
-    """Read a dump.
+    """Read a dumped window of requests.
 
     Raises:
         ConfigError: It is no dump, or contradicts itself.

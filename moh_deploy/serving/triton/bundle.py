@@ -94,7 +94,7 @@ def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
     packages = [index for index, rung in enumerate(rungs) if rung.kind == "package"]
     if fallback is not None and len(packages) != 1:
         raise ConfigError(
-            f"{policy}: has {len(packages)} rungs of kind package, expected the one that the"
+            f"{policy}: has {len(packages)} levels of kind package, expected the one that the"
             " fallback is for."
         )
     document: Any = read_yaml(policy, error=ConfigError)
@@ -316,7 +316,7 @@ def _write_libraries(folder: Path, served: Deployed) -> bundle_json.LibraryInfo 
         if not found:
             raise ConfigError(
                 f"{served.name} needs its plugins, which Triton takes from {REGISTERED_NAME}:"
-                f" there is none in {native.FOLDER}.",
+                f" it is missing in {native.FOLDER}.",
                 hint="`make plugin` builds it in the sources of moh-deploy. Or build the engine"
                 " with --embed-plugin.",
             )

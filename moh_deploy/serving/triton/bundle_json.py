@@ -89,7 +89,7 @@ class LibraryInfo(Strict):
 
 @dataclass(frozen=True)
 class Bundle(Strict):
-    """`bundle.json`."""
+    """The content of `bundle.json`."""
 
     backend: Backend  # the backend of the server that runs the model
     settings: ServingSettings  # how it is served; paths in it are relative to the bundle
@@ -99,7 +99,7 @@ class Bundle(Strict):
     # Digest of the manifest of the package or engine, which has those of its files.
     package_sha256: str
     max_batch: int  # the most samples in one batch; 0: requests cannot be joined
-    library: LibraryInfo | None = None  # the kernels; None: it has none, and function bodies run
+    library: LibraryInfo | None = None  # the kernels; None: function bodies run
     # Path in the bundle to sha256, for each file but this one.
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = BUNDLE_FORMAT_VERSION
@@ -113,7 +113,7 @@ class Bundle(Strict):
 
     @property
     def config(self) -> PurePosixPath:
-        """Its `config.pbtxt`."""
+        """Return the path of `config.pbtxt`."""
         return self.model / CONFIG_NAME
 
     @property
@@ -149,7 +149,7 @@ def read_bundle(root: Path) -> Bundle:
     """Decode `bundle.json`; no other file is looked at.
 
     Raises:
-        PackageError: There is none, it is not as it was written, or of another format version.
+        PackageError: It is missing, not as it was written, or of another format version.
     """
     path = root / BUNDLE_NAME
     hint = "Write a bundle: moh-deploy bundle PACKAGE -o DIR."

@@ -41,7 +41,7 @@ def library_needs(library: Path) -> tuple[str, Version]:
 
     Raises:
         PackageError: It cannot be read, or is no library.
-        FileNotFoundError: There is none.
+        FileNotFoundError: It is missing.
     """
     content = read_bytes(library, most_bytes=MOST_LIBRARY_BYTES, error=PackageError)
     if len(content) < 64 or not content.startswith(_MAGIC):
@@ -263,7 +263,7 @@ def _check_config(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator
 
 
 def _config_problems(config: ConfigMessage, bundle: Bundle) -> Iterator[str]:
-    # Triton takes the directory's name where there is none.
+    # Triton takes the directory's name where it is missing.
     for key, expected in (("name", bundle.settings.name), ("backend", bundle.backend)):
         found = getattr(config, key) if config.HasField(key) or key != "name" else expected
         if found != expected:

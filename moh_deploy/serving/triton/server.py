@@ -210,7 +210,7 @@ def lay_stub(server: TritonServer) -> None:
     """Lay the stub for this version of Python where the backend looks for it.
 
     Raises:
-        BackendError: There is none for this version, or it cannot be copied.
+        BackendError: It is missing for this version, or cannot be copied.
     """
     packed = server.packed_stub(PYTHON)
     if python_of_stub(server.stub) == PYTHON:

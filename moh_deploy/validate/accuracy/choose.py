@@ -151,7 +151,8 @@ def choose_metrics(
 def _built_in(name: str, task: tasks.Task, labels: Array, outputs: Sequence[TensorInfo]) -> Metric:
     if name not in tasks.BUILT_IN_METRICS:
         raise ConfigError(
-            f"metric '{name}' is none of {', '.join(tasks.BUILT_IN_METRICS)}, nor MODULE:FUNCTION.",
+            f"metric '{name}' is not one of {', '.join(tasks.BUILT_IN_METRICS)}"
+            " or MODULE:FUNCTION.",
             hint=did_you_mean(name, tasks.BUILT_IN_METRICS) or None,
         )
     tasks.check_integers(labels)

@@ -67,7 +67,7 @@ class ChangedSample:
     reference_score: float
     package_score: float
     label: int | None = None  # Its class; None where a sample has no one class
-    # The class that the reference takes for likeliest; None likewise.
+    # The class that the reference takes for likeliest; or None.
     reference_class: int | None = None
     package_class: int | None = None
 
@@ -86,7 +86,7 @@ class MetricParity:
     against: str  # where the reference's values come from
     reference: float  # the metric of the reference; NaN if a sample has no score
     package: float
-    # Of `package - reference`, by paired bootstrap; None where there is none.
+    # Of `package - reference`, by paired bootstrap; or None.
     interval: tuple[float, float] | None
     confidence: float
     resamples: int  # how many times samples were drawn anew

@@ -46,7 +46,7 @@ class Metric(Protocol):
 
     @property
     def better(self) -> Better:
-        """Whether higher or lower values are better."""
+        """Tell whether higher or lower values are better."""
 
     @property
     def shifted(self) -> bool:
@@ -213,7 +213,7 @@ class UserMetric:
                 f"metric '{self.name}' returned {said.dtype}{list(said.shape)} for"
                 f" {len(labels)} samples, expected a number for each: [{len(labels)}].",
             )
-        # A function may turn NaN into a score, by argmax say: the sample has none all the same.
+        # A function may turn NaN into a score, by argmax say: the sample has no score all the same.
         of_samples = [array for array in given.values() if array.shape[:1] == (len(labels),)]
         broken = np.any([has_nan(sample) for sample in of_samples], axis=0)
         totals = np.where(broken, np.nan, said.astype(np.float64))
@@ -256,7 +256,7 @@ class PairedScores:
     weights: Float64Array  # How many labels a total adds up, [N], 1 or more
     numbers: IntArray  # Of the samples, over all files, [N]
     labels: IntArray | None  # Class of each sample, [N]; None where a sample has no one class
-    reference_classes: IntArray | None  # The likeliest class, [N]; None likewise
+    reference_classes: IntArray | None  # The likeliest class, [N]; or None
     package_classes: IntArray | None
     ignored: int = 0
 
@@ -303,7 +303,7 @@ class Tally:
         """Return all samples but those without a label that counts.
 
         Raises:
-            ConfigError: There are none.
+            ConfigError: They are missing.
         """
         weights = np.concatenate([scores.weights for scores in self._reference])
         # Weights depend on labels alone, so those of the reference stand for both sides.
@@ -333,7 +333,7 @@ class SampleFiles:
     counts: tuple[int, ...]
 
     def place(self, number: int) -> str:
-        """Return `val.npz[17]`."""
+        """Return a sample's place as text: `val.npz[17]`."""
         ends = np.cumsum(self.counts)
         # `right`: a sample whose number is the end of a file is the first of the next.
         index = int(np.searchsorted(ends, number, side="right"))
@@ -348,7 +348,7 @@ def _classes(scores: list[MetricScores], kept: IntArray) -> IntArray | None:
 
 @dataclass(frozen=True)
 class Scored:
-    """One run."""
+    """The scores of one run."""
 
     # Name to array, [B, ...], for the outputs that the reference has.
     reference: Mapping[str, Array]

@@ -46,7 +46,7 @@ class Checkpoint:
     # It agrees to rounding, and a fault before it that makes what is wrong would show in it. One
     # that agrees and is not exact proves nothing.
     exact: bool = False
-    # The largest error where the same heads are chosen; None where there is none to take.
+    # The largest error where the same heads are chosen; or None.
     error: float | None = field(default=None, metadata=HIDDEN)
     # How far it moves if all weights before it do, as a share of that; 0 if it does not.
     reaction: float = field(default=0.0, metadata=HIDDEN)
@@ -302,12 +302,12 @@ def _add_faults(graph: onnx.GraphProto, value: str) -> None:
     Nodes are added at the end: ONNX Runtime sorts them.
     """
     scale, shift, noise = _FAULTS
-    right, one, limits = "moh.right", "moh.one", ("moh.smallest", "moh.largest")
+    right, unit, limits = "moh.right", "moh.one", ("moh.smallest", "moh.largest")
     # Readers keep the name; the node itself writes to another one.
     for node in graph.node:
         if value in node.output:
             node.output[list(node.output).index(value)] = right
-    for name, number in zip((one, *limits), (1.0, -_LARGEST, _LARGEST), strict=True):
+    for name, number in zip((unit, *limits), (1.0, -_LARGEST, _LARGEST), strict=True):
         graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [number]))
     for name in _FAULTS:
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
@@ -319,7 +319,7 @@ def _add_faults(graph: onnx.GraphProto, value: str) -> None:
     # Seeded: a search finds the same nodes when it is run again.
     draw = add("RandomUniformLike", [right], "moh.draw", low=-1.0, high=1.0, seed=1.0)
     drawn = add("Mul", [draw, noise], "moh.drawn")
-    factor = add("Add", [drawn, add("Add", [one, scale], "moh.scaled")], "moh.factor")
+    factor = add("Add", [drawn, add("Add", [unit, scale], "moh.scaled")], "moh.factor")
     # A mask in the value would make the mean infinite.
     sizes = add("Abs", [add("Clip", [right, *limits], "moh.finite")], "moh.sizes")
     size = add("ReduceMean", [sizes], "moh.size", keepdims=0)

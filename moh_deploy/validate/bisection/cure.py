@@ -111,7 +111,7 @@ class Form(Protocol):
 
     @property
     def low(self) -> str:
-        """The precision."""
+        """Return the lower precision."""
 
     @property
     def weights(self) -> str:

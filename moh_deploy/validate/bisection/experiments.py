@@ -33,7 +33,7 @@ class Experiments:
     target: float | None  # how far outputs may be off; None for what the policy says
     kernels: Kernels  # what runs MoH nodes of the package
     folder: Path  # a directory for variants of the package
-    # The package in float32, where whoever lowered it knows; None to make it.
+    # The package in float32, if it is known; None to make it.
     form: Form | None = None
 
     @property

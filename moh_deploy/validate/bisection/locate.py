@@ -93,7 +93,7 @@ class Between:
     before: str  # the recorded value that is wrong, or nearest to it
     # Those that lead to it, and to nothing that proves them right, in execution order.
     nodes: tuple[places.NodePlace, ...]
-    # Those of them of which a single one can make all that is wrong.
+    # Those of them that alone can make all that is wrong.
     alone: tuple[places.NodePlace, ...] = field(metadata=HIDDEN)
     # Nodes that lead to `after`, and may be wrong nonetheless: it would not show there.
     unseen: tuple[places.NodePlace, ...]

@@ -28,7 +28,7 @@ Reached = frozenset[int]
 
 @dataclass(frozen=True)
 class NodePlace:
-    """One node."""
+    """The place of a node."""
 
     node: str  # its name; for a node without one, what it makes
     op: str  # its operator
@@ -43,7 +43,7 @@ class NodePlace:
 class ModelGraph:
     """A graph and the layers in it."""
 
-    # Its nodes stand in an order in which they can run, but for those that feed gates, which come
+    # Its nodes stand in an order in which they can run, except those that feed gates, which come
     # last.
     graph: onnx.GraphProto
     layers: Sequence[LayerInfo] = ()  # those of the package
@@ -155,7 +155,7 @@ class ForcedModel:
     def of(cls, package: OnnxPackage, vectors: Sequence[VectorSet]) -> ForcedModel:
         """Find out what the gates are fed as, by a run."""
         layers = package.manifest.layers
-        # A run whose gates were not recorded has none to feed.
+        # A run whose gates were not recorded cannot feed them.
         known = vectors and all(len(vector_set.gates) == len(layers) for vector_set in vectors)
         if not layers or not known or PackageVariants(package).why_not_forced() is not None:
             return cls(package, {})

@@ -62,7 +62,7 @@ class BisectReport(Report):
         errors: The error of each node whose result was compared, in execution order.
         repair: Which nodes have to be in float32; None where that was not asked for, does not
             help, or could not be found.
-        why_no_repair: A sentence, where it was looked for and there is none.
+        why_no_repair: A sentence, where it was looked for and not found.
         notes: What could not be done.
     """
 
@@ -93,7 +93,7 @@ class BisectReport(Report):
     @property
     @in_json()
     def sentence(self) -> str:
-        """What was found, in a sentence or two."""
+        """Return the finding in a sentence or two."""
         if self.divergence is None:
             return f"nothing diverges from the {self.reference}."
         sentence = divergence_text(self.divergence)

@@ -39,10 +39,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Top1Agreement:
-    """How many rows of an output, of all, have the same top-1 class as the reference."""
+    """Count of an output's rows with the reference's top-1 class."""
 
-    same: int
-    of: int
+    same: int  # rows with the same class as in the reference
+    of: int  # all rows that were compared
 
     def __add__(self, other: Top1Agreement) -> Top1Agreement:
         return Top1Agreement(self.same + other.same, self.of + other.of)
@@ -50,10 +50,10 @@ class Top1Agreement:
 
 @dataclass(frozen=True)
 class Flips:
-    """How many of all tokens chose other heads than in the reference, counted once a layer."""
+    """Count of tokens that selected other heads than in the reference."""
 
-    tokens: int
-    of: int
+    tokens: int  # flipped tokens, each counted once for every layer in which it flipped
+    of: int  # all compared tokens, each counted once for every layer
 
 
 def check_flips(flips: Flips | None, conditions: Sequence[FlipsCondition]) -> tuple[Check, ...]:

@@ -35,7 +35,7 @@ class TokenDifference:
     @property
     @in_json("explained")
     def is_near_tie(self) -> bool:
-        """Whether rounding alone may have chosen."""
+        """Tell whether rounding alone may have chosen."""
         return self.margin <= 2 * self.allowed
 
 

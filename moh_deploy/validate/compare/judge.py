@@ -125,7 +125,7 @@ class Judge:
         self, case: ComparedSet, got: Mapping[str, Array], free: Judged, forced: Judged
     ) -> Judged:
         """Judge the forced run; what the free one computed behind a flip is shown, and not judged
-        but for being finite."""
+        except for being finite."""
         unjudged = []
         for spec in self.package.manifest.outputs:
             name, expected, label = spec.name, case.expected.outputs, f"{case.label}, behind a flip"
@@ -153,7 +153,7 @@ class Judge:
 
     def _where(self, case: ComparedSet, forced: Judged) -> str:
         """Say where the error enters, unless the reference is at fault itself."""
-        # Padding does not count here either: NaN there is nobody's.
+        # Padding does not count here either: NaN there is ignored.
         gates = dict(zip(self.package.gate_names, case.expected.gates, strict=True))
         compared = case.view.select({**case.expected.outputs, **gates})
         why = reference_is_nan(compared.values(), case.label)

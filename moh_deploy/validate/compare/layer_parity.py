@@ -38,8 +38,8 @@ class LayerReference:
     margins: Array  # How clear each token's choice is, [B, S] or [T]
     # What is ranked, of the last heads, [B, S, R] or [T, R]; None if it is not known.
     scores: Array | None = None
-    # The fingerprint of what its attention computes, [B, S, NUMBERS] or of some tokens; None
-    # likewise.
+    # The fingerprint of what its attention computes, [B, S, NUMBERS] or of some tokens; or
+    # None.
     attention: Array | None = None
     # The first so many heads are on for every token; None where the router's form does not tell.
     num_shared_heads: int | None = None

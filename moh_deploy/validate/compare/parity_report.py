@@ -26,7 +26,7 @@ _Head = str | doc.Column
 
 @dataclass(frozen=True)
 class ParityReport(ParityResult, Report):
-    """Whether a runtime computes what the reference computed; see `ParityResult`."""
+    """The comparison of a runtime with the reference; see `ParityResult`."""
 
     def document(self) -> doc.Document:
         """Return what it says of each comparison, and of all of them."""
@@ -149,7 +149,7 @@ def _facts(report: ParityResult) -> Iterator[doc.Fact]:
         more = f"{explained} more explained by rounding"
         yield doc.Fact("flips", f"{unexplained} unexplained", more)
     kernels = sum(run.runs_as == "kernel" for run in report.layer_runs)
-    found = f"{kernels} of {len(report.layer_runs)}" if report.layer_runs else "there is none"
+    found = f"{kernels} of {len(report.layer_runs)}" if report.layer_runs else "no layer"
     yield doc.Fact("MoH layers on a kernel", found)
 
 

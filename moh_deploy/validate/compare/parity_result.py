@@ -78,12 +78,12 @@ class LayerParity:
     # Root mean square of the differences of the ranked scores; None where they are not known on
     # both sides.
     score_error: float | None = None
-    # The largest `score_error` that counts as equal; None likewise.
+    # The largest `score_error` that counts as equal; or None.
     score_tolerance: float | None = None
     # The same of the fingerprints of what the attention computed, as a share of their size.
     attention_error: float | None = None
     attention_tolerance: float | None = None  # the largest `attention_error` that counts as equal
-    # Tokens with a near-tie that chose other heads, of which it cannot be told whether the tie
+    # Tokens with a near-tie that chose other heads, where it is unknown whether the tie
     # explains it.
     undecided_tokens: int = 0
     # What the verdict on the router rests on: the choices of heads, or, where most tokens are near
@@ -93,7 +93,7 @@ class LayerParity:
 
     @property
     def own_flips(self) -> int:
-        """How many tokens chose other heads when the model was left to itself."""
+        """Return the number of tokens that chose other heads in the free run."""
         own = self.flipped_tokens + self.excused_tokens + self.undecided_tokens
         return (self.free_flips or 0) if self.forced else own
 
@@ -105,7 +105,7 @@ class LayerParity:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """Whether a runtime computes what the reference computed.
+    """The comparison of a runtime with the reference.
 
     In JSON, outputs and layers are those of all comparisons, each with its reference.
     """
@@ -206,7 +206,7 @@ class ParityResult:
 
     @property
     def in_few_bits(self) -> bool:
-        """Whether the weights of the package are, as in int4."""
+        """Tell whether the weights of the package are in few bits, as in int4."""
         return self.precision in FEW_BITS
 
     @property
@@ -280,8 +280,8 @@ class ParityResult:
         if self.failure is not None:
             raise self.failure
 
-    # JSON has the entries of all comparisons in one list, each with its reference: whoever knows of
-    # one comparison only finds them in the same place.
+    # JSON has the entries of all comparisons in one list, each with its reference: readers of
+    # one comparison only find them in the same place.
 
     @property
     @in_json("comparisons")

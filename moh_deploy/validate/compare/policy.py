@@ -89,7 +89,7 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
     """Read all of them; each metric may stand in one.
 
     Raises:
-        ConfigError: One is of another form, two are of one metric, or there is none.
+        ConfigError: One is of another form, two are of one metric, or all are missing.
     """
     if not texts:
         raise ConfigError("no condition is given, expected at least one.", hint=_EXAMPLES)
@@ -110,7 +110,7 @@ def metrics_of(conditions: Sequence[Condition], *, has_labels: bool) -> tuple[st
     metrics = tuple(condition.metric for condition in _on_metrics(conditions))
     if metrics and not has_labels:
         raise ConfigError(
-            f"the condition on {metrics[0]} needs labels, and there are none.",
+            f"the condition on {metrics[0]} needs labels, and none are given.",
             hint="Name them: --labels FILE|MEMBER, of the samples in --inputs.",
         )
     return metrics
@@ -276,7 +276,7 @@ def read_policy(path: Path) -> Policy:
 def _accuracy_rule(name: str, entry: object, where: str) -> metric_parity.AccuracyRule:
     if name not in metric_parity.ACCURACY_RULES and ":" not in name:
         raise ConfigError(
-            f"{where} is none of {', '.join(metric_parity.ACCURACY_RULES)}, nor MODULE:FUNCTION."
+            f"{where} is not one of {', '.join(metric_parity.ACCURACY_RULES)}, nor MODULE:FUNCTION."
         )
     numbers, reason = _figures(entry, _ACCURACY_NUMBERS, where)
     # Two limits would raise the question which one applies.
@@ -320,5 +320,5 @@ def _mapping(value: object, where: str, known: tuple[str, ...] = ()) -> dict[str
         raise ConfigError(f"{where} holds {value!r}, expected a mapping.")
     for key in value:
         if known and str(key) not in known:
-            raise ConfigError(f"{where}: '{key}' is none of {', '.join(known)}.")
+            raise ConfigError(f"{where}: '{key}' is not one of {', '.join(known)}.")
     return {str(key): item for key, item in value.items()}

@@ -205,7 +205,7 @@ def _by_path(
 
 # Count which heads the samples of each class use.
 
-# More would be a table that nobody reads.
+# More would be an unreadable table.
 _MOST_CLASSES = 100
 
 
@@ -220,7 +220,7 @@ class ClassLoads:
     def add(
         self, values: Mapping[str, Array], labels: Array, valid: BoolArray | None = None
     ) -> None:
-        """Count a batch.
+        """Count the classes of a batch.
 
         Args:
             values: Name to array: the gates of each layer, [B, S, H], among others. A layer whose

@@ -91,7 +91,7 @@ _FLOAT32 = Tolerance(
     1e-5,
     "two and a half times the noise floor, which the export measured: the model with noise behind"
     " each operator. Small models are up to 2.4 times it away from the original, most of them 0.5"
-    " times; the one element in thousands that differs most, up to six times. Where nobody measured"
+    " times; the one element in thousands that differs most, up to six times. Without a measurement"
     " it, and at most: sums in another order were up to 8e-6 off over whole models; ten times that"
     " plus headroom for depth",
     floor_factor=2.5,
@@ -101,7 +101,7 @@ _FLOAT32 = Tolerance(
 
 BUILT_IN = "the built-in table"
 
-# Not a dtype: float32 arithmetic but for the operands of attention's matrix products.
+# Not a dtype: float32 arithmetic except the operands of attention's matrix products.
 BFLOAT16_PRODUCTS = "bfloat16 products"
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -176,7 +176,7 @@ def tolerance_for(dtype: str, table: Mapping[str, Tolerance] = TOLERANCES) -> To
     """Return the rule for a dtype.
 
     Raises:
-        ValidationError: There is none, so nothing could be called equal.
+        ValidationError: It has no tolerance, so nothing could be called equal.
     """
     if dtype not in table:
         raise ValidationError(

@@ -109,13 +109,13 @@ def _worst(group: list[Entry], badness: Callable[[Entry], float]) -> Entry:
 
     worst = max(group, key=rank)
     wrong = sum(entry.reason is not None for entry in group)
-    differ = f", {wrong} of which differ" if wrong else ""
+    differ = f", {wrong} of them differ" if wrong else ""
     return replace(worst, vectors=f"{worst.vectors}, worst of {len(group)} batches{differ}")
 
 
 def _badness(error: float, tolerance: float | None) -> float:
     share = error / tolerance if tolerance else error
-    return 0.0 if math.isnan(share) else share  # NaN that nobody judged must not win `max`
+    return 0.0 if math.isnan(share) else share  # unjudged NaN must not win `max`
 
 
 def verify_labelled(

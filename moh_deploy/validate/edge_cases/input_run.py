@@ -52,7 +52,7 @@ class InputJudge:
     def judge(self, state: InputState) -> source.CaseResult:
         """Run a state, and say how it ended."""
         if state.inputs is None:
-            # Not run: nobody said what the case needs. Not applicable: there is no such case.
+            # Not run: what the case needs is unknown. Not applicable: there is no such case.
             status: source.CaseStatus = "not run" if state.exists else "not applicable"
             return source.input_result(state.case, status, state.reason)
         try:
@@ -295,7 +295,7 @@ def rounding_may_explain(
             )
     return (
         f"no data: tokens choose other heads, {'; '.join(told)}. Their routers are of plain"
-        " operators, so nobody knows whether these are ties; all else agrees."
+        " operators, so it is unknown whether these are ties; all else agrees."
     )
 
 

@@ -56,7 +56,7 @@ def mine(
     best: list[tuple[str, pkg.CorpusSample]] = []
     for sample in samples:
         run = recorder.scored_run(sample.known.inputs)
-        # Padding often ties, and nobody reads what it chooses.
+        # Padding often ties, and its choice is unread.
         known = valid_tokens_of(sample.known, {}, sample.label, package.manifest, valid_tokens)
         searchable = [_searchable(scored, known) for scored in run.is_scored]  # [B, S] each
         clear = [int(array.sum()) for array in searchable]

@@ -1,6 +1,6 @@
 """Run samples and tokens of a known run at other sizes, where they have to give what they gave.
 
-Nobody knows what the original model makes of other sizes. But in nearly every model no sample of a
+The original's results at other sizes are unknown. But in nearly every model no sample of a
 batch sees another, and in a causal one no token sees a later one. That is asked of the model first.
 """
 

@@ -1,4 +1,4 @@
-"""How the edge cases of a package ended."""
+"""Report the edge cases of a package."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -55,7 +55,7 @@ _FINITE_STATES: Mapping[str, _MakeLogits] = {
     "all negative": lambda rng, shape: _clear(rng, shape) - 300.0,
     # exp of 1e4 overflows without the maximum; all other heads tie at 0.
     "saturated": _saturated,
-    # Every token chooses the last heads, and nobody the first ones.
+    # Every token chooses the last heads, and none the first.
     "same heads": _ramp,
 }
 """The logits on which routers go wrong, put in front of all at once: numbers stay numbers."""
@@ -77,7 +77,7 @@ def _with_nan(logits: Array) -> Array:
 
 
 def run_routing_states(sides: source.Sides, progress: Progress) -> list[source.CaseResult]:
-    """Run every state.
+    """Run every state of the routers.
 
     Args:
         sides: The package, the first of whose recorded inputs is what the model is given. Its
@@ -119,7 +119,7 @@ class _RoutingRun:
     """Both sides of a probe with logits as inputs."""
 
     sides: source.Sides  # the sides
-    # The logits that the model computes itself, of which states have shape and dtype.
+    # The logits that the model computes itself: states have their shape and dtype.
     recorded: Mapping[str, Array]
     subject: Runner  # a session of the package
     reference: Runner  # a session of its function bodies

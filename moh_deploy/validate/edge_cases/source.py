@@ -49,8 +49,8 @@ class InputState:
 
     case: str  # its name, with the sizes
     inputs: Mapping[str, Array] | None  # input name to array; None if there is no such case
-    reason: str = ""  # why there are none
-    # False: the model has no such case. True without inputs: nobody said what is needed to run it.
+    reason: str = ""  # why they are missing
+    # False: the model has no such case. True without inputs: what it needs to run is unknown.
     exists: bool = True
     remark: str = ""  # what is to be known of the inputs, for the report
 
@@ -173,7 +173,7 @@ def _padding(package: OnnxPackage, mask: str | None) -> InputState:
             reason = "no input of two axes holds 0 and 1 only, and so could say what is padding."
             return InputState(PADDING, None, reason, exists=False)
         reason = (
-            "nobody said which input says which tokens are valid: --valid-tokens NAME, one of"
+            "it is unknown which input marks valid tokens: --valid-tokens NAME, one of"
             f" {', '.join(candidates)}, or none of them."
         )
         return InputState(PADDING, None, reason)
@@ -205,7 +205,7 @@ class CaseResult:
     kind: Kind
     case: str  # its name, such as `ties` or `one: seq=1`
     place: str  # the path of a layer, or `model outputs`
-    # `not applicable`: there is no such case for this model. `not run`: there is, and nobody knows
+    # `not applicable`: there is no such case for this model. `not run`: there is, and it is unknown
     # the answer.
     status: CaseStatus
     detail: str  # what failed, or why it did not run; what was compared if it passed

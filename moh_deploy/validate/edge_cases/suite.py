@@ -71,7 +71,7 @@ def run_single_sizes(sides: source.Sides) -> Iterator[source.CaseResult]:
                 except (BackendError, ConfigError):
                     continue  # The model does not take that size.
                 answer = got[question.value]
-                # Only a changed answer can make a difference, and most questions have none.
+                # Only a changed answer can make a difference, and most questions stay unchanged.
                 if usual.shape == answer.shape and (usual != answer).any():
                     case = f"{SIZES_CASE}: {dim}={size}"
                     yield _at_size(sides, answered, case, given.inputs, got)
@@ -174,7 +174,7 @@ class Suite:
     states: Sequence[InputState]  # the input states
 
     def run(self, progress: Progress, found: Mined | None = None) -> list[source.CaseResult]:
-        """Run them all.
+        """Run all cases of the suite.
 
         Args:
             progress: What to report steps to.

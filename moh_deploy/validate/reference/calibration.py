@@ -23,12 +23,12 @@ def calibration_runs(
             the recorded runs.
 
     Raises:
-        ConfigError: A file does not fit the model, a directory has none, there are no files, or a
+        ConfigError: A file does not fit the model, a directory is empty, there are no files, or a
             sample would be judged that was calibrated on.
     """
     if not paths:
         raise ConfigError(
-            "static scales are made of inputs, and there are none.",
+            "static scales are made of inputs, and none are given.",
             hint="Give samples of your data that judge nothing: --inputs FILE.npz.",
         )
     manifest = package.manifest

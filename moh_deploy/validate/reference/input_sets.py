@@ -39,7 +39,7 @@ def input_sets(
         weights: One a file; without, each counts 1.
 
     Raises:
-        ConfigError: A file does not fit the model, or a directory has none; weights do not fit the
+        ConfigError: A file does not fit the model, or a directory is empty; weights do not fit the
             files.
     """
     files = npz_files(paths)

@@ -200,7 +200,7 @@ class Subject:
 
     @property
     def has_gates(self) -> bool:
-        """Whether it returns the gates of its layers, which an engine does not."""
+        """Tell whether it returns the gates of its layers, which an engine does not."""
         return not self.model.is_compiled
 
     @property
@@ -220,7 +220,7 @@ class Subject:
         """Return the recorded runs that it can repeat, and what they are in words.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: It is missing.
         """
         words = recorded_words(self.package.manifest)
         found = tuple(filter(self.takes, self.package.vectors))

@@ -104,7 +104,7 @@ class PackageReference:
     variant: Variant
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Run it.
+        """Run the reference and return its answers.
 
         Raises:
             ConfigError: Its inputs or outputs cannot be matched with the package's.
@@ -208,7 +208,7 @@ class ModelReference:
         return self.model.name
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Run it.
+        """Run the reference and return its answers.
 
         Raises:
             ConfigError: Its inputs or outputs cannot be matched with the package's.

@@ -78,7 +78,7 @@ def split_members(
         return UserVectors({}, inputs, expected, besides)
     if len(inputs) != len(input_names):
         raise ConfigError(
-            f"members {_listed(inputs)} are none of the model's inputs, and {len(inputs)} are not"
+            f"members {_listed(inputs)} are not inputs of the model, and {len(inputs)} are not"
             f" enough or too many to be taken by position: expected {_listed(input_names)}."
         )
     misspelt = nearly_named(inputs, input_names)
@@ -142,7 +142,7 @@ def match_inputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dict
         return dict(zip(theirs, ours, strict=True))
     unknown = next(name for name in theirs if name not in ours)
     raise ConfigError(
-        f"{model}: its input '{unknown}' is none of the inputs that are compared on,"
+        f"{model}: its input '{unknown}' is not among the compared inputs,"
         f" {_shortened(ours)}, and its inputs {_shortened(theirs)} cannot be taken by position.",
         hint="Inputs are matched by name, or, if no name is the same, by position.",
     )
@@ -152,7 +152,7 @@ def match_outputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dic
     """Return for each of our outputs that they have too its name there.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It is missing.
     """
     # An output that only one side has is reported elsewhere; one in common is enough to compare.
     common = [name for name in ours if name in theirs]
@@ -161,7 +161,7 @@ def match_outputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dic
     if len(theirs) == len(ours):
         return dict(zip(ours, theirs, strict=True))
     raise ConfigError(
-        f"{model}: its outputs {_shortened(theirs)} are none of {_shortened(ours)}, and cannot be"
+        f"{model}: its outputs {_shortened(theirs)} are not among {_shortened(ours)}, and cannot be"
         " taken by position: there would be nothing to compare.",
         hint="Outputs are matched by name, or, if no name is the same, by position.",
     )
@@ -274,7 +274,7 @@ def read_samples(
         tokens: The input, or member of every file, that says which tokens are valid; None: all are.
 
     Raises:
-        ConfigError: A file cannot be read or does not fit the model, or a directory has none.
+        ConfigError: A file cannot be read or does not fit the model, or a directory is empty.
     """
     found, files = [], npz_files(paths)
     for file, name in zip(files, short_names(files), strict=True):
@@ -296,7 +296,7 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files that paths name, those in directories in the order of their names.
 
     Raises:
-        ConfigError: A directory has none, or a file is named twice.
+        ConfigError: A directory is empty, or a file is named twice.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -336,7 +336,7 @@ def valid_tokens_of(
         tokens: The input, or one of the others, that says so; None: all are.
 
     Raises:
-        ConfigError: There is none of that name, or it is no mask.
+        ConfigError: That name is unknown, or it is no mask.
     """
     if tokens is None:
         return None

@@ -18,7 +18,7 @@ from moh_deploy.validate.reference.differences import ShownIndex
 # Read masks that are added to attention's scores as masks of valid tokens, and make them.
 
 HIDES = -1e4
-"""What is added to the score of a key that nobody is to see is no larger: exp() of it is 0 in every
+"""What is added to the score of a hidden key is no larger: exp() of it is 0 in every
 dtype."""
 
 
@@ -322,7 +322,7 @@ def output_view(
                 f" '{valid.name}', but may be another one."
             )
         # [B]: an output without tokens, pooled say, is of whole samples. What is left of a sample
-        # without valid tokens is nobody's either.
+        # without valid tokens is ignored, too.
         has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
         if not of_row.any():
             # A mask without axes selects nothing.

@@ -101,7 +101,7 @@ def test_no_number_never_passes():
         ("p50 < 1 MiB", "'1 MiB' has the unit 'MiB', expected us, ms", None),
         (
             "p50 < 2 * desne",
-            "there is no contestant 'desne', there are model",
+            "there is no candidate 'desne', there are model",
             "Did you mean 'dense'?",
         ),
         ("p50 < 0 * dense", "the factor is 0, expected a number above 0", None),
@@ -120,7 +120,7 @@ def test_what_is_no_gate_is_refused(text: str, message: str, hint: str | None):
 
 
 def test_baseline_is_the_only_one():
-    with pytest.raises(ConfigError, match="about the baseline, but there is none") as none:
+    with pytest.raises(ConfigError, match="about the baseline, but none is given") as none:
         parse_gate("p50 < baseline", candidates=["model"], baselines=[])
     assert none.value.hint == "Give one: --baseline dense."
     with pytest.raises(ConfigError, match="but there are 2: dense, other"):

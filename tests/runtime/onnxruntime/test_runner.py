@@ -165,7 +165,7 @@ def test_step_behind_the_room_of_its_buffers_is_refused(tmp_path: Path):
     step = opened(tmp_path, in_place=True).steps(empty(in_place=True, places=4), FOLLOWING)
     for inputs in STEPS[:2]:
         step(inputs)
-    with pytest.raises(ConfigError, match=r"have 4 places .* of which 4 are filled: 1 more"):
+    with pytest.raises(ConfigError, match=r"have 4 places .* 4 of them filled: 1 more"):
         step(STEPS[2])
 
 

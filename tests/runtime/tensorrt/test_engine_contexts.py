@@ -185,7 +185,7 @@ def _gpu(array: np.ndarray) -> torch.Tensor:
     ("caches", "seq", "total", "filled", "message"),
     [
         (SIZED, 5, 2, 0, "'total - seq' says that -3 tokens are cached, expected 0 or more"),
-        (TOLD, 1, 1, 8, r"have 8 places \('past'\), of which 8 are filled: 1 more"),
+        (TOLD, 1, 1, 8, r"have 8 places \('past'\), 8 of them filled: 1 more"),
     ],
     ids=["sized", "told"],
 )
@@ -215,7 +215,7 @@ def test_tokens_without_room_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"past_length": "all - seq"}, "caches.past_length': 'all' is none of"),
+        ({"past_length": "all - seq"}, "caches.past_length': 'all' is not one of"),
         ({"buffers": ()}, "caches.buffers': is empty"),
         (None, "'caches': no input has the dimension 'buffer'"),
     ],

@@ -275,7 +275,7 @@ def test_engine_that_holds_its_plugins_is_started_with_leave_to_load_them(tmp_pa
 def test_engine_whose_plugins_no_server_could_load_is_refused(tmp_path: Path, monkeypatch):
     library = required_library()
     monkeypatch.setattr(native, "FOLDER", tmp_path)
-    with pytest.raises(ConfigError, match=r"libmoh_plugin_registered\.so: there is none in") as no:
+    with pytest.raises(ConfigError, match=r"libmoh_plugin_registered\.so: it is missing in") as no:
         bundle_of_engine(tmp_path, plugin=library)
     assert "--embed-plugin" in str(no.value.hint)
 
@@ -404,5 +404,5 @@ def test_fallback_without_a_rung_for_it_is_refused(tmp_path: Path, policy: Path)
     with pytest.raises(ConfigError, match="needs a policy"):
         written(tmp_path, fallback, guard=True)
     policy.write_text("rungs: [{kind: kernels}]")
-    with pytest.raises(ConfigError, match="has 0 rungs of kind package"):
+    with pytest.raises(ConfigError, match="has 0 levels of kind package"):
         written(tmp_path, fallback, guard=True, policy=policy)

@@ -379,7 +379,7 @@ def test_worst_batch_stands_for_all_and_counts_add_up():
     second = replace(REPORT, outputs=(wrong,), layers=(layer,), rules=rules)
     found = folded([first, second, first])
     (output,) = found.outputs
-    assert output.vectors == "b, worst of 3 batches, 1 of which differ"
+    assert output.vectors == "b, worst of 3 batches, 1 of them differ"
     assert (output.elements, output.reason) == (18, "it differs.")
     (both,) = found.layers
     assert both.vectors == "b, worst of 3 batches"

@@ -222,7 +222,7 @@ def test_as_few_flips_as_noise_makes_are_no_data(half: OnnxPackage):
     assert explained(half) == (
         "no data: tokens choose other heads, 2 in layer 'blocks.0.attn', where noise of one step"
         " of bfloat16 in the weights changes the choice of 2. Their routers are of plain"
-        " operators, so nobody knows whether these are ties; all else agrees."
+        " operators, so it is unknown whether these are ties; all else agrees."
     )
 
 

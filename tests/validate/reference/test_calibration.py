@@ -44,5 +44,5 @@ def test_a_sample_that_judges_is_refused(package: OnnxPackage, tmp_path: Path, j
 
 
 def test_static_scales_need_inputs(package: OnnxPackage):
-    with pytest.raises(ConfigError, match="static scales are made of inputs, and there are none"):
+    with pytest.raises(ConfigError, match="static scales are made of inputs, and none are given"):
         calibration_runs(package, [], [])

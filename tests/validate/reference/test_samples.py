@@ -54,7 +54,7 @@ def test_misspelt_members_are_not_taken_by_position():
     ("members", "message"),
     [
         ({}, r"user\.npz: input 'x' is missing: got none, expected 'x'"),
-        ({"a": X, "b": X}, "members 'a', 'b' are none of the model's inputs"),
+        ({"a": X, "b": X}, "members 'a', 'b' are not inputs of the model"),
         ({"x": X, "z": X}, "there is no input 'z'"),
         ({"x": X[..., :7]}, r"user\.npz: input 'x' .* axis 2 is fixed at 8, got 7"),
     ],

@@ -105,7 +105,7 @@ def read_onnx(path: Path) -> OnnxSource:
         raise ExportError(
             f"{path}: has {sum(map(len, refused.values()))} nodes that cannot be exported:"
             f" {listed}.",
-            hint="A loop has to be unrolled by whoever exports the model; a model that draws random"
+            hint="A loop has to be unrolled when the model is exported; a model that draws random"
             " numbers is equal to no other one.",
         )
     digests = [sha256_of(file) for file in files]

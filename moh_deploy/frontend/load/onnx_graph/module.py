@@ -28,7 +28,7 @@ class OnnxModule(nn.Module):
         opsets: Domain to version.
 
     Raises:
-        CheckpointError: A weight is of a type that torch has none of.
+        CheckpointError: A weight is of a type that torch lacks.
     """
 
     def __init__(self, graph: Graph, opsets: Mapping[str, int]) -> None:

@@ -26,7 +26,7 @@ class Node:
     domain: str  # empty for the standard operators
     op_type: str
     inputs: tuple[str, ...]  # names; empty for an optional input that is left out
-    outputs: tuple[str, ...]  # names; empty for an output that nobody reads
+    outputs: tuple[str, ...]  # names; empty for an unread output
     attributes: dict[str, object] = field(repr=False)  # numbers, texts, tuples of them, and tensors
     # The graphs among its attributes: `then_branch`, `else_branch`, `body`.
     bodies: dict[str, Graph] = field(repr=False)
@@ -243,11 +243,11 @@ class NodeCall:
     opset: int  # version of the operators of the node's domain
 
     def has(self, index: int) -> bool:
-        """Whether an optional input is there."""
+        """Tell whether an optional input is there."""
         return index < len(self.values) and self.values[index] is not None
 
     def value(self, index: int) -> NodeValue:
-        """Return an input.
+        """Return the value of an input.
 
         Raises:
             ExportError: It is left out, though the operator needs it.
@@ -309,7 +309,7 @@ class NodeCall:
         """Return the dtype that an attribute names.
 
         Raises:
-            ExportError: Torch has none of it, or nothing here supports it.
+            ExportError: Torch lacks it, or nothing here supports it.
         """
         number = self.required(name, int)
         found = TORCH_DTYPES.get(ir.DataType(number))

@@ -91,7 +91,7 @@ def _change(
     source, value, position = found
     if scales:
         divides = name not in ("mul", "multiply")
-        # The op has one scale a row; a scale for each entry of the head dimension is none.
+        # The op has one scale a row; a scale for each entry of the head dimension does not fit.
         if value.shape[2] != 1 or (divides and position == 1):
             return None
         return source, 1 / value if divides else value, torch.zeros_like(value)
@@ -206,5 +206,5 @@ def same_query(first: Peeled, second: Peeled, dims: tuple[Dim, Dim]) -> bool:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """True for tensors that are equal but for rounding to float32."""
+    """Tell whether tensors are equal up to rounding to float32."""
     return bool(torch.isclose(a, b, rtol=1e-5, atol=1e-7).all())

@@ -201,7 +201,7 @@ class _Assembly:
         return read, keys.unit, pooled.unit, None
 
     def _embedding(self) -> Tensor | None:
-        """[H, D]."""
+        """Return the query's embedding, [H, D]."""
         shift = self.pooled.query.shift  # [H, N, D]
         if not close(shift, shift[:, :1]):
             raise NotCoveredError("what is added to the query differs from pixel to pixel")

@@ -172,7 +172,7 @@ def with_token_axes(layer: MoHLayer) -> MoHLayer:
     Without scores that MoHAttention can express, recognition takes the first axis for the batch.
     """
     try:
-        # Windows of values have an axis for pixels, pooled values have none: the axes that even
+        # Windows of values have an axis for pixels, pooled values lack it: the axes that even
         # the smallest value has are the batch.
         values = [each.value for each in weighted_values(layer)]
     except NotCoveredError:

@@ -47,7 +47,7 @@ class CutWindows:
 def read_windows(
     parts: Sequence[tuple[Operand, WindowAxes]], known: KnownValues, what: str
 ) -> CutWindows:
-    """Tell which pixel of which image each element of a tensor of windows is.
+    """Return the pixel and image of each element of a tensor of windows.
 
     Args:
         parts: The windows: all taps, or tensors of a part of the taps each, in order.
@@ -67,7 +67,7 @@ def read_windows(
     if len(sources) != 1:
         raise NotCoveredError(f"the {what} of a window are not parts of one image")
     # -1 is a zero that padding put there. The centre of a window is never outside, but which tap is
-    # the centre nobody says: each tap that always is inside is tried.
+    # the centre is unmarked: each tap that always is inside is tried.
     index = torch.cat(indices, dim=3)  # [B, H, N, L, D]
     always_inside = (index >= 0).all(0).all(0).all(0).all(-1).nonzero().flatten()
     for centre in always_inside.tolist():
@@ -122,7 +122,7 @@ def read_layout(
         extents: Of the tensor; `count` is their product at the example's sizes.
 
     Returns:
-        The layout and, where elements are a part of the tensor, axes of its own of which one entry
+        The layout and, where elements are a part of the tensor, axes of its own with one entry that
         is taken, each with that entry; None where the elements do not lie in equal strides.
     """
     # index[b, h, n, d] = origin + b * stride_b + h * stride_h + ...: sorted by stride, the axes

@@ -223,7 +223,7 @@ class ScoreReader:
         return isinstance(node, Node) and not self._products.isdisjoint(elementwise_sources(node))
 
     def number(self, value: object) -> float | None:
-        """The number that a value stands for, known before the model runs; None if it is none."""
+        """Return the number that a value stands for before the model runs, or None."""
         if isinstance(value, (int, float)):
             return float(value)
         if not isinstance(value, Node) or not is_tensor(value):

@@ -97,7 +97,7 @@ class RouterProgram:
 
     def is_finite_for_nan(self, logits: router.Logits) -> bool:
         """Tell whether gates are numbers for tokens whose logits are NaN: those of a mask are, and
-        what is divided by a sum is none."""
+        a quotient by a sum is not."""
         between = trial.nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
         nan = torch.full(example_shape(logits.node), math.nan)
         run = (

@@ -85,7 +85,7 @@ def _selections(cone: list[Node]) -> Iterator[Selection]:
 
 
 def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
-    """How many of the candidates a selection keeps."""
+    """Return the number of candidates that a selection keeps."""
     if name in ("argmax", "max"):
         return 1
     k = argument(node, "k") if name in ("topk", "kthvalue") else None
@@ -133,9 +133,9 @@ class Finish:
     epsilon: float = 0.0  # what is added to the sum
     scale: Logits | None = None  # one number for each token; None for 1
     shared_gate: float = 1.0  # the gate of each shared head, where there are any
-    # Of shared heads that are weighed themselves, likewise; None for `shared_gate`.
+    # Of shared heads that are weighed themselves, in the same form; None for `shared_gate`.
     shared: Finish | None = None
-    joint: Finish | None = None  # of all heads together, afterwards; None where there is none
+    joint: Finish | None = None  # of all heads together, afterwards; or None
 
 
 @dataclass(frozen=True)

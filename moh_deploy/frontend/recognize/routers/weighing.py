@@ -44,7 +44,7 @@ class Weighing:
 
     @property
     def has_one_shared_gate(self) -> bool:
-        """True where one number is the gate of each shared head, or there is none."""
+        """Tell whether each shared head has one number as its gate, or no gate."""
         return bool((self.shared == self.shared[:1, :1]).all())
 
     @property

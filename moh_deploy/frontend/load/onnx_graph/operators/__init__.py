@@ -1,4 +1,4 @@
-"""What each operator of ONNX computes, in torch: one file a group.
+"""Compute each operator of ONNX in torch: one file a group.
 
 elementwise  each element of its own, and broadcasts
 layout       elements are moved

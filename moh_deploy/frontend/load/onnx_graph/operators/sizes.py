@@ -1,4 +1,4 @@
-"""What operators do with numbers: the arithmetic of sizes, which stays out of the traced graph."""
+"""Compute operators on numbers: the arithmetic of sizes, outside of the traced graph."""
 
 import math
 import operator as python
