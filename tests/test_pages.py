@@ -1,13 +1,16 @@
-"""Commands that README and docs show exist, with their options; their Python is read by Python."""
+"""Commands that README and docs show exist, with their options; and calls fit functions."""
 
 import ast
+import inspect
 import re
 import shlex
 from pathlib import Path
 
 import click
 
+import moh_deploy
 from moh_deploy.cli import main
+from tests.nightly import nightly
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +47,26 @@ def test_commands_of_the_pages_and_their_options_exist():
         for problem in problems(words)
     }
     assert found == set()
+
+
+@nightly  # it imports torch
+def test_calls_of_moh_deploy_fit_its_functions():
+    found = 0
+    for page in PAGES:
+        for block in blocks(page.read_text(), "python"):
+            for call in filter(is_of_moh_deploy, ast.walk(ast.parse(block, page.name))):
+                signature = inspect.signature(getattr(moh_deploy, call.func.attr))
+                signature.bind(*call.args, **{given.arg: given for given in call.keywords})
+                found += 1
+    assert found > 5
+
+
+def is_of_moh_deploy(node: ast.AST) -> bool:
+    """Tell whether a node is a call such as `moh_deploy.verify(...)`."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="moh_deploy"))):
+            return True
+    return False
 
 
 def test_python_of_the_pages_is_python():
