@@ -195,7 +195,11 @@ def test_winner_is_that_of_tune_within(
     moh_deploy.export(given.model, tmp_path / "float32", trust_pickle=True, input_specs=[SPEC])
     options = {"inputs": [given.inputs], "labels": given.labels, "within": WITHIN, "threads": 1}
     found = moh_deploy.tune_within(
-        tmp_path / "float32", output=tmp_path / "tuned", measure=Meter(), **options
+        tmp_path / "float32",
+        output=tmp_path / "tuned",
+        measure=Meter(),
+        runtime="onnxruntime",
+        **options,
     )
     ours = done.report.search
     assert (found.runtime, found.precision) == (ours.runtime, ours.precision)

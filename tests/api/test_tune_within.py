@@ -296,8 +296,8 @@ def test_what_precision_refuses_is_not_good_and_is_asked_for_once(
 ):
     make = command.write_precision
 
-    def refusing(package: OnnxPackage, to: str, *where: object) -> object:
-        found = make(package, to, *where)  # type: ignore[arg-type]
+    def refusing(package: OnnxPackage, to: str, *where: object, **options: object) -> object:
+        found = make(package, to, *where, **options)  # type: ignore[arg-type]
         if to == "int8":
             raise ValidationError("output 'y' is off.", hint="Bisect it.")
         return found
