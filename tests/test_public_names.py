@@ -28,6 +28,7 @@ def test_public_names_are_these():
         "inline",
         "inspect",
         "kernel_library",
+        "load",
         "load_original",
         "polygraphy_runner",
         "precision",
@@ -72,7 +73,9 @@ PACKAGE = Path(__file__).parents[1] / "moh_deploy"
 MORE_THAN_ONCE = {
     "Model": "what runtimes open, and in the signature of `export` what users hand to it",
     "aten": "short for torch.ops.aten",
+    "build": "the public function of the command, and the factory of a shipped configuration",
     "compare": "the public function of the command, and in validate of a runner with recorded runs",
+    "load": "the public function for packages, and in the frontend of models",
     "main": "where a process begins",
     # Each op has a file of these.
     "function_body": "of an op",

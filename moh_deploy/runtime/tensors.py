@@ -14,7 +14,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import BFLOAT16, Array
 
 
-def is_tensor(value: object) -> bool:
+def is_torch_tensor(value: object) -> bool:
     """Tell whether a value is a tensor of PyTorch."""
     torch: Any = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -30,7 +30,7 @@ def as_array(value: Any, name: str) -> Array:
     Raises:
         ConfigError: The tensor is elsewhere than on the CPU.
     """
-    if not is_tensor(value):
+    if not is_torch_tensor(value):
         array: Array = np.asarray(value)
         return array
     if value.device.type != "cpu":
@@ -46,7 +46,7 @@ def as_array(value: Any, name: str) -> Array:
     return same
 
 
-def as_tensor(array: Array) -> Any:
+def shared_tensor(array: Array) -> Any:
     """Return an array as a tensor of PyTorch, on the same memory."""
     torch: Any = sys.modules["torch"]
     if array.dtype == BFLOAT16:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.tensors import as_array, as_tensor, is_tensor
+from moh_deploy.runtime.tensors import as_array, is_torch_tensor, shared_tensor
 from moh_deploy.system.npz import BFLOAT16
 from tests.nightly import sampled
 
@@ -21,7 +21,7 @@ def test_tensor_and_array_share_memory(dtype: str, shape: tuple[int, ...]):
     if array.size:
         array[...] = 0
         assert not tensor.any()
-    back = as_tensor(array)
+    back = shared_tensor(array)
     assert (back.dtype, back.data_ptr(), back.shape) == (
         tensor.dtype,
         tensor.data_ptr(),
@@ -41,7 +41,7 @@ def test_gradients_end_and_views_stay_views():
 
 def test_numbers_are_what_numpy_makes_of_them():
     assert as_array([1, 2], "x").dtype == np.int64
-    assert not is_tensor([1, 2])
+    assert not is_torch_tensor([1, 2])
 
 
 def test_tensor_of_another_device_is_refused_by_its_input():
