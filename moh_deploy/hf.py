@@ -21,7 +21,7 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import opened_package
-from moh_deploy.runtime.tensors import as_array, as_torch_tensor
+from moh_deploy.runtime.tensors import as_array, shared_tensor
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.npz import Array
@@ -164,7 +164,7 @@ class MoHModelForImageClassification(_PackageModel):
         (spec,) = self.package.manifest.inputs
         images = as_array(pixel_values.cpu(), spec.name)
         results = self.runner.run({spec.name: images})
-        logits = as_torch_tensor(results[self._logits]).to(pixel_values.device)
+        logits = shared_tensor(results[self._logits]).to(pixel_values.device)
         return ImageClassifierOutput(logits=logits)
 
 
@@ -288,7 +288,7 @@ class MoHModelForCausalLM(_PackageModel, GenerationMixin):
             attention_mask = torch.ones(batch, total, dtype=torch.int64)
         mask = as_array(attention_mask.cpu(), "attention_mask").astype(np.int64, copy=False)
         results = cache.step(as_array(input_ids.cpu(), "input_ids"), mask)
-        logits = as_torch_tensor(results["logits"]).to(input_ids.device)
+        logits = shared_tensor(results["logits"]).to(input_ids.device)
         return CausalLMOutputWithPast(logits=logits, cache=None if use_cache is False else cache)
 
     def _prepare_cache_for_generation(

@@ -13,7 +13,7 @@ from moh_deploy.runtime.input_check import InputCheck
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.runtime.tensors import as_array, as_torch_tensor, is_torch_tensor
+from moh_deploy.runtime.tensors import as_array, is_torch_tensor, shared_tensor
 from moh_deploy.validate.reference.samples import check_ranges
 
 
@@ -23,7 +23,7 @@ def load(
     runtime: Runtime | None = None,
     kernels: Kernels = "auto",
     threads: int | None = None,
-) -> PackageModel:
+) -> CallablePackage:
     """Load a package, or an engine that was built from one, as a callable.
 
         model = moh_deploy.load("build/model")
@@ -42,10 +42,12 @@ def load(
     """
     model = find_deployed(package_dir)
     asked = runtime_for(runtime, model.preferred_runtime)
-    return PackageModel(model, model.open(Variant(runtime=asked, kernels=kernels, threads=threads)))
+    return CallablePackage(
+        model, model.open(Variant(runtime=asked, kernels=kernels, threads=threads))
+    )
 
 
-class PackageModel:
+class CallablePackage:
     """A package in a runtime: call it like the model that it was made from. `load` returns one.
 
     Inputs and results share memory with the runtime where it can: on the CPU all but bfloat16
@@ -98,7 +100,7 @@ class PackageModel:
         results = self._runner.run(arrays)
         return_tensors = any(map(is_torch_tensor, inputs.values()))
         return {
-            spec.name: as_torch_tensor(results[spec.name]) if return_tensors else results[spec.name]
+            spec.name: shared_tensor(results[spec.name]) if return_tensors else results[spec.name]
             for spec in self.outputs
         }
 

@@ -39,14 +39,14 @@ def as_array(value: Any, name: str) -> Array:
         )
     torch: Any = sys.modules["torch"]
     tensor = value.detach()
-    if tensor.dtype == torch.bfloat16:  # unknown to numpy: the bits, and their type
+    if tensor.dtype == torch.bfloat16:  # numpy has none of its own: the bits, and their type
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
         return bits.view(BFLOAT16)
     same: Array = tensor.numpy()
     return same
 
 
-def as_torch_tensor(array: Array) -> Any:
+def shared_tensor(array: Array) -> Any:
     """Return an array as a tensor of PyTorch, on the same memory."""
     torch: Any = sys.modules["torch"]
     if array.dtype == BFLOAT16:

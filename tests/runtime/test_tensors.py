@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.tensors import as_array, as_torch_tensor, is_torch_tensor
+from moh_deploy.runtime.tensors import as_array, is_torch_tensor, shared_tensor
 from moh_deploy.system.npz import BFLOAT16
 from tests.nightly import sampled
 
@@ -21,7 +21,7 @@ def test_tensor_and_array_share_memory(dtype: str, shape: tuple[int, ...]):
     if array.size:
         array[...] = 0
         assert not tensor.any()
-    back = as_torch_tensor(array)
+    back = shared_tensor(array)
     assert (back.dtype, back.data_ptr(), back.shape) == (
         tensor.dtype,
         tensor.data_ptr(),
