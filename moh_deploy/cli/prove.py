@@ -86,6 +86,7 @@ def verify_command(
     files: options.ReportFiles,
     scoring: options.Scoring,
     loading: options.OriginalLoading,
+    verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToVerify],
 ) -> None:
@@ -124,6 +125,7 @@ def verify_command(
             ),
         ),
         as_json=as_json,
+        verbose=verbose,
         package=str(package_dir),
     )
 

@@ -81,6 +81,7 @@ def tune_command(
     labels: options.LabelFile,
     scoring: options.Scoring,
     code_dirs: options.MetricCode,
+    verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToTune],
 ) -> None:
@@ -111,6 +112,7 @@ def tune_command(
                 **given,
             ),
             as_json=as_json,
+            verbose=verbose,
         )
     else:
         _refuse(
@@ -122,7 +124,9 @@ def tune_command(
             why="is of --within, which is not given",
         )
         print_answer(
-            lambda progress: tune(choose=choose, progress=progress, **given), as_json=as_json
+            lambda progress: tune(choose=choose, progress=progress, **given),
+            as_json=as_json,
+            verbose=verbose,
         )
 
 
@@ -213,6 +217,7 @@ def bench_command(
     ],
     loading: options.OriginalLoading,
     files: options.ReportFiles,
+    verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToBench],
 ) -> None:
@@ -233,4 +238,5 @@ def bench_command(
             ),
         ),
         as_json=as_json,
+        verbose=verbose,
     )

@@ -46,6 +46,27 @@ def test_verify_exits_with_0_if_equal(cli: Cli, package: Path):
     assert "error" not in content
 
 
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("verify {}", "EQUAL: max abs error"),
+        ("inspect {}", "1 MoH layer: 1 function; kernels skip "),
+        ("bench {} --baseline functions --min-time 0s --warmup 0s", "MEASURED: {}: p50 "),
+    ],
+)
+def test_answer_comes_first_and_tables_fit_80_columns(
+    cli: Cli, package: Path, monkeypatch: pytest.MonkeyPatch, command: str, first: str
+):
+    monkeypatch.chdir(package.parent)
+    monkeypatch.setattr("moh_deploy.cli.output._FILE_WIDTH", 80)
+    arguments = [*command.format(package.name).split(), "--kernels", "off"]
+    short, verbose = cli(*arguments), cli(*arguments, "--verbose")
+    for shown in (short, verbose):
+        assert (shown.exit_code, shown.err) == (0, "")
+        assert shown.out.startswith(first.format(package.name))
+    assert len(short.out.splitlines()) < min(40, len(verbose.out.splitlines()))
+
+
 def test_verify_exits_with_1_if_not_equal(cli: Cli, tmp_path: Path):
     package = write_package(tmp_path / "package", scale=2.0).root
     shown = cli("verify", package)
