@@ -46,7 +46,7 @@ def print_answer(
     from moh_deploy.system.progress import progress_for_terminal
 
     with redirect_stdout(sys.stderr):
-        report = job(progress_for_terminal(quiet=as_json))
+        report = job(progress_for_terminal(quiet=is_quiet(as_json=as_json)))
     failure = report.failure
     if as_json:
         error = {} if failure is None else {"error": error_json(failure)}
@@ -59,6 +59,11 @@ def print_answer(
     if failure is not None:
         print_error(failure.message, failure.hint)
         raise click.exceptions.Exit(failure.exit_code)
+
+
+def is_quiet(*, as_json: bool) -> bool:
+    """Tell whether progress is hidden: with JSON a log stays empty, a terminal still shows it."""
+    return as_json and not sys.stderr.isatty()
 
 
 def _print_rich(content: RenderableType) -> None:

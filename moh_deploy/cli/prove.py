@@ -10,7 +10,7 @@ from moh_deploy.add_ons import AddedVerifier, entry_points
 from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Default, Under, command
 from moh_deploy.cli.original import open_original, original_of, refuse_settings
-from moh_deploy.cli.output import print_answer, write_files
+from moh_deploy.cli.output import is_quiet, print_answer, write_files
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def probe_command(
         lambda _: write_files(
             files,
             str(given["package_dir"]),
-            lambda: isolated_probe(given, checkpoint, loading, quiet=as_json),
+            lambda: isolated_probe(given, checkpoint, loading, quiet=is_quiet(as_json=as_json)),
         ),
         as_json=as_json,
         package=str(given["package_dir"]),

@@ -18,8 +18,8 @@ class ToTune(TypedDict):
     inputs: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
-        "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
-        " sizes.",
+        "Measure on these inputs instead of the recorded ones, each file as one batch; what is"
+        " chosen is good for their sizes.",
     ]
     weights: Annotated[
         tuple[float, ...],
@@ -178,7 +178,9 @@ class ToBench(TypedDict):
         Under("The measurement"),
     ]
     inputs: Annotated[
-        tuple[Path, ...], "FILE.npz|DIR", "Run on these inputs instead of the recorded ones."
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Run on these inputs instead of the recorded ones, each file as one batch.",
     ]
     min_time: Annotated[
         float,

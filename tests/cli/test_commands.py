@@ -6,7 +6,7 @@ import click
 import numpy as np
 import pytest
 
-from moh_deploy.cli.output import write_files
+from moh_deploy.cli.output import is_quiet, write_files
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.cli.run_cli import Cli
@@ -303,3 +303,12 @@ def test_two_reports_in_one_file_are_refused(cli: Cli, package: Path, tmp_path: 
     assert refused.exit_code == 2
     assert "report is to hold 2 reports, expected one" in refused.err
     assert not file.exists()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_hidden_in_a_log_of_json_alone(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    assert is_quiet(as_json=True) != is_terminal
+    assert not is_quiet(as_json=False)
