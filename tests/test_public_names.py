@@ -1,4 +1,5 @@
 import ast
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_public_names_are_these():
         "kernel_library",
         "load",
         "load_original",
+        "optimize",
         "polygraphy_runner",
         "precision",
         "probe",
@@ -60,6 +62,14 @@ def test_public_name_is_what_it_says(name: str):
     assert getattr(moh_deploy, name).__name__ == name
 
 
+def test_output_is_the_second_argument_of_every_function_that_writes():
+    for name in dir(moh_deploy):
+        value = getattr(moh_deploy, name)
+        if inspect.isfunction(value) and "output" in inspect.signature(value).parameters:
+            second = list(inspect.signature(value).parameters.values())[1]
+            assert (second.name, second.kind) == ("output", second.POSITIONAL_OR_KEYWORD), name
+
+
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'exprot'"):
         _ = moh_deploy.exprot
@@ -73,9 +83,8 @@ PACKAGE = Path(__file__).parents[1] / "moh_deploy"
 MORE_THAN_ONCE = {
     "Model": "what runtimes open, and in the signature of `export` what users hand to it",
     "aten": "short for torch.ops.aten",
-    "build": "the public function of the command, and the factory of a shipped configuration",
     "compare": "the public function of the command, and in validate of a runner with recorded runs",
-    "load": "the public function for packages, and in the frontend of models",
+    "load": "the public function, of a package; in the frontend of an original model",
     "main": "where a process begins",
     # Each op has a file of these.
     "function_body": "of an op",

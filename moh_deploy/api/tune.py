@@ -103,7 +103,6 @@ def tune(
         tuning=outcome.tuning,
         asked=choose or {},
         predicted_gains=job.predicted_gains(outcome, proof.described.layer_nodes),
-        undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
         model_ratios=outcome.model_ratios,
         dense_was_faster=outcome.dense_was_faster,

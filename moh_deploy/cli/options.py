@@ -21,6 +21,9 @@ ArtefactDir: TypeAlias = Annotated[Path | None, Argument("[DIR]")]
 Json: TypeAlias = Annotated[
     bool, "--json", "Print one JSON object on stdout, and nothing else.", Under("Reports")
 ]
+Verbose: TypeAlias = Annotated[
+    bool, "--verbose", "Print all tables, with all columns.", Under("Reports")
+]
 RuntimeName: TypeAlias = Annotated[
     Runtime | None,
     "What runs a package. openvino compiles it for each shape, and runs bfloat16 where the"

@@ -28,7 +28,11 @@ _FILE_WIDTH = 160
 
 
 def print_answer(
-    job: Callable[[SilentProgress], Report], *, as_json: bool, **facts: object
+    job: Callable[[SilentProgress], Report],
+    *,
+    as_json: bool,
+    verbose: bool = False,
+    **facts: object,
 ) -> None:
     """Print the report of a job: one JSON object, or tables. If its answer is no, end with that
     exit code and the reason on stderr.
@@ -36,22 +40,30 @@ def print_answer(
     Args:
         job: Its progress is shown on stderr. What code of the user's prints meanwhile goes there
             too.
+        verbose: Print all tables and columns.
         facts: What stands before the report in the JSON object, such as the package's name.
     """
     from moh_deploy.system.progress import progress_for_terminal
 
     with redirect_stdout(sys.stderr):
-        report = job(progress_for_terminal(quiet=as_json))
+        report = job(progress_for_terminal(quiet=is_quiet(as_json=as_json)))
     failure = report.failure
     if as_json:
         error = {} if failure is None else {"error": error_json(failure)}
         with writing_stdout():
             click.echo(to_json_text({**facts, **report.to_json(), **error}))
     else:
-        _print_rich(report)
+        from moh_deploy.report.terminal import terminal
+
+        _print_rich(terminal(report.document(), verbose=verbose))
     if failure is not None:
         print_error(failure.message, failure.hint)
         raise click.exceptions.Exit(failure.exit_code)
+
+
+def is_quiet(*, as_json: bool) -> bool:
+    """Tell whether progress is hidden: with JSON a log stays empty, a terminal still shows it."""
+    return as_json and not sys.stderr.isatty()
 
 
 def _print_rich(content: RenderableType) -> None:

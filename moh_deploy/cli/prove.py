@@ -10,7 +10,7 @@ from moh_deploy.add_ons import AddedVerifier, entry_points
 from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Default, Under, command
 from moh_deploy.cli.original import open_original, original_of, refuse_settings
-from moh_deploy.cli.output import print_answer, write_files
+from moh_deploy.cli.output import is_quiet, print_answer, write_files
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def verify_command(
     files: options.ReportFiles,
     scoring: options.Scoring,
     loading: options.OriginalLoading,
+    verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToVerify],
 ) -> None:
@@ -124,6 +125,7 @@ def verify_command(
             ),
         ),
         as_json=as_json,
+        verbose=verbose,
         package=str(package_dir),
     )
 
@@ -217,7 +219,7 @@ def probe_command(
         lambda _: write_files(
             files,
             str(given["package_dir"]),
-            lambda: isolated_probe(given, checkpoint, loading, quiet=as_json),
+            lambda: isolated_probe(given, checkpoint, loading, quiet=is_quiet(as_json=as_json)),
         ),
         as_json=as_json,
         package=str(given["package_dir"]),

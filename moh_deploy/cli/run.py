@@ -137,7 +137,10 @@ class _Shown:
 
 @command("inspect", page="package-format")
 def inspect_command(
-    package_dir: options.PackagePath, kernels: options.KernelChoice, as_json: options.Json
+    package_dir: options.PackagePath,
+    kernels: options.KernelChoice,
+    verbose: options.Verbose,
+    as_json: options.Json,
 ) -> None:
     """Show the MoH layers of the package or engine DIR, and what runs them; of a package, how much
     work they can skip.
@@ -148,7 +151,9 @@ def inspect_command(
     from moh_deploy.api.inspect import inspect
 
     print_answer(
-        lambda progress: inspect(package_dir, kernels=kernels, progress=progress), as_json=as_json
+        lambda progress: inspect(package_dir, kernels=kernels, progress=progress),
+        as_json=as_json,
+        verbose=verbose,
     )
 
 

@@ -18,8 +18,8 @@ class ToTune(TypedDict):
     inputs: Annotated[
         tuple[Path, ...],
         "FILE.npz|DIR",
-        "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
-        " sizes.",
+        "Measure on these inputs instead of the recorded ones, each file as one batch; what is"
+        " chosen is good for their sizes.",
     ]
     weights: options.InputWeights
     runtime: options.RuntimeName
@@ -57,6 +57,7 @@ def tune_command(
     labels: options.LabelFile,
     scoring: options.Scoring,
     code_dirs: options.MetricCode,
+    verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToTune],
 ) -> None:
@@ -87,6 +88,7 @@ def tune_command(
                 **given,
             ),
             as_json=as_json,
+            verbose=verbose,
         )
     else:
         _refuse(
@@ -98,7 +100,9 @@ def tune_command(
             why="is of --within, which is not given",
         )
         print_answer(
-            lambda progress: tune(choose=choose, progress=progress, **given), as_json=as_json
+            lambda progress: tune(choose=choose, progress=progress, **given),
+            as_json=as_json,
+            verbose=verbose,
         )
 
 
@@ -150,7 +154,9 @@ class ToBench(TypedDict):
         Under("The measurement"),
     ]
     inputs: Annotated[
-        tuple[Path, ...], "FILE.npz|DIR", "Run on these inputs instead of the recorded ones."
+        tuple[Path, ...],
+        "FILE.npz|DIR",
+        "Run on these inputs instead of the recorded ones, each file as one batch.",
     ]
     min_time: Annotated[
         float,
@@ -189,6 +195,7 @@ def bench_command(
     ],
     loading: options.OriginalLoading,
     files: options.ReportFiles,
+    verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToBench],
 ) -> None:
@@ -209,4 +216,5 @@ def bench_command(
             ),
         ),
         as_json=as_json,
+        verbose=verbose,
     )

@@ -67,16 +67,15 @@ class InlineReport(Report):
             f"{count(self.operators, 'operator')}, all of ONNX's own opset {self.opset};"
             f" {si(self.bytes)}B with weights"
         )
-        blocks: list[Block] = [Text(what)]
-        if parity.kernels.emulated_dtype is not None:
-            blocks.append(Text(parity.kernels.describe()))
         routing = parity.routing_agreement
         agreement = "" if routing is None else f", routing agreement {routing:.6g}"
         to = "of" if parity.in_few_bits else "to"
         runs = count(parity.vector_sets, "run")
         error = f"max abs error {parity.max_abs_error:.3g}"
         equal = f"{parity.answer} {to} the original on {runs}: {error}{agreement}"
-        blocks.append(Text(equal, True))
+        blocks: list[Block] = [Text(equal, True), Text(what)]
+        if parity.kernels.emulated_dtype is not None:
+            blocks.append(Text(parity.kernels.describe()))
         beside = "" if self.weights is None else f", weights in {self.weights}"
         return Document("inline", tuple(blocks), remarks=(f"written to {self.model}{beside}",))
 

@@ -86,7 +86,7 @@ class PrecisionReport(Report):
         if self.calibration_runs:
             lowered += f"; static scales, of {count(self.calibration_runs, 'run')}"
         reasons = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
-        blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
+        blocks: list[Block] = [Text(self._answer(), True), Text(f"{lowered}; {sizes}")]
         if reasons:
             blocks.append(Table(f"{stays} in float32", ("why", "#operators"), reasons))
         if any(layer.router_types for layer in self.layers):
@@ -99,16 +99,6 @@ class PrecisionReport(Report):
             blocks.append(Table("routers", columns, rows))
         if self.parity.kernels.emulated_dtype is not None:
             blocks.append(Text(self.parity.kernels.describe()))
-        to = "of" if self.parity.in_few_bits else "to"
-        verdict = (
-            f"{self.parity.answer} {to} the original within the rule for {self.precision}: largest"
-            f" error {self.parity.max_abs_error:.3g} as it runs here"
-        )
-        if not self.parity.in_few_bits:
-            verdict += (
-                f", {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
-            )
-        blocks.append(Text(verdict, True))
         blocks += map(Text, comparison_lines(self.parity, with_quality=self.beside is None))
         if self.weights is not None:
             blocks.append(Text(f"{self.weights.name}: {self.weights.measured}"))
@@ -117,6 +107,18 @@ class PrecisionReport(Report):
         if self.beside is not None:
             blocks.append(comparison_section(self.beside, comparison_lines(self.beside)))
         return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))
+
+    def _answer(self) -> str:
+        to = "of" if self.parity.in_few_bits else "to"
+        answer = (
+            f"{self.parity.answer} {to} the original within the rule for {self.precision}: largest"
+            f" error {self.parity.max_abs_error:.3g} as it runs here"
+        )
+        if self.parity.in_few_bits:
+            return answer
+        return (
+            f"{answer}, {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
+        )
 
 
 def write_precision(

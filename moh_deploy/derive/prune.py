@@ -111,13 +111,13 @@ class PruneReport(Report):
         ]
         columns = ("layer", "#heads", "kept", "#key/value heads", "#load lost", "#gates lost")
         blocks: list[Block] = [
-            Text(f"{summary}; {sizes}"),
-            Table("layers", columns, rows),
             Text(
                 "EQUAL to the package with these gates fed to it, within the rule for float32:"
                 f" largest error {self.parity.max_abs_error:.3g}",
                 True,
             ),
+            Text(f"{summary}; {sizes}"),
+            Table("layers", columns, rows),
         ]
         notes = tuple(f"{layer.path}: {note}" for layer in self.layers for note in layer.notes)
         remarks = (

@@ -92,7 +92,16 @@ class ExportReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        blocks: list[Block] = []
+        blocks: list[Block] = [
+            Text(
+                f"EQUAL to the original on {count(run.vector_sets, 'run')}: max abs error"
+                f" {run.max_abs_error:.3g}, routing agreement {run.routing_agreement:.6g};"
+                f" {layers_text.runs_text(run.layer_runs)};"
+                f" {layers_text.nodes_text(run.kernel_nodes, run.function_nodes)}",
+                True,
+            )
+            for run in self.runs
+        ]
         if self.layers:
             replaced = [layer.replaced for layer in self.layers]
             title = count(len(self.layers), "MoH layer")
@@ -124,14 +133,6 @@ class ExportReport(Report):
         blocks += map(Text, self._padding_lines())
         tokens = self.runs[0].tokens
         blocks += [] if tokens is None else [Text(tokens.describe())]
-        for run in self.runs:
-            text = (
-                f"EQUAL to the original on {count(run.vector_sets, 'run')}: max abs error"
-                f" {run.max_abs_error:.3g}, routing agreement {run.routing_agreement:.6g};"
-                f" {layers_text.runs_text(run.layer_runs)};"
-                f" {layers_text.nodes_text(run.kernel_nodes, run.function_nodes)}"
-            )
-            blocks.append(Text(text, True))
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
         remarks = (self.runs[-1].kernels.describe(), written)
         return Document("export", tuple(blocks), remarks=remarks)

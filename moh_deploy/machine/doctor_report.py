@@ -37,7 +37,10 @@ class DoctorReport(Report):
         """Return what it says."""
         machine, packages = self.machine, self.machine.packages
         about = f"moh-deploy {machine.moh_deploy}, Python {machine.python}, {machine.platform}"
-        blocks: list[Block] = [Text(about)]
+        can = "all that is essential can be done here"
+        cannot = "NOT ALL THAT IS ESSENTIAL CAN BE DONE HERE"
+        is_good = self.failure is None
+        blocks: list[Block] = [Text(can if is_good else cannot, is_good), Text(about)]
         if not packages.known:
             blocks.append(Text("moh-deploy runs from files that were not installed: pip install ."))
         abilities = []
@@ -55,10 +58,6 @@ class DoctorReport(Report):
             Table("can do here", _CAN_COLUMNS, abilities),
             Table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities)),
         )
-        can = "all that is essential can be done here"
-        cannot = "NOT ALL THAT IS ESSENTIAL CAN BE DONE HERE"
-        is_good = self.failure is None
-        blocks.append(Text(can if is_good else cannot, is_good))
         return Document("doctor", tuple(blocks))
 
 

@@ -92,6 +92,8 @@ class Tuning:
     # `one_choice` (without them) to milliseconds of the whole model; nothing where all layers were
     # chosen to be dense before that was asked.
     model_ms: tuple[dict[str, interface.Amount], ...] = ()
+    # Paths of layers where measuring could not tell which choice is the fastest.
+    undecided: tuple[str, ...] = ()
     # The conditions under which the package was the fastest of several precisions and runtimes;
     # nothing if there were none.
     within: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moh_deploy import package as pkg
 from moh_deploy.perf.cost_model.prediction import Prediction
-from moh_deploy.report.document import Cell, Table, percent
+from moh_deploy.report.document import DETAILED, Cell, Column, Table, percent
 from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import paths_text
@@ -16,8 +16,9 @@ Predictions = Sequence[Prediction | None]
 
 def choice_table(manifest: pkg.Manifest, predictions: Predictions) -> Table:
     """Return a table of what each layer was chosen to be and what is predicted for it."""
-    columns = ["layer", "choice", *(f"#{choice}, ms" for choice in pkg.CHOICES), "#gain"]
-    columns += ["#sparse gains up to", "#projected gains up to", "fastest"]
+    columns: list[Column | str] = ["layer", "choice", *ms_columns(), "#gain"]
+    columns += [Column(f"#{choice} gains up to", DETAILED) for choice in pkg.CHOICES[1:]]
+    columns.append("fastest")
     measured = measured_text(manifest.tuning)
     columns += ["#measured gain"] if measured else []
     title = "choices, with times as predicted for one thread of an AVX-512 processor"
@@ -28,7 +29,7 @@ def choice_table(manifest: pkg.Manifest, predictions: Predictions) -> Table:
         limits = figures.break_even_share
         shown = [percent(limits[c]) or "never" if c in limits else None for c in pkg.CHOICES[1:]]
         times = [times_text(figures.predicted_gain), *shown, figures.predicted_fastest]
-        times += [times_text(figures.measured_gain)] if measured else []
+        times += [measured_gain_text(layer, manifest.tuning, index)] if measured else []
         rows.append((layer.path, pkg.choice_text(layer), *ms_cells(figures.predicted_ms), *times))
     return Table(title, columns, rows)
 
@@ -64,6 +65,7 @@ def choice_lines(
     elif any(map(pkg.choices_for, manifest.layers)):
         yield "choices rest on predictions; `moh-deploy tune` measures them on your machine"
     if manifest.tuning is not None and manifest.tuning.source == "measured":
+        yield from undecided_lines(manifest.tuning)
         for index, layer in enumerate(manifest.layers):
             yield from other_winners(layer, manifest.tuning, index)
 
@@ -139,6 +141,23 @@ def measured_gain(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -
     return gain(layer, tuning.sizes, tuning.weights, _times_of(tuning, index))
 
 
+def measured_gain_text(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -> str | None:
+    """Return `1.25x`, or `unsure` where measuring could not tell which choice is the fastest: there
+    a number would be read as an answer."""
+    if tuning is not None and layer.path in tuning.undecided:
+        return "unsure"
+    return times_text(measured_gain(layer, tuning, index))
+
+
+def undecided_lines(tuning: pkg.Tuning) -> Iterator[str]:
+    """Yield which layers were too close or too noisy to tell."""
+    if tuning.undecided:
+        yield (
+            "too close or too noisy to tell, so as predicted, or else the plainest:"
+            f" {', '.join(tuning.undecided)}"
+        )
+
+
 def _times_of(tuning: pkg.Tuning, index: int) -> Sequence[Mapping[str, float]]:
     """Return choice to milliseconds of a layer at each of the sizes; nothing if it has no times."""
     return tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
@@ -202,6 +221,11 @@ def sizes_text(sizes: Mapping[str, int]) -> str:
 def times_text(gain: float | None) -> str | None:
     """Return a gain as text: `1.25x`."""
     return None if gain is None else f"{gain:.2f}x"
+
+
+def ms_columns() -> list[Column]:
+    """Return a column for the times of each choice."""
+    return [Column(f"#{choice}, ms", DETAILED) for choice in pkg.CHOICES]
 
 
 def ms_cells(ms: Mapping[str, float]) -> list[str | None]:

@@ -18,7 +18,7 @@ from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import LayerInfo, Manifest, choices_for
 from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table
 from moh_deploy.perf.cost_model.prediction import Prediction, shape_of
-from moh_deploy.report.document import Block, Cell, Document, Table, percent
+from moh_deploy.report.document import Block, Cell, Document, Table, Text, percent
 from moh_deploy.report.report import FLAT, HIDDEN, Report, count, in_json, si
 from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -222,12 +222,15 @@ class InspectReport(Report):
             for info in infos
         ]
         columns = ("role", "name", "dtype", "shape")
-        blocks: list[Block] = [Table("inputs and outputs", columns, tensors)]
+        cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
+        counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
+        number = count(len(self.layer_runs), "MoH layer")
+        answer = f"{number}: {counts}" if self.layer_runs else number
+        if self.skipped_share is not None:
+            answer += f"; kernels skip {percent(self.skipped_share)} of the whole model's work"
+        blocks: list[Block] = [Text(answer), Table("inputs and outputs", columns, tensors)]
         if self.layer_runs:
-            cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
-            counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
-            number = count(len(self.layer_runs), "MoH layer")
-            title = f"{number}: {counts} (as read from {self.runtime})"
+            title = f"layers, as read from {self.runtime}"
             cells = list(map(layers_text.runs_as, self.layer_runs))
             blocks.append(layers_text.layer_table(title, self.manifest.layers, "runs as", cells))
         if any(map(choices_for, self.manifest.layers)):

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# A comment on a pull request is read in a narrow column and draws nothing; a terminal has room for
-# more columns, and draws nothing either; a page has both, and folds what few will read.
-Format = Literal["terminal", "markdown", "page"]
-EVERYWHERE = frozenset[Format](("terminal", "markdown", "page"))
-TEXT = frozenset[Format](("terminal", "markdown"))
-ROOMY = frozenset[Format](("terminal", "page"))
+# A terminal shows an answer on one screen, `--verbose` all that text can say in as many columns as
+# it takes. A comment on a pull request is read in a narrow column, and draws nothing either; a page
+# draws, and folds what few will read.
+Format = Literal["terminal", "verbose", "markdown", "page"]
+EVERYWHERE = frozenset[Format](("terminal", "verbose", "markdown", "page"))
+TEXT = frozenset[Format](("terminal", "verbose", "markdown"))
+DETAILED = frozenset[Format](("verbose", "markdown", "page"))
+DETAILED_TEXT = frozenset[Format](("verbose", "markdown"))
+ROOMY = frozenset[Format](("verbose", "page"))
+IN_TERMINAL = frozenset[Format](("terminal", "verbose"))
 NOT_TERMINAL = frozenset[Format](("markdown", "page"))
 PAGE = frozenset[Format](("page",))
 
@@ -319,12 +323,12 @@ class Document:
 
     kind: str  # The command that it is of
     blocks: tuple[Block, ...]  # What was measured, in the order in which it is read
-    verdict: Verdict | None = None  # The answer, which a page shows first and a terminal last
+    verdict: Verdict | None = None  # The answer, which every format shows first
     facts: tuple[Fact, ...] = ()  # Numbers that a page shows in large
     findings: tuple[str, ...] = ()  # Sentences on what it shows
     remarks: tuple[str, ...] = ()  # Sentences on how it came about
     baseline: Section | None = None  # The comparison with a baseline file
-    warning: str = ""  # The first line, whatever the format
+    warning: str = ""  # Stands before all but the answer
     suites: tuple[CiSuite, ...] = ()  # The same as test cases, for a CI
 
     @property

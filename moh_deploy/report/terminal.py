@@ -1,4 +1,4 @@
-"""Show a document in a terminal, where what is read first stands last."""
+"""Show a document in a terminal: the answer in one line, then what it rests on."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,17 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.markup import escape
 from rich.text import Text as Words
 
-from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict, plain
+from moh_deploy.report.document import (
+    Block,
+    Document,
+    Folded,
+    Format,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    plain,
+)
 
 # Columns share the room that there is; what is long and no word, such as a path, is folded. Where
 # words do not fit beside each other, as in a terminal of 80 columns, each row is shown by itself, a
@@ -20,11 +30,16 @@ _BORDER = 3  # columns of the terminal that a column takes besides what it holds
 
 
 class TerminalTable:
-    """A table that rich lays out when it knows the terminal's width."""
+    """A table that rich lays out when it knows the terminal's width.
 
-    def __init__(self, table: Table) -> None:
+    Args:
+        table: The table.
+        where: Whose columns: those of a terminal, or all of `--verbose`.
+    """
+
+    def __init__(self, table: Table, where: Format = "terminal") -> None:
         self._caption = table.caption
-        self._columns, rows = table.part("terminal")
+        self._columns, rows = table.part(where)
         self._rows = [[plain(cell) for cell in row] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -88,57 +103,66 @@ def _grown(widths: list[int], lines: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def terminal(document: Document) -> RenderableType:
-    """Return what rich prints."""
-    return Group(*_parts(document))
+def terminal(document: Document, *, verbose: bool = False) -> RenderableType:
+    """Return what rich prints; if `verbose`, with all columns and tables."""
+    return Group(*_parts(document, "verbose" if verbose else "terminal"))
 
 
-def _parts(document: Document) -> Iterator[RenderableType]:
+def _parts(document: Document, where: Format) -> Iterator[RenderableType]:
+    verdict = document.verdict
+    if verdict is not None and verdict.lines:
+        yield _answer(verdict)
     if document.warning:
         yield _coloured(False, document.warning)
+    # Parts with their own answer give their reasons themselves.
+    if verdict is not None and not document.parts:
+        yield from _grounds(verdict)
     for block in document.blocks:
-        yield from _block(block)
+        yield from _block(block, where)
     # Words, not strings: rich would read `[batch, 3]` in a string as markup.
-    yield from map(Words, (*document.findings, *document.remarks))
-    # What stands last is on the screen when the command has ended. Parts with their own answer have
-    # given their reasons already.
-    if document.verdict is not None:
-        yield from _verdict(document.verdict, with_reasons=not document.parts)
+    facts = () if verdict is None else verdict.lines[1:]
+    yield from map(Words, (*facts, *document.findings, *document.remarks))
     if document.baseline is not None:
-        yield from _block(document.baseline)
+        yield from _block(document.baseline, where)
 
 
-def _block(block: Block) -> Iterator[RenderableType]:
+def _block(block: Block, where: Format) -> Iterator[RenderableType]:
     if isinstance(block, Folded):
         for section in block.blocks:
-            yield from _block(section)
-    elif "terminal" not in block.shown:
+            yield from _block(section, where)
+    elif where not in block.shown:
         return
     elif isinstance(block, Section):
-        if block.verdict is not None:
+        verdict = block.verdict
+        if verdict is not None:
             yield Words(block.title, style="bold underline")
+            if verdict.lines:
+                yield _answer(verdict)
+            yield from _grounds(verdict)
         for section in block.blocks:
-            yield from _block(section)
-        if block.verdict is not None:
-            yield from _verdict(block.verdict)
+            yield from _block(section, where)
+        if verdict is not None:
+            yield from map(Words, verdict.lines[1:])
     elif isinstance(block, Table):
-        yield TerminalTable(block)
+        yield TerminalTable(block, where)
     elif isinstance(block, Text):
         words = _coloured(block.is_good, block.text)
         words.no_wrap, words.overflow = block.is_whole, "ignore" if block.is_whole else None
         yield words
 
 
-def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[RenderableType]:
-    if with_reasons:
-        yield from (_coloured(True, text) for text in verdict.held)
-        yield from (_coloured(False, text) for text in verdict.first_reasons)
-        yield from map(Words, verdict.notes)
-        if more := len(verdict.reasons) - len(verdict.first_reasons):
-            yield _coloured(False, f"... and {more} more")
-    if verdict.lines:
-        lines = "\n".join(verdict.lines)
-        yield _coloured(verdict.is_good, f"{verdict.word}: {lines}" if verdict.word else lines)
+def _answer(verdict: Verdict) -> Words:
+    line = verdict.lines[0]
+    return _coloured(verdict.is_good, f"{verdict.word}: {line}" if verdict.word else line)
+
+
+def _grounds(verdict: Verdict) -> Iterator[RenderableType]:
+    """Yield what an answer rests on."""
+    yield from (_coloured(True, text) for text in verdict.held)
+    yield from (_coloured(False, text) for text in verdict.first_reasons)
+    yield from map(Words, verdict.notes)
+    if more := len(verdict.reasons) - len(verdict.first_reasons):
+        yield _coloured(False, f"... and {more} more")
 
 
 def _coloured(is_good: bool | None, text: str) -> Words:

@@ -12,7 +12,7 @@ from moh_deploy.package import (
     OtherRouter,
 )
 from moh_deploy.package.cache_buffers import BUFFER
-from moh_deploy.report.document import Cell, Share, Table, percent
+from moh_deploy.report.document import DETAILED, Cell, Column, Share, Table, percent
 from moh_deploy.report.report import count
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 
@@ -35,7 +35,8 @@ def layer_table(
         last: Name of the last column.
         values: The last column's values, one a layer.
     """
-    columns = ("layer", "#heads", "#shared", "#top-k", "#active", "attention", "router", last)
+    forms = (Column("attention", DETAILED), Column("router", DETAILED))
+    columns = ("layer", "#heads", "#shared", "#top-k", "#active", *forms, last)
     rows: list[tuple[Cell, ...]] = []
     for layer, value in zip(layers, values, strict=True):
         is_plain = not layer.router_replaced and not form_named(layer.router).is_constant

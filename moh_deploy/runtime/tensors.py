@@ -39,7 +39,7 @@ def as_array(value: Any, name: str) -> Array:
         )
     torch: Any = sys.modules["torch"]
     tensor = value.detach()
-    if tensor.dtype == torch.bfloat16:  # numpy has none of its own: the bits, and their type
+    if tensor.dtype == torch.bfloat16:  # unknown to numpy: the bits, and their type
         bits: Array = tensor.contiguous().view(torch.int16).numpy()
         return bits.view(BFLOAT16)
     same: Array = tensor.numpy()

@@ -130,7 +130,12 @@ def test_model_of_dense_layers_is_not_measured_as_a_whole(package: OnnxPackage):
 def test_layer_that_measuring_cannot_decide_is_as_predicted(package: OnnxPackage):
     tie = {"dense": 1.0, "sparse": 1.0}
     report = tuned(package, {**FIRST_IS_DENSE, FIRST: tie})
-    assert report.undecided == (FIRST,)
+    assert report.undecided == report.tuning.undecided == (FIRST,)
+    # No number stands beside the doubt, here or where the package is shown later.
+    for text in (text_of(report), text_of(moh_deploy.inspect(package.root))):
+        assert "too close or too noisy to tell, so as predicted" in text
+        assert "unsure" in text
+    assert "; 1 of them unsure" in text_of(report).splitlines()[0]
     assert [layer.choice for layer in report.layers] == ["sparse", "sparse"]
     assert f"too close or too noisy to tell, so as predicted, or else the plainest: {FIRST}" in (
         text_of(report)

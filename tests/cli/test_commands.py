@@ -6,7 +6,7 @@ import click
 import numpy as np
 import pytest
 
-from moh_deploy.cli.output import write_files
+from moh_deploy.cli.output import is_quiet, write_files
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.cli.run_cli import Cli
@@ -44,6 +44,27 @@ def test_verify_exits_with_0_if_equal(cli: Cli, package: Path):
     assert content["layer_runs"][0]["path"] == "blocks.0.attn"
     assert content["package"] == str(package)
     assert "error" not in content
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("verify {}", "EQUAL: max abs error"),
+        ("inspect {}", "1 MoH layer: 1 function; kernels skip "),
+        ("bench {} --baseline functions --min-time 0s --warmup 0s", "MEASURED: {}: p50 "),
+    ],
+)
+def test_answer_comes_first_and_tables_fit_80_columns(
+    cli: Cli, package: Path, monkeypatch: pytest.MonkeyPatch, command: str, first: str
+):
+    monkeypatch.chdir(package.parent)
+    monkeypatch.setattr("moh_deploy.cli.output._FILE_WIDTH", 80)
+    arguments = [*command.format(package.name).split(), "--kernels", "off"]
+    short, verbose = cli(*arguments), cli(*arguments, "--verbose")
+    for shown in (short, verbose):
+        assert (shown.exit_code, shown.err) == (0, "")
+        assert shown.out.startswith(first.format(package.name))
+    assert len(short.out.splitlines()) < min(40, len(verbose.out.splitlines()))
 
 
 def test_verify_exits_with_1_if_not_equal(cli: Cli, tmp_path: Path):
@@ -282,3 +303,12 @@ def test_two_reports_in_one_file_are_refused(cli: Cli, package: Path, tmp_path: 
     assert refused.exit_code == 2
     assert "report is to hold 2 reports, expected one" in refused.err
     assert not file.exists()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_hidden_in_a_log_of_json_alone(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    assert is_quiet(as_json=True) != is_terminal
+    assert not is_quiet(as_json=False)

@@ -12,7 +12,7 @@ from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS
-from tests.report.shown import text_of
+from tests.report.shown import text_of, verbose_text_of
 from tests.report.test_reports import KERNELS
 
 SPARSE_WINS = Prediction({"dense": 1.5, "sparse": 1.0}, {"sparse": 0.875})
@@ -55,7 +55,7 @@ def layer_json(shown: InspectReport) -> dict[str, object]:
 
 def test_predicted_gain_and_break_even_are_shown():
     shown = report(LAYER, predictions=[SPARSE_WINS])
-    text = text_of(shown)
+    text = verbose_text_of(shown)
     assert "│ blocks.0.attn │ sparse │       1.5 │          1 │             - │ 1.50x │" in text
     assert "87.5 %" in text
     assert "choices rest on predictions; `moh-deploy tune` measures them" in text
@@ -85,7 +85,7 @@ def test_names_of_routers_are_explained():
 def test_layer_that_is_faster_densely_is_named():
     layers = [replace(LAYER, choice="dense"), replace(LAYER, path="blocks.1.attn")]
     shown = report(*layers, predictions=[DENSE_WINS, SPARSE_WINS])
-    text = text_of(shown)
+    text = verbose_text_of(shown)
     assert "dense is faster here, as predicted: blocks.0.attn\n" in text
     assert "never" in text
 

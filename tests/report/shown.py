@@ -7,6 +7,7 @@ from moh_deploy.report.html.page import page
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown
 from moh_deploy.report.report import Report
+from moh_deploy.report.terminal import terminal
 
 
 def text_of(content: RenderableType, width: int = 200) -> str:
@@ -14,6 +15,11 @@ def text_of(content: RenderableType, width: int = 200) -> str:
     with console.capture() as capture:
         console.print(content)
     return capture.get()
+
+
+def verbose_text_of(report: Report) -> str:
+    """Return what `--verbose` prints."""
+    return text_of(terminal(report.document(), verbose=True))
 
 
 def as_junit(report: Report, subject: str) -> str:

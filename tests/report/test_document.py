@@ -76,15 +76,17 @@ def on_page(document: Document) -> str:
     return " ".join(html.unescape(text).split())
 
 
-def test_terminal_has_the_verdict_last_and_what_it_has_room_for():
-    text = text_of(terminal(TOY), 100)
+def test_terminal_has_the_verdict_first_and_what_it_has_room_for():
+    short, text = text_of(terminal(TOY), 100), text_of(terminal(TOY, verbose=True), 100)
+    assert "│ first  │ 1.23 │  yes │ -       │" in short
     assert "│ first  │ 1.23 │ 25.0 % │  yes │ -       │" in text
     assert "│ second │  100 │      - │   no │ too big │" in text
-    words = ["[not markup]", "sizes of all", "unfolded", "most is water", "on a scale"]
-    words += ["one is light", "two is not", "TOO HEAVY: by 3 g"]
-    places = [text.index(item) for item in words]
-    assert places == sorted(places)
-    assert "drawing" not in text.lower()
+    words = ["TOO HEAVY: by 3 g", "one is light", "two is not", "[not markup]", "sizes of all"]
+    words += ["unfolded", "most is water", "on a scale"]
+    for shown in (short, text):
+        places = [shown.index(item) for item in words]
+        assert places == sorted(places)
+        assert "drawing" not in shown.lower()
 
 
 def test_markdown_has_the_verdict_first_and_what_it_has_room_for():
@@ -139,7 +141,7 @@ def test_parts_with_an_answer_of_their_own_say_it_and_their_reasons(is_good: boo
 def test_baseline_is_judged_apart():
     verdict = Verdict("WORSE", False, lines=("b.json: 1 worse",), reasons=("it was 1",))
     document = replace(TOY, baseline=Section("Baseline file", (), verdict))
-    assert text_of(terminal(document), 100).rstrip().endswith("it was 1\nWORSE: b.json: 1 worse")
+    assert text_of(terminal(document), 100).rstrip().endswith("WORSE: b.json: 1 worse\nit was 1")
     assert "#### Baseline file: WORSE\n\nb.json: 1 worse\n\n- it was 1\n" in markdown(document)
     text = on_page(document)
     assert text.index("b.json: 1 worse") < text.index("it was 1") < text.index("weight")

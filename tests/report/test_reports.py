@@ -20,7 +20,7 @@ from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.verify_runs import ProvenRun
 from tests.handmade_package import LAYER, MANIFEST, without_layers
 from tests.kernel_library import NO_KERNELS
-from tests.report.shown import as_markdown, as_page, text_of
+from tests.report.shown import as_markdown, as_page, text_of, verbose_text_of
 
 KERNELS = KernelUse(Path("/there/lib.so"), None, "avx2", "bfloat16")
 
@@ -252,7 +252,7 @@ def test_parity_shows_what_ran_each_layer():
         for index in range(2)
     )
     runs = (run_of("kernel", "kernel", 0), run_of("function", "kernel", 1))
-    shown = text_of(parity(output("y", "0", 1e-6), layers=layers, runs=runs))
+    shown = verbose_text_of(parity(output("y", "0", 1e-6), layers=layers, runs=runs))
     assert re.search(r"│ blocks\.0\.attn │ kernel +│ 0 ", shown)
     assert "│ blocks.1.attn │ function (router: kernel) │ 0 " in shown
     assert "2 MoH layers: attention on a kernel, router on a kernel; except blocks.1.attn" in shown
@@ -283,7 +283,7 @@ MANY = [output("y", str(i), 1.0, f"reason {i}.") for i in range(25)]
     ids=["two of a path", "no gates", "worst", "failure", "many reasons"],
 )
 def test_parity_shows_what_stands_for_all(report: ParityReport, shown: str, hidden: str):
-    text = text_of(report)
+    text = verbose_text_of(report)
     assert shown in text
     assert hidden not in text
 

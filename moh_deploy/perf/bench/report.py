@@ -140,6 +140,7 @@ _WORK_COLUMNS = (
     "#open gates",
     doc.Column("predicted to pay up to (open gates)", width="words"),
 )
+_EVERYDAY = ("p50", "p90", "p99")  # metrics that a terminal shows without being asked
 _ABOUT_LINES = (
     "The share of runs that took no longer. Further left is faster; a steep line is steady."
 )
@@ -180,7 +181,19 @@ def _verdict(report: BenchReport) -> doc.Verdict:
         word = "GATES PASSED" if report.passed else "GATES FAILED"
     else:
         word = "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
-    return doc.Verdict(word, report.passed, " ".join(said), held=held, reasons=failed)
+    lines = tuple(map(_answer, report.results[:1]))
+    return doc.Verdict(word, report.passed, " ".join(said), lines, held, failed)
+
+
+def _answer(first: Measured) -> str:
+    """Return the time and speeds of the first package on the first inputs."""
+    parts = [f"p50 {number(first.latency.p50_ms)} ms at {sizes_text(first.sizes)}"]
+    for name, found in first.ratios.items():
+        low, high = 1 / found.high, 1 / found.low
+        speed = f"{1 / found.value:.2f}x as fast as {name} (95 %: {low:.2f} to {high:.2f}"
+        is_told = found.is_faster or found.is_slower
+        parts.append(f"{speed})" if is_told else f"{speed}, no difference shown)")
+    return f"{first.contestant}: {', '.join(parts)}"
 
 
 def _suite(report: BenchReport) -> doc.CiSuite:
@@ -276,10 +289,14 @@ def _latencies(report: BenchReport) -> Iterator[doc.Section]:
 def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> doc.Table:
     """Return the times of each candidate, and how fast it is beside each baseline."""
     baselines = [result.contestant for result in results if result.is_baseline]
-    titles = [metric.title for metric in METRICS.values()]
-    # Where no dimension counts samples, a run is all that can be counted.
-    if report.samples_by is None:
-        titles = ["runs/s" if title == "samples/s" else title for title in titles]
+    titles = [
+        # Where no dimension counts samples, a run is all that can be counted.
+        doc.Column(
+            "#runs/s" if name == "throughput" and report.samples_by is None else f"#{metric.title}",
+            doc.EVERYWHERE if name in _EVERYDAY else doc.DETAILED,
+        )
+        for name, metric in METRICS.items()
+    ]
     # A page draws speeds in a table of their own.
     speeds = [doc.Column(f"#speed / {name} (95 %)", doc.TEXT) for name in baselines]
     rows: list[tuple[doc.Cell, ...]] = []
@@ -291,8 +308,9 @@ def _times(report: BenchReport, where: str, results: Sequence[Measured], index: 
             for x in ratios
         ]
         rows.append((result.contestant, result.latency.runs, *metrics, *texts))
-    columns: list[doc.Column | str] = ["candidate", "#runs", *(f"#{title}" for title in titles)]
-    return doc.Table(where, [*columns, *speeds], rows, f"times-{index}")
+    runs = doc.Column("#runs", doc.DETAILED)
+    columns: list[doc.Column | str] = ["candidate", runs, *titles, *speeds]
+    return doc.Table(where, columns, rows, f"times-{index}")
 
 
 def _speeds(results: Sequence[Measured], index: int) -> tuple[doc.Block, ...]:
@@ -332,7 +350,9 @@ def _work(report: BenchReport) -> Iterator[doc.Section]:
         total = ("all layers", None, None, None, computed, dense, share, None, None)
         rows = [*map(_work_row, work.layers), total]
         title = f"{work.contestant}: work, {where}"
-        table = doc.Table(title, _WORK_COLUMNS, rows, f"work-{index}", axis="shares")
+        table = doc.Table(
+            title, _WORK_COLUMNS, rows, f"work-{index}", shown=doc.DETAILED, axis="shares"
+        )
         about = doc.Text(_ABOUT_WORK, shown=doc.PAGE)
         yield doc.Section(f"Skipped work, {work.contestant}, {where}", (about, table))
 

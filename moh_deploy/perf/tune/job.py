@@ -88,7 +88,6 @@ class TuneOutcome:
     # was measured.
     predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
     # Paths of layers where measuring could not tell which choice is the fastest.
-    undecided: tuple[str, ...] = ()
     # Time of the whole model with the layers' own choices over that with all layers dense, all
     # inputs together; None if it was not measured.
     model_ratio: Ratio | None = None
@@ -164,12 +163,12 @@ class TuneJob:
             _decided(layer, time, tuning, one_choice=self.one_choice)
             for layer, time in zip(self.package.manifest.layers, times, strict=True)
         ]
+        undecided = tuple(layer.path for layer, _, is_close in decisions if is_close)
         outcome = TuneOutcome(
             layers=tuple(layer for layer, _, _ in decisions),
-            tuning=tuning,
+            tuning=replace(tuning, undecided=undecided),
             one_choice=tuple(flat for _, flat, _ in decisions),
             predicted_ms=tuple(time.predicted_ms for time in times),
-            undecided=tuple(layer.path for layer, _, is_close in decisions if is_close),
         )
         if outcome.is_dense:
             return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,17 @@ from moh_deploy.config.dtypes import RUNTIMES, Runtime
 from moh_deploy.perf import choices_text
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.quality import Quality
-from moh_deploy.report.document import Cell, Column, Document, Status, Table
+from moh_deploy.report.document import (
+    IN_TERMINAL,
+    NOT_TERMINAL,
+    Block,
+    Cell,
+    Column,
+    Document,
+    Status,
+    Table,
+    Text,
+)
 from moh_deploy.report.report import HIDDEN, Report, count, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import reasons
@@ -116,7 +127,7 @@ class SearchReport(Report):
             "of",
             "#other heads",
             *(f"#{name}" for name in metrics),
-            Column("why not", width="long"),
+            Column("why not", NOT_TERMINAL, "long"),
         )
         at = "; ".join(map(choices_text.sizes_text, self.sizes))
         threads = "" if self.threads is None else f", {count(self.threads, 'thread')}"
@@ -124,17 +135,26 @@ class SearchReport(Report):
         # What was never beaten has no rival: its time is what others were measured against.
         known = {way.timed.rival: way.timed.rival_ms for way in self.tried if way.timed is not None}
         rows = [_row(way, metrics, known.get(way.way.name)) for way in self.tried]
-        return Document("tune", (Table(title, columns, rows),), findings=tuple(self._lines()))
-
-    def _lines(self) -> Iterator[str]:
         chosen = next(way for way in self.tried if way.ending == "chosen")
+        # A terminal folds words in narrow columns, and a reason may hold a command to copy.
+        reasons = [
+            Text(f"{way.way.name}: {way.reason}", shown=IN_TERMINAL, is_whole=True)
+            for way in self.tried
+            if way.reason is not None
+        ]
+        answer = f"chosen: {chosen.way.name}, on {self.machine}"
+        if chosen.timed is not None:
+            answer += f"; {chosen.timed.sentence()}"
+        blocks: tuple[Block, ...] = (Text(answer, True), Table(title, columns, rows), *reasons)
+        return Document("tune", blocks, findings=tuple(self._lines(chosen)))
+
+    def _lines(self, chosen: Tried) -> Iterator[str]:
         yield f"asked for: {'; '.join(self.within)}"
         if chosen.quality is not None:
             for metric in chosen.quality.accuracy:
                 name, samples = metric.metric, count(metric.samples, "sample")
                 value, reference = shown(name, metric.package), shown(name, metric.reference)
                 yield f"{name} is {value}, {reference} in {metric.against}, on {samples}"
-        yield f"chosen: {chosen.way.name}, on {self.machine}"
         yield self.kernels.describe()
         written = self.output
         yield f"written to {written}" if written is not None else "dry run: nothing was written"
@@ -189,7 +209,6 @@ class TuneReport(Report):
         asked: Path of a layer, or `all`, to the choice that was given; nothing if it was measured.
         predicted_gains: For each layer, how many times as fast as dense it is predicted to be as
             chosen, at the sizes that were measured, or else the example's; None if unknown.
-        undecided: Paths of layers where measuring could not tell which choice is the fastest.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
             dense; None if it was not measured.
         model_ratios: For each set of inputs, the same over `dense` and, if choices depend on sizes,
@@ -210,7 +229,6 @@ class TuneReport(Report):
     tuning: pkg.Tuning
     asked: Mapping[str, str] = field(metadata=HIDDEN)
     predicted_gains: tuple[float | None, ...] = field(metadata=HIDDEN)
-    undecided: tuple[str, ...] = field(metadata=HIDDEN)
     model_ratio: Ratio | None
     model_ratios: tuple[Mapping[str, Ratio], ...]
     dense_was_faster: tuple[int, ...] = field(metadata=HIDDEN)
@@ -219,6 +237,11 @@ class TuneReport(Report):
     flipped_tokens: Mapping[str, int]
     kernels: KernelUse
     written: bool
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Paths of layers where measuring could not tell which choice is the fastest."""
+        return self.tuning.undecided
 
     @property
     @in_json("layers")
@@ -238,7 +261,7 @@ class TuneReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        columns = ("layer", "was", "is", *(f"#{choice}, ms" for choice in pkg.CHOICES), "#gain")
+        columns: list[Column | str] = ["layer", "was", "is", *choices_text.ms_columns()]
         tuning, title = self.tuning, "layers"
         if tuning.source != "given":
             several = ", mean as the inputs weigh" if len(tuning.sizes) > 1 else ""
@@ -246,10 +269,24 @@ class TuneReport(Report):
             threads = choices_text.threads_text(tuning)
             title += f", {tuning.clock} time of a run{several}, {threads}, at {sizes}"
         rows = list(map(self._row, range(len(self.layers))))
-        table = Table(title, (*columns, "#predicted gain"), rows)
+        table = Table(title, [*columns, "#gain", "#predicted gain"], rows)
         return Document(
-            "tune", (table,), findings=tuple(self._lines()), warning=self.kernels.warning
+            "tune",
+            (Text(self._answer()), table),
+            findings=tuple(self._lines()),
+            warning=self.kernels.warning,
         )
+
+    def _answer(self) -> str:
+        """Return `2 sparse, 1 dense; whole model: 1.31x as fast as with every layer dense`."""
+        chosen = Counter(pkg.choice_text(layer) for layer in self.layers if layer.choice)
+        text = ", ".join(f"{number} {choice}" for choice, number in chosen.items())
+        text = f"layers: {text or 'none to choose for'}"
+        if self.tuning.undecided:
+            text += f"; {len(self.tuning.undecided)} of them unsure, so as predicted"
+        if self.model_ratio is not None:
+            text += f"; whole model {_ratio_text(self.model_ratio, 'with every layer dense')}"
+        return text
 
     def _layer(self, index: int) -> TunedLayer:
         layer = self.layers[index]
@@ -262,29 +299,25 @@ class TuneReport(Report):
             measured_ms=choices_text.measured_ms(self.tuning, index),
             measured_gain=choices_text.measured_gain(layer, self.tuning, index),
             predicted_gain=self.predicted_gains[index],
-            undecided=layer.path in self.undecided,
+            undecided=layer.path in self.tuning.undecided,
         )
 
     def _row(self, index: int) -> tuple[Cell, ...]:
         layer, ms = self.layers[index], choices_text.measured_ms(self.tuning, index)
         choices = pkg.choice_text(self.before[index]), pkg.choice_text(layer)
-        gains = choices_text.measured_gain(layer, self.tuning, index), self.predicted_gains[index]
         return (
             layer.path,
             *choices,
             *choices_text.ms_cells(ms),
-            *map(choices_text.times_text, gains),
+            choices_text.measured_gain_text(layer, self.tuning, index),
+            choices_text.times_text(self.predicted_gains[index]),
         )
 
     def _lines(self) -> Iterator[str]:
         if self.tuning.source == "measured":
             for index, layer in enumerate(self.layers):
                 yield from choices_text.other_winners(layer, self.tuning, index)
-            if self.undecided:
-                yield (
-                    "too close or too noisy to tell, so as predicted, or else the plainest:"
-                    f" {', '.join(self.undecided)}"
-                )
+            yield from choices_text.undecided_lines(self.tuning)
             yield from choices_text.boundary_lines(self.layers, self.tuning)
             yield from self._model_lines()
         # What `all` asked of layers that do not have it.

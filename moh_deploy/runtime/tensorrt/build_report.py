@@ -53,13 +53,12 @@ class BuildReport(Report):
         """Return what it says."""
         targets = ", ".join(self.compute_capabilities) or "of this machine's GPU"
         subject = f"{self.backend}, compute capability {targets}, {self.precision}"
-        blocks: list[Block] = [Text(subject)]
+        blocks: list[Block] = [Text(self._verdict(), self.status != "refused"), Text(subject)]
         blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
             blocks.append(layer_ways(self.layers))
         blocks += map(Text, self.notes)
         blocks += (Text(line, is_whole=True) for line in self.tool_lines)
-        blocks.append(Text(self._verdict(), self.status != "refused"))
         return Document("build", tuple(blocks))
 
     def _verdict(self) -> str:

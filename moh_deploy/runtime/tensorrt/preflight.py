@@ -230,7 +230,8 @@ def _rule_refused(node: ir.Node) -> Iterator[Reason]:
     try:
         spec.shape_rule(types, spec.complete(attributes))
     except ExportError as error:
-        yield error.message.rstrip("."), "what docs/ops.md says", error.hint or _EXPORT_AGAIN
+        expected = "what `moh-deploy help ops` says"
+        yield error.message.rstrip("."), expected, error.hint or _EXPORT_AGAIN
 
 
 # Inputs by slot: 0 is Q, 2 is V of attention; 0 the routed and 1 the shared logits of a router.

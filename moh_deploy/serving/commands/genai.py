@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moh_deploy.system.progress import SilentProgress
 
 _OF_BUNDLE = {"artefact", "output", "target", "threads", "as_json"}
-_OF_VERIFY = {"package_dir", "against", "as_json"}
+_OF_VERIFY = {"package_dir", "against", "as_json", "verbose"}
 
 
 def write_bundle_for_genai(

@@ -100,8 +100,9 @@ class GenaiVerification(Report):
         lengths = ", ".join(map(str, self.prompt_lengths))
         prompts = f"{len(self.prompt_lengths)} in one batch, of {lengths} tokens"
         rows = [("prompts", prompts), ("steps", f"{self.steps}"), ("recorded runs", self.recorded)]
+        answer, *parted = parity_sections(self.parity)
         ran = Text(f"bundle {self.root}"), Table("what was run", ("what", ""), rows)
-        return Document("verify", (*ran, *parity_sections(self.parity)))
+        return Document("verify", (answer, *ran, *parted))
 
 
 def verify_genai(

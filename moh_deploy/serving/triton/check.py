@@ -114,10 +114,10 @@ class BundleCheck(Report):
         return Document(
             "bundle",
             (
+                Text(verdict, is_good),
                 Text(f"bundle {self.root}, backend {self.backend}"),
                 Table("what a server here would meet", ("what", "", "found"), rows),
                 *(start if is_good else []),
-                Text(verdict, is_good),
             ),
         )
 

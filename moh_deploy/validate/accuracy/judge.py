@@ -209,11 +209,11 @@ _CELLS: tuple[tuple[str | doc.Column, Callable[[parity.MetricParity], doc.Cell]]
     ),
     (doc.Column("#95 % interval", doc.TEXT), lambda metric: _bounds(metric)),
     ("#may be lost", lambda metric: parity.shown_gap(metric.metric, metric.allowed_drop)),
-    ("#samples", lambda metric: metric.samples),
+    (doc.Column("#samples", doc.DETAILED), lambda metric: metric.samples),
     (doc.Column("#worse, better", doc.PAGE), lambda metric: f"{metric.worse}, {metric.improved}"),
-    (doc.Column("#worse", doc.TEXT), lambda metric: metric.worse),
-    (doc.Column("#better", doc.TEXT), lambda metric: metric.improved),
-    ("#p", lambda metric: figure(metric.p_value)),
+    (doc.Column("#worse", doc.DETAILED_TEXT), lambda metric: metric.worse),
+    (doc.Column("#better", doc.DETAILED_TEXT), lambda metric: metric.improved),
+    (doc.Column("#p", doc.DETAILED), lambda metric: figure(metric.p_value)),
     ("verdict", lambda metric: doc.Status(metric.verdict, metric.verdict == "passed")),
 )
 """The head of each column, and what stands in it."""

@@ -198,19 +198,19 @@ _OUTPUT_CELLS: tuple[tuple[_Head, Callable[[OutputParity, ParityResult], doc.Cel
 _LAYER_CELLS: tuple[tuple[_Head, Callable[[LayerParity, ParityResult], doc.Cell]], ...] = (
     ("layer", lambda layer, _: layer.path),
     (doc.Column("runs as", doc.ROOMY), lambda layer, report: _runs_as(layer.path, report)),
-    (doc.Column("vectors", width="words"), lambda layer, _: layer.vectors),
+    (doc.Column("vectors", doc.DETAILED, "words"), lambda layer, _: layer.vectors),
     ("#same choice", lambda layer, _: doc.Share(layer.agreement)),
     (doc.Column("#Jaccard", doc.ROOMY), lambda layer, _: layer.jaccard),
     ("#unexplained flips", lambda layer, _: layer.flipped_tokens),
-    ("#explained", lambda layer, _: _explained(layer)),
+    (doc.Column("#explained", doc.DETAILED), lambda layer, _: _explained(layer)),
     (doc.Column("#smallest margin", doc.PAGE), lambda layer, _: layer.smallest_margin),
     ("#gate error", lambda layer, _: layer.gate_error),
     ("#tolerance", lambda layer, _: layer.gate_tolerance),
     (doc.Column("#score error", doc.PAGE), lambda layer, _: layer.score_error),
     (doc.Column("#tolerance", doc.PAGE), lambda layer, _: layer.score_tolerance),
-    ("#attention", lambda layer, _: layer.attention_error),
-    ("#tolerance", lambda layer, _: layer.attention_tolerance),
-    ("judged by", lambda layer, _: layer.judged_by),
+    (doc.Column("#attention", doc.DETAILED), lambda layer, _: layer.attention_error),
+    (doc.Column("#tolerance", doc.DETAILED), lambda layer, _: layer.attention_tolerance),
+    (doc.Column("judged by", doc.DETAILED), lambda layer, _: layer.judged_by),
     ("verdict", lambda layer, report: _status(layer, report)),
 )
 _RULE_CELLS: tuple[tuple[_Head, Callable[[tuple[str, Tolerance], ParityResult], doc.Cell]], ...] = (
@@ -237,8 +237,9 @@ def _blocks(report: ParityResult, index: int) -> Iterator[doc.Block]:
     blocks = (doc.Text(_ABOUT_ERRORS), errors)
     yield doc.Section("Error, in order of execution", blocks, shown=doc.PAGE)
     yield from routing_sections(report.statistics, index, has_routing=report.has_routing)
-    # A terminal has room for the tables of one comparison, and of those that differ.
-    shown = doc.EVERYWHERE if not index or not report.equal else doc.PAGE
+    # A comment has room for the tables of one comparison, a terminal for those that differ: of an
+    # equal one the answer says enough.
+    shown = doc.EVERYWHERE if not report.equal else doc.PAGE if index else doc.DETAILED
 
     def table(
         caption: str,
