@@ -15,7 +15,7 @@ from moh_deploy.frontend.fx import axes, graph
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.views import casts, forward, is_view, through_views
-from moh_deploy.frontend.normalize.plain_attention import PRODUCTS, is_attention
+from moh_deploy.frontend.normalize.plain_attention import WEIGHING_PRODUCTS, is_attention
 
 _ORIGINS = ("nn_module_stack", "stack_trace")
 
@@ -92,7 +92,7 @@ class _Reading:
             if cast(int, graph.argument(node, "dim")) % graph.rank(node) != dim:
                 source = cast(Node, node.args[0])
                 found = self._again(node, {source: self._weights(source, dim)})
-        elif graph.op(node) in PRODUCTS:
+        elif graph.op(node) in WEIGHING_PRODUCTS:
             found = self._product(node, dim, of_weights=False)
         elif is_view(node) or (
             isinstance(target, torch._ops.OpOverload)
