@@ -47,17 +47,3 @@ def test_commands_of_the_page_give_a_package_of_gated_layers(tmp_path: Path) -> 
         )
         assert ran.returncode == 0, ran.stderr
     assert "router top_k" in ran.stdout or "EQUAL" in ran.stdout
-
-
-def test_completion_of_the_page_is_what_the_command_prints() -> None:
-    variables = re.findall(r"_MOH_DEPLOY_COMPLETE=(\w+)", PAGE.read_text())
-    assert variables == ["bash_source", "zsh_source", "fish_source"]
-    for value in variables:
-        ran = subprocess.run(
-            [sys.executable, "-m", "moh_deploy"],
-            env={"_MOH_DEPLOY_COMPLETE": value, "PATH": "/usr/bin:/bin"},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert "complete" in ran.stdout, ran.stderr

@@ -136,7 +136,11 @@ RETURNED: dict[str, nn.Module] = {
     "a piece of a split with sizes": Returning(lambda x, _: x.split([3, 5], -1)[1]),
     "the best and their places": Returning(lambda x, _: tuple(x.topk(3, -1))),
     "in a stable order": Returning(
-        lambda x, _: tuple(x.gt(0.05).float().sort(dim=1, descending=True, stable=True))
+        lambda x, _: [
+            result
+            for descending in (True, False)
+            for result in x.gt(0.05).float().sort(dim=1, descending=descending, stable=True)
+        ]
     ),
     "the largest and its place": Returning(lambda x, _: tuple(x.max(-1))),
     "a piece cast to what it is": Returning(lambda x, _: x.chunk(2, -1)[1].to(torch.float32)),

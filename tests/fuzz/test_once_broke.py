@@ -143,6 +143,7 @@ def test_yaml_is_refused(cli: Cli, root: Path, tmp_path: Path, name: str):
     text, message = YAML[name]
     path = tmp_path / "a.yaml"
     path.write_text(text)
+    (tmp_path / "model.pt").touch()
     for arguments in (
         ("verify", root, "--policy", path),
         ("export", tmp_path / "model.pt", "-o", tmp_path / "out", "--config", path),
@@ -157,6 +158,7 @@ def test_yaml_is_refused(cli: Cli, root: Path, tmp_path: Path, name: str):
 
 def test_override_of_an_entry_beyond_all_numbers_is_refused(cli: Cli, tmp_path: Path):
     option = f"outputs.{'9' * 5000}=1"
+    (tmp_path / "m.pt").touch()
     assert cli("export", tmp_path / "m.pt", "-o", tmp_path / "o", "--set", option).exit_code == 2
 
 

@@ -243,8 +243,8 @@ class _Forward:
         unknown = [name for name in named if name not in parameters]
         free = [parameter for parameter in parameters if parameter not in named]
         if self._of_kind(_Parameter.VAR_KEYWORD) is not None:
-            # Whether a tensor is read there shows in the trace; a misspelt switch would be lost,
-            # which `use_cache` beside a parameter `cache` is not.
+            # Whether a tensor is read there shows in the trace; a misspelt switch would be lost.
+            # `use_cache` is no misspelt `cache`.
             unknown = [
                 name
                 for name in unknown

@@ -102,7 +102,7 @@ def refuse_flex_attention(program: ExportedProgram) -> None:
 
 # Tell the output of an attention before anything is recognised.
 
-MATRIX_PRODUCTS = frozenset(["matmul", "bmm", "einsum"])
+WEIGHING_PRODUCTS = frozenset(["matmul", "bmm", "einsum"])
 
 
 def is_attention(node: Node) -> bool:
@@ -112,6 +112,6 @@ def is_attention(node: Node) -> bool:
     node = through_views(node)
     if op(node) == "scaled_dot_product_attention":
         return True
-    return op(node) in MATRIX_PRODUCTS and any(
+    return op(node) in WEIGHING_PRODUCTS and any(
         op(through_views(source)) in SOFTMAXES for source in node.all_input_nodes
     )

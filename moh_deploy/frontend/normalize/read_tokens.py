@@ -15,7 +15,7 @@ from moh_deploy.frontend.fx import axes, graph
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.views import casts, forward, is_view, through_views
-from moh_deploy.frontend.normalize.plain_attention import MATRIX_PRODUCTS, is_attention
+from moh_deploy.frontend.normalize.plain_attention import WEIGHING_PRODUCTS, is_attention
 
 _ORIGINS = ("nn_module_stack", "stack_trace")
 
@@ -29,7 +29,7 @@ def attend_for_read_tokens(node: Node) -> None:
     if len(cuts) != 1 or is_view(node):
         return
     part, dim, start = cuts[0]
-    if not is_attention(source) or set(source.users) != {node}:
+    if not is_attention(source):
         return
     builder, before = GraphBuilder(node.graph, part), part.prev
     reading = _Reading(builder, part, node, starts_at_first=start == 0)
@@ -63,7 +63,7 @@ class _Reading:
         self.replaced: list[Node] = []  # what is read no longer, readers before what they read
 
     def attention(self, node: Node, dim: int) -> Node | None:
-        """Insert attention of some tokens; None if the dimension is not that of its queries."""
+        """Insert attention of some queries; None if the dimension holds something else."""
         self.replaced.append(node)
         if is_view(node) and not casts(node):
             return self._viewed(node, dim, self.attention)
@@ -92,17 +92,16 @@ class _Reading:
             if cast(int, graph.argument(node, "dim")) % graph.rank(node) != dim:
                 source = cast(Node, node.args[0])
                 found = self._again(node, {source: self._weights(source, dim)})
-        elif graph.op(node) in MATRIX_PRODUCTS:
+        elif graph.op(node) in WEIGHING_PRODUCTS:
             found = self._product(node, dim, of_weights=False)
         elif is_view(node) or (
             isinstance(target, torch._ops.OpOverload)
             and (torch.Tag.pointwise in target.tags or graph.op(node) == "where")
             and torch.Tag.nondeterministic_seeded not in target.tags
         ):
-            operands = [source for source in node.all_input_nodes if graph.is_tensor(source)]
-            found = self._again(
-                node, {operand: self._operand(operand, node, dim) for operand in operands}
-            )
+            sources = [source for source in node.all_input_nodes if graph.is_tensor(source)]
+            operands = {source: self._operand(source, node, dim) for source in sources}
+            found = self._again(node, operands)
         return self._cut(node, dim) if found is None else found
 
     def _product(self, node: Node, dim: int, *, of_weights: bool) -> Node | None:
@@ -123,7 +122,7 @@ class _Reading:
     def _viewed(
         self, node: Node, dim: int, rows: Callable[[Node, int], Node | None]
     ) -> Node | None:
-        """Insert a view of some entries of its source; None where the dimension is not its own."""
+        """Insert a view of some entries of its source; None where it regroups the dimension."""
         source = cast(Node, node.args[0])
         layout = axes.fresh_layout(graph.shape(source))
         moved = forward(node, layout)
@@ -159,7 +158,8 @@ class _Reading:
 
     def _again(self, node: Node, operands: Mapping[Node, Node]) -> Node:
         """Insert a call with other operands."""
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda old: operands.get(old, old))
+        given = (node.args, dict(node.kwargs))
+        args, kwargs = map_arg(given, lambda source: operands.get(source, source))
         target = cast(Callable[..., object], node.target)
         return self._with_origin(self._builder.call(target, *args, **kwargs), node)
 

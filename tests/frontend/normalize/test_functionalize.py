@@ -209,11 +209,18 @@ def checked(module: nn.Module, x: Tensor) -> Tensor:
     return x.softmax(-1)
 
 
+def checked_and_read(module: nn.Module, x: Tensor) -> Tensor:
+    count = (x > 0).sum().item()
+    torch._check(count >= 1)
+    return x * count
+
+
 def test_counts_that_nothing_reads_are_dropped():
     assert left(lambda m, x: (x.softmax(-1), {"sum": x.sum()})) == []
     program = normalize(plain_trace(Counts(checked), TOKENS))
     assert [op(node) for node in program.graph.nodes if node.op == "call_function"] == ["softmax"]
     torch.testing.assert_close(program.module()(TOKENS), TOKENS.softmax(-1))
+    assert left(checked_and_read) == []
 
 
 @sampled(3)
