@@ -129,7 +129,7 @@ def _spent(config: pytest.Config) -> dict[str, Spent]:
     if terminal is None:
         return {}
     reports = [report for kind in terminal.stats.values() for report in kind]
-    return spent_by_folder(one for one in reports if isinstance(one, pytest.TestReport))
+    return spent_by_folder(item for item in reports if isinstance(item, pytest.TestReport))
 
 
 @pytest.fixture(scope="session")
@@ -202,9 +202,9 @@ def _exporter_reads_its_library_once() -> Iterator[None]:
 def _interrupts_are_heard() -> Iterator[None]:
     """A background job of a shell ignores SIGINT, under nohup SIGHUP; children inherit that."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    ignored = [one for one in usual if signal.getsignal(one) is signal.SIG_IGN]
-    for one in ignored:
-        signal.signal(one, usual[one])
+    ignored = [item for item in usual if signal.getsignal(item) is signal.SIG_IGN]
+    for item in ignored:
+        signal.signal(item, usual[item])
     yield
-    for one in ignored:
-        signal.signal(one, signal.SIG_IGN)
+    for item in ignored:
+        signal.signal(item, signal.SIG_IGN)

@@ -90,7 +90,7 @@ def _record(path: Path) -> VectorSet:
     given = inputs()
     found = runner.run(given)
     gates = tuple(found[name] for name in names)
-    margins = tuple(np.full(one.shape[:-1], 1.0, np.float32) for one in gates)
+    margins = tuple(np.full(gate.shape[:-1], 1.0, np.float32) for gate in gates)
     return VectorSet({"batch": BATCH, "seq": SEQ}, given, {"y": found["y"]}, gates, margins)
 
 
@@ -132,7 +132,7 @@ def _model() -> onnx.ModelProto:
         attention_body(AttentionVariant(3, "bool", is_causal=False, grouped=False), opset=20),
     ]
     bodies[1].domain = "moh.2"
-    opsets = [helper.make_opsetid(*one) for one in (("", 20), ("moh", 1), ("moh.2", 1))]
+    opsets = [helper.make_opsetid(*item) for item in (("", 20), ("moh", 1), ("moh.2", 1))]
     return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
 
 

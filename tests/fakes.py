@@ -37,7 +37,7 @@ class Fakes:
         """Let a package count as installed."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        needs = "".join(f"Requires-Dist: {one}\n" for one in requires or [])
+        needs = "".join(f"Requires-Dist: {item}\n" for item in requires or [])
         head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         (info / "METADATA").write_text(head + needs)
 

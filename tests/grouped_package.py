@@ -75,14 +75,14 @@ def _repeat(graph: onnx.GraphProto) -> None:
         copy = onnx.NodeProto.FromString(node.SerializeToString())
         copy.name = SECOND.node if node.op_type == "MoHAttention" else f"{node.name}_2"
         kept = {*weights, "gates"}
-        copy.input[:] = [one if one in kept else renamed[one] for one in node.input]
-        copy.output[:] = [renamed[one] for one in node.output]
+        copy.input[:] = [item if item in kept else renamed[item] for item in node.input]
+        copy.output[:] = [renamed[item] for item in node.output]
         graph.node.append(copy)
     # The model returns what the second one makes, by the name that it had.
     for node in graph.node:
         names = {"y": "first", "y_2": "y"}
-        node.input[:] = [names.get(one, one) for one in node.input]
-        node.output[:] = [names.get(one, one) for one in node.output]
+        node.input[:] = [names.get(item, item) for item in node.input]
+        node.output[:] = [names.get(item, item) for item in node.output]
 
 
 def _run(root: Path, manifest: Manifest, outputs: list[TensorInfo]) -> VectorSet:
@@ -95,7 +95,7 @@ def _run(root: Path, manifest: Manifest, outputs: list[TensorInfo]) -> VectorSet
     return VectorSet(
         {"batch": 2, "seq": 3},
         {"x": x},
-        {one.name: found[one.name] for one in outputs},
+        {output.name: found[output.name] for output in outputs},
         gates,
         margins,
     )

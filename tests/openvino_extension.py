@@ -29,7 +29,7 @@ def built_extension() -> Path:
     kernels = required_library()
     plugins = ROOT / "plugins"
     used = [plugins / "openvino", plugins / "nodes", plugins / "include" / "moh"]
-    sources = [TOOL, plugins / "cpu" / "kernels.h", *(one for at in used for one in at.iterdir())]
+    sources = [TOOL, plugins / "cpu" / "kernels.h", *(path for at in used for path in at.iterdir())]
 
     def build() -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)

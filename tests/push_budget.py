@@ -53,18 +53,18 @@ def compared(spent: Mapping[str, Spent], allowed: Mapping[str, Spent]) -> list[s
     """Return a table of what was taken and what may be: longest first, and the sum."""
     rows = sorted(spent.items(), key=lambda row: -row[1].seconds)
     lines = [f"{'tests/':<12}{'tests':>8}{'at most':>9}{'seconds':>10}{'budget':>8}"]
-    lines += [_row(name, one, allowed.get(name, Spent(0, 0))) for name, one in rows]
+    lines += [_row(name, item, allowed.get(name, Spent(0, 0))) for name, item in rows]
     return [*lines, _row("all", _sum(spent.values()), _sum(allowed.values()))]
 
 
 def excesses(spent: Mapping[str, Spent], allowed: Mapping[str, Spent]) -> list[str]:
     """Return a sentence for each folder that has more tests than a push may run of it."""
     return [
-        f"tests/{name}: {one.tests} tests in a push, at most {allowed[name].tests}. Leave those "
+        f"tests/{name}: {item.tests} tests in a push, at most {allowed[name].tests}. Leave those "
         f"whose like it runs anyway to the night (tests/nightly.py), or change {BUDGETS.name} "
         "and say what is given up for it"
-        for name, one in spent.items()
-        if name in allowed and one.tests > allowed[name].tests
+        for name, item in spent.items()
+        if name in allowed and item.tests > allowed[name].tests
     ]
 
 
@@ -76,4 +76,4 @@ def _row(name: str, spent: Spent, allowed: Spent) -> str:
 
 def _sum(several: Iterable[Spent]) -> Spent:
     kept = list(several)
-    return Spent(sum(one.tests for one in kept), sum(one.seconds for one in kept))
+    return Spent(sum(item.tests for item in kept), sum(item.seconds for item in kept))

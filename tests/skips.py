@@ -122,7 +122,7 @@ def unexpected_skips(
     problems = []
     seen: Counter[Expected] = Counter()
     for reason, count in sorted(counts.items()):
-        entry = next((one for one in expected if re.fullmatch(one.reason, reason, re.S)), None)
+        entry = next((item for item in expected if re.fullmatch(item.reason, reason, re.S)), None)
         if entry is None:
             problems.append(f"{count} x {reason}: not in {EXPECTED.name}")
             continue

@@ -48,9 +48,9 @@ def test_files_named_in_the_tables_exist():
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md))`", "\n".join(rows))
     assert named
     missing = [
-        one
-        for one in named
-        if not any((ROOT / at / one).is_file() for at in ("", "moh_deploy", "docs"))
+        item
+        for item in named
+        if not any((ROOT / at / item).is_file() for at in ("", "moh_deploy", "docs"))
     ]
     assert missing == []
 
@@ -67,7 +67,7 @@ def options_of(command: str) -> set[str]:
     """Return the options that `--help` of a command shows."""
     found = main.get_command(click.Context(main), command)
     assert found is not None, command
-    return {option for one in found.params for option in one.opts}
+    return {option for param in found.params for option in param.opts}
 
 
 COMMANDS = {name: options_of(name) for name in main.list_commands(click.Context(main))}

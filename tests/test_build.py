@@ -335,10 +335,10 @@ def test_wheel_holds_what_the_extension_of_openvino_is_compiled_from(tree: Path,
     files = content(call_hook(tree, "build_wheel", tmp_path / "out", PATH=str(tree)))
     plugins = NATIVE / "plugins"
     shipped = {name: text for name, text in files.items() if Path(name).is_relative_to(plugins)}
-    assert {(plugins / one).as_posix() for one in EXTENSION_SOURCES} <= set(shipped)
+    assert {(plugins / source).as_posix() for source in EXTENSION_SOURCES} <= set(shipped)
     for name, text in shipped.items():
         for include in re.findall(r'^#include "(.+)"', text.decode(), re.M):
-            places = {(plugins / one / include).as_posix() for one in ("", "include")}
+            places = {(plugins / item / include).as_posix() for item in ("", "include")}
             assert places & set(shipped), f"{name} includes {include}"
 
 
@@ -378,7 +378,7 @@ def build_for(
         PATH=f"{pypi}:/usr/bin:/bin",
         PYTHONPATH=str(pypi),
     )
-    return done, [one.name for one in output.iterdir()]
+    return done, [path.name for path in output.iterdir()]
 
 
 def test_wheel_for_a_target_is_compiled_by_zig_and_named_by_what_it_runs_on(

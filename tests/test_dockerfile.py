@@ -48,7 +48,7 @@ def test_image_installs_what_is_locked_and_nothing_else():
     """By hash from the lock; the wheel itself, and its build, from no index."""
     installed = re.findall(r"pip (?:install|wheel) (.*)", TEXT)
     assert len(installed) == 3
-    locked = [one for one in installed if "--no-index --no-deps" not in one]
+    locked = [item for item in installed if "--no-index --no-deps" not in item]
     assert locked == [
         "--require-hashes --ignore-installed -r /requirements-image.txt && \\",
     ]

@@ -153,10 +153,10 @@ def test_images_have_the_classes_that_the_original_sees(tmp_path: Path, capfd):
         answers.append(see(images, batch_size=2))
     assert "is not supported for" not in capfd.readouterr().err.split("MoHModelFor")[-1]
     for expected, found in zip(*answers, strict=True):
-        assert [one["label"] for one in found] == [one["label"] for one in expected]
-        scores = [[one["score"] for one in answer] for answer in (expected, found)]
+        assert [item["label"] for item in found] == [item["label"] for item in expected]
+        scores = [[item["score"] for item in answer] for answer in (expected, found)]
         np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4)
-    assert {one["label"] for one in answers[0][0]} == set(names.values())
+    assert {item["label"] for item in answers[0][0]} == set(names.values())
     with pytest.raises(PackageError, match="generates no text"):
         MoHModelForCausalLM.from_pretrained(tmp_path / "package")
 

@@ -143,7 +143,7 @@ def test_what_two_reasons_of_an_entry_have_is_added_up():
 
 
 def test_the_list_speaks_of_machines_as_they_are_known():
-    assert {name for one in expected_skips() for name in one.where} <= set(MACHINE)
+    assert {name for skip in expected_skips() for name in skip.where} <= set(MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_longer_than_the_budget_is_shown_and_no_failure():
 def test_budgets_are_of_folders_that_there_are_and_fit_into_a_push():
     named = budgets()
     assert {name for name in named if not (TESTS / name).is_dir()} == {OTHERS}
-    assert sum(one.seconds for one in named.values()) <= PUSH_SECONDS
+    assert sum(item.seconds for item in named.values()) <= PUSH_SECONDS
 
 
 def test_every_folder_of_tests_has_a_budget():

@@ -89,7 +89,7 @@ def private_words(folder: Path) -> set[bytes]:
     words |= {USER, HOST, folder.name, 'File "'}
     sources = [Path("author.py"), *REPOSITORY.glob("tests/text/plain_torch/*.py")]
     lines = {line.strip() for file in sources for line in file.read_text().splitlines()}
-    return {word.encode() for word in words | {one for one in lines if len(one) > SHORTEST_LINE}}
+    return {word.encode() for word in words | {item for item in lines if len(item) > SHORTEST_LINE}}
 
 
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -101,7 +101,7 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def assert_private(*written: Path) -> None:
-    files = [file for one in written for file in ([one] if one.is_file() else one.rglob("*"))]
+    files = [file for item in written for file in ([item] if item.is_file() else item.rglob("*"))]
     files = [file for file in files if file.is_file()]
     assert files
     words = private_words(Path.cwd())
@@ -247,10 +247,10 @@ def test_report_is_private(author: Path, cli: Cli, command: str):
     assert ended.exit_code in (0, 1), ended.err
     Path("shown.txt").write_text(ended.out)  # stderr is for the user of this machine
     left = [Path(name) for name in ("r.html", "r.md", "r.xml", "r.json", "scores", "out")]
-    written = [one for one in left if one.exists()]
+    written = [item for item in left if item.exists()]
     assert_private(Path("shown.txt"), *written)
-    for one in written:
-        one.rename(f"done-{command}-{one.name}")
+    for item in written:
+        item.rename(f"done-{command}-{item.name}")
 
 
 def test_answers_of_a_server_are_private(author: Path):

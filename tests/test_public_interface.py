@@ -37,7 +37,7 @@ def _signature(member: object) -> str:
 
 def _exit_codes(error: type[MoHDeployError] = MoHDeployError) -> Iterator[str]:
     yield f"{error.__name__} {error.exit_code}"
-    for more in sorted(error.__subclasses__(), key=lambda one: one.__name__):
+    for more in sorted(error.__subclasses__(), key=lambda item: item.__name__):
         yield from _exit_codes(more)
 
 

@@ -98,7 +98,7 @@ def _public_names(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             names = [node.name]
         elif isinstance(node, ast.Assign):
-            names = [one.id for one in node.targets if isinstance(one, ast.Name)]
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names = [node.target.id]
         else:

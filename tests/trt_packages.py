@@ -44,8 +44,8 @@ def write_changed(
         zeros = np.zeros((2, 3, width), np.float32)
         recorded = replace(recorded, inputs={"x": zeros}, outputs={"y": zeros})
     if dense:
-        for one in (*content.graph.node, *content.functions):
-            one.domain = "moh.dense" if one.domain == "moh" else one.domain
+        for function in (*content.graph.node, *content.functions):
+            function.domain = "moh.dense" if function.domain == "moh" else function.domain
         content.opset_import.add(domain="moh.dense", version=1)
         layers = tuple(replace(layer, choice="dense") for layer in manifest.layers)
         manifest = replace(manifest, layers=layers, tuning=Tuning("given", "this machine"))
@@ -88,7 +88,7 @@ def double_inside(content: onnx.ModelProto) -> None:
 
 def other_keys(content: onnx.ModelProto) -> None:
     """Let the keys be values of their own, which are those of the queries: -(-x)."""
-    (node,) = [one for one in content.graph.node if one.op_type == "MoHAttention"]
+    (node,) = [item for item in content.graph.node if item.op_type == "MoHAttention"]
     node.input[1] = "keys"
     for name, read in (("keys", "negated"), ("negated", "x")):
         content.graph.node.insert(0, helper.make_node("Neg", [read], [name], name=name))

@@ -29,6 +29,6 @@ def finish_true(
     for facts in (model_facts(manifest, model), recorded_facts(manifest, vectors)):
         manifest = with_shown(manifest, facts)
     if manifest.proof is not None:
-        proof = replace(manifest.proof, sizes=tuple(one.sizes for one in vectors))
+        proof = replace(manifest.proof, sizes=tuple(vector.sizes for vector in vectors))
         manifest = replace(manifest, proof=proof)
     return writer.finish(manifest, vectors, corpus)

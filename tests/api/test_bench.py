@@ -85,14 +85,14 @@ def test_package_is_measured_beside_its_baselines(package: OnnxPackage, tmp_path
     )
     names = [str(package.root), "dense", "functions", str(other.root)]
     assert meter.seen == [names]
-    assert [one.contestant for one in report.results] == names
-    assert [one.is_baseline for one in report.results] == [False, True, True, True]
-    assert [one.variant.kernels for one in fresh.tasks] == ["auto", "auto", "off", "auto"]
-    assert {one.variant.threads for one in fresh.tasks} == {1}
+    assert [result.contestant for result in report.results] == names
+    assert [result.is_baseline for result in report.results] == [False, True, True, True]
+    assert [task.variant.kernels for task in fresh.tasks] == ["auto", "auto", "off", "auto"]
+    assert {task.variant.threads for task in fresh.tasks} == {1}
     first = report.results[0]
     assert (first.inputs, first.sizes, first.samples) == ("recorded", {"batch": 2, "seq": 3}, 2)
     assert (first.latency.p99_ms, first.latency.cpu_ms, first.throughput) == (2.0, 1.0, 1000.0)
-    assert {name: one.value for name, one in first.ratios.items()} == {
+    assert {name: ratio.value for name, ratio in first.ratios.items()} == {
         "dense": 0.5,
         "functions": pytest.approx(1 / 3),
         str(other.root): 0.25,
@@ -122,11 +122,11 @@ def test_several_packages_are_all_judged(package: OnnxPackage, tmp_path: Path):
         measure=Meter(),
         measure_fresh=Fresh(),
     )
-    assert [(one.contestant, one.passed) for one in report.gates] == [
+    assert [(gate.contestant, gate.passed) for gate in report.gates] == [
         (str(package.root), True),  # 2 ms of 6
         (str(other.root), False),  # 4 ms of 6
     ]
-    assert [one.contestant for one in report.work] == [str(package.root), str(other.root)]
+    assert [item.contestant for item in report.work] == [str(package.root), str(other.root)]
     assert report.passed is False
     with pytest.raises(
         ValidationError, match=r"failed for .*other .*: p50 is 4 ms, asked for <= 3"
@@ -148,7 +148,7 @@ def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_
     layers = with_choices(renamed.manifest.layers, choices, dims=list(dims))
     other = write_choices(renamed, layers, tmp_path / "other")
     report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
-    assert [one.samples for one in report.results] == [2, 2]
+    assert [result.samples for result in report.results] == [2, 2]
     assert report.work[1].layers[0].choice == "dense"
 
 
@@ -163,7 +163,7 @@ def test_packages_may_call_their_inputs_otherwise(package: OnnxPackage, tmp_path
         recorded = replace(vectors(), inputs={"image": vectors().inputs["x"]})
         other = finish_true(writer, manifest, [recorded])
     report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
-    assert [one.contestant for one in report.work] == [str(package.root), str(other.root)]
+    assert [item.contestant for item in report.work] == [str(package.root), str(other.root)]
     assert 0 < report.work[1].layers[0].rows_computed <= report.work[1].layers[0].rows_dense
 
 
@@ -176,8 +176,8 @@ def test_work_is_counted_in_the_runtime_that_is_timed(package: OnnxPackage, monk
 
     monkeypatch.setattr(models, "open_compiled", opened)
     report = measured(package, runtime="openvino")
-    assert [one.runs_as for one in report.work[0].layers] == ["function", "function"]
-    assert [one.runs_as for one in measured(package).work[0].layers] == ["kernel", "kernel"]
+    assert [layer.runs_as for layer in report.work[0].layers] == ["function", "function"]
+    assert [layer.runs_as for layer in measured(package).work[0].layers] == ["kernel", "kernel"]
 
 
 def test_package_that_takes_other_inputs_is_named(package: OnnxPackage, tmp_path: Path):
@@ -221,10 +221,10 @@ def test_gates_are_judged_at_each_size(package: OnnxPackage):
         package, batch=[2, 4], sizes={"seq": [3, 5]}, gates=["p50 < 1 s"], measure_fresh=fresh
     )
     assert fresh.shapes == [(2, 3, 8), (2, 5, 8), (4, 3, 8), (4, 5, 8)]
-    assert [one.sizes["batch"] for one in report.gates] == [2, 2, 4, 4]
-    assert [one.inputs for one in report.results] == ["recorded"] + ["random"] * 3
-    assert [one.samples for one in report.results] == [2, 2, 4, 4]
-    assert [one.layers[0].rows_dense for one in report.work] == [24, 40, 48, 80]
+    assert [gate.sizes["batch"] for gate in report.gates] == [2, 2, 4, 4]
+    assert [result.inputs for result in report.results] == ["recorded"] + ["random"] * 3
+    assert [result.samples for result in report.results] == [2, 2, 4, 4]
+    assert [item.layers[0].rows_dense for item in report.work] == [24, 40, 48, 80]
     text = text_of(report, 400)
     assert "random inputs at batch=4, seq=5" in text
     assert "heads that they open are not those of real inputs" in text
@@ -240,8 +240,8 @@ def test_files_of_inputs_are_measured_one_after_the_other(package: OnnxPackage, 
         write_npz(tmp_path / f"{batch}.npz", vectors(batch=batch).inputs)
     files = [tmp_path / "1.npz", tmp_path / "3.npz"]
     report = measured(package, inputs=files)
-    assert [one.inputs for one in report.results] == list(map(str, files))
-    assert [one.samples for one in report.results] == [1, 3]
+    assert [result.inputs for result in report.results] == list(map(str, files))
+    assert [result.samples for result in report.results] == [1, 3]
     with pytest.raises(ConfigError, match=r"inputs bring their own sizes, but .* too: batch;"):
         measured(package, inputs=files, batch=[2])
 
@@ -270,7 +270,7 @@ def test_package_that_is_not_equal_to_its_recorded_runs_passes_no_gate(tmp_path:
         measure=Meter(),
         measure_fresh=Fresh(),
     )
-    assert [one.passed for one in report.gates] == [True, False]
+    assert [gate.passed for gate in report.gates] == [True, False]
     assert "wrong on random inputs at batch=5, seq=3: p50 is 4 ms" in str(report.failure)
     assert "vectors recorded from the original model it is not equal" in str(report.failure)
     assert moh_deploy.bench(wrong.root, measure=Meter(), measure_fresh=Fresh()).failure is None
@@ -280,14 +280,16 @@ def test_baseline_of_other_weights_is_said_and_no_fault(package: OnnxPackage, tm
     other = write_package(tmp_path / "other")
     report = measured(package, baselines=[other.root], gates=["p50 <= baseline"])
     assert report.passed is True
-    assert any("its speed is that of another computation" in one for one in report.findings())
+    assert any(
+        "its speed is that of another computation" in finding for finding in report.findings()
+    )
 
 
 def test_baseline_of_nan_is_no_measure(package: OnnxPackage, tmp_path: Path):
     other = write_package(tmp_path / "other", scale=math.nan)
     gates = ["p50 <= baseline", "p50 < 1 s"]
     report = measured(package, baselines=[other.root], gates=gates)
-    assert [one.passed for one in report.gates] == [False, True]
+    assert [gate.passed for gate in report.gates] == [False, True]
     assert f"but {other.root} is no measure: its outputs on recorded" in str(report.failure)
 
 

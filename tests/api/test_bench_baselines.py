@@ -129,9 +129,9 @@ def test_router_overhead_is_the_time_without_routers(tmp_path: Path):
     # The meter says 2 ms and 4 ms, and half of that in CPU time.
     assert (first.wall_ms.value, first.cpu_ms.value, first.share) == (-2.0, -1.0, -1.0)
     assert [first.sizes["batch"], second.sizes["batch"]] == [2, 3]
-    fixed = [one for one in report.results if one.contestant == "fixed-routing"]
-    assert [one.agreement.reason for one in fixed] == [None, None]
-    assert [one.fresh for one in fixed] == [FreshRun()] * 2
+    fixed = [result for result in report.results if result.contestant == "fixed-routing"]
+    assert [item.agreement.reason for item in fixed] == [None, None]
+    assert [item.fresh for item in fixed] == [FreshRun()] * 2
     assert "router overhead (dynamic minus fixed routing) -2 ms" in findings(report)
 
 
@@ -139,9 +139,9 @@ def test_routing_of_one_layer_is_fixed_by_its_path(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     baselines = ["fixed-routing", "fixed-routing:blocks.1.attn"]
     report = measured(package, baselines=baselines, gates=["p50 <= fixed-routing:blocks.1.attn"])
-    assert [one.layer for one in report.routing] == [None, "blocks.1.attn"]
-    assert [one.wall_ms.value for one in report.routing] == [-2.0, -4.0]
-    assert [one.agreement.reason for one in report.results[1:]] == [None, None]
+    assert [item.layer for item in report.routing] == [None, "blocks.1.attn"]
+    assert [item.wall_ms.value for item in report.routing] == [-2.0, -4.0]
+    assert [result.agreement.reason for result in report.results[1:]] == [None, None]
     assert report.passed is True
     with pytest.raises(ConfigError, match=r"there is no layer 'blocks\.2\.attn'") as refused:
         measured(package, baselines=["fixed-routing:blocks.2.attn"])
@@ -155,7 +155,10 @@ def test_routing_is_fixed_to_that_of_each_set_of_inputs(tmp_path: Path):
     for seed, path in enumerate(files):
         write_npz(path, vectors(seed=seed).inputs)
     report = measured(package, inputs=files, baselines=["fixed-routing"])
-    assert [one.agreement.reason for one in report.results if one.is_baseline] == [None, None]
+    assert [result.agreement.reason for result in report.results if result.is_baseline] == [
+        None,
+        None,
+    ]
 
 
 def test_router_overhead_that_is_not_measurable_says_why(tmp_path: Path):
@@ -163,7 +166,7 @@ def test_router_overhead_that_is_not_measurable_says_why(tmp_path: Path):
     content.graph.node[2].input[3] = "scores"  # not what is recorded
     package = write(tmp_path / "package", content)
     report = measured(package, baselines=["fixed-routing", "functions"])
-    assert [one.contestant for one in report.results] == [str(package.root), "functions"]
+    assert [result.contestant for result in report.results] == [str(package.root), "functions"]
     (found,) = report.routing
     assert found.wall_ms is None
     assert "router overhead is not measurable, attention does not compute" in findings(report)
@@ -192,8 +195,8 @@ def test_a_plain_engine_is_the_same_but_for_its_kernels(tmp_path: Path):
     same = ("precision", "profiles", "compute_capabilities", "workspace_bytes", "package_sha256")
     for name in same:
         assert getattr(plain, name) == getattr(kernels, name), name
-    assert [one.moh_impl for one in kernels.layers] == ["kernel"]
-    assert [one.moh_impl for one in plain.layers] == ["function"]
+    assert [layer.moh_impl for layer in kernels.layers] == ["kernel"]
+    assert [layer.moh_impl for layer in plain.layers] == ["function"]
     assert plain.layers[0].reason == "a plain engine was asked for"
     assert plain.plugin is None
     assert b"MoHAttention" not in (tmp_path / "plain" / "model.engine").read_bytes()

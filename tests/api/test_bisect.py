@@ -107,8 +107,8 @@ def test_runtime_that_computes_something_else_is_told_apart(cause: str, right: P
 
     def breaking(variant: Variant, graph: onnx.GraphProto) -> None:
         if variant.kernels != "off" if cause == "kernel" else variant.optimize:
-            node = next(one for one in graph.node if one.name == "attn_1")
-            scale = next(one for one in node.attribute if one.name == "scale")
+            node = next(item for item in graph.node if item.name == "attn_1")
+            scale = next(item for item in node.attribute if item.name == "scale")
             scale.f *= 1.2
 
     def broken_session(source: OnnxPackage, variant: Variant) -> Runner:
@@ -261,11 +261,13 @@ def test_products_that_have_to_stay_are_found_and_precision_takes_them(
     assert "quant" not in node.node  # none of the several that an integer product is
     cure = report.repair.cure
     assert cure.smallest
-    kept = [one.place.node for one in cure.nodes]
+    kept = [item.place.node for item in cure.nodes]
     assert 0 < len(kept) < 12  # of 12 products in int8
     assert moh_deploy.verify(output).equal
     assert OnnxPackage.open(output).manifest.precision == "int8"
-    assert [one.name for one in OnnxPackage.open(output).manifest.float32_nodes] == kept
+    assert [
+        float32_node.name for float32_node in OnnxPackage.open(output).manifest.float32_nodes
+    ] == kept
     # By hand it is the same package, and with one of the products in int8 it is another.
     for names, name in ((kept, "by_hand"), (kept[1:], "fewer")):
         moh_deploy.precision(package.root, to="int8", float32=names, output=tmp_path / name)

@@ -73,9 +73,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             moh_deploy.export(
                 build().eval(),
                 found[name],
-                inputs={one.name: one.value for one in inputs},
+                inputs={item.name: item.value for item in inputs},
                 dynamic=[
-                    f"{one.name}:{axis}={d}" for one in inputs for axis, d in one.dims.items()
+                    f"{item.name}:{axis}={d}" for item in inputs for axis, d in item.dims.items()
                 ],
             )
     return found
@@ -157,7 +157,8 @@ def bisected(right: Path, tmp_path: Path, fault: Change) -> tuple[str, Divergenc
 
 
 @pytest.mark.parametrize(
-    "planted", one_in(5, [*(("lively", one) for one in VISION), *(("calm", one) for one in CALM)])
+    "planted",
+    one_in(5, [*(("lively", item) for item in VISION), *(("calm", item) for item in CALM)]),
 )
 def test_wrong_node_is_among_few(
     planted: tuple[str, str], packages: dict[str, Path], tmp_path: Path

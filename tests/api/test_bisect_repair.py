@@ -59,7 +59,7 @@ def scaled(package: OnnxPackage, output: Path, block: str, factor: float) -> Onn
     """Let a perceptron's hidden numbers be larger by a power of two: the function is the same."""
     model = onnx.load(package.model_path)
     places = {node.name: node for node in model.graph.node}
-    weights = {one.name: one for one in model.graph.initializer}
+    weights = {item.name: item for item in model.graph.initializer}
     for node, share in (("up.MatMul", factor), ("up.Add", factor), ("down.MatMul", 1 / factor)):
         read = places[f"{block}.{node}"].input
         weight = weights[next(name for name in read if name in weights)]
@@ -71,7 +71,7 @@ def scaled(package: OnnxPackage, output: Path, block: str, factor: float) -> Onn
 
 
 def nodes(report: BisectReport) -> list[str]:
-    return [one.place.node for one in report.repair.cure.nodes]
+    return [node.place.node for node in report.repair.cure.nodes]
 
 
 def outputs(package: OnnxPackage) -> Array:
@@ -108,7 +108,7 @@ def test_repaired_package_passes_with_the_nodes_that_need_float32(
     written = OnnxPackage.open(tmp_path / "out")
     assert moh_deploy.verify(written.root).equal
     assert not moh_deploy.bisect(written.root).diverges
-    assert [one.name for one in written.manifest.float32_nodes] == NEEDED[kind]
+    assert [node.name for node in written.manifest.float32_nodes] == NEEDED[kind]
     assert written.manifest.precision == "float16"
     assert written.manifest.proof is not None
     onnx.checker.check_model(onnx.load(written.model_path), full_check=True)
@@ -142,7 +142,7 @@ def test_outliers_in_the_residual_stream_are_kept_in_float32(exported: Exported,
     assert report.passes_verify
     assert "`verify` passes here" in report.notes[0]
     assert set(nodes(report)) >= {"blocks.0.Add#2", "blocks.1.Add", "blocks.1.Add#2"}
-    assert {one.rpartition(".")[2].partition("#")[0] for one in nodes(report)} == {"Add"}
+    assert {node.rpartition(".")[2].partition("#")[0] for node in nodes(report)} == {"Add"}
     assert report.repair.flops_share == 0.0
     assert report.repair.cure.nodes[1].reason.startswith(
         "its numbers reach 6e+03, where float16 has steps of 4"
@@ -180,7 +180,7 @@ def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_pat
 def test_target_below_what_verify_allows_is_met(exported: Exported, tmp_path: Path):
     whole = exported("Stack")
     moh_deploy.precision(whole.root, to="float16", output=tmp_path / "half")
-    (largest,) = (np.abs(one).max() for one in whole.vectors[0].outputs.values())
+    (largest,) = (np.abs(output).max() for output in whole.vectors[0].outputs.values())
     before = error(OnnxPackage.open(tmp_path / "half")) / largest
     report = moh_deploy.bisect(
         tmp_path / "half",
@@ -337,5 +337,5 @@ def test_interrupted_repair_leaves_nothing(exported: Exported, tmp_path: Path, m
         patched.setattr(job.PackageWriter, "publish", stop)
         with pytest.raises(KeyboardInterrupt):
             moh_deploy.bisect(half.root, output=tmp_path / "out")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["half", "scratch"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "scratch"]
     assert not any(scratch.iterdir())

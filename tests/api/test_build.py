@@ -97,7 +97,9 @@ def test_every_layer_runs_by_kernels(
         plugin=plugin,
     )
     assert report.status == "built"
-    assert {(one.moh_impl, one.router_impl) for one in report.layers} == {("kernel", "kernel")}
+    assert {(layer.moh_impl, layer.router_impl) for layer in report.layers} == {
+        ("kernel", "kernel")
+    }
     written = json.loads((tmp_path / "engine" / "engine.json").read_text())
     assert written["precision"] == PRECISIONS[precision]
     assert len(written["profiles"]) == 2
@@ -144,8 +146,8 @@ def test_a_damaged_engine_is_built_again(build: Build, tmp_path: Path):
 def test_a_dry_run_writes_nothing(build: Build, tmp_path: Path):
     report = build(dry_run=True)
     assert report.status == "possible"
-    assert [one.moh_impl for one in report.layers] == ["kernel"]
-    assert [one.name for one in tmp_path.iterdir()] == ["package"]
+    assert [layer.moh_impl for layer in report.layers] == ["kernel"]
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 
 @nightly
@@ -191,12 +193,12 @@ def test_all_refusals_are_said_at_once(build: Build, tmp_path: Path):
 def test_a_dry_run_reports_what_is_refused(build: Build, tmp_path: Path):
     package = write_changed(tmp_path / "coins", unknown_operators)
     report = build(package_dir=package.root, dry_run=True)
-    assert (report.status, [one.layer for one in report.rejections]) == (
+    assert (report.status, [rejection.layer for rejection in report.rejections]) == (
         "refused",
         ["coin", "second coin"],
     )
     assert report.failure is not None
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["coins", "package"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coins", "package"]
 
 
 def test_values_that_the_parser_would_round_are_refused(build: Build, tmp_path: Path):
@@ -337,7 +339,11 @@ def test_without_plugins_the_lowered_model_computes_what_the_original_did(
     profiles = make_profiles([], package.manifest)
     read = read_graph(package, profiles, no_plugins="this test has none")
     graph = read.lowered(
-        {one.node: ChosenWay(way, "") for one in read.candidates if way in one.possible}
+        {
+            candidate.node: ChosenWay(way, "")
+            for candidate in read.candidates
+            if way in candidate.possible
+        }
     )
     assert bool(graph.attentions) == (way == "fused")
     assert {node.domain for node in graph.model.graph} == {""}
@@ -383,9 +389,9 @@ def test_choices_by_size_become_one_for_each_layer(build: Build, tmp_path: Path)
     moh_deploy.tune(package.root, choose=choices)
     assert any(node.op_type == "If" for node in onnx.load(package.model_path).graph.node)
     small = build(package_dir=package.root, profiles=["batch=1..2..4"])
-    assert [one.moh_impl for one in small.layers] == ["function", "function"]
+    assert [layer.moh_impl for layer in small.layers] == ["function", "function"]
     both = build(package_dir=package.root, profiles=["batch=1..2..4", "batch=8"])
-    assert [one.moh_impl for one in both.layers] == ["kernel", "kernel"]
+    assert [layer.moh_impl for layer in both.layers] == ["kernel", "kernel"]
 
 
 @nightly
@@ -405,7 +411,9 @@ def test_the_compiled_library_builds_for_what_it_has_code_for(build: Build):
     if not library.is_file():
         pytest.skip("the plugin library is not compiled: make plugin")
     code = device_code(library)
-    targets = [one for one in ("8.0", "8.6", "8.9", "12.0") if code.runs_on(int(float(one) * 10))]
+    targets = [
+        name for name in ("8.0", "8.6", "8.9", "12.0") if code.runs_on(int(float(name) * 10))
+    ]
     report = build(plugin=library, compute_capabilities=targets, require_kernels=True)
     assert report.status == "built"
 

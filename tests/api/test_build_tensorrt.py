@@ -271,29 +271,29 @@ def test_each_cache_is_a_layer_of_tensorrts_own(grows: Path, tmp_path: Path, pre
     report = build_in_place(grows, tmp_path / "engine", **options)
     assert report.status == "built"
     model = onnx.load(tmp_path / "engine" / "model.onnx")
-    caches = [one for one in model.graph.input if one.name.startswith("past")]
+    caches = [item for item in model.graph.input if item.name.startswith("past")]
     wanted = getattr(onnx.TensorProto, {"float32": "FLOAT"}.get(precision, precision.upper()))
-    for one in caches:
-        assert one.type.tensor_type.shape.dim[2].dim_value == 64
-        assert one.type.tensor_type.elem_type == wanted
+    for cach in caches:
+        assert cach.type.tensor_type.shape.dim[2].dim_value == 64
+        assert cach.type.tensor_type.elem_type == wanted
     written = read_engine_dir(tmp_path / "engine")
     for found, said in ((model.graph.input, written.inputs), (model.graph.output, written.outputs)):
-        assert [one.dtype for one in said] == [
-            onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name
-            for one in found
+        assert [item.dtype for item in said] == [
+            onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type).name
+            for item in found
         ]
-    assert [one.past for one in written.caches.buffers] == [one.name for one in caches]
+    assert [buffer.past for buffer in written.caches.buffers] == [cach.name for cach in caches]
     (tmp_path / "parsed").mkdir()
     sizes = {"batch": (1, 2, 4), "seq": (1, 3, 16), "total": (1, 8, 64)}
     shapes = {
-        one.name: tuple(
+        item.name: tuple(
             [
                 sizes[dim.dim_param][end] if dim.dim_param else dim.dim_value
-                for dim in one.type.tensor_type.shape.dim
+                for dim in item.type.tensor_type.shape.dim
             ]
             for end in range(3)
         )
-        for one in model.graph.input
+        for item in model.graph.input
     }
     parsed = rtx.build(model, tmp_path / "parsed", library=None, profiles=[shapes])
     assert sum("KV_CACHE_UPDATE" in layer for layer in parsed.layers) == 2
@@ -315,7 +315,7 @@ def test_attention_over_a_buffer_runs_by_the_plugin(grows: Path, tmp_path: Path)
         grows, tmp_path / "engine", **options, precision="float16", dry_run=True
     )
     assert report.status == "possible"
-    assert {one.moh_impl for one in report.layers} == {"kernel"}
+    assert {layer.moh_impl for layer in report.layers} == {"kernel"}
 
 
 @scatters
@@ -336,7 +336,7 @@ def written(grows: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxPackag
 def engine_of(package: OnnxPackage, root: Path, dtype: str) -> EngineDir:
     """Write what `build` says of an engine whose caches are of a dtype."""
     caches = package.manifest.caches
-    names = [name for one in caches.buffers for name in (one.past, one.present)]
+    names = [name for buffer in caches.buffers for name in (buffer.past, buffer.present)]
     said = with_dtypes(package.manifest, dict.fromkeys(names, dtype))
     sha256 = sha256_of(package.root / "manifest.json")
     told = replace(MANIFEST, profiles=(), precision=dtype, package_sha256=sha256, caches=caches)
@@ -351,9 +351,9 @@ def test_an_engine_is_compared_on_caches_of_its_own_dtype(written: OnnxPackage, 
     assert package.manifest.outputs == engine.manifest.outputs
     for run, recorded in zip(package.vectors, written.vectors, strict=True):
         check_inputs(engine.manifest.inputs, run.inputs)
-        assert {one.name: run.outputs[one.name].dtype.name for one in package.manifest.outputs} == {
-            one.name: one.dtype for one in engine.manifest.outputs
-        }
+        assert {
+            output.name: run.outputs[output.name].dtype.name for output in package.manifest.outputs
+        } == {output.name: output.dtype for output in engine.manifest.outputs}
         np.testing.assert_allclose(
             run.outputs["present_key"], recorded.outputs["present_key"], rtol=1e-3
         )

@@ -156,7 +156,7 @@ def test_tokens_of_genai_are_those_of_pytorch(original, exported: OnnxPackage, t
     report = moh_deploy.bundle_for_genai(exported.root, tmp_path / "b")
     assert report.bundle.shares_buffer is (exported.manifest.caches is not None)
     found = zip(*genai_tokens(tmp_path / "b", PROMPTS, 2, STEPS), strict=True)
-    assert [list(one) for one in found] == [greedy(model, prompt, STEPS) for prompt in PROMPTS]
+    assert [list(item) for item in found] == [greedy(model, prompt, STEPS) for prompt in PROMPTS]
     for against in (
         None,
         moh_deploy.load_original(root, trust_code=True, task="text-generation"),
@@ -179,7 +179,7 @@ def test_weights_of_4_bits_run_in_genai(exported: OnnxPackage, tmp_path: Path):
 
 @nightly
 def test_other_weights_are_found(original, exported: OnnxPackage, tmp_path: Path):
-    weights = {name: one.clone() for name, one in original[1].state_dict().items()}
+    weights = {name: item.clone() for name, item in original[1].state_dict().items()}
     write_plain_torch(tmp_path / "other")
     weights["head.weight"] = weights["head.weight"].roll(1, dims=0)
     write_weights(tmp_path / "other", weights)

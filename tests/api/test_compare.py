@@ -84,7 +84,7 @@ def compared(plan: Path, *ms: float, **options: object) -> DecisionReport:
 
 
 def verdicts(report: DecisionReport) -> dict[str, str]:
-    return {one.name: one.verdict for one in report.arms}
+    return {arm.name: arm.verdict for arm in report.arms}
 
 
 def test_arm_that_is_faster_and_as_good_wins(folder: Path):
@@ -143,11 +143,11 @@ def test_every_arm_is_given_the_same_inputs_in_turns(folder: Path):
 
     plan = write_plan(folder, sizes=[{"batch": 1}, {"batch": 8}])
     report = moh_deploy.compare(plan=plan, measure=measure, measure_fresh=fresh)
-    assert [len(one) for one in seen] == [2, 2]
+    assert [len(item) for item in seen] == [2, 2]
     first = report.arms[0].latency
-    assert [one.sizes["batch"] for one in first] == [1, 8]
-    assert [one.samples for one in first] == [1, 8]
-    assert {one.inputs for one in first} == {"x.npz"}
+    assert [item.sizes["batch"] for item in first] == [1, 8]
+    assert [item.samples for item in first] == [1, 8]
+    assert {item.inputs for item in first} == {"x.npz"}
     (even,) = report.break_even
     assert (even.arm, even.rival) == ("same", "right")
     assert even.outcome == "faster throughout: no crossing between batch 1 and 8"
@@ -163,18 +163,18 @@ def test_slow_rounds_are_said_and_change_no_samples_a_second(folder: Path):
         return {**quiet, "1": Timing(slow, slow, slow)}
 
     report = moh_deploy.compare(plan=write_plan(folder), measure=measure, measure_fresh=fresh)
-    (right,), (same,) = (one.latency for one in report.arms)
+    (right,), (same,) = (arm.latency for arm in report.arms)
     assert same.throughput_per_s == pytest.approx(1e3 * same.samples / 8, rel=0.01)
-    assert [len(one.block_means_ms) for one in (right, same)] == [40, 40]
+    assert [len(item.block_means_ms) for item in (right, same)] == [40, 40]
     assert np.mean(same.block_means_ms) == pytest.approx(8 * (1 + 19 / 20), rel=0.02)
-    (note,) = [one for one in report.notes if "disturbed" in one]
+    (note,) = [item for item in report.notes if "disturbed" in item]
     assert note.startswith("Other work disturbed 'same' at ")
     assert "the mean time is up to 1.95 times the median" in note
 
 
 def test_sizes_that_samples_do_not_have_are_random_and_said(folder: Path):
     report = compared(write_plan(folder, sizes=[{"seq": 5}]), 10.0, 8.0)
-    assert {one.inputs for one in report.arms[0].latency} == {"random"}
+    assert {item.inputs for item in report.arms[0].latency} == {"random"}
     assert any("random inputs" in note for note in report.notes)
 
 
@@ -320,7 +320,7 @@ def test_last_batch_that_is_filled_up_counts_each_sample_once(folder: Path):
         folder, "fixed.yaml", arms=arms, inputs=["hundred.npz"], labels="hundred.npy", latency=None
     )
     report = compared(plan)
-    assert [(one.quality[0].samples, one.quality[0].value) for one in report.arms] == [
+    assert [(arm.quality[0].samples, arm.quality[0].value) for arm in report.arms] == [
         (100, 1.0)
     ] * 2
     assert any("verdicts are of quality alone" in note for note in report.notes)

@@ -18,7 +18,7 @@ from tests.nightly import nightly, sampled
 from tests.repaired_package import change_model
 from tests.zoo import ZOO
 
-MODEL = next(one for one in ZOO if one.name == "object_queries")
+MODEL = next(item for item in ZOO if item.name == "object_queries")
 
 
 @pytest.fixture(scope="module", params=["batch", "fixed"])
@@ -67,9 +67,9 @@ def test_right_package_is_equal_and_what_can_be_probed_passes(package: Path):
     moh_deploy.verify(package, kernels="off").raise_if_unequal()
     dims = OnnxPackage.open(package).manifest.dims
     report = moh_deploy.probe(package, kernels="off", longest=dict.fromkeys(dims, 9))
-    assert not [one for one in report.results if one.status == "failed"]
-    routing = [one for one in report.results if one.kind == "routing"]
-    assert {one.detail for one in routing} == {"no input changes the gates: there are no logits."}
+    assert not [result for result in report.results if result.status == "failed"]
+    routing = [result for result in report.results if result.kind == "routing"]
+    assert {item.detail for item in routing} == {"no input changes the gates: there are no logits."}
 
 
 @sampled(2)
@@ -80,7 +80,7 @@ def test_other_constants_are_refused_as_a_fault_of_the_gates(copy: Path, index: 
     def turn(model: onnx.ModelProto) -> None:
         """Give each head the gates of another one."""
         names = [layer.gates, *(n.input[0] for n in model.graph.node if layer.gates in n.output)]
-        (weight,) = (one for one in model.graph.initializer if one.name in names)
+        (weight,) = (item for item in model.graph.initializer if item.name in names)
         gates = numpy_helper.to_array(weight)
         weight.CopyFrom(numpy_helper.from_array(gates[..., ::-1].copy(), weight.name))
 

@@ -76,14 +76,14 @@ def here() -> DoctorReport:
 
 
 def _abilities(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {one["name"]: one for one in content["abilities"]}
+    return {ability["name"]: ability for ability in content["abilities"]}
 
 
 @nightly
 def test_this_machine_exports_and_runs(here: DoctorReport):
     """The tests that run beside this one do both."""
     assert here.failure is None
-    found = {one.name: one for one in here.abilities}
+    found = {ability.name: ability for ability in here.abilities}
     assert found["run on the CPU, by kernels"].can == (moh_deploy.kernel_library() is not None)
     has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
     assert found["build TensorRT-RTX engines"].can == has_rtx
@@ -97,7 +97,8 @@ def test_the_report_is_json(here: DoctorReport):
     assert set(content) == {"machine", "abilities"}
     assert content["machine"]["python"] == sys.version.split()[0]
     assert all(
-        set(one) == {"can", "name", "how", "gaps", "essential"} for one in content["abilities"]
+        set(ability) == {"can", "name", "how", "gaps", "essential"}
+        for ability in content["abilities"]
     )
 
 
@@ -134,10 +135,10 @@ def test_a_machine_with_a_gpu_builds_and_runs_with_kernels(fakes: Fakes):
     plugin = fakes.library("libmoh_plugin.so", code)
     empty = plugin.read_bytes()
     plugin.write_bytes(empty + fat_binary((2, 80, 8), (2, 89, 8)) + b"-" * 80)
-    found = {one.name: one for one in doctor(plugin=plugin).abilities}
+    found = {ability.name: ability for ability in doctor(plugin=plugin).abilities}
     assert found["build and run TensorRT engines, with kernels"].how == "TensorRT 10.9.0.34"
     plugin.write_bytes(empty + fat_binary((2, 90, 8)) + b"-" * 80)
-    found = {one.name: one for one in doctor(plugin=plugin).abilities}
+    found = {ability.name: ability for ability in doctor(plugin=plugin).abilities}
     assert found["build and run TensorRT engines"].can
     (gap,) = found["build and run TensorRT engines, with kernels"].gaps
     assert gap.why == f"{plugin} has no code for NVIDIA L4 (8.9)"
@@ -151,7 +152,9 @@ def test_a_machine_without_anything_ends_with_1_and_says_what_to_install(bare: E
     assert "cannot run on the CPU: onnxruntime is not installed" in err
     assert "hint: pip install 'onnxruntime>=1.23'" in err
     found = _abilities(content)
-    assert not any(one["can"] for name, one in found.items() if not name.startswith("build libmoh"))
+    assert not any(
+        item["can"] for name, item in found.items() if not name.startswith("build libmoh")
+    )
     fixes = {gap["fix"] for gap in found["export a model"]["gaps"]}
     assert "pip install 'onnxruntime>=1.23'" in fixes
     assert any(str(fix).startswith("pip install 'moh-deploy[export]'.") for fix in fixes)
@@ -179,6 +182,6 @@ def test_the_build_of_onnxruntime_for_gpus_will_do(bare: Environment, tmp_path: 
     for entry in bare.folder.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     content = json.loads(with_gpu.doctor("--json")[1])
-    packages = {one["name"]: one for one in content["machine"]["packages"]["found"]}
+    packages = {item["name"]: item for item in content["machine"]["packages"]["found"]}
     assert packages["onnxruntime-gpu"]["problem"] is None
     assert "onnxruntime" not in packages

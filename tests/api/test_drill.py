@@ -25,12 +25,12 @@ def test_a_drill_in_this_process_holds_and_says_what_clients_saw(tmp_path: Path)
     report = drill(package.root, faults=["nan", "crash", "missing-library", "drift"], **SHORT)
     assert report.passed, report.reasons
     assert report.before.requests > 0
-    assert [one.fault for one in report.faults] == ["nan", "crash", "missing-library", "drift"]
-    for one in report.faults[:3]:
-        assert (one.outcome, one.wrong, one.failed) == ("held", 0, 0)
-        assert one.moved
-        assert one.seconds_to_return is not None
-        assert len(one.served) == 2
+    assert [fault.fault for fault in report.faults] == ["nan", "crash", "missing-library", "drift"]
+    for fault in report.faults[:3]:
+        assert (fault.outcome, fault.wrong, fault.failed) == ("held", 0, 0)
+        assert fault.moved
+        assert fault.seconds_to_return is not None
+        assert len(fault.served) == 2
     assert report.faults[3].reason == "drift"
 
 
@@ -146,7 +146,7 @@ def test_of_a_server_that_runs_the_files_have_to_be_known(tmp_path: Path):
 def test_moh_deploy_serve_holds_and_starts_a_killed_worker_again(tmp_path: Path):
     report = drill(write_routed(tmp_path / "package").root, clients=4, seconds=2.0)
     assert report.passed, report.reasons
-    assert [one.fault for one in report.faults] == [*FAULTS, "kill"]
+    assert [fault.fault for fault in report.faults] == [*FAULTS, "kill"]
     killed = report.faults[-1]
     assert killed.wrong == 0
     assert killed.seconds_to_return is not None

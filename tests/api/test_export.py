@@ -108,11 +108,11 @@ def test_package_equals_a_model_that_is_called_so(tmp_path: Path, name: str):
     )
     assert [layer.replaced for layer in report.layers] == [True]
     assert [layer.path for layer in report.layers] == ["layers.0"]
-    assert tuple(one.name for one in report.outputs) == way.outputs
+    assert tuple(item.name for item in report.outputs) == way.outputs
     given = way.inputs(3, 4, 6)  # sizes that the export did not see
     with torch.no_grad():
         expected = tensors_of(model(**given))
-    feeds = {one.name: to_numpy(one.value) for one in bind(model.forward, given).inputs}
+    feeds = {item.name: to_numpy(item.value) for item in bind(model.forward, given).inputs}
     found = run(tmp_path / "package", **feeds)
     for output, reference in zip(found.values(), expected, strict=True):
         np.testing.assert_allclose(output, to_numpy(reference), rtol=0, atol=1e-4)
@@ -137,7 +137,7 @@ def test_inputs_of_a_file_are_bound_by_name_and_constants_by_option(tmp_path: Pa
     way = WAYS["keywords"]
     model = models.seeded(way.build())
     bound = bind(model.forward, way.inputs(2, 5, 3))
-    arrays = {one.name: to_numpy(one.value) for one in reversed(bound.inputs)}
+    arrays = {item.name: to_numpy(item.value) for item in reversed(bound.inputs)}
     write_npz(tmp_path / "inputs.npz", arrays)
     moh_deploy.export(
         model,

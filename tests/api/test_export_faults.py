@@ -107,7 +107,7 @@ def test_model_without_moh_layers_keeps_its_convolutions(tmp_path: Path):
 def test_token_layout_that_is_wrong_stays_as_it_was(tmp_path: Path, monkeypatch):
     def insert(program):
         swaps = insert_token_layout(program)
-        names = [one.name for one in torch.ops.moh.token_conv.default._schema.arguments]
+        names = [argument.name for argument in torch.ops.moh.token_conv.default._schema.arguments]
         for swap in swaps:
             swap.new.update_arg(names.index("activation"), "none")
         program.graph_module.recompile()

@@ -122,7 +122,7 @@ def test_twenty_steps_behind_a_prompt_are_those_of_the_original(
         mask[2, :6] = 0
     old = pasts(3, 0)
     shape = (3, KV_HEADS, ROOM, HEAD_DIM)
-    buffers = {one.past: np.full(shape, np.nan, np.float32) for one in caches.buffers}
+    buffers = {buffer.past: np.full(shape, np.nan, np.float32) for buffer in caches.buffers}
     for step in range(21):
         masks = [mask] if with_mask else []
         with torch.no_grad():
@@ -138,7 +138,7 @@ def test_twenty_steps_behind_a_prompt_are_those_of_the_original(
             got["logits"][:, -1], logits, rtol=1e-3, atol=1e-3, err_msg=f"step {step}"
         )
         assert (got["logits"][:, -1].argmax(-1) == logits.argmax(-1)).all()
-        buffers = {one.past: got[one.present] for one in caches.buffers}
+        buffers = {buffer.past: got[buffer.present] for buffer in caches.buffers}
         old, ids = expected["present"], torch.from_numpy(logits.argmax(-1)[:, None])
         mask = torch.cat([mask, torch.ones(3, 1, dtype=torch.int64)], dim=1)
     assert package.manifest.dims.keys() >= {"batch", "seq", BUFFER}
@@ -150,7 +150,7 @@ def test_package_is_compared_with_its_original_which_has_no_room(tmp_path: Path)
     original = moh_deploy.load_original(module)
     report = moh_deploy.verify(package.root, against=[original], kernels="off", vectors=3)
     assert report.failure is None
-    assert {one.name for one in report.outputs} >= {
+    assert {output.name for output in report.outputs} >= {
         "logits",
         package.manifest.caches.buffers[0].present,
     }

@@ -36,17 +36,19 @@ def test_package_of_a_file_keeps_names_dimensions_opset_and_metadata(
     layer: Path, tmp_path: Path
 ) -> None:
     report = moh_deploy.export(layer, tmp_path / "package")
-    assert [(one.router, one.top_k, one.replaced) for one in report.layers] == [("ranked", 2, True)]
+    assert [(item.router, item.top_k, item.replaced) for item in report.layers] == [
+        ("ranked", 2, True)
+    ]
     package = OnnxPackage.open(tmp_path / "package")
     manifest = package.manifest
-    assert [(one.name, one.dtype, one.shape) for one in manifest.inputs] == [
+    assert [(item.name, item.dtype, item.shape) for item in manifest.inputs] == [
         ("x", "float32", ("batch", 6, 64))
     ]
-    assert [(one.name, one.shape) for one in manifest.outputs] == [("y", ("batch", 6, 64))]
+    assert [(output.name, output.shape) for output in manifest.outputs] == [("y", ("batch", 6, 64))]
     assert manifest.opset == 23
     assert "onnxruntime" in manifest.made_with
     model = onnx.load(package.model_path)
-    assert {one.key: one.value for one in model.metadata_props}["author"] == "somebody"
+    assert {prop.key: prop.value for prop in model.metadata_props}["author"] == "somebody"
     # Recorded were runs of the file itself.
     vectors = package.vectors[0]
     found = open_runner(layer).run({"x": vectors.inputs["x"]})
@@ -57,19 +59,23 @@ def test_package_of_a_file_keeps_names_dimensions_opset_and_metadata(
 def test_package_of_a_package_has_the_same_layers(layer: Path, tmp_path: Path) -> None:
     first = moh_deploy.export(layer, tmp_path / "first")
     again = moh_deploy.export(tmp_path / "first" / "model.onnx", tmp_path / "again")
-    kept = [(one.num_heads, one.top_k, one.router, one.op, one.replaced) for one in first.layers]
+    kept = [
+        (item.num_heads, item.top_k, item.router, item.op, item.replaced) for item in first.layers
+    ]
     assert kept == [
-        (one.num_heads, one.top_k, one.router, one.op, one.replaced) for one in again.layers
+        (item.num_heads, item.top_k, item.router, item.op, item.replaced) for item in again.layers
     ]
 
 
 @pytest.mark.nightly
 def test_package_with_windows_of_an_image_has_them_again(tmp_path: Path) -> None:
-    (animal,) = (one for one in ZOO if one.name == "window_by_columns")
+    (animal,) = (entry for entry in ZOO if entry.name == "window_by_columns")
     inputs = {item.name: item.value for item in animal.inputs()}
     moh_deploy.export(animal.build(), tmp_path / "first", inputs=inputs)
     again = moh_deploy.export(tmp_path / "first" / "model.onnx", tmp_path / "again")
-    assert [(one.op, one.replaced) for one in again.layers] == [("MoHAggregatedAttention", True)]
+    assert [(entry.op, entry.replaced) for entry in again.layers] == [
+        ("MoHAggregatedAttention", True)
+    ]
 
 
 def test_options_that_have_no_meaning_for_a_file_are_refused(layer: Path, tmp_path: Path) -> None:
@@ -102,7 +108,7 @@ def test_node_of_another_domain_stays_in_the_package(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "package" / "model.onnx")
     first = model.graph.node[0]
     assert (first.domain, first.op_type, first.name) == ("com.microsoft", "Inverse", "turned")
-    assert {one.domain: one.version for one in model.opset_import}["com.microsoft"] == 1
+    assert {item.domain: item.version for item in model.opset_import}["com.microsoft"] == 1
 
 
 @nightly

@@ -300,7 +300,7 @@ def test_mask_that_is_added_to_scores_says_which_tokens_are_valid(lowest: float,
     moh_deploy.verify(tmp_path / "package", kernels="off").raise_if_unequal()
     probed = moh_deploy.probe(tmp_path / "package", kernels="off", longest={"seq": 8})
     assert probed.count("failed") == 0
-    assert any(one.case == "padding only: attention_mask hides all" for one in probed.results)
+    assert any(result.case == "padding only: attention_mask hides all" for result in probed.results)
     (drawn,) = sized_inputs(OnnxPackage.open(tmp_path / "package"), {"seq": [9]})
     made = drawn.inputs["attention_mask"]
     assert (made.shape, (made == made[:, :, :1]).all()) == ((3, 1, 9, 9), True)

@@ -37,22 +37,26 @@ def exported(tmp_path_factory) -> tuple[Path, torch.nn.Module, OnnxPackage]:
 
 def test_inputs_and_outputs_have_the_names_of_the_convention(exported):
     manifest = exported[2].manifest
-    assert {one.name: one.shape for one in manifest.inputs} == {
+    assert {item.name: item.shape for item in manifest.inputs} == {
         "input_ids": ("batch", "seq"),
         "attention_mask": ("batch", "total"),
         "past_key_values.0.key": ("batch", 2, "past", 8),
         "past_key_values.0.value": ("batch", 2, "past", 8),
     }
-    assert [one.name for one in manifest.outputs] == ["logits", "present.0.key", "present.0.value"]
+    assert [output.name for output in manifest.outputs] == [
+        "logits",
+        "present.0.key",
+        "present.0.value",
+    ]
     assert manifest.text_generation.context_length == 128
     assert "tokenizer_config.json" in manifest.files
 
 
 def test_recorded_runs_are_prompt_chunk_and_step(exported):
     sizes = [vectors.sizes for vectors in exported[2].vectors]
-    assert any(one["past"] == 0 and one["seq"] > 1 for one in sizes)
-    assert any(one["past"] > 0 and one["seq"] > 1 for one in sizes)
-    assert any(one["past"] > 0 and one["seq"] == 1 for one in sizes)
+    assert any(size["past"] == 0 and size["seq"] > 1 for size in sizes)
+    assert any(size["past"] > 0 and size["seq"] > 1 for size in sizes)
+    assert any(size["past"] > 0 and size["seq"] == 1 for size in sizes)
     masks = [vectors.inputs["attention_mask"] for vectors in exported[2].vectors]
     assert any((mask[:, 0] == 0).any() for mask in masks)
 
@@ -77,8 +81,8 @@ def test_tokens_of_a_padded_batch_are_those_of_each_prompt_alone(exported):
     _, model, package = exported
     report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=STEPS)
     expected = [greedy(model, prompt, STEPS) for prompt in PROMPTS]
-    assert [list(one.tokens) for one in report.texts] == expected
-    assert len({tuple(one[:8]) for one in expected}) == len(PROMPTS)  # not all the same anyway
+    assert [list(text.tokens) for text in report.texts] == expected
+    assert len({tuple(item[:8]) for item in expected}) == len(PROMPTS)  # not all the same anyway
     assert report.open_heads == pytest.approx(0.75)
     assert (report.new_tokens, report.steps) == (3 * STEPS, STEPS - 1)
 
@@ -101,22 +105,22 @@ def test_original_without_the_task_is_run_as_the_package_is(exported):
 
 def test_other_weights_are_no_near_tie(exported, tmp_path: Path):
     _, model, package = exported
-    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    weights = {name: item.clone() for name, item in model.state_dict().items()}
     write_plain_torch(tmp_path, num_hidden_layers=1, eos_token_id=None)
     weights["head.weight"] = weights["head.weight"].roll(1, dims=0)
     write_weights(tmp_path, weights)
     other = moh_deploy.load_original(tmp_path, trust_code=True, task="text-generation")
     report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=9, against=other)
     assert report.failure.message.startswith(f"{package.root} does not generate what original")
-    assert {one.position for one in report.parity.differences} == {0}
+    assert {difference.position for difference in report.parity.differences} == {0}
 
 
 def test_ending_token_ends_its_text_alone(exported, tmp_path: Path):
     _, model, package = exported
     expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
     end = expected[1][0]
-    cut = [one[: one.index(end) + 1] if end in one else one for one in expected]
-    assert len({len(one) for one in cut}) > 1  # one text goes on where another has ended
+    cut = [item[: item.index(end) + 1] if end in item else item for item in expected]
+    assert len({len(item) for item in cut}) > 1  # one text goes on where another has ended
     about = replace(package.manifest.text_generation, eos_token_ids=(end,))
     manifest = replace(package.manifest, text_generation=about)
     with PackageWriter(tmp_path / "ending") as writer:
@@ -124,8 +128,8 @@ def test_ending_token_ends_its_text_alone(exported, tmp_path: Path):
         writer.bring_carried(package)
         writer.finish(manifest, package.vectors)
     report = moh_deploy.generate(tmp_path / "ending", tokens=PROMPTS, max_tokens=12)
-    assert [list(one.tokens) for one in report.texts] == cut
-    assert [one.ended for one in report.texts] == [end in one for one in expected]
+    assert [list(text.tokens) for text in report.texts] == cut
+    assert [text.ended for text in report.texts] == [end in item for item in expected]
     assert "tokenizer_config.json" in OnnxPackage.open(tmp_path / "ending").manifest.files
 
 
@@ -202,7 +206,9 @@ def test_tokens_equal_those_of_the_same_model_in_another_form(exported, tmp_path
     if form == "float16":
         moh_deploy.precision(other.root, to="float16", output=tmp_path / "half")
         other = OnnxPackage.open(tmp_path / "half")
-    for one, reference in ((package, other), (other, package)):
-        report = moh_deploy.generate(one.root, tokens=PROMPTS, max_tokens=5, against=reference.root)
+    for item, reference in ((package, other), (other, package)):
+        report = moh_deploy.generate(
+            item.root, tokens=PROMPTS, max_tokens=5, against=reference.root
+        )
         assert report.failure is None
         assert report.parity.compared >= 5

@@ -77,7 +77,7 @@ def test_probe_of_bfloat16_takes_flips_of_unknown_margin_for_what_noise_makes(tm
     moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "bfloat16")
     report = moh_deploy.probe(tmp_path / "bfloat16", runtime="openvino", longest={"batch": 300})
     assert report.passed, report.failure
-    (longest,) = [one for one in report.results if one.case.startswith("longest")]
+    (longest,) = [result for result in report.results if result.case.startswith("longest")]
     assert (longest.status, longest.detail[:8]) == ("not run", "no data:")
 
 
@@ -126,7 +126,9 @@ def test_search_tries_every_precision_and_the_package_runs_in_what_won(tmp_path:
     )
     assert len(report.tried) == 10
     assert (report.runtime, report.precision) == ("openvino", "bfloat16")
-    assert not [one for one in report.tried if one.way.runtime == "openvino" and one.timed is None]
+    assert not [
+        item for item in report.tried if item.way.runtime == "openvino" and item.timed is None
+    ]
     fast = tmp_path / "fast"
     assert OnnxPackage.open(fast).manifest.runtime == "openvino"
     # Every command follows it, and a word of the user's wins.
@@ -181,14 +183,14 @@ def test_compare_runs_arms_in_the_runtime_beside_those_of_another(tmp_path: Path
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     # A process of its own would not find the extension where this one does.
     report = moh_deploy.compare(plan=tmp_path / "plan.yaml", measure_fresh=fresh)
-    arms = {one.name: one for one in report.arms}
+    arms = {arm.name: arm for arm in report.arms}
     assert arms["moh"].runtime.startswith("ONNX Runtime ")
-    assert {one.runtime[:11] for name, one in arms.items() if name != "moh"} == {"OpenVINO 20"}
-    quality = {name: one.quality[0].value for name, one in arms.items()}
+    assert {arm.runtime[:11] for name, arm in arms.items() if name != "moh"} == {"OpenVINO 20"}
+    quality = {name: arm.quality[0].value for name, arm in arms.items()}
     assert quality["openvino"] == quality["moh"] == quality["fed"] == 1
     assert quality["open"] < 1
     assert 0.9 < quality["int8"] <= quality["bfloat16"] <= 1
     assert 0 < arms["openvino"].skipped_share == arms["moh"].skipped_share
-    opened = [[one.open_share for one in arms[name].routing] for name in ("moh", "openvino")]
+    opened = [[item.open_share for item in arms[name].routing] for name in ("moh", "openvino")]
     assert opened[0] == opened[1]
     assert arms["openvino"].latency[0].router_share is not None

@@ -50,7 +50,7 @@ def test_model_has_standard_operators_only_and_gives_the_same(package: OnnxPacka
     model = onnx.load(tmp_path / "flat.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert not model.functions
-    assert [(one.domain, one.version) for one in model.opset_import] == [("", 20)]
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 20)]
     assert {node.domain for node in model.graph.node} == {""}
     assert report.operators == len(model.graph.node)
     assert report.bytes == (tmp_path / "flat.onnx").stat().st_size
@@ -93,7 +93,7 @@ def test_metadata_stays(tmp_path: Path):
     package = write_edge_package(tmp_path / "package", tell)
     moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
     model = onnx.load(tmp_path / "flat.onnx")
-    assert [(one.key, one.value) for one in model.metadata_props] == [("trained", "here")]
+    assert [(prop.key, prop.value) for prop in model.metadata_props] == [("trained", "here")]
     assert (model.doc_string, model.producer_name) == ("a model", "a trainer")
 
 
@@ -101,7 +101,7 @@ def test_weights_lie_beside_the_model_where_they_do_in_the_package(tmp_path: Pat
     package = write_package(tmp_path / "package", external_data=True)
     report = moh_deploy.inline(package.root, output=tmp_path / "new" / "flat.onnx")
     assert report.weights == tmp_path / "new" / "flat.onnx.data"
-    found = {one.name for one in (tmp_path / "new").iterdir()}
+    found = {path.name for path in (tmp_path / "new").iterdir()}
     assert found == {"flat.onnx", "flat.onnx.data"}
     assert_gives_what_was_recorded(tmp_path / "new" / "flat.onnx", package)
 
@@ -110,11 +110,11 @@ def test_weights_are_in_no_file_that_a_model_cannot_name(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
     with pytest.raises(PackageError, match="cannot refer to weights"):
         moh_deploy.inline(package.root, output=tmp_path / "flat\udcff")
-    assert [one.name for one in tmp_path.iterdir()] == ["package"]
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 
 def weights_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(one for one in model.graph.initializer if one.name == name)
+    return next(item for item in model.graph.initializer if item.name == name)
 
 
 def other_choice(model: onnx.ModelProto) -> None:
@@ -126,7 +126,7 @@ def other_choice(model: onnx.ModelProto) -> None:
 
 def other_body(model: onnx.ModelProto) -> None:
     """Let one body compute something else than its op."""
-    body = next(one for one in model.functions if one.name == "MoHAttention")
+    body = next(function for function in model.functions if function.name == "MoHAttention")
     next(node for node in body.node if node.op_type == "Softmax").op_type = "LogSoftmax"
 
 
@@ -138,7 +138,7 @@ def test_what_is_not_equal_is_not_written(tmp_path: Path, plant: object):
     (tmp_path / "out" / "flat.onnx").write_bytes(earlier)
     with pytest.raises(ValidationError, match="the model in standard operators is not equal"):
         moh_deploy.inline(package.root, output=tmp_path / "out" / "flat.onnx")
-    assert [one.name for one in (tmp_path / "out").iterdir()] == ["flat.onnx"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["flat.onnx"]
     assert (tmp_path / "out" / "flat.onnx").read_bytes() == earlier
 
 

@@ -45,7 +45,7 @@ class Jobs:
         }
 
     def layer_runs(self, package: OnnxPackage, kernels: Kernels) -> dict[str, object]:
-        return {name: one.layer_runs for name, one in self.reports(package, kernels).items()}
+        return {name: report.layer_runs for name, report in self.reports(package, kernels).items()}
 
 
 @pytest.fixture

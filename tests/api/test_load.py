@@ -29,12 +29,12 @@ def inputs(package: OnnxPackage) -> dict[str, np.ndarray]:
 def test_results_are_those_that_the_original_recorded(package: OnnxPackage, inputs):
     with moh_deploy.load(package.root) as model:
         expected = package.vectors[0].outputs
-        assert [one.name for one in model.outputs] == list(expected)
+        assert [output.name for output in model.outputs] == list(expected)
         by_position = model(*inputs.values())
         by_position = by_position if isinstance(by_position, tuple) else (by_position,)
         for results in (by_position, model.run(inputs).values()):
-            for array, one in zip(results, expected.values(), strict=True):
-                np.testing.assert_allclose(array, one, atol=1e-5)
+            for array, item in zip(results, expected.values(), strict=True):
+                np.testing.assert_allclose(array, item, atol=1e-5)
 
 
 def test_one_output_comes_alone_and_several_as_a_tuple_in_their_order(tmp_path: Path):
@@ -101,7 +101,7 @@ def test_sizes_beyond_the_trace_are_refused(tmp_path: Path, package: OnnxPackage
         limited = replace(package.manifest, dim_ranges={name: (1, size)})
         writer.finish(limited, package.vectors)
     axis = package.manifest.inputs[0].shape.index(name)
-    longer = {one: np.repeat(array, 2, axis) for one, array in inputs.items()}
+    longer = {item: np.repeat(array, 2, axis) for item, array in inputs.items()}
     with pytest.raises(ConfigError, match=f"dimension '{name}' is {2 * size}"):
         moh_deploy.load(tmp_path / "limited").run(longer)
 

@@ -159,7 +159,7 @@ def test_fastest_good_package_is_written_and_nothing_else_is_left(done: Done):
 def test_float32_package_is_compared_with_the_original_on_the_users_samples(done: Done):
     exported, written = done.report.proofs
     assert "model.pt" in exported.reference
-    assert [(one.package, one.reference) for one in exported.accuracy] == [(1.0, 1.0)]
+    assert [(item.package, item.reference) for item in exported.accuracy] == [(1.0, 1.0)]
     assert exported.accuracy[0].samples == 70
     assert exported.max_abs_error < 1e-5 < written.max_abs_error
     assert written.reference == "vectors recorded from the original model"
@@ -167,7 +167,7 @@ def test_float32_package_is_compared_with_the_original_on_the_users_samples(done
 
 def test_speedups_are_those_of_bench(done: Done):
     fastest, eager, exported = done.benched.results
-    found = {one.over: one for one in done.report.speedups}
+    found = {speedup.over: speedup for speedup in done.report.speedups}
     assert list(found) == ["the original model", "the float32 package as exported"]
     for over, row in (("the original model", eager), (list(found)[1], exported)):
         ratio = fastest.ratios[row.contestant]

@@ -39,7 +39,10 @@ def ran(*runners: object) -> list[tuple[str, list[dict[str, Array]]]]:
 
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results = Comparator.run(list(runners), data_loader=FEEDS)
-    return [(name, [dict(one.items()) for one in iterations]) for name, iterations in results]
+    return [
+        (name, [dict(iteration.items()) for iteration in iterations])
+        for name, iterations in results
+    ]
 
 
 def test_kernels_function_bodies_and_a_plain_model_run_in_one_comparator(tmp_path: Path):
@@ -88,7 +91,7 @@ def test_metadata_is_the_models_own_and_only_of_a_loaded_model(tmp_path: Path):
 def test_gates_are_outputs_where_they_are_asked_for(tmp_path: Path):
     root = write_package(tmp_path / "package").root
     ((_, iterations),) = ran(moh_deploy.polygraphy_runner(root, gates=True))
-    assert [list(one) for one in iterations] == [["y", "gates_0"]] * 2
+    assert [list(iteration) for iteration in iterations] == [["y", "gates_0"]] * 2
 
 
 def test_original_model_takes_names_from_its_package(tmp_path: Path):
@@ -110,7 +113,10 @@ def test_runners_of_polygraphys_are_references(tmp_path: Path):
     )
     ours = moh_deploy.polygraphy_runner(root, kernels="off", gates=True, name="ours")
     report = moh_deploy.verify(root, against=[right, wrong, ours])
-    found = [(one.reference, one.equal, one.has_routing) for one in report.comparisons]
+    found = [
+        (comparison.reference, comparison.equal, comparison.has_routing)
+        for comparison in report.comparisons
+    ]
     assert found == [
         ("Polygraphy runner right", True, False),
         ("Polygraphy runner wrong", False, False),

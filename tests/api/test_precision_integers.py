@@ -67,8 +67,8 @@ def test_model_is_of_standard_operators_and_layers_keep_their_kernels(int8: Onnx
     onnx.checker.check_model(model, full_check=True)
     counts = Counter(node.op_type for node in model.graph.node)
     assert (counts["MatMulInteger"], counts["MatMul"], counts["MoHAttention"]) == (4, 1, 1)
-    assert {one.domain for one in model.opset_import} <= {"", "moh", "moh.dense"}
-    assert not [one.key for one in model.metadata_props if "quant" in one.key]
+    assert {item.domain for item in model.opset_import} <= {"", "moh", "moh.dense"}
+    assert not [prop.key for prop in model.metadata_props if "quant" in prop.key]
 
 
 def test_weights_are_a_quarter_of_the_bytes(package: OnnxPackage, int8: OnnxPackage):
@@ -332,7 +332,7 @@ def test_condition_beside_the_float32_package_decides(tmp_path: Path):
     report = moh_deploy.precision(
         routed.root, to="int4", output=tmp_path / "int4", within="flips <= 10 %"
     )
-    assert [one.verdict for one in report.beside.checks] == ["passed", "passed"]
+    assert [check.verdict for check in report.beside.checks] == ["passed", "passed"]
     shown = report.to_markdown()
     assert "WITHIN TOLERANCE (int4) of the original within the rule for int4" in shown
     assert ".partial" not in shown

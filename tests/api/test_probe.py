@@ -62,7 +62,7 @@ def test_inputs_of_nothing_but_nan_are_not_searched_and_no_pass(package: Path, t
     given["x"][:] = np.nan
     write_npz(tmp_path / "nan.npz", given)
     report = probe(package, inputs=[tmp_path / "nan.npz"])
-    (found,) = [one for one in report.results if one.case == "least clear inputs"]
+    (found,) = [result for result in report.results if result.case == "least clear inputs"]
     assert (found.status, found.detail) == (
         "not run",
         "there is nothing to search in these inputs: they give nothing but NaN scores.",
@@ -94,7 +94,7 @@ def test_inputs_are_searched_and_nothing_is_written_unasked(package: Path, files
     assert (report.mining.searched, report.mining.tokens) == (24, 24 * 4 * 2)
     assert report.mining.names[0] == "a.npz[5]"
     assert (report.corpus, report.corpus_written) == ((), False)
-    kept, found = (one for one in report.results if one.kind == "corpus")
+    kept, found = (result for result in report.results if result.kind == "corpus")
     assert (kept.status, found.case, found.status) == (
         "not applicable",
         "least clear inputs",
@@ -107,8 +107,8 @@ def test_corpus_is_kept_and_run_by_probe_and_verify(package: Path, files: Path):
     written = probe(package, inputs=[files], update_corpus=True)
     assert (len(written.corpus), written.corpus_written) == (16, True)
     opened = OnnxPackage.open(package)
-    assert [one.digest() for one in opened.corpus] == [one.digest() for one in written.corpus]
-    (result,) = [one for one in probe(package).results if one.kind == "corpus"]
+    assert [item.digest() for item in opened.corpus] == [item.digest() for item in written.corpus]
+    (result,) = [item for item in probe(package).results if item.kind == "corpus"]
     assert (result.status, result.detail[:12]) == ("passed", "16 samples, ")
     report = moh_deploy.verify(package, kernels="off")
     assert report.equal
@@ -130,8 +130,8 @@ class Fake:
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
         """Return that."""
         changed = [
-            replace(one.known, outputs={"y": one.known.outputs["y"] * np.float32(self.scale)})
-            for one in samples
+            replace(sample.known, outputs={"y": sample.known.outputs["y"] * np.float32(self.scale)})
+            for sample in samples
         ]
         return Answers(tuple(changed), has_gates=True)
 
@@ -142,7 +142,7 @@ def test_original_records_what_is_found(package: Path, files: Path):
     assert wrong.reasons[0].startswith("case 'least clear inputs': output 'y' of vectors corpus 0")
     right = probe(package, inputs=[files], update_corpus=True, original=Fake(1.0))
     assert right.passed
-    assert {one.reference for one in right.corpus} == {"the original model"}
+    assert {item.reference for item in right.corpus} == {"the original model"}
     report = moh_deploy.verify(package, kernels="off")
     assert report.reference.endswith("regression corpus, recorded from the original model")
 
@@ -151,9 +151,9 @@ def test_original_records_what_is_found(package: Path, files: Path):
 def test_original_takes_the_place_of_function_bodies(package: Path, files: Path):
     probe(package, inputs=[files], update_corpus=True)
     report = probe(package, inputs=[files], update_corpus=True, original=Fake(1.0))
-    assert {one.reference for one in report.corpus} == {"the original model"}
+    assert {item.reference for item in report.corpus} == {"the original model"}
     again = probe(package, inputs=[files], update_corpus=True)
-    assert {one.reference for one in again.corpus} == {"the original model"}
+    assert {item.reference for item in again.corpus} == {"the original model"}
 
 
 def test_original_without_inputs_is_refused(package: Path):
@@ -166,13 +166,13 @@ def test_package_that_computes_something_else_fails_its_corpus(package: Path, fi
     probe(package, inputs=[files], update_corpus=True)
     opened = OnnxPackage.open(package)
     model = onnx.load(package / "model.onnx")
-    (weight,) = [one for one in model.graph.initializer if one.name == "v_weight_1"]
+    (weight,) = [item for item in model.graph.initializer if item.name == "v_weight_1"]
     changed = 0.9 * onnx.numpy_helper.to_array(weight)
     weight.CopyFrom(onnx.numpy_helper.from_array(changed.astype(np.float32), weight.name))
     with moh_deploy.package.PackageWriter(package) as writer:
         onnx.save(model, writer.path("model.onnx"))
         finish_true(writer, opened.manifest, (), opened.corpus)
-    (result,) = [one for one in probe(package).results if one.kind == "corpus"]
+    (result,) = [item for item in probe(package).results if item.kind == "corpus"]
     assert result.status == "failed"
     assert result.detail.startswith("case 'regression corpus': output 'y' of vectors corpus 0")
     report = moh_deploy.verify(package, kernels="off")
@@ -182,11 +182,11 @@ def test_package_that_computes_something_else_fails_its_corpus(package: Path, fi
 @nightly
 def test_other_commands_keep_the_corpus(package: Path, files: Path, tmp_path: Path):
     probe(package, inputs=[files], update_corpus=True)
-    digests = [one.digest() for one in OnnxPackage.open(package).corpus]
+    digests = [item.digest() for item in OnnxPackage.open(package).corpus]
     moh_deploy.precision(package, to="float16", output=tmp_path / "half")
     moh_deploy.tune(package, choose={"all": "dense"})
     for root in (tmp_path / "half", package):
-        assert [one.digest() for one in OnnxPackage.open(root).corpus] == digests
+        assert [item.digest() for item in OnnxPackage.open(root).corpus] == digests
         assert moh_deploy.verify(root, kernels="off").equal
 
 
@@ -194,7 +194,7 @@ def test_model_without_layers_is_probed_by_its_inputs(tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False).root
     report = probe(package)
     assert report.passed
-    assert {one.kind for one in report.results} == {"input", "corpus"}
+    assert {result.kind for result in report.results} == {"input", "corpus"}
 
 
 def test_package_without_recorded_runs_proves_nothing(tmp_path: Path):

@@ -71,7 +71,9 @@ def test_dump_of_a_served_model_gives_the_same_counts(
     served.telemetry.start_window(sample_every=1)
     arrays = dict(np.load(samples))
     for start in range(0, 121, 11):
-        served.answer({name: one[start : start + 11] for name, one in arrays.items()}, (1,) * 11)
+        served.answer(
+            {name: array[start : start + 11] for name, array in arrays.items()}, (1,) * 11
+        )
     recorded = served.telemetry.dump_window()
     recorded.write(tmp_path / "dump.npz")
     served.close()
@@ -82,9 +84,9 @@ def test_dump_of_a_served_model_gives_the_same_counts(
 
     first, second = made(samples).reference, made(tmp_path / "dump.npz").reference
     assert first.requests == second.requests
-    for one, other in zip(first.layers, second.layers, strict=True):
-        assert (one.tokens, one.on, one.margins) == (other.tokens, other.on, other.margins)
-        np.testing.assert_allclose(one.mass, other.mass, rtol=1e-5)
+    for item, other in zip(first.layers, second.layers, strict=True):
+        assert (item.tokens, item.on, item.margins) == (other.tokens, other.on, other.margins)
+        np.testing.assert_allclose(item.mass, other.mass, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +173,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_windows_of_a_dump_are_judged(reference: Path, tmp_path: Path):
     window(requests(200, seed=5)).write(tmp_path / "same.npz")
     same = moh_deploy.watch(tmp_path / "same.npz", reference=reference)
-    assert [one.requests for one in same.windows] == [64, 64, 72]
+    assert [item.requests for item in same.windows] == [64, 64, 72]
     assert not same.alarms
     window(requests(200, seed=5, liked=(-0.5, 0.0, 0.5, 1.0))).write(tmp_path / "other.npz")
     other = moh_deploy.watch(tmp_path / "other.npz", reference=reference)
-    assert all(one.alarms for one in other.windows)
+    assert all(item.alarms for item in other.windows)
 
 
 def test_server_that_does_not_answer_is_an_alarm(reference: Path):

@@ -37,7 +37,7 @@ def package(tmp_path: Path) -> OnnxPackage:
 
 def weights_of(package: OnnxPackage) -> dict[str, tuple[int, ...]]:
     graph = onnx.load(package.model_path).graph
-    return {one.name: tuple(one.dims) for one in graph.initializer}
+    return {item.name: tuple(item.dims) for item in graph.initializer}
 
 
 @pytest.mark.parametrize(("keep", "by"), [(1, "load"), (3, "gate"), (4, "load"), (HEADS, "load")])
@@ -298,7 +298,7 @@ class ConvolutionMoH(nn.Module):
         batch, width, rows, columns = image.shape
         split = (batch, self.heads, width // self.heads, rows * columns)
         key, value = self.around(self.pair(image)).chunk(2, dim=1)
-        q, k, v = (one.reshape(split).mT for one in (self.query(image), key, value))
+        q, k, v = (item.reshape(split).mT for item in (self.query(image), key, value))
         logits = self.router(image.flatten(2).mT)
         chosen = torch.zeros_like(logits).scatter(-1, logits.topk(2, dim=-1).indices, 1.0)
         gates = logits.softmax(-1) * chosen  # [B, S, H]
@@ -319,7 +319,7 @@ def test_channels_of_heads_that_go_are_cut(kernel: int, tmp_path: Path):
     assert report.parity.equal
     assert report.layers[0].fixed.is_cut
     # Half of all channels of the four convolutions, and the router.
-    whole = sum(one.numel() for one in model.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
     out = model.out.bias
     left = (whole - model.router.weight.numel() - out.numel()) / 2 + out.numel()
     assert report.after.parameters == pytest.approx(left, abs=4)

@@ -35,7 +35,7 @@ def test_outputs_are_written_by_name(tmp_path: Path, package: Path):
     with np.load(tmp_path / "out.npz") as results:
         assert results.files == ["y"]
         np.testing.assert_allclose(results["y"], expected.outputs["y"], atol=1e-5)
-    assert [(one.name, one.shape) for one in report.outputs] == [("y", (1, 7, 8))]
+    assert [(output.name, output.shape) for output in report.outputs] == [("y", (1, 7, 8))]
     assert (report.kernel_nodes, report.function_nodes) == (0, 1)
     assert report.kernels.reason == "switched off"
     assert report.num_nan == {}
@@ -74,7 +74,7 @@ def test_failed_run_leaves_no_outputs(tmp_path: Path, package: Path):
     write_npz(tmp_path / "in.npz", {"x": np.zeros(3)})
     with pytest.raises(ConfigError, match="expected dtype float32"):
         moh_deploy.run(package, inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.npz", "package"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "package"]
 
 
 def test_files_of_the_user_are_not_overwritten(tmp_path: Path, package: Path):

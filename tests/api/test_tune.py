@@ -175,7 +175,7 @@ def test_outputs_on_the_users_inputs_are_compared_with_those_before(
     ):
         assert before.root == package.root
         assert [layer.choice for layer in after.manifest.layers] == ["dense", "sparse"]
-        seen.extend(one.name for one in sets)
+        seen.extend(item.name for item in sets)
         return {**check(before, after, runner, sets, how), "made up": 3}
 
     monkeypatch.setattr(job, "check_same_outputs", spy)

@@ -40,7 +40,7 @@ def with_zero_dense_bodies(package: OnnxPackage) -> OnnxPackage:
     model = onnx.load(package.model_path)
     for function in model.functions:
         if function.domain == "moh.dense":
-            last = next(one for one in function.node if one.output[0] == function.output[0])
+            last = next(item for item in function.node if item.output[0] == function.output[0])
             last.output[0] = "not returned"
             zero = onnx.helper.make_node("Sub", ["not returned"] * 2, [function.output[0]])
             function.node.append(zero)
@@ -283,7 +283,7 @@ def test_contestants_are_what_they_are_called(package: OnnxPackage, tmp_path: Pa
     time_model = job.timed.time_model
 
     def spy(packages: dict[str, OnnxPackage], *given: object, **options: object) -> object:
-        seen.update((name, choices(one)) for name, one in packages.items())
+        seen.update((name, choices(item)) for name, item in packages.items())
         return time_model(packages, *given, **options)
 
     monkeypatch.setattr(job.timed, "time_model", spy)

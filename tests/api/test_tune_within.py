@@ -80,7 +80,7 @@ def samples(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> d
     inputs, outputs = folder / "inputs.npz", folder / "outputs.npz"
     write_npz(inputs, {"x": rng.standard_normal((120, 7, 8)).astype(np.float32)})
     moh_deploy.run(package.root, inputs=inputs, outputs=outputs)
-    (name,) = (one.name for one in package.manifest.outputs)
+    (name,) = (output.name for output in package.manifest.outputs)
     np.save(folder / "labels.npy", np.load(outputs)[name].argmax(axis=-1))
     return {"inputs": inputs, "labels": folder / "labels.npy"}
 
@@ -140,7 +140,7 @@ def searched(
 
 
 def of(report: SearchReport, name: str) -> Tried:
-    (found,) = (one for one in report.tried if one.way.name == name)
+    (found,) = (item for item in report.tried if item.way.name == name)
     return found
 
 
@@ -204,7 +204,7 @@ def test_what_is_slower_here_is_not_chosen_and_nothing_is_left_out_of_the_table(
     meter = Meter({FLOAT32: 10.0, INT8: 11.0, FLOAT16: 12.0})
     report = searched(package, tmp_path / "fast", meter)
     assert OnnxPackage.open(tmp_path / "fast").manifest.precision == "float32"
-    endings = {one.way.name: one.ending for one in report.tried}
+    endings = {item.way.name: item.ending for item in report.tried}
     assert endings == {
         FLOAT32: "chosen",
         INT8: "too slow",
@@ -430,7 +430,7 @@ def test_search_that_is_interrupted_leaves_nothing_behind(
     _wait_until_gone(process.pid)
     assert not list(place.iterdir())
     # ONNX Runtime leaves a file of its own there, as wherever a session was opened.
-    assert not [one for one in temporary.iterdir() if one.name != ".ses"]
+    assert not [path for path in temporary.iterdir() if path.name != ".ses"]
 
 
 def _wait_until_gone(group: int) -> None:

@@ -17,7 +17,7 @@ def test_good_package_is_equal_on_every_recorded_size(tmp_path: Path):
     assert report.equal
     assert report.vector_sets == 3
     assert report.reference == "vectors recorded from the original model"
-    assert [one.vectors for one in report.outputs][2] == "2 (batch=3, seq=37)"
+    assert [output.vectors for output in report.outputs][2] == "2 (batch=3, seq=37)"
 
 
 def test_wrong_package_is_not_equal(tmp_path: Path):

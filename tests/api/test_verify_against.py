@@ -138,7 +138,7 @@ class OneBuffer:
         self.is_active = False
 
     def get_input_metadata(self, use_numpy_dtypes: bool) -> dict[str, TensorInfo]:
-        return {one.name: one for one in MANIFEST.inputs}
+        return {item.name: item for item in MANIFEST.inputs}
 
     def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
         assert self.is_active
@@ -204,7 +204,7 @@ def test_order_of_references_is_that_of_the_report_and_changes_nothing_else(tmp_
     against = ["functions", str(tmp_path / "wrong"), "recorded"]
     there = moh_deploy.verify(tmp_path / "package", against=against)
     back = moh_deploy.verify(tmp_path / "package", against=against[::-1])
-    assert [one.equal for one in there.comparisons] == [True, False, True]
+    assert [comparison.equal for comparison in there.comparisons] == [True, False, True]
     assert back.comparisons == there.comparisons[::-1]
     assert not there.equal
     assert not back.equal
@@ -214,7 +214,7 @@ def test_one_difference_among_several_is_told_by_its_reference(tmp_path: Path):
     write_package(tmp_path / "package", scale=1.5)
     report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
     assert report.reasons
-    assert all(one.startswith("against vectors recorded from") for one in report.reasons)
+    assert all(reason.startswith("against vectors recorded from") for reason in report.reasons)
 
 
 def test_reports_show_several_comparisons_apart(tmp_path: Path):
@@ -222,9 +222,9 @@ def test_reports_show_several_comparisons_apart(tmp_path: Path):
     report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
     content = json.loads(to_json_text({"package": "m", **report.to_json()}))
     validate_answer("verify", content)
-    assert [one["equal"] for one in content["comparisons"]] == [True, False]
-    assert {one["reference"] for one in content["outputs"]} == {
-        one["reference"] for one in content["comparisons"]
+    assert [comparison["equal"] for comparison in content["comparisons"]] == [True, False]
+    assert {output["reference"] for output in content["outputs"]} == {
+        comparison["reference"] for comparison in content["comparisons"]
     }
     suites = xml.fromstring(as_junit(report, "m").encode())
     verdicts = [suite.find("testcase[@name='verdict']/failure") is None for suite in suites]
@@ -238,7 +238,7 @@ def test_comparison_without_data_fails_beside_one_with(tmp_path: Path):
     write_package(tmp_path / "package", sets=())
     write_npz(tmp_path / "user.npz", vectors(seed=9).inputs)
     report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
-    assert [one.equal for one in report.comparisons] == [False, False]
+    assert [comparison.equal for comparison in report.comparisons] == [False, False]
     with pytest.raises(ConfigError, match=r"user\.npz holds no expected outputs: no member is"):
         moh_deploy.verify(
             tmp_path / "package", inputs=[tmp_path / "user.npz"], against=["recorded"]
@@ -275,7 +275,7 @@ def test_folder_of_inputs_is_taken_by_name_and_an_empty_one_refused(tmp_path: Pa
         write_npz(tmp_path / "inputs" / f"{name}.npz", vectors(seed=seed).inputs)
     (tmp_path / "inputs" / "notes.txt").write_text("not an input")
     report = moh_deploy.verify(tmp_path / "package", inputs=[tmp_path / "inputs"])
-    assert [one.vectors for one in report.outputs] == [
+    assert [output.vectors for output in report.outputs] == [
         "a.npz (batch=2, seq=3)",
         "b.npz (batch=2, seq=3)",
     ]

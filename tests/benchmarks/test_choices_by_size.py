@@ -49,7 +49,7 @@ def test_skipped_work_is_that_of_the_choice_at_the_sizes(
     package = OnnxPackage.open(package.root)
     bench = load_benchmark("model_skipped")
     work = bench.skipped_work(package, vectors(seq=seq).inputs, library, repeats=1)
-    for one in work:
-        assert one.choice == ("sparse" if skips else "dense")
-        fewer = one.attention.computed < one.attention.dense
+    for item in work:
+        assert item.choice == ("sparse" if skips else "dense")
+        fewer = item.attention.computed < item.attention.dense
         assert fewer == (skips and library.library is not None)

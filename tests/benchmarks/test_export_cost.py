@@ -63,7 +63,7 @@ def test_medians_and_pairs_are_compared(benchmark: ModuleType):
         ours=tuple(cost(benchmark, wall_s) for wall_s in (2.0, 9.0, 3.0)),
         plain=tuple(cost(benchmark, wall_s) for wall_s in (1.0, 3.0, 2.0)),
     )
-    figures = comparison.figures(lambda one: one.wall_s)
+    figures = comparison.figures(lambda item: item.wall_s)
     assert (figures.ours, figures.plain, figures.ratio) == (3.0, 2.0, 1.5)
     assert figures.pair_ratios == (2.0, 3.0, 1.5)
 
@@ -71,7 +71,7 @@ def test_medians_and_pairs_are_compared(benchmark: ModuleType):
 def test_ratio_to_nothing_is_left_out(benchmark: ModuleType):
     ours, plain = cost(benchmark, 1.0, largest_child_mib=50.0), cost(benchmark, 1.0)
     comparison = benchmark.Comparison((ours,), (plain,))
-    assert comparison.figures(lambda one: one.largest_child_mib).ratio is None
+    assert comparison.figures(lambda item: item.largest_child_mib).ratio is None
 
 
 @nightly

@@ -91,9 +91,9 @@ def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str):
     with torch.no_grad():
         module(*(item.value for item in inputs))
     assert gates
-    for one in gates:
-        chosen = (one != 0).sum(dim=-1)
-        assert chosen.min() == chosen.max() < one.shape[-1]
+    for gate in gates:
+        chosen = (gate != 0).sum(dim=-1)
+        assert chosen.min() == chosen.max() < gate.shape[-1]
 
 
 def keeping(call: Callable[..., object], results: list[object]) -> Callable[..., object]:
@@ -179,7 +179,7 @@ def test_candidates_take_turns_and_change_their_order(bench: ModuleType, monkeyp
     turns = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
     assert set(turns) == {"aaa", "bbb", "ccc"}
     rounds = ["".join(turns[i : i + 3]) for i in range(0, len(turns), 3)]
-    assert {"".join(sorted(one)) for one in rounds} == {"aaabbbccc"}
+    assert {"".join(sorted(item)) for item in rounds} == {"aaabbbccc"}
     assert len(set(rounds)) > 3
     assert [len(ms) for ms in runs_ms] == [7] * 3
 
@@ -214,7 +214,7 @@ def test_missing_runtime_or_compiler_is_no_failure(
     monkeypatch.setitem(sys.modules, "openvino", None)
     kernel = choose_kernels("off")
     field = bench.all_candidates(prepared, prepared.inputs(1), kernel, bench.PEERS, 1)
-    assert [one.name for one in field.candidates] == ["moh", "eager", "plain_onnx"]
+    assert [item.name for item in field.candidates] == ["moh", "eager", "plain_onnx"]
     assert "No working C++ compiler" in field.absent["compile"]
     assert "pip install 'moh-deploy[bench]'" in field.absent["openvino"]
 
@@ -225,14 +225,14 @@ def test_rows_are_skipped_by_kernels_only(bench: ModuleType, prepared: object, k
     use = choose_kernels(kernels)
     inputs = prepared.inputs(1)
     work = bench.skipped_work(prepared.package, inputs, use, repeats=1)
-    assert [one.path for one in work] == [one.path for one in prepared.package.manifest.layers]
-    for one in work:
-        layer = next(x for x in prepared.package.manifest.layers if x.path == one.path)
-        assert one.attention.dense == layer.seq_len * layer.num_heads
-        assert (one.time is None) == (layer.node is None)
+    assert [item.path for item in work] == [item.path for item in prepared.package.manifest.layers]
+    for item in work:
+        layer = next(x for x in prepared.package.manifest.layers if x.path == item.path)
+        assert item.attention.dense == layer.seq_len * layer.num_heads
+        assert (item.time is None) == (layer.node is None)
         skips = use.library is not None and layer.node is not None and layer.choice != "dense"
-        assert one.choice == layer.choice
-        assert (one.attention.computed < one.attention.dense) == skips
+        assert item.choice == layer.choice
+        assert (item.attention.computed < item.attention.dense) == skips
     answer = bench.SkippedWork("m", 1, work).to_json()
     assert json.loads(json.dumps(answer))["layers"][-1]["attention"] == {
         "computed": work[-1].attention.computed,
@@ -245,7 +245,7 @@ def test_dense_layer_and_open_gates_are_measured_beside_ours(bench: ModuleType, 
     work = bench.skipped_work(
         prepared.package, prepared.inputs(2), choose_kernels("auto"), repeats=1
     )
-    replaced = [one.time for one in work if one.time is not None]
+    replaced = [item.time for item in work if item.time is not None]
     assert replaced
     for time in replaced:
         assert min(time.moh, time.every_head, time.dense) > 0

@@ -95,10 +95,12 @@ def test_float64_result_is_that_of_the_op(bench: ModuleType, name: str):
 @pytest.mark.parametrize("name", TINY)
 def test_every_dense_candidate_computes_gated_attention(bench: ModuleType, name: str, dtype: str):
     prepared_bench = prepared(bench, name, 0.5, dtype=dtype)
-    candidates = [prepared_bench.dense(one, 0.5) for one in prepared_bench.dense_names()]
+    candidates = [
+        prepared_bench.dense(dense_name, 0.5) for dense_name in prepared_bench.dense_names()
+    ]
     timings = bench.measure(prepared_bench, candidates, 3)
-    assert [len(one.runs_ms) for one in timings] == [3] * len(candidates)
-    assert max(one.max_abs_error for one in timings) > 0  # They do compute in that dtype.
+    assert [len(item.runs_ms) for item in timings] == [3] * len(candidates)
+    assert max(item.max_abs_error for item in timings) > 0  # They do compute in that dtype.
 
 
 def test_grouped_query_attention_takes_part_where_it_computes_the_same(bench: ModuleType):
@@ -108,7 +110,7 @@ def test_grouped_query_attention_takes_part_where_it_computes_the_same(bench: Mo
 
 def test_dtype_without_an_operator_is_reported(bench: ModuleType, capsys):
     prepared_bench = prepared(bench, TINY[0], 0.5, dtype="bfloat16")
-    found = [one.name for one in bench._dense(prepared_bench, 0.5)]
+    found = [item.name for item in bench._dense(prepared_bench, 0.5)]
     assert "torch SDPA" in found
     assert "MultiHeadAttention" not in found
     assert "without MultiHeadAttention: [ONNXRuntimeError]" in capsys.readouterr().err

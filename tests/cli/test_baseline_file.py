@@ -75,7 +75,9 @@ def test_bench_keeps_the_ratio(cli: Cli, package: Path, file: Path):
     assert read_outcomes(junit.read_text())[f"{group}: ratio"] == "failure"
     assert f"error: worse than {file}: " in failed.err
     reasons = failed.json["ratchet"]["reasons"]  # others on the machine may make p50 worse, too
-    assert any(one.startswith(f"{group}: time as a share of the baseline's") for one in reasons)
+    assert any(
+        reason.startswith(f"{group}: time as a share of the baseline's") for reason in reasons
+    )
 
 
 @nightly
@@ -121,8 +123,8 @@ def test_paths_may_be_written_in_any_way(cli: Cli, package: Path, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     for call in calls:
         file.unlink(missing_ok=True)
-        relative = [str(one).removeprefix(f"{tmp_path}/") for one in call]
+        relative = [str(item).removeprefix(f"{tmp_path}/") for item in call]
         assert cli(*call, "--update-baseline").exit_code == 0
         found = cli(*relative, "--json").json["ratchet"]["entries"]
-        assert {one["outcome"] for one in found} <= {"held", "better", "worse"}
+        assert {item["outcome"] for item in found} <= {"held", "better", "worse"}
         assert str(tmp_path) not in file.read_text()

@@ -49,7 +49,10 @@ def test_refusals_end_with_6_and_are_in_the_report(
     package = write_changed(tmp_path / "coins", unknown_operators).root
     refused = cli(*_rtx(package, library), "--dry-run", "--json")
     assert refused.exit_code == 6
-    assert [one["layer"] for one in refused.json["rejections"]] == ["coin", "second coin"]
+    assert [rejection["layer"] for rejection in refused.json["rejections"]] == [
+        "coin",
+        "second coin",
+    ]
     assert refused.json["error"]["type"] == "BackendError"
     failed = cli(*_rtx(package, library))
     assert failed.exit_code == 6

@@ -20,7 +20,7 @@ def test_bundle_is_written_and_checked(cli: Cli, package: Path, tmp_path: Path, 
     assert "digits, version 1" in shown.out
     checked = cli("bundle", "--check", root, "--json")
     assert checked.exit_code == 0
-    assert {one["is_good"] for one in checked.json["findings"]} <= {True, None}
+    assert {finding["is_good"] for finding in checked.json["findings"]} <= {True, None}
 
 
 def test_printed_lines_run_as_they_are_printed(

@@ -153,7 +153,7 @@ BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
 def test_bench_takes_many_sizes_after_one_option(cli: Cli, package: Path):
     sizes = ["--batch", "2", "3", "--size", "seq=3", "seq=4"]
     content = cli("bench", *sizes, package, *BENCH, "--json").json
-    assert [one["sizes"] for one in content["results"]] == [
+    assert [result["sizes"] for result in content["results"]] == [
         {"batch": 2, "seq": 3},
         {"batch": 2, "seq": 4},
         {"batch": 3, "seq": 3},

@@ -51,7 +51,7 @@ def test_decision_is_printed_as_json_and_written_as_files(cli: Cli, plan: Path, 
     assert ended.exit_code == 0, ended.err
     found = ended.json
     validate("compare", found)
-    assert [one["name"] for one in found["arms"]] == ["right", "bodies"]
+    assert [arm["name"] for arm in found["arms"]] == ["right", "bodies"]
     first = found["arms"][0]
     assert first["latency"][0]["rounds"] >= 7
     assert first["memory_mib"] > 10
@@ -102,7 +102,7 @@ def test_decision_of_compare_itself_is_priced(cli: Cli, tmp_path: Path):
     (tmp_path / "decision.json").write_text(to_json_text(decision_report().to_json()))
     ended = cli("cost", *given, "--days", "1", "--json")
     assert ended.exit_code == 0, ended.err
-    assert [one["verdict"] for one in ended.json["arms"]] == [
+    assert [arm["verdict"] for arm in ended.json["arms"]] == [
         "reference",
         "win",
         "loss",
@@ -135,7 +135,7 @@ def test_break_even_of_a_package_is_predicted_for_the_batches_of_traffic(cli: Cl
     validate("cost", ended.json)
     layer, together = ended.json["predicted"]
     assert (layer["path"], together["path"]) == ("blocks.0.attn", None)
-    assert [one["batch"] for one in layer["sizes"]] == [1, 2, 4, 8]
+    assert [size["batch"] for size in layer["sizes"]] == [1, 2, 4, 8]
     opened = OnnxPackage.open(package.root)
     found = open_runner(opened, Variant()).describe()
     # The example has two samples, so one of traffic is half of it.

@@ -299,10 +299,10 @@ def test_package_in_a_directory_whose_name_is_no_text_works(
     strange: Path, arguments: tuple[str, ...]
 ):
     files = {"package", "in.npz", "out.npz", "half", "flat.onnx", "a.html", "a.md", "a.xml"}
-    named = [str(strange / one) if one in files else one for one in arguments]
+    named = [str(strange / argument) if argument in files else argument for argument in arguments]
     ended = started(*named)
     assert (ended.returncode, b"Traceback" in ended.stderr) == (0, False), ended.stderr
-    assert all((strange / one).exists() for one in files & set(arguments))
+    assert all((strange / item).exists() for item in files & set(arguments))
 
 
 @pytest.mark.usefixtures("warm_processes")

@@ -125,7 +125,7 @@ def test_not_knowing_is_exit_1_in_every_report(cli: Cli, classifier: Path, tmp_p
     assert "error: cannot tell: top-1 went from 100.00 % to 100.00 %" in shown.err
     case = xml.parse(files[0]).find(".//testcase[@classname='moh-deploy.accuracy']/failure")
     assert case.get("message", "").startswith("cannot tell: top-1 went")
-    assert all("cannot tell" in one.read_text() for one in files[1:])
+    assert all("cannot tell" in file.read_text() for file in files[1:])
 
 
 def test_users_function_is_found_in_its_directory(cli: Cli, classifier: Path, tmp_path: Path):

@@ -55,11 +55,11 @@ def test_original_and_its_plain_export_are_measured(
     content = cli("bench", package, *baselines, *original, *BENCH, "--json").json
     eager, plain = content["results"][1:]
     assert (eager["contestant"], plain["contestant"]) == ("eager", "plain-onnx")
-    for one in (eager, plain):
-        assert one["agreement"]["reason"] is None
-        assert one["agreement"]["max_abs_error"] == 0.0
-        assert one["load_ms"] > 0
-        assert one["first_run_ms"] > 0
+    for item in (eager, plain):
+        assert item["agreement"]["reason"] is None
+        assert item["agreement"]["max_abs_error"] == 0.0
+        assert item["load_ms"] > 0
+        assert item["first_run_ms"] > 0
     assert eager["peak_memory_bytes"] > plain["peak_memory_bytes"]
     assert set(content["results"][0]["ratios"]) == {"eager", "plain-onnx"}
 
@@ -145,8 +145,8 @@ def test_what_was_tried_is_in_the_answer(cli: Cli, tmp_path: Path):
         *("--min-time", "0ms", "--dry-run", "--json"),
     )
     assert shown.exit_code == 0, shown.err
-    tried = {one["way"]["name"]: one for one in shown.json["tried"]}
-    assert {one["ending"] for one in tried.values()} >= {"chosen", "could not run"}
+    tried = {item["way"]["name"]: item for item in shown.json["tried"]}
+    assert {item["ending"] for item in tried.values()} >= {"chosen", "could not run"}
     int8 = tried["int8 in ONNX Runtime"]
     assert (int8["ending"], "no product that could be in int8" in int8["reason"]) == (
         "could not run",

@@ -54,8 +54,8 @@ def attention_args(case: Run, inputs: Sequence[Tensor], output: int) -> abi.Atte
     query, key, value, gates, mask, lengths, ranges = (*inputs, None, None, None)[:7]
     q_heads, kv_heads = (int(case.attributes[n]) for n in ("q_num_heads", "kv_num_heads"))
     views = [
-        _view(one.shape, heads)
-        for one, heads in ((query, q_heads), (key, kv_heads), (value, kv_heads))
+        _view(item.shape, heads)
+        for item, heads in ((query, q_heads), (key, kv_heads), (value, kv_heads))
     ]
     (batch, queries, head_dim, query_strides), (_, keys, _, key_strides), value_view = views
     _, _, value_dim, value_strides = value_view
@@ -135,6 +135,6 @@ def aggregated_attention_args(
 
 def _pointers(inputs: Sequence[Tensor]) -> Iterator[tuple[str, int | None]]:
     *names, _ = abi.AGGREGATED_POINTERS
-    addresses = [one.address for one in inputs]
+    addresses = [item.address for item in inputs]
     absent = [None] * (len(names) - len(inputs))
     yield from zip(names, addresses + absent, strict=True)

@@ -58,7 +58,7 @@ def break_even(
         share: makespan_us(card, shape, chosen(library, card, shape, share), share)
         for share in SHARES
     }
-    flash = next(one for one in RIVALS if one.card == card.name)
+    flash = next(item for item in RIVALS if item.card == card.name)
     pace = max(1.0, flash.attention_us(shape) / ours[1.0])
     limit = rival.attention_us(shape) + rival.gates_us(shape)
 

@@ -67,8 +67,8 @@ def _has_wide_blocks(case: Case) -> bool:
     assert value is not None
     heads = [int(case.attributes[name]) for name in ("q_num_heads", "kv_num_heads")]
     sizes = [
-        one.shape[-1] if len(one.shape) == 4 else one.shape[-1] // count
-        for one, count in zip((query, value), heads, strict=True)
+        item.shape[-1] if len(item.shape) == 4 else item.shape[-1] // count
+        for item, count in zip((query, value), heads, strict=True)
     ]
     return max(sizes) <= 128 and (mask is None or _is_key_mask(mask))
 
@@ -148,7 +148,7 @@ class Kernels:
             raise KernelError(f"{name}: {abi.STATUSES[status]}: {text}")
 
     def _route(self, case: Case, inputs: list[_Input], output: Guarded) -> None:
-        shape = next(one.shape for one in inputs if one.address)
+        shape = next(item.shape for item in inputs if item.address)
         args = router_args(case, inputs, output.address, int(np.prod(shape[:-1])))
         counts = self._blank(4 * (args.shared + args.routed))
         before = counts.read().view(np.int32)

@@ -293,7 +293,7 @@ class _Multiprocessor:
         done = (clock - self._clock) / self._per_tile()
         self._working = [left - done for left in self._working if left - done > 1e-9]
         self._working += [tiles for ready, tiles in self._waiting if ready <= clock]
-        self._waiting = [one for one in self._waiting if one[0] > clock]
+        self._waiting = [item for item in self._waiting if item[0] > clock]
         self._clock = clock
 
     def _per_tile(self) -> float:

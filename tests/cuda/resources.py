@@ -85,7 +85,7 @@ def matrix_instructions_of(source: Path, architecture: int) -> dict[str, MatrixI
     (ptx,) = nvcc.ptx_files_of([source])
     _assemble(ptx, architecture)
     found = matrix_instructions(machine_code_of(ptx, architecture))
-    return {readable(name): one for name, one in found.items() if "6attendI" in name}
+    return {readable(name): item for name, item in found.items() if "6attendI" in name}
 
 
 def attention_sources() -> list[Path]:
@@ -118,7 +118,7 @@ def occupancy(
     return {
         kernel: Occupancy(
             round(most, 1),
-            {one: resident_blocks(emulator, kernel, one) for one in architectures},
+            {item: resident_blocks(emulator, kernel, item) for item in architectures},
         )
         for kernel, most in loads.items()
     }
@@ -128,10 +128,10 @@ def occupancy_table() -> dict[str, Occupancy]:
     """Return what each instance of `attend` may have at most of loads, at least of blocks."""
     return {
         kernel: Occupancy(
-            one["loads_per_64_products"],
-            {int(name): blocks for name, blocks in one["resident_blocks"].items()},
+            load["loads_per_64_products"],
+            {int(name): blocks for name, blocks in load["resident_blocks"].items()},
         )
-        for kernel, one in json.loads(OCCUPANCY.read_text()).items()
+        for kernel, load in json.loads(OCCUPANCY.read_text()).items()
     }
 
 
@@ -142,8 +142,8 @@ def table() -> dict[str, int]:
 
 def write_table() -> None:
     largest: dict[str, int] = {}
-    for one in measured():
-        largest[one.kernel] = max(largest.get(one.kernel, 0), one.registers)
+    for item in measured():
+        largest[item.kernel] = max(largest.get(item.kernel, 0), item.registers)
     TABLE.write_text(json.dumps(dict(sorted(largest.items())), indent=2) + "\n")
 
 

@@ -54,9 +54,10 @@ def _without_attention(parameters: list[ParameterSet]) -> list[ParameterSet]:
     """A push runs some of attention's cases alone: all of one dtype would be half of the time."""
     return [
         pytest.param(
-            *one.values, marks=(*one.marks, *nightly_if(one.values[0].op == "MoHAttention"))
+            *parameter.values,
+            marks=(*parameter.marks, *nightly_if(parameter.values[0].op == "MoHAttention")),
         )
-        for one in parameters
+        for parameter in parameters
     ]
 
 

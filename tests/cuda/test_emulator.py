@@ -79,7 +79,7 @@ def test_mistake_changes_a_result_in_some_order(emulator: Emulator, name: str):
     for seed in SEEDS:
         with emulator.configured(seed=seed, late_copies=seed % 2):
             got.append(run_fault(emulator, name, correct=False)[0])
-    assert any(one != right for one in got)
+    assert any(item != right for item in got)
 
 
 def test_bank_conflicts_are_counted(emulator: Emulator):

@@ -66,7 +66,9 @@ def test_library_of_other_sources_is_refused(bench: Bench, emulator: Emulator, m
 
     Other.__name__ = "RouterArgs"
     monkeypatch.setattr(
-        abi, "STRUCTS", tuple(Other if one is abi.RouterArgs else one for one in abi.STRUCTS)
+        abi,
+        "STRUCTS",
+        tuple(Other if struct is abi.RouterArgs else struct for struct in abi.STRUCTS),
     )
     with pytest.raises(RuntimeError, match="built from other sources than these: its RouterArgs"):
         bench.library  # noqa: B018
@@ -247,7 +249,7 @@ def test_formulas_of_torch_are_those_of_the_contract(bench: Bench, op: str):
             if case.attributes["gate_mode"] != "weighted":
                 continue
             k = int(case.attributes["top_k"])
-            rows = [one.flatten(0, 1) for one in inputs]
+            rows = [item.flatten(0, 1) for item in inputs]
             got = router.route(*rows, k)
         else:
             square = case.attributes["height"] == case.attributes["width"]

@@ -11,7 +11,9 @@ ROUTER = OP_CASES["MoHRouter"][0]
 
 
 def test_no_more_modules_are_read_than_kernels_need(emulator: Emulator, needs_nvcc: None):
-    (source,) = (one for one in nvcc.kernel_sources() if one.stem == "router")
+    (source,) = (
+        kernel_source for kernel_source in nvcc.kernel_sources() if kernel_source.stem == "router"
+    )
 
     def modules() -> Iterator[str]:
         yield nvcc.ptx_of_one(source)

@@ -31,7 +31,7 @@ def test_bug_is_caught(emulator: Emulator, mutation: Mutation, tmp_path: Path):
 @sampled(3)
 @pytest.mark.parametrize("op", sorted({mutation.op for mutation in MUTATIONS}))
 def test_nothing_is_caught_where_no_bug_is(emulator: Emulator, op: str, tmp_path: Path):
-    mutation = next(one for one in MUTATIONS if one.op == op)
+    mutation = next(item for item in MUTATIONS if item.op == op)
     verdict = try_out(replace(mutation, after=mutation.before), tmp_path)
     assert verdict.passed, verdict.output
 
@@ -57,5 +57,5 @@ def test_text_that_is_gone_is_named():
 @nightly
 def test_a_bug_that_no_case_meets_survives(emulator: Emulator, tmp_path: Path):
     """Its cases have one tile of keys: nothing is rescaled."""
-    rescaling = next(one for one in MUTATIONS if one.name == "sums are not rescaled")
+    rescaling = next(mutation for mutation in MUTATIONS if mutation.name == "sums are not rescaled")
     assert try_out(replace(rescaling, cases="plain_rank3"), tmp_path).passed

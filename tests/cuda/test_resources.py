@@ -31,9 +31,9 @@ def measured() -> tuple[Resources, ...]:
 @nightly  # nvcc compiles every kernel for every architecture
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 def test_no_kernel_spills(measured: tuple[Resources, ...], architecture: int):
-    ours = [one for one in measured if one.architecture == architecture]
+    ours = [item for item in measured if item.architecture == architecture]
     assert ours
-    assert [one for one in ours if one.memory_bytes] == []
+    assert [our for our in ours if our.memory_bytes] == []
 
 
 @nightly
@@ -41,8 +41,8 @@ def test_no_kernel_takes_more_registers_than_it_did(measured: tuple[Resources, .
     """A kernel that needs more of them may run fewer blocks: `python -m tests.cuda.resources`
     takes over the new numbers, to be looked at."""
     allowed = resources.table()
-    assert {one.kernel for one in measured} == set(allowed)
-    assert [one for one in measured if one.registers > allowed[one.kernel]] == []
+    assert {item.kernel for item in measured} == set(allowed)
+    assert [item for item in measured if item.registers > allowed[item.kernel]] == []
 
 
 @nightly
@@ -51,13 +51,13 @@ def test_attention_keeps_its_registers_loads_and_blocks(
     emulator: Emulator, source: Path, architecture: int
 ):
     registers, allowed = resources.table(), resources.occupancy_table()
-    for one in resources.measured_of((source,), (architecture,)):
-        assert one.memory_bytes == 0, one
-        assert one.registers <= registers[one.kernel], one
-    for kernel, one in resources.occupancy(emulator, [source], (architecture,)).items():
-        assert one.loads_per_64_products <= allowed[kernel].loads_per_64_products, kernel
+    for item in resources.measured_of((source,), (architecture,)):
+        assert item.memory_bytes == 0, item
+        assert item.registers <= registers[item.kernel], item
+    for kernel, item in resources.occupancy(emulator, [source], (architecture,)).items():
+        assert item.loads_per_64_products <= allowed[kernel].loads_per_64_products, kernel
         least = allowed[kernel].resident_blocks[architecture]
-        assert one.resident_blocks[architecture] >= least, kernel
+        assert item.resident_blocks[architecture] >= least, kernel
 
 
 def test_warps_of_32_rows_load_half_as_much():

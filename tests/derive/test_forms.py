@@ -49,7 +49,7 @@ def test_package_is_proven_and_opened_again(grows: OnnxPackage, written: OnnxPac
     assert package.manifest.opset == 24
     assert package.manifest.proof.max_abs_error < 1e-5
     assert len(package.vectors) == len(grows.vectors)
-    assert [one.present for one in package.manifest.caches.buffers] == [
+    assert [buffer.present for buffer in package.manifest.caches.buffers] == [
         "present_key",
         "present_value",
     ]

@@ -64,7 +64,7 @@ class CiRunner:
     def run_action(self, **inputs: str) -> Outcome:
         """Run `action.yml` as GitHub's runner does. A `_` in a name stands for `-`."""
         action = yaml.safe_load((REPOSITORY / "action.yml").read_text())
-        values = {name: one.get("default", "") for name, one in action["inputs"].items()}
+        values = {name: item.get("default", "") for name, item in action["inputs"].items()}
         given = {name.replace("_", "-"): value for name, value in inputs.items()}
         assert given.keys() <= values.keys()
         return self._steps(action, {**values, **given})
@@ -119,8 +119,8 @@ class CiRunner:
             )
             step_outputs |= {f"steps.{step.get('id')}.outputs.{k}": v for k, v in written.items()}
         outcome.outputs = {
-            name: step_outputs.get(_only_expression(one["value"]), "")
-            for name, one in action["outputs"].items()
+            name: step_outputs.get(_only_expression(output["value"]), "")
+            for name, output in action["outputs"].items()
         }
         return outcome
 

@@ -51,7 +51,7 @@ def test_package_keeps_the_accuracy_and_shows_which_heads_a_digit_uses(digits_de
     assert (found.samples, found.worse, found.improved, found.p_value) == (360, 0, 0, 1.0)
     assert found.package == found.reference > 0.2
     loads = report.statistics.class_loads
-    assert [one.classes for one in loads] == [tuple("0123456789")] * 3
+    assert [load.classes for load in loads] == [tuple("0123456789")] * 3
     of_first = loads[0].on, loads[0].tokens
     assert all(on[:2] == (tokens, tokens) for on, tokens in zip(*of_first, strict=True))
 

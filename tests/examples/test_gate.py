@@ -45,8 +45,12 @@ def stale_weights(root: Path) -> None:
     package = OnnxPackage.open(root)
     model = ir.load(package.model_path)
     weights = max(
-        (one for one in model.graph.initializers.values() if one.name.startswith("blocks.1.")),
-        key=lambda one: one.const_value.size,
+        (
+            initializer
+            for initializer in model.graph.initializers.values()
+            if initializer.name.startswith("blocks.1.")
+        ),
+        key=lambda item: item.const_value.size,
     )
     weights.const_value = ir.tensor(1.1 * weights.const_value.numpy(), name=weights.name)
     with PackageWriter(root) as writer:
@@ -84,7 +88,7 @@ def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: Dem
     assert "gate 'p50 &lt; 1 min' passed" in outcome.summary
     reports = reports_of(runner, outcome)
     suites = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
-    assert {(one.tests > 3, one.failures, one.errors) for one in suites} == {(True, 0, 0)}
+    assert {(suite.tests > 3, suite.failures, suite.errors) for suite in suites} == {(True, 0, 0)}
     for name in ("verify-html", "bench-html"):
         assert (runner.workspace / outcome.outputs[name]).read_text().startswith("<!DOCTYPE html>")
     assert json.loads((runner.workspace / outcome.outputs["verify-json"]).read_text())["equal"]
@@ -345,7 +349,7 @@ def test_uses_of_the_action_name_its_inputs_and_outputs() -> None:
     steps = yaml.safe_load(workflow)["jobs"]["action"]["steps"]
     docs = (REPOSITORY / "docs" / "ci.md").read_text()
     (shown,) = re.findall(r"^```yaml\n( +- uses: OWNER/moh-deploy@.*?)^```$", docs, re.M | re.S)
-    uses = [one["with"] for one in steps if one.get("uses") == "./"] + [
+    uses = [step["with"] for step in steps if step.get("uses") == "./"] + [
         yaml.safe_load(shown)[0]["with"]
     ]
     assert len(uses) == 3

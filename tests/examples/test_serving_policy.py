@@ -13,7 +13,7 @@ def test_what_the_example_does_not_choose_is_usual():
     policy, usual = read_guard_policy(POLICY), GuardPolicy()
     for section in ("faults", "latency", "cool_down", "probes", "drift"):
         assert getattr(policy, section) == getattr(usual, section)
-    assert [one.kind for one in policy.rungs] == [one.kind for one in usual.rungs]
+    assert [rung.kind for rung in policy.rungs] == [rung.kind for rung in usual.rungs]
     assert policy.rungs[0].p99_ms == 50
 
 

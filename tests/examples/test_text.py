@@ -50,8 +50,8 @@ def test_package_foretells_as_the_model_does(example):
 
 def test_every_attention_is_an_op(example):
     layers = example.package.manifest.layers
-    assert [one.replaced for one in layers] == [True]
-    assert {(one.num_heads, one.num_shared_heads) for one in layers} == {(8, 2)}
+    assert [layer.replaced for layer in layers] == [True]
+    assert {(layer.num_heads, layer.num_shared_heads) for layer in layers} == {(8, 2)}
 
 
 def test_perplexity_is_that_of_chances(example):

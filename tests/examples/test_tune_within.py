@@ -44,7 +44,7 @@ def test_int8_is_within_the_condition_and_chosen(digits_demo: DemoRun, tmp_path:
     times = {"float32": 10.0, "float16": 9.0, "int8": 5.0, "int4": 11.0}
     report = searched(digits_demo, tmp_path / "fast", times, runtime="onnxruntime")
     assert report.precision == OnnxPackage.open(tmp_path / "fast").manifest.precision == "int8"
-    (chosen,) = (one for one in report.tried if one.ending == "chosen")
+    (chosen,) = (item for item in report.tried if item.ending == "chosen")
     (top_1,) = chosen.quality.accuracy
     assert (top_1.samples, top_1.verdict) == (360, "passed")
     assert moh_deploy.verify(tmp_path / "fast").equal

@@ -105,7 +105,7 @@ def test_outputs_keep_the_dtype_of_the_program(dtype: torch.dtype):
     model = emit(program, input_names=["x"], opset=20)
     restore_output_types(model, list(output_types(program)))
     expected = ir.DataType.FLOAT16 if dtype == torch.float16 else ir.DataType.BFLOAT16
-    assert [one.dtype for one in model.graph.outputs] == [expected, ir.DataType.INT64]
+    assert [output.dtype for output in model.graph.outputs] == [expected, ir.DataType.INT64]
 
 
 class Returning(nn.Module):
@@ -168,5 +168,5 @@ def test_whatever_a_model_returns_is_an_output(name: str):
     session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
     found = session.run(None, {"x": x.numpy()})
     assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(one), other.detach())
+    for item, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(item), other.detach())

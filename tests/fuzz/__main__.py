@@ -54,10 +54,10 @@ def main() -> int:
         _run(name, tallies[name], options.seed, share, options.most)
         answers = tallies[name].answers
         print(f"{name}: {answers.total()} inputs, {dict(answers)}", flush=True)
-        for one in tallies[name].found:
-            print(f"FOUND in {name}:\n{one}\n", flush=True)
-    total = sum(one.answers.total() for one in tallies.values())
-    found = sum(len(one.found) for one in tallies.values())
+        for item in tallies[name].found:
+            print(f"FOUND in {name}:\n{item}\n", flush=True)
+    total = sum(tally.answers.total() for tally in tallies.values())
+    found = sum(len(tally.found) for tally in tallies.values())
     print(f"{total} inputs, {found} findings, seed {options.seed}")
     return 1 if found else 0
 

@@ -115,10 +115,10 @@ archive_changes = st.builds(
 def change_archive(arrays: Mapping[str, Array], change: ArchiveChange) -> bytes:
     """Return the content of an npz file."""
     members = [(f"{name}.npy", npy_bytes(array)) for name, array in arrays.items()]
-    for one in change.members:
-        index = one.member % max(1, len(members))
+    for member in change.members:
+        index = member.member % max(1, len(members))
         if index < len(members):
-            _change_member(members, index, one)
+            _change_member(members, index, member)
     content = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(content, "w", change.method) as archive:
         warnings.simplefilter("ignore")  # of a name that is there twice

@@ -74,8 +74,8 @@ def _messages(message: Any) -> Iterator[Any]:
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for one in value if field.is_repeated else [value]:
-                yield from _messages(one)
+            for item in value if field.is_repeated else [value]:
+                yield from _messages(item)
 
 
 def _change(message: Any, field: Any, change: FieldChange) -> None:
@@ -105,7 +105,7 @@ def _odd(field: Any, index: int) -> Any:
     if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
         return (0.0, float("nan"), float("inf"), 1e30, -1.0)[index % 5]
     if field.type == field.TYPE_ENUM:
-        numbers = [one.number for one in field.enum_type.values]
+        numbers = [value.number for value in field.enum_type.values]
         return numbers[index % len(numbers)]
     if field.type == field.TYPE_UINT64:
         return abs(_LARGE[index % (len(_LARGE) - 1)])

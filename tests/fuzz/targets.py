@@ -120,8 +120,8 @@ def corpus(folder: Path) -> Prepared:
 
     def read(change: Any) -> None:
         replace_file(root, CORPUS_NAME, change_archive(arrays, change))
-        for one in OnnxPackage.open(root).corpus:
-            one.digest()
+        for item in OnnxPackage.open(root).corpus:
+            item.digest()
 
     return Prepared(archive_changes, read)
 
@@ -138,7 +138,7 @@ def model(folder: Path) -> Prepared:
         prepare_model(package, Variant(extra_outputs=package.gate_names))
         load_ir(package)
 
-    structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())
+    structured = field_changes.map(lambda item: change_model(found, item).SerializeToString())
     raw = byte_changes.map(lambda changes: change_bytes(content, changes))
     return Prepared(structured | structured | raw, read)
 
@@ -165,7 +165,7 @@ def onnx_file(folder: Path) -> Prepared:
         path.write_bytes(changed)
         read_onnx(path)
 
-    structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())
+    structured = field_changes.map(lambda item: change_model(found, item).SerializeToString())
     raw = byte_changes.map(lambda changes: change_bytes(content, changes))
     return Prepared(structured | structured | raw, read)
 
@@ -244,7 +244,7 @@ def labels(folder: Path) -> Prepared:
     return Prepared(
         st.one_of(
             npy.map(lambda content: ("npy", content)),
-            archive_changes.map(lambda one: ("npz", change_archive({"labels": numbers}, one))),
+            archive_changes.map(lambda item: ("npz", change_archive({"labels": numbers}, item))),
             byte_changes.map(lambda changes: ("csv", change_bytes(lines, changes))),
             st.lists(texts | st.binary(max_size=8), max_size=4).map(lambda p: ("csv", b"".join(p))),
         ),
@@ -381,8 +381,8 @@ def baseline(folder: Path) -> Prepared:
         read_baseline(path)
 
     text = json.dumps(document).encode()
-    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
-    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+    valued = value_changes.map(lambda item: json_text(change_values(document, item)).encode())
+    return Prepared(valued | byte_changes.map(lambda item: change_bytes(text, item)), read)
 
 
 def engine(folder: Path) -> Prepared:
@@ -397,8 +397,8 @@ def engine(folder: Path) -> Prepared:
         if is_engine_dir(root):
             read_engine_dir(root).fits({"batch": 2, "seq": 3})
 
-    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
-    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+    valued = value_changes.map(lambda item: json_text(change_values(document, item)).encode())
+    return Prepared(valued | byte_changes.map(lambda item: change_bytes(text, item)), read)
 
 
 def bundle(folder: Path) -> Prepared:
@@ -424,7 +424,9 @@ def bundle(folder: Path) -> Prepared:
     return Prepared(
         st.one_of(
             st.tuples(value_changes.map(valued), st.just(config_text)),
-            st.tuples(st.just(text), byte_changes.map(lambda one: change_bytes(config_text, one))),
+            st.tuples(
+                st.just(text), byte_changes.map(lambda item: change_bytes(config_text, item))
+            ),
         ),
         read,
     )
@@ -477,8 +479,8 @@ def shards(folder: Path) -> Prepared:
         list_shards(path)
         read_weights(path, trust_pickle=False)
 
-    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
-    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+    valued = value_changes.map(lambda item: json_text(change_values(document, item)).encode())
+    return Prepared(valued | byte_changes.map(lambda item: change_bytes(text, item)), read)
 
 
 def program(folder: Path) -> Prepared:
@@ -507,8 +509,8 @@ def program(folder: Path) -> Prepared:
     def packed(name: str, content: bytes) -> bytes:
         made = io.BytesIO()
         with zipfile.ZipFile(made, "w") as changed:
-            for one, data in {**members, name: content}.items():
-                changed.writestr(one, data)
+            for item, data in {**members, name: content}.items():
+                changed.writestr(item, data)
         return made.getvalue()
 
     def valued(name: str, changes: Any) -> bytes:
@@ -538,7 +540,7 @@ def window_dump(folder: Path) -> Prepared:
 
     def read(change: Any) -> None:
         path.write_bytes(change_archive(arrays, change))
-        judged = [judge_window(known, one) for one in windows_of_dump(path, known)]
+        judged = [judge_window(known, item) for item in windows_of_dump(path, known)]
         WatchReport("dump", tuple(judged), known).to_markdown()
 
     return Prepared(archive_changes, read)
@@ -557,8 +559,8 @@ def routing_reference(folder: Path) -> Prepared:
         judged = judge_window(found, LiveCounts(found.totals, 100, 0.0, 1.0))
         WatchReport("dump", (judged,), found).to_markdown()
 
-    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
-    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+    valued = value_changes.map(lambda item: json_text(change_values(document, item)).encode())
+    return Prepared(valued | byte_changes.map(lambda item: change_bytes(text, item)), read)
 
 
 def metrics_text(_: Path) -> Prepared:
@@ -572,7 +574,7 @@ def metrics_text(_: Path) -> Prepared:
     def read(content: bytes) -> None:
         parse_text(content.decode("utf-8", "replace"), "url")
 
-    return Prepared(byte_changes.map(lambda one: change_bytes(text, one)), read)
+    return Prepared(byte_changes.map(lambda item: change_bytes(text, item)), read)
 
 
 def _reference() -> RoutingReference:

@@ -160,6 +160,6 @@ CANDIDATES: tuple[Candidate, ...] = (
     *_fused("flash", SDPBackend.FLASH_ATTENTION),
     *_fused("cudnn", SDPBackend.CUDNN_ATTENTION),
     *_fused("efficient", SDPBackend.EFFICIENT_ATTENTION),
-    *_compiled("compile", lambda bench, one: _sdpa(one, grouped=True)),
+    *_compiled("compile", lambda bench, item: _sdpa(item, grouped=True)),
     *_compiled("flex", _flex),
 )

@@ -82,7 +82,7 @@ def test_weights_and_caches_have_widths_of_their_own(precision: str, cache: str,
     )
     nodes = LayerNodes(op="MoHAttention", output_features=1000)
     plain, projected = (
-        decoder_savings(made, [one], weight_bytes=10**6)[0] for one in (NODES, nodes)
+        decoder_savings(made, [item], weight_bytes=10**6)[0] for item in (NODES, nodes)
     )
     caches = 2 * 8 * SIZE * 512 * (2 if cache == "float16" else 4)
     assert plain.step_share == pytest.approx(caches / 2 / (10**6 + caches))
@@ -92,7 +92,7 @@ def test_weights_and_caches_have_widths_of_their_own(precision: str, cache: str,
 
 def test_lengths_end_with_the_position_table():
     found = decoder_savings(manifest(layer(8, 0.5), 600), [NODES], weight_bytes=0)
-    assert [one.length for one in found] == [512, 600]
+    assert [item.length for item in found] == [512, 600]
     assert "at 512 tokens skipping heads saves at most" in next(savings_lines(found))
 
 

@@ -37,7 +37,7 @@ def test_candidates_take_turns_in_an_order_that_is_drawn_each_round():
     assert times["sparse"] == pytest.approx([10.0] * 7)
     turns = hands.worked[-21:]
     rounds = [tuple(turns[i : i + 3]) for i in range(0, 21, 3)]
-    assert {tuple(sorted(one)) for one in rounds} == {(0.01, 0.02, 0.03)}
+    assert {tuple(sorted(item)) for item in rounds} == {(0.01, 0.02, 0.03)}
     assert len(set(rounds)) > 3
 
 

@@ -105,7 +105,7 @@ def with_inputs(case: Case, **arrays: np.ndarray) -> Case:
 def with_constants(case: Case, **arrays: np.ndarray) -> onnx.ModelProto:
     """Return the model of a case whose inputs of these names are constants."""
     model = case_model(case)
-    given = [one for one in model.graph.input if one.name not in arrays]
+    given = [item for item in model.graph.input if item.name not in arrays]
     del model.graph.input[:]
     model.graph.input.extend(given)
     for name, array in arrays.items():

@@ -14,10 +14,10 @@ from tests.plugins.kernels import Kernels, assert_right, run_session
 
 def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
     """Return the model with its MoH node, and that node's body, in another domain."""
-    for one in (*model.graph.node, *model.functions):
-        one.domain = domain
+    for function in (*model.graph.node, *model.functions):
+        function.domain = domain
     del model.opset_import[:]
-    model.opset_import.extend(onnx.helper.make_opsetid(*one) for one in (("", 18), (domain, 1)))
+    model.opset_import.extend(onnx.helper.make_opsetid(*item) for item in (("", 18), (domain, 1)))
     return model
 
 

@@ -58,5 +58,7 @@ def test_flags_of_a_user_leave_no_set_out(tmp_path: Path, monkeypatch: pytest.Mo
     configure = ["cmake", "-S", str(plugins), "-B", str(tmp_path), *options]
     subprocess.run(configure, check=True, capture_output=True)
     commands = json.loads((tmp_path / "compile_commands.json").read_text())
-    (kernels,) = (one for one in commands if one["file"].endswith("cpu/attention/attention.cc"))
+    (kernels,) = (
+        command for command in commands if command["file"].endswith("cpu/attention/attention.cc")
+    )
     assert re.findall(r"-march=(\S+)", kernels["command"]) == ["znver4", "x86-64"]

@@ -74,7 +74,7 @@ def test_constant_weight_gives_the_same_bits_as_one_of_each_call(
     kernels: Kernels, name: str, dtype: str
 ):
     case = replace(PROJECTIONS[name], dtype=dtype).case()
-    weights = [one for one in ("W", "scales") if one in named_inputs(case)]
+    weights = [item for item in ("W", "scales") if item in named_inputs(case)]
     constant = run_with_constants(kernels, case, *weights)
     assert_right(case, [constant])
     assert constant.tobytes() == kernels.run(case)[0].tobytes()
@@ -157,7 +157,7 @@ def test_weights_of_a_head_that_nobody_chose_are_not_used(
 def test_other_tokens_change_no_bit(kernels: Kernels, name: str):
     """A token's answer does not depend on what else is in the batch, or how many there are."""
     case = replace(PROJECTIONS[name], gates="shared_heads").case()
-    x, gates = (named_inputs(case)[one].copy() for one in ("X", "gates"))
+    x, gates = (named_inputs(case)[item].copy() for item in ("X", "gates"))
     others = np.random.default_rng(0).random(gates.shape[:2]) < 0.5
     gates[others] = 0
     x[others] = np.nan if "query" in name else 0
@@ -182,7 +182,7 @@ def test_rows_without_a_scale_reach_no_other_row(kernels: Kernels, x: np.ndarray
     given = named_inputs(case)
     changed = given["X"].copy()
     changed[0, 0] = x
-    got, before = (kernels.run(one)[0] for one in (with_inputs(case, X=changed), case))
+    got, before = (kernels.run(item)[0] for item in (with_inputs(case, X=changed), case))
     np.testing.assert_array_equal(got[0, 1:], before[0, 1:])
     np.testing.assert_array_equal(got[1], before[1])
     if is_number:  # too small for a step

@@ -81,7 +81,7 @@ def test_constant_weights_give_the_same_bits_as_those_of_each_call(
 ):
     case = replace(SETUPS[name], dtype=dtype).case()
     (of_each_call,) = kernels.run(case)
-    taps = [one for one in ("W", "bias", "input_bias") if one in named_inputs(case)]
+    taps = [item for item in ("W", "bias", "input_bias") if item in named_inputs(case)]
     for constant in (taps, taps[:1], taps[1:]):
         got = run_with_constants(kernels, case, *constant)
         assert got.tobytes() == of_each_call.tobytes()

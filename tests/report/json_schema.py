@@ -122,15 +122,15 @@ def _object_misfits(derived: Schema, docs: Schema, defs: Schema, where: str) -> 
         yield from misfits(derived["of"], docs["additionalProperties"], defs, f"{where}{{}}")
         return
     if "properties" not in docs:  # a mapping in the docs
-        for name, one in derived["properties"].items():
-            yield from misfits(one, docs["additionalProperties"], defs, f"{where}.{name}")
+        for name, item in derived["properties"].items():
+            yield from misfits(item, docs["additionalProperties"], defs, f"{where}.{name}")
         return
     documented, here = docs["properties"], derived["properties"]
     for name in {*docs.get("required", ()), *here} - {*here}:
         yield f"{where}.{name} is documented, and is not there"
-    for name, one in here.items():
+    for name, item in here.items():
         if name in documented:
-            yield from misfits(one, documented[name], defs, f"{where}.{name}")
+            yield from misfits(item, documented[name], defs, f"{where}.{name}")
         else:
             yield f"{where}.{name} is not documented"
 

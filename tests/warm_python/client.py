@@ -26,7 +26,7 @@ def ask(request: dict[str, object]) -> int:
     import signal
     import socket
 
-    ignored = [one for one in SIGNAL_MASK if signal.getsignal(one) is signal.SIG_IGN]
+    ignored = [item for item in SIGNAL_MASK if signal.getsignal(item) is signal.SIG_IGN]
     # One that comes before there is a process to hand it to has to wait.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNAL_MASK)
     files = open_files()
@@ -37,8 +37,8 @@ def ask(request: dict[str, object]) -> int:
         socket.send_fds(server, [len(text).to_bytes(4, "big")], files)
         server.sendall(text)
         process = int.from_bytes(server.recv(4), "big")
-        for one in set(SIGNAL_MASK) - set(ignored):
-            signal.signal(one, lambda number, _: os.kill(process, number))
+        for item in set(SIGNAL_MASK) - set(ignored):
+            signal.signal(item, lambda number, _: os.kill(process, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNAL_MASK)
         return int.from_bytes(server.recv(4), "big", signed=True)
 
@@ -47,7 +47,7 @@ def open_files() -> list[int]:
     """Return the numbers of all files that this process was given."""
     listed = [int(name) for name in os.listdir("/proc/self/fd")]
     # The listing itself is a file, too, and closed by now.
-    return sorted(one for one in listed if os.path.exists(f"/proc/self/fd/{one}"))
+    return sorted(item for item in listed if os.path.exists(f"/proc/self/fd/{item}"))
 
 
 def end_like(return_code: int) -> None:

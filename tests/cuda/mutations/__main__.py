@@ -13,8 +13,8 @@ from tests.cuda.mutations.table import MUTATIONS
 
 def main(pattern: str = "") -> int:
     """Try all whose name has the pattern; the exit code is 1 if there is none or one survives."""
-    chosen = [one for one in MUTATIONS if re.search(pattern, str(one))]
-    survivors = [one for one in chosen if not _is_caught(one)]
+    chosen = [mutation for mutation in MUTATIONS if re.search(pattern, str(mutation))]
+    survivors = [item for item in chosen if not _is_caught(item)]
     print(f"{len(chosen)} planted, {len(survivors)} not caught, {_cpu_seconds():.0f} s of CPU")
     return 1 if survivors or not chosen else 0
 

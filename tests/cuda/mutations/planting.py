@@ -43,7 +43,7 @@ def build_planted(mutation: Mutation, folder: Path) -> Path:
     for unit in mutation.units:
         compilation = kept.pop(_CUDA / "launch" / f"{unit}.cu")
         changed.append(_compile(compilation, folder))
-    return _link([*changed, *(one.output for one in kept.values())], mutation.variant, folder)
+    return _link([*changed, *(item.output for item in kept.values())], mutation.variant, folder)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _objects(variant: Variant) -> tuple[tuple[Path, _Compilation], ...]:
         for entry in entries
         if any(target in entry["command"] for target in _TARGETS)
     ]
-    return tuple((one.source, one) for one in compilations)
+    return tuple((compilation.source, compilation) for compilation in compilations)
 
 
 def _compile(compilation: _Compilation, folder: Path) -> Path:

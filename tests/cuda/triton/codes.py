@@ -39,11 +39,11 @@ class Codes:
     """
 
     def __init__(self, architectures: Sequence[int] = variants.ARCHITECTURES) -> None:
-        chosen = [one for one in variants.VARIANTS if one.architecture in architectures]
-        self._texts = [ctypes.create_string_buffer(str(one).encode()) for one in chosen]
+        chosen = [variant for variant in variants.VARIANTS if variant.architecture in architectures]
+        self._texts = [ctypes.create_string_buffer(str(item).encode()) for item in chosen]
         self.by_address = dict(zip(map(ctypes.addressof, self._texts), chosen, strict=True))
         self.entries = (abi.TritonCode * len(chosen))(
-            *(_entry(one, address) for address, one in self.by_address.items())
+            *(_entry(item, address) for address, item in self.by_address.items())
         )
 
 

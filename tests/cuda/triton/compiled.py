@@ -12,7 +12,7 @@ from triton import knobs
 
 from tests.cuda.triton.codes import SOURCES, load, variants
 
-BY_NAME = {str(one): one for one in variants.VARIANTS}
+BY_NAME = {str(variant): variant for variant in variants.VARIANTS}
 """The variants; a kernel's name here."""
 
 _USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) .*?LOCAL:(?P<local>\d+)")

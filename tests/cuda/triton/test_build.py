@@ -48,7 +48,7 @@ def _run(*command: str) -> None:
 
 @pytest.mark.usefixtures("needs_nvcc", "needs_triton")
 def test_a_library_that_is_built_with_triton_holds_every_kernel(tmp_path: Path):
-    assert _kernels(tmp_path, sys.executable) == [str(one) for one in variants.VARIANTS]
+    assert _kernels(tmp_path, sys.executable) == [str(variant) for variant in variants.VARIANTS]
 
 
 @pytest.mark.usefixtures("needs_nvcc")

@@ -92,7 +92,7 @@ extern "C" size_t count() {{ return moh::cuda::triton_codes().count; }}
 
 @nightly
 def test_the_source_holds_every_kernel(tmp_path: Path):
-    kernels = [compiled.kernel(str(one)) for one in VARIANTS]
+    kernels = [compiled.kernel(str(item)) for item in VARIANTS]
     source, probe, library = (tmp_path / name for name in ("code.cc", "probe.cc", "probe.so"))
     source.write_text(compiled.compiler().source_text(kernels))
     probe.write_text(_PROBE.format(source=source))
@@ -114,6 +114,6 @@ def test_the_source_holds_every_kernel(tmp_path: Path):
 
 def test_variants_of_a_gpu_and_dtype_come_in_order():
     """The first that a head fits into is taken."""
-    for one, other in pairwise(VARIANTS):
-        if (one.architecture, one.dtype) == (other.architecture, other.dtype):
-            assert one.shape.columns < other.shape.columns
+    for item, other in pairwise(VARIANTS):
+        if (item.architecture, item.dtype) == (other.architecture, other.dtype):
+            assert item.shape.columns < other.shape.columns

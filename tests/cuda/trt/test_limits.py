@@ -57,7 +57,7 @@ def test_kernels_take_what_is_at_the_limit(emulator: Emulator, op: str, name: st
     assert abi.STATUSES[status] == "kOk", emulator.library.moh_cuda_last_error()
 
 
-@pytest.mark.parametrize(("op", "name"), [one for one in LIMITS if one[0] != "MoHRouter"])
+@pytest.mark.parametrize(("op", "name"), [limit for limit in LIMITS if limit[0] != "MoHRouter"])
 def test_kernels_refuse_what_is_beyond(emulator: Emulator, op: str, name: str):
     """Routers are limited by shared memory, well beyond what is published."""
     status = CALLS[op](emulator, {name: PLUGINS[op].limits[name] + 2})

@@ -428,9 +428,9 @@ def test_the_device_is_asked_once_for_all_shapes(harness: Harness, kernels: Kern
     plugin, run = _ready(harness, _case("MoHAttention", "plain_rank3"))
     assert kernels.device_calls == 1
     clone = plugin.clone()
-    for one in (plugin, clone):
-        assert one.on_shape_change(run.tensors)
-        assert one.set_tactic(DENSE)
+    for item in (plugin, clone):
+        assert item.on_shape_change(run.tensors)
+        assert item.set_tactic(DENSE)
     assert kernels.device_calls == 1
 
 

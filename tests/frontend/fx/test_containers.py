@@ -39,7 +39,9 @@ class Registered:
 
 
 pytree.register_pytree_node(
-    Registered, lambda one: (one.items, (one.seen,)), lambda items, seen: Registered(items, *seen)
+    Registered,
+    lambda item: (item.items, (item.seen,)),
+    lambda items, seen: Registered(items, *seen),
 )
 
 
@@ -49,7 +51,7 @@ class Output(OrderedDict[str, object]):
 
 pytree.register_pytree_node(
     Output,
-    lambda one: (list(one.values()), list(one)),
+    lambda item: (list(item.values()), list(item)),
     lambda values, names: Output(zip(names, values, strict=True)),
 )
 
@@ -189,11 +191,11 @@ class Opaque:
 
 pytree.register_pytree_node(
     Answer,
-    lambda one: (list(one.values()), list(one)),
+    lambda item: (list(item.values()), list(item)),
     lambda values, names: Answer(zip(names, values, strict=True)),
 )
 pytree.register_pytree_node(
-    Opaque, lambda one: (list(one.parts), None), lambda values, _: Opaque(*values)
+    Opaque, lambda item: (list(item.parts), None), lambda values, _: Opaque(*values)
 )
 
 

@@ -31,8 +31,8 @@ def files(*names: str) -> dict[str, object]:
 def called(forward: Callable[..., object], given: object) -> tuple[object, ...]:
     """Bind, and return what the function returns when it is called so: numbers for tensors."""
     bound = bind(forward, given)
-    assert list(bound.call.inputs) == [one.name for one in bound.inputs]
-    args, kwargs = arguments_of(bound.call, [one.value for one in bound.inputs])
+    assert list(bound.call.inputs) == [entry.name for entry in bound.inputs]
+    args, kwargs = arguments_of(bound.call, [entry.value for entry in bound.inputs])
     return forward(*args, **kwargs)
 
 
@@ -42,7 +42,7 @@ def named(ids, mask=None, *, past=None, use_cache=True):
 
 def test_names_of_parameters_decide_and_not_their_order():
     bound = bind(named, files("past", "mask", "ids"))
-    assert [one.name for one in bound.inputs] == ["ids", "mask", "past"]
+    assert [entry.name for entry in bound.inputs] == ["ids", "mask", "past"]
     ids, mask, *others = called(named, {"mask": A, "use_cache": False, "ids": B})
     assert (int(ids[0]), int(mask[0]), *others) == (1, 0, None, False)
     ids, mask, past, use_cache = called(named, {"past": C, "ids": B})
@@ -57,7 +57,7 @@ def test_behind_a_parameter_that_is_left_out_others_go_by_keyword():
 def test_dynamic_axes_stay_with_their_input():
     mask = ModelInput("mask", A, {0: "length"})
     bound = bind(named, {"mask": mask, "ids": item("ids")})
-    assert [one.dims for one in bound.inputs] == [{}, {0: "length"}]
+    assert [entry.dims for entry in bound.inputs] == [{}, {0: "length"}]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_names_that_are_no_parameters_are_positional_arguments(
 ):
     first, second = called(forward, files(*names))
     assert (float(first[0]), float(second[0])) == (0, 1)
-    assert [one.name for one in bind(forward, files(*names)).inputs] == list(names)
+    assert [entry.name for entry in bind(forward, files(*names)).inputs] == list(names)
 
 
 def test_arguments_by_position_are_called_as_their_parameters():
@@ -83,7 +83,7 @@ def test_arguments_by_position_are_called_as_their_parameters():
         return x, pair, rest
 
     bound = bind(forward, (A, {"key": B}, None, C))
-    assert [one.name for one in bound.inputs] == ["x", "pair.key", "rest.1"]
+    assert [entry.name for entry in bound.inputs] == ["x", "pair.key", "rest.1"]
     assert called(forward, (A, {"key": 3}, None, 4))[1:] == ({"key": 3}, (None, 4))
 
 
@@ -91,7 +91,7 @@ def test_varargs_take_a_tuple_by_name():
     def forward(x, *past):
         return past
 
-    assert [int(one[0]) for one in called(forward, {"past": (A, B), "x": C})] == [0, 1]
+    assert [int(entry[0]) for entry in called(forward, {"past": (A, B), "x": C})] == [0, 1]
     assert called(forward, {**files("past.1", "past.0"), "x": C})[0][0] == 1
     with pytest.raises(ConfigError, match=r"takes '\*past', which needs a tuple"):
         bind(forward, {"past": A, "x": C})
@@ -174,7 +174,7 @@ def test_paths_lead_into_tuples_and_dicts():
 
     past = called(forward, files("past.1.value", "past.0.key", "past.0.value", "past.1.key"))
     assert isinstance(past, tuple)
-    assert [{k: int(v[0]) for k, v in one.items()} for one in past] == [
+    assert [{k: int(v[0]) for k, v in entry.items()} for entry in past] == [
         {"key": 1, "value": 2},
         {"value": 0, "key": 3},
     ]
@@ -211,7 +211,7 @@ def test_values_in_memory_keep_their_classes():
 
     given = {"past": [(A, State(B, C))], "batch": Batch(A, scaled=True)}
     bound = bind(forward, given)
-    assert [one.name for one in bound.inputs] == [
+    assert [entry.name for entry in bound.inputs] == [
         "batch.ids",
         "past.0.0",
         "past.0.1.key",
@@ -230,7 +230,7 @@ class Mode(enum.IntEnum):
 @pytest.mark.parametrize("value", [None, True, 3, 2.5, "text", Mode.FAST])
 def test_constants_are_no_inputs(value: object):
     bound = bind(named, {"ids": A, "use_cache": value})
-    assert [one.name for one in bound.inputs] == ["ids"]
+    assert [entry.name for entry in bound.inputs] == ["ids"]
     found = bound.call.kwargs["use_cache"].value
     assert found == value
     assert type(found) in (type(None), bool, int, float, str)
@@ -251,7 +251,7 @@ def test_number_without_axes_is_a_constant_where_the_parameter_is_annotated_so()
     assert (flag, count, on) == (False, 3, True)
     assert isinstance(scale, Tensor)
     # A tensor in memory is meant as one.
-    assert [one.name for one in bind(forward, {"ids": A, "count": torch.tensor(3)}).inputs] == [
+    assert [entry.name for entry in bind(forward, {"ids": A, "count": torch.tensor(3)}).inputs] == [
         "ids",
         "count",
     ]
@@ -277,11 +277,11 @@ def test_values_that_are_no_arguments_are_refused_with_their_path(value: object,
 
 def test_same_tensor_twice_is_two_inputs():
     bound = bind(named, {"ids": [(A, A)]})
-    assert [one.name for one in bound.inputs] == ["ids.0.0", "ids.0.1"]
+    assert [entry.name for entry in bound.inputs] == ["ids.0.0", "ids.0.1"]
 
 
 def test_values_of_a_program_are_flat_and_have_no_constants():
-    assert [one.name for one in flattened({"past": [(A, B)], "x": C})] == [
+    assert [entry.name for entry in flattened({"past": [(A, B)], "x": C})] == [
         "past.0.0",
         "past.0.1",
         "x",

@@ -150,9 +150,9 @@ def test_ids_are_repeated_where_the_range_has_no_more() -> None:
 
 def test_masks_kinds_and_positions_stay_what_they_are() -> None:
     codes = [[1, 0, 1], [0, -10000, 0], [0, 1, 2]]
-    inputs = [ModelInput("x", torch.tensor(one), {0: "seq"}) for one in codes]
+    inputs = [ModelInput("x", torch.tensor(code), {0: "seq"}) for code in codes]
     longer = resize_inputs(inputs, {"seq": 5})
-    assert [one.value.tolist() for one in longer] == [one + one[:2] for one in codes]
+    assert [item.value.tolist() for item in longer] == [code + code[:2] for code in codes]
     (mask,) = resize_inputs([ModelInput("m", torch.tensor([True, False]), {0: "seq"})], {"seq": 3})
     assert mask.value.tolist() == [True, False, True]
 

@@ -52,7 +52,7 @@ def test_weights_are_the_pages_of_the_file(tmp_path: Path):
     write_plain_torch(tmp_path, vocab_size=50_000, hidden_size=64)
     module = load(tmp_path)[0]
     mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    pages = [one[0].split("-") for one in mapped if one[-1].endswith("model.safetensors")]
+    pages = [item[0].split("-") for item in mapped if item[-1].endswith("model.safetensors")]
     start = module.embed.weight.data_ptr()
     assert any(int(first, 16) <= start < int(last, 16) for first, last in pages)
 

@@ -280,13 +280,13 @@ Named = namedtuple("Named", ["one", "two"])
 
 pytree.register_pytree_node(
     Answer,
-    lambda one: (list(one.values()), list(one)),
+    lambda item: (list(item.values()), list(item)),
     lambda values, names: Answer(zip(names, values, strict=True)),
     serialized_type_name="here.Answer",
 )
 pytree.register_pytree_node(
     Opaque,
-    lambda one: (list(one.parts), None),
+    lambda item: (list(item.parts), None),
     lambda values, _: Opaque(*values),
     serialized_type_name="here.Opaque",
 )
@@ -346,13 +346,13 @@ def test_program_is_called_without_the_classes_that_it_takes(tmp_path: Path) -> 
     loaded = load_program(change_json(tmp_path / "m.pt2", forget), trust_pickle=False)
     model = LoadedModel(None, loaded, "pt2", None)
     inputs = inputs_from_program(loaded)
-    assert [one.name for one in inputs] == ["x", "y.left", "y.right"]
-    assert_tensors([one.value for one in inputs], X, X + 1, X + 2)
+    assert [item.name for item in inputs] == ["x", "y.left", "y.right"]
+    assert_tensors([item.value for item in inputs], X, X + 1, X + 2)
     assert_tensors(model.callable()(X, X + 1, X + 2), X, 2 * X + 3)
 
 
 def assert_tensors(got: object, *expected: Tensor) -> None:
-    tensors = [one for one in pytree.tree_leaves(got) if one is not None]
+    tensors = [leave for leave in pytree.tree_leaves(got) if leave is not None]
     torch.testing.assert_close(tensors, list(expected))
 
 

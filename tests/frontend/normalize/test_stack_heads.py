@@ -48,7 +48,7 @@ class Model(nn.Module):
         return self.written(self, x, y, g)
 
     def qkv(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, ...]]:
-        q, k, v = (whole(one) for whole, one in zip(self.wholes, (x, y, y), strict=True))
+        q, k, v = (whole(item) for whole, item in zip(self.wholes, (x, y, y), strict=True))
         return list(zip(q.split(D, -1), k.chunk(H, -1), v.chunk(H, -1), strict=True))
 
 

@@ -12,7 +12,7 @@ def test_baseline_that_is_wrong_is_no_measure(fault: str | None):
     other = replace(dense, inputs="other.npz", fault="its outputs hold NaN")
     report = replace(bench_report(), results=(first, replace(dense, fault=fault), other))
     found = bench_figures(report, {})
-    ratios = [one.group for one in found if one.name == "ratio"]
+    ratios = [item.group for item in found if item.name == "ratio"]
     expected = "recorded inputs at batch=4, threads=1, beside dense"
     assert ratios == ([expected] if fault is None else [])
-    assert {one.name for one in found} >= {"p50_ms", "peak_memory_bytes", "computed_share"}
+    assert {item.name for item in found} >= {"p50_ms", "peak_memory_bytes", "computed_share"}

@@ -43,9 +43,9 @@ def test_timer_gives_wall_and_cpu_time_of_each_run():
         {"busy": lambda: sum(range(20_000)), "idle": lambda: None}
     )
     assert set(times) == {"busy", "idle"}
-    for one in times.values():
-        assert len(one.wall_ms) == len(one.cpu_ms) == 7
-        assert all(around > wall for around, wall in zip(one.around_ms, one.wall_ms, strict=True))
+    for time in times.values():
+        assert len(time.wall_ms) == len(time.cpu_ms) == 7
+        assert all(around > wall for around, wall in zip(time.around_ms, time.wall_ms, strict=True))
     assert min(times["busy"].cpu_ms) > 0
 
 

@@ -135,7 +135,7 @@ def test_contestant_may_be_called_like_a_quantity():
 
 
 def test_every_metric_can_be_read():
-    assert {name: one.read(MODEL) for name, one in METRICS.items()} == {
+    assert {name: metric.read(MODEL) for name, metric in METRICS.items()} == {
         "p50": 2.0,
         "p90": 3.0,
         "p99": None,

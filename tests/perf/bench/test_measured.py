@@ -74,13 +74,13 @@ def test_rows_are_those_of_the_open_gates_on_kernels_only(package: OnnxPackage):
     opened = [int(np.count_nonzero(gates)) for gates in package.vectors[0].gates]
     assert 0 < opened[0] < 24
     (on_kernels,) = layer_work(package, sets, Variant(kernels="require", threads=1))
-    assert [one.rows_computed for one in on_kernels] == opened
-    assert [one.rows_dense for one in on_kernels] == [24, 24]
-    assert [one.runs_as for one in on_kernels] == ["kernel", "kernel"]
+    assert [kernel.rows_computed for kernel in on_kernels] == opened
+    assert [kernel.rows_dense for kernel in on_kernels] == [24, 24]
+    assert [kernel.runs_as for kernel in on_kernels] == ["kernel", "kernel"]
     (as_functions,) = layer_work(package, sets, Variant(kernels="off", threads=1))
-    assert [one.rows_computed for one in as_functions] == [24, 24]
-    assert [one.runs_as for one in as_functions] == ["function", "function"]
-    assert [one.active_share for one in as_functions] == [n / 24 for n in opened]
+    assert [function.rows_computed for function in as_functions] == [24, 24]
+    assert [function.runs_as for function in as_functions] == ["function", "function"]
+    assert [function.active_share for function in as_functions] == [n / 24 for n in opened]
 
 
 def test_dense_layers_compute_every_row(package: OnnxPackage, tmp_path: Path):
@@ -88,7 +88,10 @@ def test_dense_layers_compute_every_row(package: OnnxPackage, tmp_path: Path):
     layers = with_choices(package.manifest.layers, {"blocks.0.attn": "dense"})
     mixed = write_choices(package, layers, tmp_path / "mixed")
     (work,) = layer_work(mixed, input_sets(mixed, [], []), Variant(kernels="auto", threads=1))
-    assert [(one.choice, one.runs_as) for one in work] == [("dense", "dense"), ("sparse", "kernel")]
+    assert [(item.choice, item.runs_as) for item in work] == [
+        ("dense", "dense"),
+        ("sparse", "kernel"),
+    ]
     assert work[0].rows_computed == 24
     assert work[1].rows_computed < 24
 
@@ -100,8 +103,8 @@ def test_choice_by_size_is_the_one_of_these_inputs(package: OnnxPackage, tmp_pat
     x = np.concatenate([short.inputs["x"]] * 2, axis=1)
     long = InputSet("long", {"batch": 2, "seq": 6}, {"x": x}, 1.0)
     at_short, at_long = layer_work(by_size, [short, long], Variant(kernels="auto", threads=1))
-    assert [one.choice for one in (*at_short, *at_long)] == ["dense"] * 2 + ["sparse"] * 2
-    assert [one.rows_computed == one.rows_dense for one in (*at_short, *at_long)] == [
+    assert [item.choice for item in (*at_short, *at_long)] == ["dense"] * 2 + ["sparse"] * 2
+    assert [item.rows_computed == item.rows_dense for item in (*at_short, *at_long)] == [
         True,
         True,
         False,
@@ -111,6 +114,6 @@ def test_choice_by_size_is_the_one_of_these_inputs(package: OnnxPackage, tmp_pat
 
 def test_break_even_is_predicted_for_each_layer(package: OnnxPackage):
     (work,) = layer_work(package, input_sets(package, [], []), Variant(kernels="auto", threads=1))
-    for one in work:
-        assert set(one.break_even) == {"sparse"}
-        assert one.predicted_fastest in ("dense", "sparse")
+    for item in work:
+        assert set(item.break_even) == {"sparse"}
+        assert item.predicted_fastest in ("dense", "sparse")

@@ -26,12 +26,12 @@ def unknown(report: BenchReport) -> BenchReport:
     """Return it with nothing known that may be unknown."""
     results = [
         replace(
-            one,
+            result,
             fresh=FreshRun(),
-            latency=replace(one.latency, p90_ms=None, p99_ms=None, sorted_ms=()),
+            latency=replace(result.latency, p90_ms=None, p99_ms=None, sorted_ms=()),
             agreement=Agreement(math.nan, None, "it has 2 outputs, not 1."),
         )
-        for one in report.results
+        for result in report.results
     ]
     routing = replace(ROUTING, wall_ms=None, cpu_ms=None, share=None, reason="no")
     return replace(report, results=tuple(results), routing=(routing,), samples_by=None, gates=())

@@ -41,21 +41,21 @@ def test_example_is_what_one_layer_is_predicted_at():
 
 def test_share_is_where_skipping_takes_as_long_as_standard_operators():
     layer, _ = found(SMALL)
-    undecided = [one for one in layer.sizes if one.share not in (None, 1.0)]
-    for one in undecided:
-        again = found(replace(SMALL, active_share=one.share))[0]
-        (same,) = [size for size in again.sizes if size.batch == one.batch]
+    undecided = [item for item in layer.sizes if item.share not in (None, 1.0)]
+    for item in undecided:
+        again = found(replace(SMALL, active_share=item.share))[0]
+        (same,) = [size for size in again.sizes if size.batch == item.batch]
         assert same.ms == pytest.approx(same.dense_ms, rel=1e-3)
-    for one in layer.sizes:
-        assert one.pays == (one.share is not None and one.share > SMALL.active_share)
+    for item in layer.sizes:
+        assert item.pays == (item.share is not None and item.share > SMALL.active_share)
 
 
 def test_all_layers_together_are_the_sum_of_each():
     first, second, together = found(SMALL, replace(SMALL, path="other", seq_len=64, kv_len=64))
     assert (first.path, second.path, together.path) == ("blocks.0.attn", "other", None)
-    for one, other, both in zip(first.sizes, second.sizes, together.sizes, strict=True):
-        assert both.ms == pytest.approx(one.ms + other.ms)
-        assert both.dense_ms == pytest.approx(one.dense_ms + other.dense_ms)
+    for item, other, both in zip(first.sizes, second.sizes, together.sizes, strict=True):
+        assert both.ms == pytest.approx(item.ms + other.ms)
+        assert both.dense_ms == pytest.approx(item.dense_ms + other.dense_ms)
 
 
 def test_batches_are_of_the_model_and_windows_are_samples_of_a_layer():

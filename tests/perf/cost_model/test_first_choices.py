@@ -133,7 +133,7 @@ def ranged(pairs: list[tuple[int, int]], *choices: str) -> str | None:
     layer = by_size(PROJECTED_LAYER, sizes(*pairs), choices)
     if layer is None:
         return None
-    found = [current_choice(layer, one) for one in sizes(*pairs)]
+    found = [current_choice(layer, size) for size in sizes(*pairs)]
     assert found == list(choices), "every measured run has its choice"
     return choice_text(layer)
 
@@ -192,7 +192,7 @@ def test_runs_of_one_size_cannot_differ():
     ],
 )
 def test_other_choice_has_to_be_clearly_faster(ms: dict[str, float], expected: str):
-    samples = {choice: (one,) * 7 for choice, one in ms.items()}
+    samples = {choice: (item,) * 7 for choice, item in ms.items()}
     assert fastest_there(samples, {}, otherwise="sparse") == expected
 
 

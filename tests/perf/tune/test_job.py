@@ -9,8 +9,8 @@ NOISE = (0.0, 0.05, -0.05, 0.1, -0.1, 0.02, -0.02)
 def samples(**ms: float) -> dict[str, tuple[float, ...]]:
     """Contestants with noise of their own each."""
     return {
-        name: tuple(one * (1 + NOISE[(index + shift) % 7]) for index in range(7))
-        for shift, (name, one) in enumerate(ms.items())
+        name: tuple(item * (1 + NOISE[(index + shift) % 7]) for index in range(7))
+        for shift, (name, item) in enumerate(ms.items())
     }
 
 

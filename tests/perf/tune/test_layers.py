@@ -17,7 +17,7 @@ def test_slower_means_beyond_noise_on_one_set_of_inputs():
     sets = [times(STEADY, fast, fast), times(STEADY, slow, fast), times(NOISE, STEADY, slow)]
     assert slower_than_dense(sets) == [1]
     assert slower_than_dense(sets, "one_choice") == []
-    assert {name: one.value for name, one in chosen_over(sets[0]).items()} == {
+    assert {name: item.value for name, item in chosen_over(sets[0]).items()} == {
         "dense": 0.5,
         "one_choice": 1.0,
     }

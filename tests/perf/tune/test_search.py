@@ -26,7 +26,7 @@ ACCURATE = replace(GOOD, accuracy=(replace(METRIC, interval=(-math.inf, 0.1)),))
 def searched(root: Path, *precisions: str, first: str = "well") -> list[Tried]:
     """Return how candidates ended that end as they are called."""
     package = write_package(root / "package")
-    ways = [FLOAT32, *(RuntimePrecision("onnxruntime", one) for one in precisions)]
+    ways = [FLOAT32, *(RuntimePrecision("onnxruntime", precision) for precision in precisions)]
     contests = ContestsApart(Ending(package.root, first), root)
     search = Search(package, ways, contests, root)
     assert search.run().way == FLOAT32
@@ -137,7 +137,7 @@ def test_what_has_changed_since_is_not_taken_over(damage: str, tmp_path: Path):
 @nightly
 def test_what_else_ends_a_process_is_said(tmp_path: Path):
     rows = searched(tmp_path, "unmade", "signal 9", "memory", "status 3", "refused")[1:]
-    said = {one.way.precision: str(one.reason).partition(", at")[0] for one in rows}
+    said = {row.way.precision: str(row.reason).partition(", at")[0] for row in rows}
     killed = "its process ended by signal 9 (SIGKILL)"
     assert said == {
         "unmade": f"it cannot be made: {killed}. A system that is short of memory does that.",
@@ -146,7 +146,7 @@ def test_what_else_ends_a_process_is_said(tmp_path: Path):
         "status 3": "its process ended with status 3",
         "refused": "it is not equal.",
     }
-    endings = {one.way.precision: one.ending for one in rows}
+    endings = {row.way.precision: row.ending for row in rows}
     assert endings.pop("refused") == "not good"
     assert set(endings.values()) == {"could not run"}
 

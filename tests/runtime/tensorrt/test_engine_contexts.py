@@ -125,7 +125,7 @@ def test_tensors_that_are_empty_have_an_address(context: Callable[..., GpuContex
 def test_another_stream_waits_for_the_last_run(context: Callable[..., GpuContext], monkeypatch):
     made, streams = context({}), [_Stream(), _Stream()]
     for stream in (streams[0], streams[0], streams[1], streams[1]):
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None, one=stream: one)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None, item=stream: item)
         made.run({"x": aligned(), "past": aligned()}, 0)
     # The context's scratch memory is in use until then.
     assert [stream.waited_for for stream in streams] == [[], [streams[0]]]

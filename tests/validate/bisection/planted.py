@@ -52,7 +52,7 @@ def change_weight(
 ) -> str:
     """Give a node a changed copy of a weight that it reads."""
     reader = named(graph, node)
-    weights = {one.name: one for one in graph.initializer}
+    weights = {item.name: item for item in graph.initializer}
     weight = numpy_helper.to_array(weights[reader.input[place]])
     changed = numpy_helper.from_array(change(weight).astype(weight.dtype), f"{node}.changed")
     graph.initializer.append(changed)
@@ -70,7 +70,7 @@ class Attribute:
 
     def __call__(self, graph: onnx.GraphProto) -> str:
         node = named(graph, self.node)
-        (one,) = (one for one in node.attribute if one.name == self.name)
+        (one,) = (item for item in node.attribute if item.name == self.name)
         value = self.change(helper.get_attribute_value(one))
         one.CopyFrom(helper.make_attribute(self.name, value))
         return self.node

@@ -28,5 +28,5 @@ def test_share_of_products_is_by_their_terms():
 def test_attention_counts_by_its_layer(tmp_path: Path):
     package = write_package(tmp_path / "package")
     graph = graph_of(ForcedModel(package, {}))
-    (attention,) = (one for one in graph.nodes if one.name == package.manifest.layers[0].node)
+    (attention,) = (node for node in graph.nodes if node.name == package.manifest.layers[0].node)
     assert flops_share(graph, {}, attention.output) == 1.0

@@ -38,7 +38,7 @@ def value(name: str, drift: float | None, *, wrong: bool = False) -> Recorded:
 
 
 def exact(recorded: list[Recorded], precision: str = "float32", **reactions: float) -> set[str]:
-    return {one.what for one in checkpoints(recorded, reactions, precision) if one.exact}
+    return {item.what for item in checkpoints(recorded, reactions, precision) if item.exact}
 
 
 def test_error_of_rounding_is_exact_by_how_much_the_value_reacts():
@@ -78,7 +78,7 @@ def test_bound_of_rounding_is_that_of_the_precision():
 
 def test_without_anything_above_its_limit_what_is_nearest_to_it_counts():
     near = wrong_values(recorded(first=0.8, second=0.01))
-    assert [one.value for one in near] == ["first"]
+    assert [item.value for item in near] == ["first"]
     assert len(wrong_values(recorded(first=0.8, second=0.3))) == 2
 
 
@@ -128,7 +128,7 @@ def write(output: Path, scale: float = 1.0) -> OnnxPackage:
     recorded = VectorSet(
         {"batch": 5},
         {"x": x},
-        {name: one.astype(np.float32) for name, one in known.items()},
+        {name: item.astype(np.float32) for name, item in known.items()},
         (),
         (),
     )
@@ -151,10 +151,10 @@ def places(package: OnnxPackage) -> tuple[set[str], set[str]]:
     judge, graph = VariantJudge(model, package.vectors, BUILT_IN_POLICY), graph_of(model)
     found = checkpoints(judge.judge(model), measure_reactions(judge, model), "float32")
     interval = find_interval(graph, found)
-    exact = [one for one in found if one.exact]
-    assert [one.what for one in exact] == ["output 'behind'"]
+    exact = [item for item in found if item.exact]
+    assert [item.what for item in exact] == ["output 'behind'"]
     unseen = BlindSpots(judge, model, graph, interval.before, exact).find(interval.nodes)
-    names = [{graph.nodes[index].name for index in one} for one in (interval.nodes, unseen)]
+    names = [{graph.nodes[index].name for index in item} for item in (interval.nodes, unseen)]
     return names[0], names[1]
 
 

@@ -63,7 +63,7 @@ def test_first_that_is_not_finite_comes_before_the_first_that_is_far_off():
     found = first_beyond(errors, 0.05, range(5))
     assert found.place.value == "b"
     assert (found.before, found.behind, found.finite) == (0.0, math.inf, False)
-    without = {index: one for index, one in errors.items() if one.finite}
+    without = {index: error for index, error in errors.items() if error.finite}
     assert (first_beyond(without, 0.05, range(5)) or found).place.value == "a"
     assert first_beyond(without, 0.5, range(5)) is None
     assert first_beyond(errors, 0.05, range(1)) is None
@@ -97,7 +97,7 @@ def test_what_padding_has_of_an_inner_value_is_not_compared(
         shapes = (("x", "float32", ("batch", "seq", 2)), ("mask", "int64", ("batch", "seq")))
         manifest = replace(
             MANIFEST,
-            inputs=tuple(TensorInfo(*one) for one in shapes),
+            inputs=tuple(TensorInfo(*shape) for shape in shapes),
             outputs=(TensorInfo("y", "float32", ("batch", "seq", 2)),),
             dims={"batch": 1, "seq": 3},
             layers=(),

@@ -42,8 +42,8 @@ def test_recorded_inner_values_bound_the_place(
     wrong = write_routed(tmp_path / "wrong", fault)
     wide, found = place(write_bare(wrong, tmp_path / "bare")), place(wrong)
     assert (found.after[-1], found.before) == (after, before)
-    assert nodes <= {one.value for one in found.nodes}
-    assert {one.value for one in found.nodes} < {one.value for one in wide.nodes}
+    assert nodes <= {node.value for node in found.nodes}
+    assert {node.value for node in found.nodes} < {node.value for node in wide.nodes}
 
 
 @pytest.mark.parametrize("name", ["y", "no such value"])
@@ -61,7 +61,7 @@ def test_inner_value_that_is_an_output_or_is_not_made_is_left_out(
         yield from recorded_values(layers, vectors)
 
     monkeypatch.setattr("moh_deploy.validate.bisection.judge.recorded_values", more)
-    found = [one.what for one in judge.judge(model, inner=True)]
+    found = [item.what for item in judge.judge(model, inner=True)]
     assert found == [*(f"router of 'blocks.{i}.attn'" for i in range(DEPTH)), "output 'y'"]
 
 

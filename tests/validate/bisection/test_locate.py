@@ -49,7 +49,7 @@ def made(values: frozenset[int]) -> set[str]:
 
 def test_it_lies_between_the_last_exact_value_and_the_first_wrong_one():
     found = interval(gates_0="exact", gates_1="wrong", y="wrong")
-    assert [one.what for one in found.after] == ["gates_0"]
+    assert [item.what for item in found.after] == ["gates_0"]
     assert found.before.what == "gates_1"
     assert made(found.nodes) == {"x1", "gates_1"}
     assert made(found.alone) == {"x1"}
@@ -66,7 +66,7 @@ def test_value_that_agrees_and_is_not_exact_proves_nothing():
 def test_exact_value_behind_a_wrong_one_leaves_what_leads_to_that_alone():
     found = interval(gates_0="exact", gates_1="wrong", y="exact")
     assert made(found.nodes) == {"gates_1"}
-    assert [one.what for one in found.after] == ["y"]
+    assert [item.what for item in found.after] == ["y"]
 
 
 def test_of_two_faults_one_is_in_the_interval():
@@ -104,7 +104,7 @@ def branching() -> onnx.ModelProto:
     content = model()
     graph = content.graph
     del graph.node[-1]
-    y, e = (helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in "ye")
+    y, e = (helper.make_tensor_value_info(item, TensorProto.FLOAT, None) for item in "ye")
     double = helper.make_node("Mul", ["heads", "two"], ["y"], name="double")
     same = helper.make_node("Identity", ["heads"], ["e"], name="same")
     then = helper.make_graph([double], "then", [], [y], [float_weight("two", 2.0)])
@@ -137,11 +137,11 @@ def write(output: Path, change: Change | None = None) -> OnnxPackage:
 
 
 def node(content: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(one for one in content.graph.node if one.name == name)
+    return next(item for item in content.graph.node if item.name == name)
 
 
 def branch_weight(content: onnx.ModelProto) -> None:
-    (then,) = [one.g for one in node(content, "choose").attribute if one.name == "then_branch"]
+    (then,) = [item.g for item in node(content, "choose").attribute if item.name == "then_branch"]
     then.initializer[0].CopyFrom(float_weight("two", 2.5))
 
 
@@ -162,12 +162,12 @@ def integers(content: onnx.ModelProto) -> None:
 def rounding_cast(content: onnx.ModelProto) -> None:
     node(content, "blocks.0.attn/moh").output[0] = "exact"
     nodes = list(content.graph.node)
-    place = 1 + [one.name for one in nodes].index("blocks.0.attn/moh")
+    place = 1 + [item.name for item in nodes].index("blocks.0.attn/moh")
     nodes[place:place] = [
         helper.make_node("Cast", ["exact"], ["half"], name="to_half", to=TensorProto.FLOAT16),
         helper.make_node("Cast", ["half"], ["heads"], name="to_float", to=TensorProto.FLOAT),
     ]
-    copies = [onnx.NodeProto.FromString(one.SerializeToString()) for one in nodes]
+    copies = [onnx.NodeProto.FromString(item.SerializeToString()) for item in nodes]
     del content.graph.node[:]
     content.graph.node.extend(copies)
 
@@ -175,7 +175,7 @@ def rounding_cast(content: onnx.ModelProto) -> None:
 def function_body(content: onnx.ModelProto) -> None:
     (body,) = content.functions
     made = body.output[0]
-    last = next(one for one in body.node if made in one.output)
+    last = next(item for item in body.node if made in item.output)
     last.output[list(last.output).index(made)] = "unscaled"
     factor = numpy_helper.from_array(np.float32(1.3))
     body.node.append(helper.make_node("Constant", [], ["factor"], value=factor))
@@ -230,8 +230,8 @@ def test_integers_count_only_where_what_is_read_is_the_same(rounding: float, cou
 def test_branch_reads_what_the_nodes_in_it_read():
     """An error that comes from before is none of the If."""
     graph = ModelGraph(branching().graph)
-    off = {one: InnerValue(one, 0.1, 1.0, (8, 8), finite=True) for one in ("heads", "y")}
-    (of_if,) = [one for one in node_errors(graph, off).values() if one.place.node == "choose"]
+    off = {name: InnerValue(name, 0.1, 1.0, (8, 8), finite=True) for name in ("heads", "y")}
+    (of_if,) = [error for error in node_errors(graph, off).values() if error.place.node == "choose"]
     assert (of_if.before, of_if.growth) == (0.1, 0.0)
 
 

@@ -69,7 +69,7 @@ def test_reports_are_of_the_form(report: BisectReport):
 
 
 FIRST, SECOND, LAST = "router of 'a'", "router of 'b'", "output 'y'"
-CHECKPOINTS = tuple(Checkpoint(one, one, agrees=False) for one in (FIRST, SECOND, LAST))
+CHECKPOINTS = tuple(Checkpoint(item, item, agrees=False) for item in (FIRST, SECOND, LAST))
 SECOND_WRONG = Recorded(SECOND, SECOND, 1.0, 0.1, "it is not equal.")
 
 

@@ -12,7 +12,7 @@ from tests.zoo import ZOO
 
 def exported(name: str, output: Path) -> OnnxPackage:
     """Export a model of the zoo, every size that it has dynamic."""
-    model = next(one for one in ZOO if one.name == name)
+    model = next(entry for entry in ZOO if entry.name == name)
     example = model.inputs()
     axes = [f"{i.name}:{','.join(f'{a}={d}' for a, d in i.dims.items())}" for i in example]
     with pytest.MonkeyPatch.context() as patch:

@@ -132,7 +132,7 @@ def weights_of_nan(name: str) -> Callable[[onnx.ModelProto], None]:
     """A weight that a checkpoint holds as NaN: function bodies compute with it, too."""
 
     def plant(model: onnx.ModelProto) -> None:
-        (weight,) = [one for one in model.graph.initializer if one.name == name]
+        (weight,) = [item for item in model.graph.initializer if item.name == name]
         nan = np.full_like(numpy_helper.to_array(weight), np.nan)
         weight.CopyFrom(numpy_helper.from_array(nan, name))
 

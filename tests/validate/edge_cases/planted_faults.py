@@ -27,7 +27,7 @@ class Site:
         self.gates = router.gates
         self.heads = layer.num_heads
         read = gate_reads(graph, layer, router.gates)
-        self.read = next(one.value for one in read if one.reader != RECORDED_GATES)
+        self.read = next(item.value for item in read if item.reader != RECORDED_GATES)
 
     def under(self, value: str) -> tuple[str, str]:
         """Call a value something else where it is made: what it is called now, and what nodes have

@@ -284,7 +284,7 @@ def more(value: str) -> Fault:
 def other_choice(site: Site) -> None:
     """The router chooses one head more."""
     (router,) = [node for node in site.graph.node if node.name == site.router.node]
-    (top_k,) = [one for one in router.attribute if one.name == "top_k"]
+    (top_k,) = [item for item in router.attribute if item.name == "top_k"]
     top_k.i += 1
 
 
@@ -322,7 +322,7 @@ def test_nothing_is_said_of_what_is_equal(right: OnnxPackage):
 
 def test_nothing_is_said_of_a_run_that_fails(right: OnnxPackage, tmp_path: Path):
     def break_it(graph: onnx.GraphProto) -> None:
-        (node,) = [one for one in graph.node if "x_0" in one.output]
+        (node,) = [item for item in graph.node if "x_0" in item.output]
         node.input[0] = "valid"  # of another type
 
     wrong = planted(right, tmp_path / "package", break_it)

@@ -44,7 +44,7 @@ def test_padding_and_nan_are_not_searched(package: OnnxPackage):
     cut = list(cut_into_samples(package.manifest, [sample(given)]))
     mined = mine(Recorder.of(package), cut, valid_tokens="valid")
     named = [
-        (name, one.mined[0].token) for name, one in zip(mined.names, mined.samples, strict=True)
+        (name, item.mined[0].token) for name, item in zip(mined.names, mined.samples, strict=True)
     ]
     assert named[0] == ("in.npz[2]", (0, 2))
     assert ("in.npz[0]", (0, 0)) not in named
@@ -69,7 +69,7 @@ def test_layer_whose_scores_are_not_known_excuses_nothing(tmp_path: Path):
 def test_files_are_cut_into_samples(package: OnnxPackage):
     given = inputs(batch=3)
     cut = list(cut_into_samples(package.manifest, [sample(given)]))
-    assert [one.label for one in cut] == ["in.npz[0]", "in.npz[1]", "in.npz[2]"]
+    assert [item.label for item in cut] == ["in.npz[0]", "in.npz[1]", "in.npz[2]"]
     np.testing.assert_array_equal(cut[2].known.inputs["x"], given["x"][2:])
     np.testing.assert_array_equal(cut[2].known.inputs["valid"], given["valid"][2:])
 
@@ -96,8 +96,8 @@ def test_every_layer_has_its_turn(package: OnnxPackage):
     given["x"][:20] *= 1e-4  # the first layer is nearly tied everywhere, the second one not
     mined = mine(Recorder.of(package), cut_into_samples(package.manifest, [sample(given)]))
     assert len(mined.samples) == MOST_SAMPLES
-    margins = [{one.layer: one.margin for one in s.mined[::-1]} for s in mined.samples]
-    best = [min(one[layer] for one in margins) for layer in (0, 1)]
+    margins = [{item.layer: item.margin for item in s.mined[::-1]} for s in mined.samples]
+    best = [min(margin[layer] for margin in margins) for layer in (0, 1)]
     everything = Recorder.of(package).record(given).margins
     for layer in (0, 1):
         assert best[layer] == pytest.approx(float(everything[layer].min()), rel=1e-3, abs=1e-7)
@@ -111,13 +111,13 @@ def test_corpus_grows_by_what_is_less_clear_and_holds_nothing_twice(package: Onn
     second = mine(run, cut_into_samples(package.manifest, [sample(unclear)])).samples
     both = grown(first, second)
     assert len(both) == MOST_SAMPLES
-    assert min(one.margin for one in both) == min(one.margin for one in second)
+    assert min(item.margin for item in both) == min(item.margin for item in second)
     assert digests(grown(both, first)) == digests(both)
     assert digests(grown(first, first)) == digests(first)
 
 
 def digests(samples: Sequence[CorpusSample]) -> list[str]:
-    return [one.digest() for one in samples]
+    return [item.digest() for item in samples]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Original:
     name: str = "original model"
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        return self.answer([one.known for one in samples])
+        return self.answer([item.known for item in samples])
 
 
 def longer(runs: list[VectorSet]) -> Answers:

@@ -38,7 +38,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 
 
 @sampled(6)
-@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda item: item.__name__)
 @pytest.mark.parametrize("number", [0, 1])
 def test_fault_at_one_batch_size_is_found(
     pair: OnnxPackage, tmp_path: Path, fault: SizeFault, number: int
@@ -55,7 +55,7 @@ def test_fault_at_one_batch_size_is_found(
 
 
 @sampled(3)
-@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda item: item.__name__)
 def test_fault_at_one_length_of_a_causal_model_is_found(
     causal: OnnxPackage, tmp_path: Path, fault: SizeFault
 ):
@@ -67,7 +67,7 @@ def test_fault_at_one_length_of_a_causal_model_is_found(
 
 
 def test_what_is_right_passes_as_far_as_it_can_be_asked(pair: OnnxPackage, causal: OnnxPackage):
-    assert [(one.case, one.status) for one in results(causal)] == [
+    assert [(result.case, result.status) for result in results(causal)] == [
         (SAMPLES, "passed"),
         (f"{TOKENS}: seq", "passed"),
     ]

@@ -17,7 +17,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 def states(
     package: OnnxPackage, longest: Mapping[str, int] | None = None, mask: str | None = None
 ) -> dict[str, InputState]:
-    return {one.case: one for one in input_states(package, longest or {}, mask)}
+    return {state.case: state for state in input_states(package, longest or {}, mask)}
 
 
 def limited(package: OnnxPackage, **ranges: tuple[int, int | None]) -> OnnxPackage:
@@ -36,7 +36,7 @@ def test_each_dimension_has_its_states(package: OnnxPackage):
         "one: batch=1, seq=1",
         "padding only",
     ]
-    shapes = {case: one.inputs["x"].shape[:2] for case, one in found.items() if one.inputs}
+    shapes = {case: item.inputs["x"].shape[:2] for case, item in found.items() if item.inputs}
     assert shapes["zero: seq=0"] == (2, 0)
     assert shapes["longest: seq=9"] == (2, 9)
     assert shapes["one: batch=1, seq=1"] == (1, 1)
@@ -57,7 +57,9 @@ def test_longest_is_what_the_trace_is_good_for_beside_the_others(package: OnnxPa
 
 
 def test_longest_is_what_fits_where_there_is_no_limit(package: OnnxPackage):
-    (case,) = [one for one in states(package).values() if one.case.startswith("longest: seq=")]
+    (case,) = [
+        state for state in states(package).values() if state.case.startswith("longest: seq=")
+    ]
     size = case.inputs["x"].shape[1]
     scores = 4 * 2 * 6 * size * size  # bytes, of one layer
     assert 2**24 < 4 * scores <= 2**28
@@ -73,7 +75,9 @@ def test_size_that_was_asked_for_beyond_the_limit_is_not_applicable(package: Onn
 def test_model_of_fixed_sizes_has_no_states(package: OnnxPackage):
     fixed = replace(package, manifest=replace(package.manifest, dims={}))
     found = states(fixed)
-    assert [one.reason for one in found.values()][:3] == ["every size of the inputs is fixed."] * 3
+    assert [item.reason for item in found.values()][:3] == [
+        "every size of the inputs is fixed."
+    ] * 3
 
 
 def test_padding_only_closes_the_mask_and_no_other_state_does(package: OnnxPackage):
@@ -81,5 +85,7 @@ def test_padding_only_closes_the_mask_and_no_other_state_does(package: OnnxPacka
     padding = found["padding only: valid all 0"]
     assert not padding.inputs["valid"].any()
     np.testing.assert_array_equal(padding.inputs["x"], package.vectors[0].inputs["x"])
-    others = [one.inputs["valid"] for one in found.values() if one.inputs and one is not padding]
-    assert all(one.all() for one in others)
+    others = [
+        item.inputs["valid"] for item in found.values() if item.inputs and item is not padding
+    ]
+    assert all(other.all() for other in others)

@@ -50,8 +50,8 @@ def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -
 
 def failed(results: Sequence[CaseResult]) -> dict[str, str]:
     """Return cases that failed to the first sentence on each."""
-    found = [one for one in results if one.status == "failed"]
-    return {one.case: one.detail for one in reversed(found)}
+    found = [result for result in results if result.status == "failed"]
+    return {item.case: item.detail for item in reversed(found)}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def plant(tmp_path: Path, bug: Plant) -> OnnxPackage:
 def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
     results = run(right, right, kernels)
     assert failed(results) == {}
-    others = {one.case for one in results if one.status != "passed"}
+    others = {result.case for result in results if result.status != "passed"}
     not_asked = {"regression corpus", "tokens without later ones: seq"}  # it sees all tokens
     assert others <= {"zero: batch=0", "zero: seq=0", *not_asked}
     assert len(results) == 5 * 3 + 2 + 8 + 2 + 1
@@ -77,14 +77,14 @@ def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
 @nightly
 @needs_library
 def test_kernels_take_no_tokens_where_function_bodies_refuse_them(right: OnnxPackage):
-    results = {one.case: one for one in run(right, right, "require")}
+    results = {item.case: item for item in run(right, right, "require")}
     assert results["zero: seq=0"].status == "passed"
     assert "every output is empty, of the shape in the manifest" in results["zero: seq=0"].detail
 
 
 @nightly
 def test_refusal_of_no_tokens_is_no_pass(right: OnnxPackage):
-    results = {one.case: one for one in run(right, right)}
+    results = {item.case: item for item in run(right, right)}
     refused = results["zero: seq=0"]
     assert refused.status == "not applicable"
     assert "input 'x' is float32[2, 0, 24], with size 0 on axis 1 ('seq')" in refused.detail
@@ -141,7 +141,7 @@ def test_bug_in_attention_is_caught(
 ):
     found = failed(run(plant(tmp_path, bug), right))
     assert found.keys() == cases
-    assert [sentence in one for one in found.values()] == [True], found
+    assert [sentence in item for item in found.values()] == [True], found
 
 
 FINITE_CASES = {"ties", "flat", "all negative", "saturated", "same heads"}
@@ -157,14 +157,20 @@ def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_
         "output 'y' in case 'flat' is NaN at [0, 0, 0]: inputs and logits are finite, and the"
         " function bodies give NaN, too (216 of 240 elements)."
     )
-    kinds = {one.kind for one in results if one.status == "passed" and one.place == MODEL}
+    kinds = {
+        result.kind for result in results if result.status == "passed" and result.place == MODEL
+    }
     assert kinds == set()
 
 
 def test_attention_of_nothing_but_nan_is_no_pass_though_both_sides_have_it(tmp_path: Path):
     package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_0"))
     results = run(package, package)
-    found = {(one.case, one.place): one.detail for one in results if one.status == "failed"}
+    found = {
+        (result.case, result.place): result.detail
+        for result in results
+        if result.status == "failed"
+    }
     layer = {case for case, place in found if place == "blocks.1.attn"}
     assert layer == {*FINITE_CASES, "NaN"}
     assert found["NaN", "blocks.1.attn"].startswith(
@@ -220,7 +226,7 @@ def test_padding_is_not_compared_in_any_case(right: OnnxPackage, tmp_path: Path)
     subject = Source(wrong, Variant(kernels="off"))
     sides = Sides(right, subject, body_source(right))
     results = run_routing_states(sides, SilentProgress())
-    assert {one.place for one in results if one.status == "failed"} == {MODEL}
+    assert {result.place for result in results if result.status == "failed"} == {MODEL}
 
 
 @pytest.mark.parametrize(
@@ -252,12 +258,12 @@ def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     sides = Sides(package, body_source(package), body_source(package))
     results = Suite(sides, ()).run(SilentProgress())
-    routing = [one for one in results if one.place == "blocks.0.attn"]
-    assert {one.status for one in routing} == {"not applicable"}
-    assert {one.detail for one in routing} == {
+    routing = [result for result in results if result.place == "blocks.0.attn"]
+    assert {item.status for item in routing} == {"not applicable"}
+    assert {item.detail for item in routing} == {
         "the router is of plain operators (custom), so there is no place to put logits."
     }
-    assert {one.status for one in results if one.place == "blocks.1.attn"} == {"passed"}
+    assert {result.status for result in results if result.place == "blocks.1.attn"} == {"passed"}
 
 
 @nightly
@@ -286,8 +292,8 @@ def test_router_behind_an_operator_is_no_router_of_plain_operators(
     package = planted(
         right, tmp_path / "package", in_layer(right.manifest.layers[0], choice_of_two)
     )
-    results = [one for one in run(package, package) if one.kind == "routing"]
-    assert {one.status for one in results} == {"passed"}
+    results = [item for item in run(package, package) if item.kind == "routing"]
+    assert {result.status for result in results} == {"passed"}
 
 
 def single_sizes(package: OnnxPackage) -> list[CaseResult]:
@@ -296,7 +302,7 @@ def single_sizes(package: OnnxPackage) -> list[CaseResult]:
 
 
 @sampled(3)
-@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda item: item.__name__)
 def test_fault_at_one_length_is_found_though_tokens_see_each_other(
     right: OnnxPackage, tmp_path: Path, fault: SizeFault
 ):

@@ -27,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Float32 first: the packages of the others are made of it, in whichever process asks for them.
     tasks = [Task(model.name, p) for p in options.precision or PRECISIONS for model in models]
     found = []
-    for task, one in zip(tasks, _run(tasks, options), strict=True):
-        found.append(one)
+    for task, item in zip(tasks, _run(tasks, options), strict=True):
+        found.append(item)
         print(
             f"{time.strftime('%H:%M:%S')} {task.model} {task.precision}:"
-            f" {len(one.planted)} faults, {len(one.varied)} variations",
+            f" {len(item.planted)} faults, {len(item.varied)} variations",
             file=sys.stderr,
             flush=True,
         )
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_tables(found: Sequence[Found], *, whole: bool) -> int:
-    planted = [row for one in found for row in one.planted]
-    varied = [row for one in found for row in one.varied]
+    planted = [row for item in found for row in item.planted]
+    varied = [row for item in found for row in item.varied]
     if planted:
         _print(fault_table(planted))
         _print(without_effect(planted))
@@ -94,9 +94,9 @@ def _run(tasks: Sequence[Task], options: argparse.Namespace) -> Iterable[Found]:
 
 def _write(path: Path, found: Sequence[Found]) -> None:
     rows = {
-        "faults": [row.to_json() for one in found for row in one.planted],
-        "honest": [asdict(row) for one in found for row in one.varied],
-        "skipped": [one.skipped for one in found],
+        "faults": [row.to_json() for item in found for row in item.planted],
+        "honest": [asdict(row) for item in found for row in item.varied],
+        "skipped": [item.skipped for item in found],
     }
     path.write_text(json.dumps(rows, indent=1))
 

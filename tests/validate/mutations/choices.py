@@ -25,7 +25,7 @@ def chosen(package: OnnxPackage, choices: Mapping[str, str]) -> Layers | None:
 def chosen_by_size(package: OnnxPackage) -> Layers | None:
     """Return the layers with a choice by size, some recorded runs on each side of the bound."""
     for dim in package.manifest.dims:
-        sizes = sorted({one.sizes[dim] for one in package.vectors})
+        sizes = sorted({vector.sizes[dim] for vector in package.vectors})
         if len(sizes) > 1:
             return chosen(package, {f"all[{dim}<={sizes[0]}]": "dense", "all": "sparse"})
     return None

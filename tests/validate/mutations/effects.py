@@ -62,7 +62,8 @@ def wide_values(model: onnx.ModelProto, package: OnnxPackage) -> Runs:
     force_gates(forced.graph, {layer.gates: np.dtype(np.float64) for layer in layers})
     run = WideRun(forced, dict.fromkeys(names.values()))
     return [
-        _values(names, run.run(_fed(package, one.inputs, one.gates))) for one in package.vectors
+        _values(names, run.run(_fed(package, vector.inputs, vector.gates)))
+        for vector in package.vectors
     ]
 
 
@@ -77,12 +78,12 @@ def values_as_run(package: OnnxPackage, kernels: Kernels = "off") -> Runs:
     variant = gates_fed(Variant(kernels=kernels, optimize=False), dtypes, inner)
     runner = open_runner(package, variant)
     found = []
-    for one in package.vectors:
+    for vector in package.vectors:
         gates = [
             array.astype(dtypes[layer.gates])
-            for array, layer in zip(one.gates, package.manifest.layers, strict=True)
+            for array, layer in zip(vector.gates, package.manifest.layers, strict=True)
         ]
-        found.append(_values(names, runner.run(_fed(package, one.inputs, gates))))
+        found.append(_values(names, runner.run(_fed(package, vector.inputs, gates))))
     return found
 
 
@@ -105,7 +106,7 @@ def _names(model: onnx.ModelProto, package: OnnxPackage) -> dict[str, str]:
 
 def _fed(package: OnnxPackage, inputs: Mapping[str, Array], gates: Sequence[Array]) -> Values:
     layers = package.manifest.layers
-    fed = {forced_gates(layer.gates): one for layer, one in zip(layers, gates, strict=True)}
+    fed = {forced_gates(layer.gates): item for layer, item in zip(layers, gates, strict=True)}
     return {**inputs, **fed}
 
 
@@ -144,7 +145,7 @@ def differences(right: Runs, other: Runs) -> dict[str, float]:
 def effects(sizes: Mapping[str, float], floors: Mapping[str, float], least: float) -> list[Effect]:
     """Return all effects, the largest ratio first."""
     found = [Effect(name, size, max(floors[name], least)) for name, size in sizes.items()]
-    return sorted(found, key=lambda one: -one.ratio)
+    return sorted(found, key=lambda item: -item.ratio)
 
 
 def _relative(right: Array, got: Array) -> float:

@@ -64,8 +64,8 @@ class Planted:
     def is_in_scores_only(self) -> bool:
         """Tell whether a router's scores move, and nothing else does as much. Where gates are 0 and
         1, scores count by their order alone."""
-        others = [one for one in self.effects if not one.value.startswith("scores/")]
-        return self.has_effect and all(one.ratio < WITHOUT_EFFECT for one in others)
+        others = [effect for effect in self.effects if not effect.value.startswith("scores/")]
+        return self.has_effect and all(other.ratio < WITHOUT_EFFECT for other in others)
 
     @property
     def named_rightly(self) -> bool:
@@ -79,8 +79,8 @@ class Planted:
         """Return all of it in plain JSON types."""
         found = asdict(self)
         found["effects"] = {
-            one.value: {"size": one.size, "floor": one.floor, "ratio": one.ratio}
-            for one in self.effects
+            effect.value: {"size": effect.size, "floor": effect.floor, "ratio": effect.ratio}
+            for effect in self.effects
         }
         return {
             **found,

@@ -26,9 +26,9 @@ def problems(planted: Sequence[Planted], varied: Sequence[Varied], *, whole: boo
     """
     for row in planted:
         yield from (f"{_title(row)}: {problem}" for problem in _of_fault(row))
-    for one in written(varied):
-        if one.verdict.refused and (_is_promised(one) or one.verdict.crashed):
-            yield f"{one.model} in {one.precision}, {one.variation}: refused, though it is right"
+    for item in written(varied):
+        if item.verdict.refused and (_is_promised(item) or item.verdict.crashed):
+            yield f"{item.model} in {item.precision}, {item.variation}: refused, though it is right"
     if whole:
         yield from _of_all(planted)
 

@@ -38,7 +38,7 @@ class Found(NamedTuple):
 def carry_out(task: Task, options: argparse.Namespace) -> Found:
     """Run what the command line asks for of one model in one precision."""
     warnings.simplefilter("ignore")  # ONNX's reference warns of NaN on the way of a blind query
-    model = next(one for one in SUBJECTS if one.name == task.model)
+    model = next(subject for subject in SUBJECTS if subject.name == task.model)
     with TemporaryDirectory() as scratch:
         return _found_in(Path(scratch, "package"), task, model, options)
 
@@ -58,6 +58,10 @@ def _found_in(scratch: Path, task: Task, model: ZooModel, options: argparse.Name
         skipped = {f"{fault}/{index}": why for (fault, index), why in injection.skipped.items()}
     if options.what != "faults":
         subject = Subject(model, task.precision, options.cache, scratch)
-        names = [one for one in VARIATIONS if options.opsets or one not in EXPORTED_ANEW]
+        names = [
+            variation
+            for variation in VARIATIONS
+            if options.opsets or variation not in EXPORTED_ANEW
+        ]
         varied = list(vary(subject, names))
     return Found(planted, varied, skipped)

@@ -99,20 +99,20 @@ class Site:
 
     def constant(self, value: str) -> Array | None:
         """Return the weight of this name; None if it is computed."""
-        for one in self.graph.initializer:
-            if one.name == value:
-                return numpy_helper.to_array(one)
+        for item in self.graph.initializer:
+            if item.name == value:
+                return numpy_helper.to_array(item)
         return None
 
     @staticmethod
     def attribute(node: onnx.NodeProto, name: str, otherwise: int = 0) -> int:
-        found = next((one for one in node.attribute if one.name == name), None)
+        found = next((item for item in node.attribute if item.name == name), None)
         return otherwise if found is None else helper.get_attribute_value(found)
 
     def place_of(self, node: onnx.NodeProto) -> int:
         """Return where in the graph a node stands."""
         output = node.output[0]
-        return next(i for i, one in enumerate(self.graph.node) if output in one.output)
+        return next(i for i, item in enumerate(self.graph.node) if output in item.output)
 
     def linear(self, role: Role) -> Linear:
         """Find the projection of the layer's queries, keys, values, heads or router.
@@ -226,7 +226,7 @@ class Site:
         number = next(n for n in range(2, 99) if not used & {f"moh.{n}", f"moh.dense.{n}"})
         domain = with_base(f"moh.{number}", base)
         alone = sum(
-            (one.domain, one.op_type) == (node.domain, node.op_type) for one in self.graph.node
+            (item.domain, item.op_type) == (node.domain, node.op_type) for item in self.graph.node
         )
         if alone == 1:  # no other node reads the body, so it may be changed where it is
             return old

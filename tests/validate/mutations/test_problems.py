@@ -49,7 +49,7 @@ SMALL = (Effect("attention/1", 0.002, 0.001),)
 def test_each_row_is_judged(row: Planted, problem: str | None):
     found = list(problems([row], [], whole=False))
     start = f"stack in {row.precision}, a.1, scale + 1 %: "
-    assert [one.removeprefix(start)[: len(problem or "")] for one in found] == (
+    assert [item.removeprefix(start)[: len(problem or "")] for item in found] == (
         [] if problem is None else [problem]
     )
 

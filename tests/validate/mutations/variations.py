@@ -149,7 +149,7 @@ def _scale_in_the_weights(site: Site) -> None:
         raise DoesNotApplyError("no scale that could move")
     if site.maker(attention.input[0]).output[0] != linear.node.output[0]:
         raise DoesNotApplyError("something stands between")
-    found = next(one for one in attention.attribute if one.name == "scale")
+    found = next(item for item in attention.attribute if item.name == "scale")
     factor, found.f = found.f * 2, 0.5
     site.set_weight(linear, linear.weight * factor)
     if linear.bias is not None:

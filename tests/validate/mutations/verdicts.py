@@ -44,7 +44,7 @@ def verdict_of(root: Path, layers: Sequence[LayerInfo], **options: object) -> Ve
 def named_in(message: str, layers: Sequence[LayerInfo]) -> tuple[str, ...]:
     """Return the paths of layers that a message names: in quotes, or where no word could be meant,
     such as `blocks.1.attn`."""
-    return tuple(one.path for one in layers if re.search(_mention(one.path), message))
+    return tuple(layer.path for layer in layers if re.search(_mention(layer.path), message))
 
 
 def _mention(path: str) -> str:

@@ -36,7 +36,7 @@ class WideRun:
     def __init__(self, model: onnx.ModelProto, outputs: Iterable[str]) -> None:
         wide = widened(model)
         self._outputs = list(outputs)
-        present = {one.name for one in wide.graph.output}
+        present = {item.name for item in wide.graph.output}
         wide.graph.output.extend(
             onnx.ValueInfoProto(name=name) for name in self._outputs if name not in present
         )
@@ -61,7 +61,7 @@ def _sort(graph: onnx.GraphProto) -> None:
         assert ready, "the graph has a cycle"
         known |= {name for node in ready for name in node.output}
         in_order += ready
-        waiting = [node for node in waiting if not any(node is one for one in ready)]
+        waiting = [node for node in waiting if not any(node is item for item in ready)]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in in_order]
     del graph.node[:]
     graph.node.extend(copies)

@@ -151,7 +151,9 @@ def test_gated_attention_is_recognised_however_a_file_writes_it(
     _, inputs = example_inputs(loaded, ExportConfig(), specs=specs)
     program = normalize(trace(loaded, inputs))
     rewrites = insert(program, recognize(program))
-    assert [(one.router.top_k, one.replacement is not None) for one in rewrites] == [(2, True)]
+    assert [(rewrite.router.top_k, rewrite.replacement is not None) for rewrite in rewrites] == [
+        (2, True)
+    ]
     recording = record(program, rewrites, [item.value for item in inputs])
     assert recording.layers[0].disagreement is None
     committed = commit(program, rewrites).module()

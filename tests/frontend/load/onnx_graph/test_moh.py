@@ -46,5 +46,5 @@ def read_again(case: Case, path: Path) -> list[np.ndarray]:
     onnx.save(model, path)
     loaded = load_onnx(path)
     with torch.no_grad():
-        output = loaded.module(*(to_torch(one) for one in case.inputs() if one is not None))
-    return [to_numpy(one) for one in output]
+        output = loaded.module(*(to_torch(item) for item in case.inputs() if item is not None))
+    return [to_numpy(item) for item in output]

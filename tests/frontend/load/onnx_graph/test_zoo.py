@@ -96,7 +96,7 @@ def test_what_is_missed_in_pytorch_is_found_no_worse(animal: ZooModel, tmp_path:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", NOT_EXPORTED)
 def test_what_pytorch_does_not_export_it_still_does_not(name: str, tmp_path: Path) -> None:
-    (animal,) = (one for one in ZOO if one.name == name)
+    (animal,) = (item for item in ZOO if item.name == name)
     with pytest.raises(Exception, match=r"Failed to (convert|decompose)"):
         write_plain(animal, tmp_path / "model.onnx")
 
@@ -106,7 +106,7 @@ def test_what_onnx_runtime_has_fused_is_read(tmp_path: Path) -> None:
     import onnx
     import onnxruntime as ort
 
-    (animal,) = (one for one in ZOO if one.name == "vit_two_stage")
+    (animal,) = (item for item in ZOO if item.name == "vit_two_stage")
     write_plain(animal, tmp_path / "model.onnx")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

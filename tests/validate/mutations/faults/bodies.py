@@ -37,9 +37,9 @@ def body_ranks_by_the_wrong_end(site: Site) -> None:
     router = site.router()
     site.routed_logits()
     for node in site.own_body(router).node:
-        for one in node.attribute:
-            if node.op_type == "TopK" and one.name == "largest":
-                one.i = 0
+        for item in node.attribute:
+            if node.op_type == "TopK" and item.name == "largest":
+                item.i = 0
 
 
 def body_softmax_sharper(site: Site) -> None:
@@ -52,10 +52,10 @@ def body_softmax_sharper(site: Site) -> None:
 def _fixed(body: onnx.FunctionProto, attribute: str, value: float) -> None:
     """Let a body hold the number that it took from the node."""
     for node in body.node:
-        for index, one in enumerate(node.attribute):
-            if one.ref_attr_name == attribute:
+        for index, item in enumerate(node.attribute):
+            if item.ref_attr_name == attribute:
                 del node.attribute[index]
-                node.attribute.append(helper.make_attribute(one.name, value))
+                node.attribute.append(helper.make_attribute(item.name, value))
                 break
 
 
@@ -64,7 +64,7 @@ def kernel_scale(site: Site) -> None:
     attention = site.attention()
     if attention.op_type != "MoHAttention" or base_domain(attention.domain) != KERNEL_DOMAIN:
         raise DoesNotApplyError("no kernel with a scale")
-    found = next(one for one in attention.attribute if one.name == "scale")
+    found = next(item for item in attention.attribute if item.name == "scale")
     _fixed(site.own_body(attention), "scale", found.f)
     found.f *= 1.1
 
@@ -75,9 +75,9 @@ def kernel_top_k(site: Site) -> None:
     if top_k >= site.num_routed():
         raise DoesNotApplyError("all heads are chosen")
     _fixed(site.own_body(router), "top_k", top_k)
-    for one in router.attribute:
-        if one.name == "top_k":
-            one.i += 1
+    for item in router.attribute:
+        if item.name == "top_k":
+            item.i += 1
 
 
 def kernel_is_causal(site: Site) -> None:
@@ -85,9 +85,9 @@ def kernel_is_causal(site: Site) -> None:
     attention = site.attention()
     if attention.op_type != "MoHAttention" or base_domain(attention.domain) != KERNEL_DOMAIN:
         raise DoesNotApplyError("no kernel with a causal flag")
-    for one in attention.attribute:
-        if one.name == "is_causal":
-            one.i = 1 - one.i
+    for item in attention.attribute:
+        if item.name == "is_causal":
+            item.i = 1 - item.i
 
 
 SEEN_BY_KERNELS_ONLY = {

@@ -128,9 +128,9 @@ def causal_flag_flipped(site: Site) -> None:
         at = list(body.node).index(scores) + 1
         for offset, node in enumerate(added):
             body.node.insert(at + offset, node)
-    for one in attention.attribute:
-        if one.name == "is_causal":
-            one.i = 1 - was
+    for item in attention.attribute:
+        if item.name == "is_causal":
+            item.i = 1 - was
 
 
 FAULTS = {

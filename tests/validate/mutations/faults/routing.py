@@ -9,7 +9,7 @@ from tests.validate.mutations.site import DoesNotApplyError, Site
 
 
 def _set(node: onnx.NodeProto, name: str, value: int | str) -> None:
-    kept = [one for one in node.attribute if one.name != name]
+    kept = [item for item in node.attribute if item.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
@@ -116,7 +116,7 @@ def softmax_twice(site: Site) -> None:
 def not_renormalised(site: Site) -> None:
     """The probabilities of the chosen heads are not divided by their sum."""
     value, router = site.routed_logits(), site.router()
-    if any(one.name == "gate_mode" and one.s == b"mask" for one in router.attribute):
+    if any(item.name == "gate_mode" and item.s == b"mask" for item in router.attribute):
         raise DoesNotApplyError("gates are 0 and 1")
     shared = site.attribute(router, "num_shared_heads")
     raw, hand_on = site.behind(router.output[0])
@@ -144,7 +144,9 @@ def gate_mode_flipped(site: Site) -> None:
     site.routed_logits()
     if any(router.input[1:]):
         raise DoesNotApplyError("logits of shared heads or stages weigh")
-    mode = next((one.s.decode() for one in router.attribute if one.name == "gate_mode"), "weighted")
+    mode = next(
+        (item.s.decode() for item in router.attribute if item.name == "gate_mode"), "weighted"
+    )
     body = site.own_body(router)
     makers = {node.output[0]: node for node in body.node}
     if mode == "mask":
@@ -189,7 +191,8 @@ def reads_another_layers_logits(site: Site) -> None:
         except DoesNotApplyError:
             continue
         shapes = [
-            (one.gates[index].shape[:2], one.gates[site.index].shape[:2]) for one in site.vectors
+            (vector.gates[index].shape[:2], vector.gates[site.index].shape[:2])
+            for vector in site.vectors
         ]
         if fits and value != own and all(a == b for a, b in shapes):
             site.router().input[0] = value

@@ -11,9 +11,9 @@ def _multiplied(site: Site, factor: float) -> None:
         factors = site.put_constant(np.asarray(factor, np.float32), "factor")
         attention.input[7] = site.add("Mul", [attention.input[7], factors], attention)
         return
-    for one in attention.attribute:
-        if one.name == "scale":
-            one.f *= factor
+    for item in attention.attribute:
+        if item.name == "scale":
+            item.f *= factor
 
 
 def one_percent(site: Site) -> None:

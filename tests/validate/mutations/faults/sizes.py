@@ -8,7 +8,7 @@ from tests.validate.mutations.site import DoesNotApplyError, Site
 def values_at_one_size(site: Site) -> None:
     """Values are 5 % too large at the size of the last recorded run, and right at all others."""
     attention = site.attention()
-    shapes = [one.gates[site.index].shape[:2] for one in site.vectors]
+    shapes = [vector.gates[site.index].shape[:2] for vector in site.vectors]
     axis = next((a for a in (0, 1) if [s[a] for s in shapes].count(shapes[-1][a]) == 1), None)
     if axis is None:
         raise DoesNotApplyError("no recorded run has a size of its own")
