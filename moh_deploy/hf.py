@@ -99,8 +99,8 @@ class _PackageModel(PreTrainedModel):
 
     @classmethod
     def _config_of(cls, package: OnnxPackage) -> dict[str, Any]:
-        """Return what the package itself says of the config; raises as `from_pretrained` does."""
-        raise NotImplementedError
+        """Return the values of the config that the package knows; raises as `from_pretrained`."""
+        return {}
 
     @property
     def device(self) -> torch.device:

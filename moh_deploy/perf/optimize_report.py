@@ -16,7 +16,7 @@ from moh_deploy.validate.compare.parity_report import ParityReport
 
 @dataclass(frozen=True)
 class ProofRecord:
-    """What a comparison found: nothing that is not equal."""
+    """A comparison that found a package equal to its reference."""
 
     package: str  # what was compared
     reference: str  # with what
@@ -91,7 +91,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class OptimizeReport(Report):
-    """What an optimization tried, how fast and exact each was, and what won.
+    """The package that `optimize` chose: its speed, its errors, and the other candidates.
 
     Attributes:
         model: What was optimized, as the user named it.

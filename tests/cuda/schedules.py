@@ -2,8 +2,8 @@
 
     python -m tests.cuda.schedules       prints the table of ADR 123
 
-None of them exists. Each is the kernel as it is but for one thing, or, for sm_90, arithmetic on a
-design: so what is told apart here is which of them could be worth writing.
+None of them exists. Each changes a single thing of the kernel; that of sm_90 is arithmetic on a
+design. The times say which could be worth writing.
 """
 
 import math
@@ -50,13 +50,13 @@ def now_us(card: Card, shape: Shape) -> float:
 def changed_us(
     card: Card, shape: Shape, *, tile: float = TILE_LATENCY, rows: float = BLOCK_LATENCY
 ) -> float:
-    """The kernel as it is, without parts of the keys, but for its latencies.
+    """The kernel without parts of the keys, with latencies of its own.
 
     Args:
         tile: Of a tile of keys. With two stages it waits for one barrier in place of two, and for
             no copy; that their memory leaves room for fewer blocks on cards with 100 KB is left
             out.
-        rows: Of a tile of rows, but for the first ones of a multiprocessor. A block that stays
+        rows: Of a tile of rows, other than the first of a multiprocessor. A block that stays
             asks for the next ones before it is done.
     """
     found = []

@@ -1,4 +1,4 @@
-"""The page of examples/web classifies in a real browser, and asks nobody else for anything."""
+"""The page of examples/web classifies in a real browser, and requests nothing from elsewhere."""
 
 import os
 import shutil

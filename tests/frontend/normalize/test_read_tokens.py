@@ -1,7 +1,5 @@
 """Attention computes the tokens that are read, fused or written out."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,20 +7,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from moh_deploy.frontend.normalize import normalize
+from tests.frontend.normalize.test_join_parts import ARGUMENTS, Function, attended
 from tests.frontend.traced import nodes, plain_trace
 from tests.nightly import nightly
-
-# Queries, keys and values [B, H, S, D], gates of two tokens and of three [B, S, H].
-ARGUMENTS = tuple(
-    torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    for seed, shape in enumerate([(2, 4, 5, 3)] * 3 + [(2, 2, 4), (2, 3, 4)])
-)
-Function = Callable[..., object]
-
-
-def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
 
 MASK = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(9)) > -0.5
 

@@ -61,7 +61,7 @@ def test_ill_conditioned_routers_are_measured_in_all_runs():
     (rewrite,) = insert(program, recognize(program))
     assert divides_by_deviation(rewrite)
     first = recorded(model).rounding
-    with torch.no_grad():  # both heads of each token are alike but for a thousandth
+    with torch.no_grad():  # both heads of each token differ by a thousandth
         model.routed.weight[1] = 1.001 * model.routed.weight[0]
     second = recorded(model).rounding
     assert second.layers[0].scores.rms > 50 * first.layers[0].scores.rms
