@@ -175,7 +175,7 @@ def test_package_without_vectors_is_refused(tmp_path: Path):
 
 def test_flip_that_cannot_be_told_accuses_nobody(tmp_path: Path):
     write_routed(tmp_path / "package", "other tie order", tied=True, has_scores=False)
-    with pytest.raises(ValidationError, match=r"cannot tell: gates of layer 'blocks\.1\.attn'"):
+    with pytest.raises(ValidationError, match=r"inconclusive: gates of layer 'blocks\.1\.attn'"):
         moh_deploy.bisect(tmp_path / "package", kernels="off")
 
 

@@ -1,8 +1,8 @@
-"""Score labelled samples with every arm, in blocks, which are kept on disk, and may be run by other
-machines.
+"""Score labelled samples with every alternative, in blocks.
 
-A block is a few runs of one arm. Runs are the same wherever, and in whatever order, blocks are run,
-each with the same samples in it, so scores are the same bit for bit.
+Blocks are kept on disk, and may be run by other machines. A block is a few runs of one
+alternative. Runs are the same wherever, and in whatever order, blocks are run, each with the same
+samples in it, so scores are the same bit for bit.
 """
 
 import inspect
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from moh_deploy import __version__
-from moh_deploy.decision.arm import OpenedArm, named_errors
+from moh_deploy.decision.alternative import OpenedAlternative, named_errors
 from moh_deploy.decision.promise import SampleScores
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.models import OnnxFile, PackageDir
@@ -27,18 +27,20 @@ from moh_deploy.validate.accuracy.task import Metric, MetricScores, Scored, User
 
 
 def run_scores(
-    arm: OpenedArm, run: LabelledRun, metrics: Sequence[Metric], ignore: int
+    alternative: OpenedAlternative, run: LabelledRun, metrics: Sequence[Metric], ignore: int
 ) -> list[MetricScores]:
-    """Run an arm on one batch, and return the scores of each metric; see `BlockScorer`."""
-    name, batch = arm.arm.name, run.batch
-    whole = Scored({}, arm.outputs(batch.inputs), batch.labels).of_valid(run.sample.valid, ignore)
+    """Run an alternative on one batch, and return the scores of each metric; see `BlockScorer`."""
+    name, batch = alternative.alternative.name, run.batch
+    whole = Scored({}, alternative.outputs(batch.inputs), batch.labels).of_valid(
+        run.sample.valid, ignore
+    )
     # Copies that fill up the last batch would count their sample several times.
     real = batch.real(whole.package)
     scores = []
     for metric in metrics:
         if metric.output is not None and metric.output not in real:
             raise ConfigError(
-                f"arm '{name}' has no output '{metric.output}', which {metric.name} scores."
+                f"alternative '{name}' has no output '{metric.output}', which {metric.name} scores."
             )
         with named_errors(name):
             scores.append(metric.score(real, whole.labels))
@@ -49,7 +51,7 @@ def join_scores(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> 
     """Join batches, and leave out samples without a scored label."""
     first = next(iter(parts.values()))
     weights = np.concatenate([scores.weights for scores in first])
-    # Weights depend on labels alone, so those of one arm stand for all.
+    # Weights depend on labels alone, so those of one alternative stand for all.
     kept = weights > 0
     if not kept.any():
         raise ConfigError("every label is one to be ignored: there is nothing to score.")
@@ -67,10 +69,10 @@ BlockScores = list[list[MetricScores]]
 
 
 @dataclass(frozen=True)
-class ArmBlock:
-    """A few runs of one arm that are scored together: what is kept, spread and resumed."""
+class AlternativeBlock:
+    """A few runs of one alternative that are scored together: what is kept, spread and resumed."""
 
-    arm: OpenedArm  # the arm, open in this process
+    alternative: OpenedAlternative  # the alternative, open in this process
     start: int  # the first of its runs
     runs: Sequence[LabelledRun]
     metrics: Sequence[Metric]
@@ -78,18 +80,20 @@ class ArmBlock:
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.arm.arm.name, self.start
+        return self.alternative.alternative.name, self.start
 
     def scored(self) -> BlockScores:
         """Run it in this process. Raises as `BlockScorer` does."""
-        return [run_scores(self.arm, run, self.metrics, self.ignore) for run in self.runs]
+        return [run_scores(self.alternative, run, self.metrics, self.ignore) for run in self.runs]
 
 
-ScoreBlocks = Callable[[Sequence[ArmBlock]], Iterator[tuple[ArmBlock, BlockScores]]]
+ScoreBlocks = Callable[[Sequence[AlternativeBlock]], Iterator[tuple[AlternativeBlock, BlockScores]]]
 """Runs blocks, and yields each with its scores as it is done, in any order."""
 
 
-def score_here(blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScores]]:
+def score_here(
+    blocks: Sequence[AlternativeBlock],
+) -> Iterator[tuple[AlternativeBlock, BlockScores]]:
     """Run blocks in this process, one after the other."""
     for block in blocks:
         yield block, block.scored()
@@ -97,9 +101,9 @@ def score_here(blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScor
 
 @dataclass(frozen=True)
 class BlockScorer:
-    """Scores all samples that have a label by all arms."""
+    """Scores all samples that have a label by all alternatives."""
 
-    # What scores depend on besides an arm: digests of the plan and of its data.
+    # What scores depend on besides an alternative: digests of the plan and of its data.
     subject: Mapping[str, str]
     # A directory where scores of blocks stay until another call wants them; None to keep none.
     kept: Path | None = None
@@ -107,7 +111,7 @@ class BlockScorer:
 
     def __call__(
         self,
-        arms: Mapping[str, OpenedArm],
+        alternatives: Mapping[str, OpenedAlternative],
         runs: Sequence[LabelledRun],
         metrics: Sequence[Metric],
         *,
@@ -117,23 +121,25 @@ class BlockScorer:
         """Return the scores, one entry for each metric.
 
         Args:
-            arms: Open ones, by name.
-            runs: The batches, which all arms are given in the same order.
+            alternatives: Open ones, by name.
+            runs: The batches, which all alternatives are given in the same order.
             metrics: What scores.
             ignore: Labels of this number do not count.
             progress: What to report steps to.
 
         Raises:
             ConfigError: Outputs or labels are not what a metric is of, or no label counts.
-            BackendError: The runtime of an arm failed.
+            BackendError: The runtime of an alternative failed.
         """
-        # Arms take turns, so that none has the machine at another time than the others.
+        # Alternatives take turns, so that none has the machine at another time than the others.
         blocks = [
-            ArmBlock(arm, start, runs[start : start + RUNS_OF_A_BLOCK], metrics, ignore)
+            AlternativeBlock(
+                alternative, start, runs[start : start + RUNS_OF_A_BLOCK], metrics, ignore
+            )
             for start in range(0, len(runs), RUNS_OF_A_BLOCK)
-            for arm in arms.values()
+            for alternative in alternatives.values()
         ]
-        files = {} if self.kept is None else self._files(self.kept, arms, blocks)
+        files = {} if self.kept is None else self._files(self.kept, alternatives, blocks)
         found = {
             block.key: _read(files[block.key], block)
             for block in blocks
@@ -145,10 +151,10 @@ class BlockScorer:
                 found[block.key] = scores
                 if block.key in files:
                     _write(files[block.key], scores)
-        # By arm, in the order of the samples: one entry for each run.
+        # By alternative, in the order of the samples: one entry for each run.
         ordered = {
             name: [scores for key in sorted(found) if key[0] == name for scores in found[key]]
-            for name in arms
+            for name in alternatives
         }
         return [
             join_scores(metric, {name: [run[place] for run in of] for name, of in ordered.items()})
@@ -156,9 +162,12 @@ class BlockScorer:
         ]
 
     def _files(
-        self, kept: Path, arms: Mapping[str, OpenedArm], blocks: Sequence[ArmBlock]
+        self,
+        kept: Path,
+        alternatives: Mapping[str, OpenedAlternative],
+        blocks: Sequence[AlternativeBlock],
     ) -> dict[tuple[str, int], Path]:
-        """Return where the scores of each block are kept, of arms whose content can be told."""
+        """Return where the scores of each block are kept, of alternatives with a digest."""
         metrics = {}
         for metric in blocks[0].metrics if blocks else ():
             # A user's function by its file: it may be changed between two calls.
@@ -166,10 +175,10 @@ class BlockScorer:
             if isinstance(metric, UserMetric):
                 file = getattr(inspect.getmodule(metric.function), "__file__", None)
             metrics[f"metric {metric.name}"] = "ours" if file is None else sha256_of(Path(file))
-        made = {name: _digest(arm) for name, arm in arms.items()}
+        made = {name: _digest(alternative) for name, alternative in alternatives.items()}
         files = {}
         for block in blocks:
-            digest = made[block.arm.arm.name]
+            digest = made[block.alternative.alternative.name]
             if digest is not None:
                 # How many samples run at once is for the base package to say: it may be another.
                 runs = [len(run.batch.labels) for run in block.runs]
@@ -179,18 +188,18 @@ class BlockScorer:
         return files
 
 
-def ran_by(arm: OpenedArm) -> str:
-    """Return what runs an arm: where that is another one, scores need not be the same."""
-    described = arm.runner.describe()
+def ran_by(alternative: OpenedAlternative) -> str:
+    """Return what runs an alternative: where that is another one, scores need not be the same."""
+    described = alternative.runner.describe()
     return (
         f"moh-deploy {__version__}, {described.runtime}, {described.device or 'CPU'},"
         f" {described.kernels.describe()}"
     )
 
 
-def _digest(arm: OpenedArm) -> str | None:
-    """Return a digest of an arm and what runs it; None if its content cannot be told from files."""
-    variant, model = arm.arm.variant, arm.arm.model
+def _digest(alternative: OpenedAlternative) -> str | None:
+    """Return a digest of an alternative and its runtime; None if it does not come from files."""
+    variant, model = alternative.alternative.variant, alternative.alternative.model
     if isinstance(model, PackageDir):
         files = dict(model.manifest.files)
     elif isinstance(model, OnnxFile):
@@ -204,7 +213,12 @@ def _digest(arm: OpenedArm) -> str | None:
         # Code of an original, or a server, may be another one by the next time.
         return None
     way = {"runtime": variant.runtime, "kernels": variant.kernels, "threads": variant.threads}
-    told = {"name": arm.arm.name, "files": files, "way": way, "ran by": ran_by(arm)}
+    told = {
+        "name": alternative.alternative.name,
+        "files": files,
+        "way": way,
+        "ran by": ran_by(alternative),
+    }
     return sha256_of_json(told)
 
 
@@ -220,7 +234,7 @@ def _write(file: Path, scores: BlockScores) -> None:
         write_npz(partial, arrays)
 
 
-def _read(file: Path, block: ArmBlock) -> BlockScores:
+def _read(file: Path, block: AlternativeBlock) -> BlockScores:
     arrays = read_npz(file, error=ConfigError)
     try:
         return [

@@ -1,4 +1,4 @@
-"""The arms of a comparison: whatever can be run, on the same inputs and with the same outputs."""
+"""Load and run the alternatives of a comparison: on the same inputs, with the same outputs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from moh_deploy.validate.reference.samples import match_inputs, match_outputs
 
 
 @dataclass(frozen=True)
-class Arm:
-    """An arm of the plan, found and not loaded."""
+class Alternative:
+    """An alternative of the plan, found and not loaded."""
 
     name: str  # what the plan calls it
     kind: str  # what it is, in words
@@ -40,10 +40,10 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class OpenedArm:
-    """A loaded arm, called by the names that the first package has for inputs and outputs."""
+class OpenedAlternative:
+    """A loaded alternative, called by the names of inputs and outputs of the first package."""
 
-    arm: Arm
+    alternative: Alternative
     runner: Runner
     base: Manifest  # the manifest whose names are used
 
@@ -52,23 +52,23 @@ class OpenedArm:
 
         Raises:
             MoHDeployError: It does not take these inputs, the runtime failed, or it returns
-                something else than the first package. The message names the arm.
+                something else than the first package. The message names the alternative.
         """
-        with named_errors(self.arm.name):
+        with named_errors(self.alternative.name):
             found = self.runner.run(self._feeds(inputs))
             ours = [output.name for output in self.base.outputs]
-            names = match_outputs(list(found), ours, self.arm.kind)
+            names = match_outputs(list(found), ours, self.alternative.kind)
         return {name: found[theirs] for name, theirs in names.items()}
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs it on these inputs: to be timed. Raises as `outputs` does."""
-        with named_errors(self.arm.name):
+        with named_errors(self.alternative.name):
             return self.runner.bound(self._feeds(inputs))
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         specs = self.runner.inputs
         # Names of other frameworks differ: matched by name, or else by order.
-        names = match_inputs([spec.name for spec in specs], list(inputs), self.arm.kind)
+        names = match_inputs([spec.name for spec in specs], list(inputs), self.alternative.kind)
         feeds = {theirs: inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)
         return feeds
@@ -76,33 +76,38 @@ class OpenedArm:
 
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
-    """Put the arm in front of errors: of several, a reader has to know which one is wrong."""
+    """Name the alternative in front of the messages of errors."""
     try:
         yield
     except MoHDeployError as error:
-        raise type(error)(f"arm '{name}' cannot run: {error.message}", hint=error.hint) from error
+        raise type(error)(
+            f"alternative '{name}' cannot run: {error.message}", hint=error.hint
+        ) from error
 
 
-def open_arms(arms: Sequence[Arm], base: Manifest, stack: ExitStack) -> dict[str, OpenedArm]:
-    """Load all arms; they stay open until the stack is closed.
+def open_alternatives(
+    alternatives: Sequence[Alternative], base: Manifest, stack: ExitStack
+) -> dict[str, OpenedAlternative]:
+    """Load all alternatives; they stay open until the stack is closed.
 
     Raises:
         MoHDeployError: One cannot be loaded; the message names it.
     """
     opened = {}
-    for arm in arms:
-        with named_errors(arm.name):
-            runner = stack.enter_context(arm.model.open(arm.variant))
-        opened[arm.name] = OpenedArm(arm, runner, base)
+    for alternative in alternatives:
+        with named_errors(alternative.name):
+            runner = stack.enter_context(alternative.model.open(alternative.variant))
+        opened[alternative.name] = OpenedAlternative(alternative, runner, base)
     return opened
 
 
 def shapes_of(outputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of outputs: those of all arms are alike."""
+    """Return the shapes of outputs: those of all alternatives are alike."""
     return {name: np.shape(output) for name, output in outputs.items()}
 
 
-# A package without its routers, as an arm: what they computed is fed, so their time is gone.
+# A package without its routers, as an alternative: what they computed is fed, so their time is
+# gone.
 
 
 def why_not_fed(package: OnnxPackage) -> str | None:
@@ -184,7 +189,8 @@ def _graph(package: OnnxPackage) -> onnx.GraphProto:
     return onnx.load(package.model_path, load_external_data=False).graph
 
 
-# A model behind a server that speaks the v2 protocol, as an arm: what clients really wait for.
+# A model behind a server that speaks the v2 protocol, as an alternative: what clients really wait
+# for.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Arms that are made of a package, each beside the one that it is made of."""
+"""Alternatives that are made of a package, each beside the one that it is made of."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import moh_deploy
-from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.made_arms import FoundArms, find_arms
+from moh_deploy.decision.alternative import Alternative
+from moh_deploy.decision.made_alternatives import FoundAlternatives, find_alternatives
 from moh_deploy.decision.plan import PlanFile, plan_of
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.choose_layers import write_choices
@@ -39,34 +39,46 @@ MADE: dict[str, dict[str, object]] = {
 }
 
 
-def found_arms(root: Path, arms: dict[str, dict[str, object]]) -> FoundArms:
-    """Return the arms of a plan whose reference is the first of them."""
+def found_alternatives(root: Path, alternatives: dict[str, dict[str, object]]) -> FoundAlternatives:
+    """Return the alternatives of a plan whose reference is the first of them."""
     latency = {"at_least": 0.1}
-    document = {"goal": "See them", "reference": next(iter(arms)), "arms": arms, "latency": latency}
-    return find_arms(PlanFile(plan_of(document, "plan.yaml"), root, "plan.yaml"), None)
+    document = {
+        "goal": "See them",
+        "reference": next(iter(alternatives)),
+        "arms": alternatives,
+        "latency": latency,
+    }
+    return find_alternatives(PlanFile(plan_of(document, "plan.yaml"), root, "plan.yaml"), None)
 
 
-def made_arms(root: Path, arms: dict[str, dict[str, object]]) -> dict[str, Arm]:
-    found, quiet = found_arms(root, arms), SilentProgress()
+def made_alternatives(
+    root: Path, alternatives: dict[str, dict[str, object]]
+) -> dict[str, Alternative]:
+    found, quiet = found_alternatives(root, alternatives), SilentProgress()
     (root / "scratch").mkdir()
-    return {arm.name: arm for arm in found.made(found.given(quiet), root / "scratch", quiet)}
+    return {
+        alternative.name: alternative
+        for alternative in found.made(found.given(quiet), root / "scratch", quiet)
+    }
 
 
 @pytest.fixture(scope="module")
-def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arm]:
+def alternatives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Alternative]:
     root = tmp_path_factory.mktemp("made")
     write_grouped(root / "package")
     made = {name: {"made": how} for name, how in MADE.items()}
-    return made_arms(root, {"moh": {"path": "package"}, **made})
+    return made_alternatives(root, {"moh": {"path": "package"}, **made})
 
 
-def package_of(arm: Arm) -> OnnxPackage:
-    assert arm.package is not None
-    return arm.package
+def package_of(alternative: Alternative) -> OnnxPackage:
+    assert alternative.package is not None
+    return alternative.package
 
 
-def test_arms_say_what_they_are(arms: dict[str, Arm]):
-    assert {name: arm.kind for name, arm in arms.items() if name != "moh"} == {
+def test_alternatives_say_what_they_are(alternatives: dict[str, Alternative]):
+    assert {
+        name: alternative.kind for name, alternative in alternatives.items() if name != "moh"
+    } == {
         "open": "made of 'moh': all heads open, in standard operators",
         "fewer": "made of 'moh': 1 routed heads for each token",
         "all": "made of 'moh': all heads open, on its kernels",
@@ -74,8 +86,8 @@ def test_arms_say_what_they_are(arms: dict[str, Arm]):
         "half": "made of 'moh': float16",
         "fed": "made of 'moh': routing fed",
     }
-    # What a routed arm has to be worth more than, and what cannot be served at all.
-    assert {name: arm.chooses for name, arm in arms.items()} == {
+    # What a routed alternative has to be worth more than, and what cannot be served at all.
+    assert {name: alternative.chooses for name, alternative in alternatives.items()} == {
         "moh": True,
         "open": False,
         "fewer": True,
@@ -84,26 +96,30 @@ def test_arms_say_what_they_are(arms: dict[str, Arm]):
         "half": True,
         "fed": None,
     }
-    assert [name for name, arm in arms.items() if arm.dense] == ["open"]
-    assert [name for name, arm in arms.items() if arm.is_bound] == ["fed"]
+    assert [name for name, alternative in alternatives.items() if alternative.dense] == ["open"]
+    assert [name for name, alternative in alternatives.items() if alternative.is_bound] == ["fed"]
 
 
-def test_made_packages_are_what_they_say(arms: dict[str, Arm]):
-    layers = {name: package_of(arms[name]).manifest.layers[0] for name in MADE if name != "fed"}
+def test_made_packages_are_what_they_say(alternatives: dict[str, Alternative]):
+    layers = {
+        name: package_of(alternatives[name]).manifest.layers[0] for name in MADE if name != "fed"
+    }
     assert (layers["open"].top_k, layers["open"].choice) == (HEADS - 1, "dense")
     # The same heads as the one before, on what runs the package itself.
-    of_package = package_of(arms["moh"]).manifest.layers[0].choice
+    of_package = package_of(alternatives["moh"]).manifest.layers[0].choice
     assert (layers["all"].top_k, layers["all"].choice) == (HEADS - 1, of_package)
     assert of_package != "dense"
     assert layers["fewer"].top_k == 1
     assert layers["pruned"].num_heads == HEADS // 2
-    assert package_of(arms["half"]).manifest.precision == "float16"
+    assert package_of(alternatives["half"]).manifest.precision == "float16"
 
 
-def test_every_made_arm_runs_on_the_inputs_of_the_package(arms: dict[str, Arm]):
-    run = package_of(arms["moh"]).vectors[0]
-    for arm in arms.values():
-        with arm.model.open(arm.variant) as runner:
+def test_made_alternatives_run_on_the_inputs_of_the_package(
+    alternatives: dict[str, Alternative],
+):
+    run = package_of(alternatives["moh"]).vectors[0]
+    for alternative in alternatives.values():
+        with alternative.model.open(alternative.variant) as runner:
             assert runner.run(run.inputs)["y"].shape == run.outputs["y"].shape
 
 
@@ -113,10 +129,13 @@ def test_package_runs_in_what_it_was_tuned_for_unless_the_plan_says_another(
     monkeypatch.setattr("moh_deploy.runtime.models.runtime_name_of", str)
     package = write_grouped(tmp_path / "plain")
     write_choices(package, package.manifest.layers, tmp_path / "tuned", runtime="openvino")
-    arms = {name: {"path": name} for name in ("plain", "tuned")}
-    arms["otherwise"] = {"path": "tuned", "runtime": "onnxruntime"}
-    found = found_arms(tmp_path, arms)
-    assert {arm.name: arm.variant.runtime for arm in found.given(SilentProgress())} == {
+    alternatives = {name: {"path": name} for name in ("plain", "tuned")}
+    alternatives["otherwise"] = {"path": "tuned", "runtime": "onnxruntime"}
+    found = found_alternatives(tmp_path, alternatives)
+    assert {
+        alternative.name: alternative.variant.runtime
+        for alternative in found.given(SilentProgress())
+    } == {
         "plain": "onnxruntime",
         "tuned": "openvino",
         "otherwise": "onnxruntime",
@@ -127,32 +146,35 @@ def test_runtime_that_is_not_installed_is_refused_as_the_plan_is_read(tmp_path: 
     def absent(runtime: str) -> str:
         raise BackendError(f"{runtime} is not installed.")
 
-    monkeypatch.setattr("moh_deploy.decision.made_arms.runtime_name_of", absent)
+    monkeypatch.setattr("moh_deploy.decision.made_alternatives.runtime_name_of", absent)
     write_grouped(tmp_path / "package")
-    arms = {
+    alternatives = {
         "moh": {"path": "package"},
         "int8": {"made": {"precision": "int8"}, "runtime": "openvino"},
     }
-    with pytest.raises(BackendError, match="arm 'int8' cannot run: openvino is not installed"):
-        found_arms(tmp_path, arms)
+    with pytest.raises(
+        BackendError, match="alternative 'int8' cannot run: openvino is not installed"
+    ):
+        found_alternatives(tmp_path, alternatives)
 
 
 def test_made_is_of_the_first_package_where_the_reference_is_none(tmp_path: Path):
     package = write_grouped(tmp_path / "moh")
     shutil.copyfile(package.model_path, tmp_path / "dense.onnx")
     given = {"dense": {"path": "dense.onnx"}, "moh": {"path": "moh"}}
-    made = made_arms(tmp_path, {**given, "open": {"made": {"all_heads_open": True}}})
+    made = made_alternatives(tmp_path, {**given, "open": {"made": {"all_heads_open": True}}})
     assert made["open"].kind.startswith("made of 'moh'")
 
 
-def test_made_arm_that_is_called_dense_chooses_no_heads(tmp_path: Path):
+def test_made_alternative_that_is_called_dense_chooses_no_heads(tmp_path: Path):
     write_grouped(tmp_path / "moh")
     called_dense = {"made": {"precision": "float16"}, "dense": True}
-    half = made_arms(tmp_path, {"moh": {"path": "moh"}, "half": called_dense})["half"]
+    half = made_alternatives(tmp_path, {"moh": {"path": "moh"}, "half": called_dense})["half"]
     assert (half.dense, half.chooses) == (True, False)
 
 
-# Engines as arms of `compare`: refused for real where there is no GPU, run on a fake runtime.
+# Engines as alternatives of `compare`: refused for real where there is no GPU, run on a fake
+# runtime.
 
 
 __all__ = ["fakes", "without_driver"]
@@ -195,18 +217,18 @@ def compare(plan: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("without_driver")
-def test_without_a_gpu_an_engine_is_refused_before_any_other_arm_is_made(
+def test_without_a_gpu_an_engine_is_refused_before_any_other_alternative_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def never(*arguments: object, **options: object) -> None:
-        raise AssertionError("an arm was made")
+        raise AssertionError("an alternative was made")
 
-    monkeypatch.setattr("moh_deploy.decision.made_arms.write_precision", never)
+    monkeypatch.setattr("moh_deploy.decision.made_alternatives.write_precision", never)
     int8 = {"made": {"precision": "int8"}, "of": "package"}
-    arms = {"package": {"path": "package"}, "int8": int8, "engine": {"path": "engine"}}
+    alternatives = {"package": {"path": "package"}, "int8": int8, "engine": {"path": "engine"}}
     with pytest.raises(BackendError) as refused:
-        moh_deploy.compare(plan=write_case(tmp_path, arms=arms), trust_code=True)
-    said = f"arm 'engine' cannot run: {tmp_path}/engine cannot run here: no NVIDIA driver"
+        moh_deploy.compare(plan=write_case(tmp_path, arms=alternatives), trust_code=True)
+    said = f"alternative 'engine' cannot run: {tmp_path}/engine cannot run here: no NVIDIA driver"
     assert refused.value.message.startswith(said)
     assert "moh-deploy doctor" in str(refused.value.hint)
 
@@ -228,7 +250,11 @@ def test_engines_take_turns_with_their_package_and_are_judged_like_it(fakes: Fak
     package, engine, wrong = report["arms"]
     assert engine["runtime"] == "TensorRT 10.9.0.34 on a GPU"
     assert package["runtime"].startswith("ONNX Runtime ")
-    assert [arm["quality"][0]["value"] for arm in report["arms"]] == [1.0, 1.0, pytest.approx(0)]
+    assert [alternative["quality"][0]["value"] for alternative in report["arms"]] == [
+        1.0,
+        1.0,
+        pytest.approx(0),
+    ]
     # What the fake runtime takes is no matter, and is measured in the same rounds.
     assert engine["latency"][0]["rounds"] == package["latency"][0]["rounds"]
     assert engine["memory_mib"] > 0
@@ -248,7 +274,7 @@ def with_engine(**run: str) -> dict[str, object]:
         ({"sizes": [{"batch": 2, "seq": 50}]}, "engine was built for batch=1..2..4"),
         ({"batch_size": 64}, "engine was built for batch=1..2..4"),
         (with_engine(kernels="off"), "was decided when it was built"),
-        (with_engine(runtime="openvino"), "arm 'engine' cannot run: "),
+        (with_engine(runtime="openvino"), "alternative 'engine' cannot run: "),
     ],
     ids=["sizes", "batch", "kernels", "runtime"],
 )
@@ -258,5 +284,5 @@ def test_engine_that_does_not_fit_the_plan_is_named(
     simulate_gpu(fakes)
     done = compare(write_case(tmp_path, **change))
     assert done.returncode in (2, 6), done.stderr
-    assert "arm 'engine' cannot run: " in done.stderr
+    assert "alternative 'engine' cannot run: " in done.stderr
     assert message in done.stderr

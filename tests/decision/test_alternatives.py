@@ -1,4 +1,4 @@
-"""Arms that are more than a path: a server, routing fed, and what is measured beside them."""
+"""Alternatives that are more than a path: a server, routing fed, and their measurements."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.decision.arm import Arm, FixedRoutingModel, OpenedArm, ServerModel, why_not_fed
+from moh_deploy.decision.alternative import (
+    Alternative,
+    FixedRoutingModel,
+    OpenedAlternative,
+    ServerModel,
+    why_not_fed,
+)
 from moh_deploy.decision.measure import timed_inputs
 from moh_deploy.decision.measured import of_loads, routing_bias
 from moh_deploy.errors import BackendError, ConfigError
@@ -27,14 +33,20 @@ def test_server_answers_as_the_package_and_its_errors_name_it(tmp_path: Path):
     with running(package.root, tmp_path / "said") as server:
         model = ServerModel(server.url, "m", package.manifest)
         with model.open() as runner, open_runner(package) as alone:
-            arm = OpenedArm(Arm("served", model.name, model, AS_IT_IS), runner, package.manifest)
-            np.testing.assert_allclose(arm.outputs(inputs)["y"], alone.run(inputs)["y"], atol=1e-6)
-            arm.bound(inputs)()
+            alternative = OpenedAlternative(
+                Alternative("served", model.name, model, AS_IT_IS), runner, package.manifest
+            )
+            np.testing.assert_allclose(
+                alternative.outputs(inputs)["y"], alone.run(inputs)["y"], atol=1e-6
+            )
+            alternative.bound(inputs)()
         absent = ServerModel(server.url, "other", package.manifest)
         with absent.open() as runner:
-            arm = OpenedArm(Arm("absent", absent.name, absent, AS_IT_IS), runner, package.manifest)
-            with pytest.raises(BackendError, match="arm 'absent' cannot run: status 404"):
-                arm.outputs(inputs)
+            alternative = OpenedAlternative(
+                Alternative("absent", absent.name, absent, AS_IT_IS), runner, package.manifest
+            )
+            with pytest.raises(BackendError, match="alternative 'absent' cannot run: status 404"):
+                alternative.outputs(inputs)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +94,7 @@ def test_bias_of_routing_leaves_padding_out(tmp_path: Path):
     assert first.open_share == pytest.approx(gates[0, 0].mean())
 
 
-# What arms are timed on, where a package brings nothing along.
+# What alternatives are timed on, where a package brings nothing along.
 
 
 @pytest.mark.parametrize("sizes", [(), ({"batch": 2},)], ids=["example", "asked"])

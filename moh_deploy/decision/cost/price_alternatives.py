@@ -1,4 +1,4 @@
-"""Price every arm of a decision for the traffic of a team: mean times of a request, then money.
+"""Price every alternative of a decision for traffic: mean times of a request, then money.
 
 Sizes of traffic between measured ones can be interpolated where that is asked for.
 """
@@ -25,7 +25,8 @@ from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.reference.differences import Float64Array
 
-# The JSON of a decision, as far as costs rest on it: times of the arms, and what was decided.
+# The JSON of a decision, as far as costs rest on it: times of the alternatives, and what was
+# decided.
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -36,15 +37,15 @@ class _Part(BaseModel):
 
 
 class DecidedLatency(_Part):
-    """Times of one arm at one set of sizes; see `moh_deploy.decision.report.LatencyFigure`."""
+    """Times of one alternative at one set of sizes; see `decision.report.LatencyFigure`."""
 
     sizes: dict[str, int]
     p50_ms: _Positive
     block_means_ms: tuple[_Positive, ...] = ()
 
 
-class DecidedArm(_Part):
-    """An arm; see `moh_deploy.decision.report.ArmReport`."""
+class DecidedAlternative(_Part):
+    """An alternative; see `moh_deploy.decision.report.AlternativeReport`."""
 
     name: str
     verdict: Literal["win", "loss", "cannot tell", "reference"]
@@ -54,7 +55,7 @@ class DecidedArm(_Part):
 
 
 class DecidedWouldDo(_Part):
-    """An arm without routers that does as well."""
+    """An alternative without routers that does as well."""
 
     name: str
 
@@ -68,15 +69,17 @@ class Decided(_Part):
     reference: str
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     machine: str
-    arms: Annotated[tuple[DecidedArm, ...], Field(min_length=1)]
+    arms: Annotated[tuple[DecidedAlternative, ...], Field(min_length=1)]
     would_do: tuple[DecidedWouldDo, ...]
     break_even: tuple[SizeOutcome, ...] = ()
 
     @property
-    def served(self) -> tuple[DecidedArm, ...]:
-        """The arms that could be served, the reference first."""
-        arms = [arm for arm in self.arms if not arm.is_bound]
-        return tuple(sorted(arms, key=lambda arm: arm.name != self.reference))
+    def served(self) -> tuple[DecidedAlternative, ...]:
+        """The alternatives that could be served, the reference first."""
+        alternatives = [alternative for alternative in self.arms if not alternative.is_bound]
+        return tuple(
+            sorted(alternatives, key=lambda alternative: alternative.name != self.reference)
+        )
 
     @property
     def sizes(self) -> tuple[dict[str, int], ...]:
@@ -116,24 +119,29 @@ def read_decided(path: Path) -> Decided:
 
 
 def _check(found: Decided, path: Path) -> None:
-    if found.reference not in [decided_arm.name for decided_arm in found.served]:
-        raise ConfigError(f"{path}: reference is '{found.reference}', which is no arm of it.")
+    if found.reference not in [decided_alternative.name for decided_alternative in found.served]:
+        raise ConfigError(
+            f"{path}: reference is '{found.reference}', which is no alternative of it."
+        )
     if not found.sizes:
         raise ConfigError(
             f"{path}: no time was measured, so nothing can be priced.",
             hint="Give the plan `latency`, and `sizes` that traffic has.",
         )
-    for arm in found.served:
-        # Draws of blocks take all arms at once, so all have the same sizes and as many blocks.
-        if tuple(latency.sizes for latency in arm.latency) != found.sizes:
-            raise ConfigError(f"{path}: arm '{arm.name}' was timed at other sizes.")
-        counts = [len(latency.block_means_ms) for latency in arm.latency]
+    for alternative in found.served:
+        # Draws of blocks take all alternatives at once, so all have the same sizes and as many
+        # blocks.
+        if tuple(latency.sizes for latency in alternative.latency) != found.sizes:
+            raise ConfigError(f"{path}: alternative '{alternative.name}' was timed at other sizes.")
+        counts = [len(latency.block_means_ms) for latency in alternative.latency]
         if counts != [len(latency.block_means_ms) for latency in found.served[0].latency]:
-            raise ConfigError(f"{path}: arm '{arm.name}' has another number of blocks of rounds.")
+            raise ConfigError(
+                f"{path}: alternative '{alternative.name}' has another number of blocks of rounds."
+            )
         if min(counts) < LEAST_BLOCKS:
             raise ConfigError(
-                f"{path}: arm '{arm.name}' has {min(counts)} blocks of rounds, expected at least"
-                f" {LEAST_BLOCKS}.",
+                f"{path}: alternative '{alternative.name}' has {min(counts)} blocks of rounds,"
+                f" expected at least {LEAST_BLOCKS}.",
                 hint="Run `moh-deploy compare` again, with more `seconds` where rounds were few:"
                 " earlier versions wrote no blocks.",
             )
@@ -197,10 +205,10 @@ def _place(
 
 
 @dataclass(frozen=True)
-class ArmTimes:
-    """Times of one arm for a request of this traffic."""
+class AlternativeTimes:
+    """Times of one alternative for a request of this traffic."""
 
-    arm: DecidedArm
+    alternative: DecidedAlternative
     ms: Estimate  # mean time of a request
     saved_ms: Estimate | None  # how much less than the reference; None of the reference
     by_size: tuple[report.SizeCost, ...]  # one for each of the sizes of traffic
@@ -208,36 +216,38 @@ class ArmTimes:
 
 def request_times(
     decided: Decided, requests: Sequence[SizedRequests], places: Sequence[Place]
-) -> tuple[ArmTimes, ...]:
-    """Return the times of all arms, the reference first.
+) -> tuple[AlternativeTimes, ...]:
+    """Return the times of all alternatives, the reference first.
 
     Raises:
-        ConfigError: Other work disturbed an arm at one of these sizes.
+        ConfigError: Other work disturbed an alternative at one of these sizes.
     """
-    arms = decided.served
+    alternatives = decided.served
     # How much of each measured size is in each size of traffic, and in a request. [places, sizes]
     weights = np.zeros((len(places), len(decided.sizes)))
     for row, place in zip(weights, places, strict=True):
         row[list(place)] = list(place.values())
     of_request = np.array([request.share for request in requests]) @ weights  # [sizes]
-    _check_undisturbed(arms, np.flatnonzero(of_request).tolist())
+    _check_undisturbed(alternatives, np.flatnonzero(of_request).tolist())
     blocks = [
-        np.array([arm.latency[index].block_means_ms for arm in arms]).T  # [blocks, arms]
+        np.array(
+            [alternative.latency[index].block_means_ms for alternative in alternatives]
+        ).T  # [blocks, alternatives]
         for index in range(len(decided.sizes))
     ]
     tail = rounds.tail_of(min(map(len, blocks)), decided.confidence)
-    # Sizes were timed one after the other: each has draws of its own. [sizes, draws, arms]
+    # Sizes were timed one after the other: each has draws of its own. [sizes, draws, alternatives]
     drawn = np.stack([rounds.redrawn_means(block, seed=seed) for seed, block in enumerate(blocks)])
 
     def estimate(draws: Float64Array) -> Estimate:
         low, high = np.quantile(draws[1:], [tail, 1 - tail])
         return Estimate(float(draws[0]), float(low), float(high))
 
-    request = np.tensordot(of_request, drawn, 1)  # [draws, arms]
-    sized = [np.tensordot(row, drawn, 1) for row in weights]  # of each place, [draws, arms]
+    request = np.tensordot(of_request, drawn, 1)  # [draws, alternatives]
+    sized = [np.tensordot(row, drawn, 1) for row in weights]  # of each place, [draws, alternatives]
     return tuple(
-        ArmTimes(
-            arm,
+        AlternativeTimes(
+            alternative,
             estimate(request[:, index]),
             # The reference saves nothing of its own time.
             estimate(request[:, 0] - request[:, index]) if index else None,
@@ -252,28 +262,28 @@ def request_times(
                 for asked, ms, place in zip(requests, sized, places, strict=True)
             ),
         )
-        for index, arm in enumerate(arms)
+        for index, alternative in enumerate(alternatives)
     )
 
 
-def _check_undisturbed(arms: Sequence[DecidedArm], used: Sequence[int]) -> None:
-    for arm in arms:
-        for latency in (arm.latency[index] for index in used):
+def _check_undisturbed(alternatives: Sequence[DecidedAlternative], used: Sequence[int]) -> None:
+    for alternative in alternatives:
+        for latency in (alternative.latency[index] for index in used):
             times = fmean(latency.block_means_ms) / latency.p50_ms
             if times > rounds.MOST_MEAN_OVER_MEDIAN:
                 raise ConfigError(
-                    f"the mean time of arm '{arm.name}' at {sizes_text(latency.sizes)} is"
-                    f" {times:.3g} times its median, expected at most"
-                    f" {rounds.MOST_MEAN_OVER_MEDIAN}: other work disturbed it, and would be"
+                    f"the mean time of alternative '{alternative.name}' at"
+                    f" {sizes_text(latency.sizes)} is {times:.3g} times its median, expected at"
+                    f" most {rounds.MOST_MEAN_OVER_MEDIAN}: other work disturbed it, and would be"
                     " priced.",
                     hint="Run `moh-deploy compare` again while the machine does nothing else.",
                 )
 
 
-def price_arms(
+def price_alternatives(
     decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place]
 ) -> report.CostReport:
-    """Return what each arm costs, and whether it pays.
+    """Return what each alternative costs, and whether it pays.
 
     Args:
         decided: Times and verdicts.
@@ -284,13 +294,17 @@ def price_arms(
     # The reference is first: all else is compared with it.
     bill = Bill(prices, traffic.per_month)
     timed = request_times(decided, traffic.requests, places)
-    arms = tuple(_arm_cost(times, timed[0].ms.value, bill) for times in timed)
+    alternatives = tuple(_alternative_cost(times, timed[0].ms.value, bill) for times in timed)
     order = ("does not pay", "cannot tell", "pays")
-    # Those that pay before those that may, and an arm that lost behind the others.
+    # Those that pay before those that may, and an alternative that lost behind the others.
     ranks = {
-        arm.name: (order.index(arm.pays), arm.verdict != "loss", arm.net.value)
-        for arm in arms
-        if arm.net is not None
+        alternative.name: (
+            order.index(alternative.pays),
+            alternative.verdict != "loss",
+            alternative.net.value,
+        )
+        for alternative in alternatives
+        if alternative.net is not None
     }
     return report.CostReport(
         plan_digest=decided.plan_digest,
@@ -306,15 +320,17 @@ def price_arms(
             replace(request, extrapolated=len(place) > 1)
             for request, place in zip(traffic.requests, places, strict=True)
         ),
-        arms=arms,
-        would_do=tuple(arm.name for arm in decided.would_do),
+        arms=alternatives,
+        would_do=tuple(alternative.name for alternative in decided.would_do),
         break_even=decided.break_even,
         sensitivity_of=max(ranks, key=ranks.__getitem__, default=None),
         notes=tuple(_notes(decided, prices, traffic, places)),
     )
 
 
-def _arm_cost(times: ArmTimes, reference_ms: float, bill: Bill) -> report.ArmCost:
+def _alternative_cost(
+    times: AlternativeTimes, reference_ms: float, bill: Bill
+) -> report.AlternativeCost:
     # What a month costs rises with its requests, but in steps where whole machines are paid.
     month, prices = bill.month(times.ms), bill.prices
     million = 1e6 / bill.requests
@@ -330,14 +346,14 @@ def _arm_cost(times: ArmTimes, reference_ms: float, bill: Bill) -> report.ArmCos
         )
         pays = "cannot tell"
         # An alternative that the plan excludes does not pay, however cheap it is.
-        if times.arm.verdict == "loss" or net.high <= 0:
+        if times.alternative.verdict == "loss" or net.high <= 0:
             pays = "does not pay"
-        elif times.arm.verdict == "win" and net.low > 0:
+        elif times.alternative.verdict == "win" and net.low > 0:
             pays = "pays"
-    return report.ArmCost(
-        name=times.arm.name,
-        verdict=times.arm.verdict,
-        dense=times.arm.dense,
+    return report.AlternativeCost(
+        name=times.alternative.name,
+        verdict=times.alternative.verdict,
+        dense=times.alternative.dense,
         pays=pays,
         ms_per_request=times.ms,
         per_million=Estimate(*(end * million for end in (month.value, month.low, month.high))),

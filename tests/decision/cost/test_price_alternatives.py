@@ -1,4 +1,4 @@
-"""Costs of arms whose times, prices and traffic are known: worked out by hand here.
+"""Costs of alternatives whose times, prices and traffic are known: worked out by hand here.
 
 And intervals of mean times: how often do they hold the truth, on rounds of a machine that is busy?
 """
@@ -15,9 +15,9 @@ import pytest
 
 from moh_deploy.decision import latency_promise
 from moh_deploy.decision.api.cost import cost
-from moh_deploy.decision.cost.price_arms import Decided, request_times
+from moh_deploy.decision.cost.price_alternatives import Decided, request_times
 from moh_deploy.decision.cost.prices import Bill, Estimate, Prices, SizedRequests
-from moh_deploy.decision.cost.report import ArmCost, CostReport
+from moh_deploy.decision.cost.report import AlternativeCost, CostReport
 from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.reference.differences import Float64Array
@@ -30,15 +30,15 @@ def priced(folder: Path, *, extrapolate: bool = False, **files: Any) -> CostRepo
     return cost(from_, prices=prices, traffic=traffic, extrapolate=extrapolate)
 
 
-def arm(report: CostReport, name: str) -> ArmCost:
-    return next(arm for arm in report.arms if arm.name == name)
+def alternative(report: CostReport, name: str) -> AlternativeCost:
+    return next(alternative for alternative in report.arms if alternative.name == name)
 
 
 def test_month_is_hours_of_this_traffic_times_the_price_of_one(tmp_path: Path):
     # Three of four requests are of batch 1: 0.75 x 10 + 0.25 x 40 = 17.5 ms, and 0.75 x 8 + 0.25 x
     # 20 = 11 ms. A million takes 17500 and 11000 s of computing, twice that is paid, at 0.001 USD.
     report = priced(tmp_path)
-    dense, moh = arm(report, "dense"), arm(report, "moh")
+    dense, moh = alternative(report, "dense"), alternative(report, "moh")
     assert dense.ms_per_request.value == pytest.approx(17.5)
     assert dense.per_million.value == pytest.approx(35.0)
     assert moh.per_million.value == pytest.approx(22.0)
@@ -47,8 +47,10 @@ def test_month_is_hours_of_this_traffic_times_the_price_of_one(tmp_path: Path):
     assert moh.saving_per_month.value == pytest.approx(13.0)
 
 
-def test_what_disturbs_all_arms_widens_costs_and_not_the_share_that_is_saved(tmp_path: Path):
-    moh = arm(priced(tmp_path, decided=decision(spread=0.1, paired=0.005)), "moh")
+def test_what_disturbs_all_alternatives_widens_costs_and_not_the_share_that_is_saved(
+    tmp_path: Path,
+):
+    moh = alternative(priced(tmp_path, decided=decision(spread=0.1, paired=0.005)), "moh")
     assert moh.per_million.low < 0.95 * 22
     assert moh.per_million.high > 1.05 * 22
     gain, saving = moh.by_size[0].gain, moh.saving_per_month
@@ -62,7 +64,7 @@ def test_interval_has_the_plans_confidence(tmp_path: Path):
     widths = []
     for confidence in (0.8, 0.95):
         decided = decision(paired=0.02, confidence=confidence)
-        gain = arm(priced(tmp_path, decided=decided), "moh").by_size[0].gain
+        gain = alternative(priced(tmp_path, decided=decided), "moh").by_size[0].gain
         widths.append(gain.high - gain.low)
     assert widths[0] < 0.8 * widths[1]
 
@@ -78,7 +80,7 @@ def test_disturbed_times_are_refused_where_traffic_has_their_sizes(tmp_path: Pat
 def test_engineering_is_paid_back_after_what_it_costs_over_what_a_month_saves(tmp_path: Path):
     many = "batch,count\n1,750000000\n8,250000000\n"
     report = priced(tmp_path, traffic=many)
-    moh = arm(report, "moh")
+    moh = alternative(report, "moh")
     assert report.engineering == pytest.approx(8000.0)
     assert moh.paid_back.months == pytest.approx(8000 / 13000)
     assert moh.net.value == pytest.approx(12 * 13000 - 8000)
@@ -89,23 +91,23 @@ def test_engineering_is_paid_back_after_what_it_costs_over_what_a_month_saves(tm
 
 def test_dense_would_do_where_too_little_is_saved(tmp_path: Path):
     report = priced(tmp_path)
-    assert arm(report, "moh").pays == "does not pay"
-    assert report.to_markdown().startswith("no arm pays against 'dense'")
+    assert alternative(report, "moh").pays == "does not pay"
+    assert report.to_markdown().startswith("no alternative pays against 'dense'")
     assert report.headline[0] == "DENSE WOULD DO"
     # 13 USD a month of 1 million: 8000 in 12 months take 51.28 million.
     assert "from about 51 300 000 requests a month on, 51.3 times as many" in report.decision
     enough = priced(tmp_path, traffic="batch,count\n1,38461539\n8,12820513\n")
-    net = arm(enough, "moh").net
+    net = alternative(enough, "moh").net
     assert net.value == pytest.approx(0, abs=0.01)
     found = priced(tmp_path, decided=decision(dense=()))
     assert found.headline[0] == "DOES NOT PAY"
 
 
-def test_what_the_decision_says_of_arms_comes_before_what_they_save(tmp_path: Path):
+def test_what_the_decision_says_of_alternatives_comes_before_what_they_save(tmp_path: Path):
     many = "batch,count\n1,750000000\n8,250000000\n"
     for verdict, pays in (("loss", "does not pay"), ("cannot tell", "cannot tell")):
         decided = decision(verdicts={"moh": verdict})
-        assert arm(priced(tmp_path, decided=decided, traffic=many), "moh").pays == pays
+        assert alternative(priced(tmp_path, decided=decided, traffic=many), "moh").pays == pays
     decided = decision(would_do=[{"name": "dense"}])
     report = priced(tmp_path, decided=decided, traffic=many)
     assert report.headline[0] == "DENSE WOULD DO"
@@ -116,13 +118,13 @@ def test_saving_that_may_be_a_loss_cannot_be_told(tmp_path: Path):
     # 4 USD a month of a million: 12 months of 200 million are 9600, and by the interval 8500.
     decided = decision({"dense": (10.0,), "moh": (8.0,)}, sizes=({"batch": 1},), paired=0.1)
     report = priced(tmp_path, decided=decided, traffic="batch,count\n1,200000000\n")
-    assert report.headline[0] == "CANNOT TELL"
+    assert report.headline[0] == "INCONCLUSIVE"
     assert "it may be a loss" in report.headline[1]
 
 
 def test_utilization_with_a_range_widens_every_cost(tmp_path: Path):
     ranged = PRICES.replace("0.5", "[0.4, 0.6]")
-    dense = arm(priced(tmp_path, prices=ranged), "dense")
+    dense = alternative(priced(tmp_path, prices=ranged), "dense")
     assert dense.per_million.value == pytest.approx(35.0)
     assert dense.per_million.low == pytest.approx(35 * 0.5 / 0.6)
     assert dense.per_million.high == pytest.approx(35 * 0.5 / 0.4)
@@ -130,7 +132,7 @@ def test_utilization_with_a_range_widens_every_cost(tmp_path: Path):
 
 def test_whole_machines_save_nothing_where_one_is_needed_anyway(tmp_path: Path):
     whole = PRICES.replace("0.5}", "0.5, billed: by-machine}")
-    moh = arm(priced(tmp_path, prices=whole), "moh")
+    moh = alternative(priced(tmp_path, prices=whole), "moh")
     assert moh.per_month.value == pytest.approx(730.5 * 3.6)
     assert moh.saving_per_month.value == 0
 
@@ -141,7 +143,7 @@ def test_size_that_was_not_measured_is_refused_or_taken_from_its_neighbours(tmp_
         priced(tmp_path, traffic=between)
     assert "Add to `sizes` of the plan: {batch: 4}" in got.value.message
     report = priced(tmp_path, traffic=between, extrapolate=True)
-    four = arm(report, "dense").by_size[1]
+    four = alternative(report, "dense").by_size[1]
     assert four.sizes == {"batch": 4}
     assert four.ms.value == pytest.approx(10 + 30 * 3 / 7)
     assert [asked.extrapolated for asked in report.traffic] == [False, True, False]
@@ -157,7 +159,7 @@ def test_sizes_between_differ_in_one_dimension(tmp_path: Path):
     report = priced(
         tmp_path, decided=decided, traffic="seq,batch,count\n96,1,1\n", extrapolate=True
     )
-    assert arm(report, "dense").ms_per_request.value == pytest.approx(2.0)
+    assert alternative(report, "dense").ms_per_request.value == pytest.approx(2.0)
     with pytest.raises(ConfigError, match="batch: 2, seq: 96"):
         priced(tmp_path, decided=decided, traffic="batch,seq,count\n2,96,1\n", extrapolate=True)
 
@@ -171,10 +173,10 @@ def test_whole_machines_are_saved_in_steps_between_the_ends_of_utilization():
     assert found.high == found.value
 
 
-def test_arm_that_lost_is_not_the_best_where_nothing_pays(tmp_path: Path):
+def test_alternative_that_lost_is_not_the_best_where_nothing_pays(tmp_path: Path):
     times = {"dense": (10.0, 40.0), "moh": (8.0, 20.0), "int4": (4.0, 10.0)}
     report = priced(tmp_path, decided=decision(times, verdicts={"int4": "loss"}))
-    assert [arm.pays for arm in report.arms[1:]] == ["does not pay"] * 2
+    assert [alternative.pays for alternative in report.arms[1:]] == ["does not pay"] * 2
     assert report.sensitivity_of == "moh"
     assert "'moh' saves 13 USD (13 to 13): that would pay" in report.decision
 
@@ -191,19 +193,19 @@ _PLACES = [{0: 1.0}]
 
 
 def recordings() -> dict[str, Float64Array]:
-    """Return the milliseconds of each recording, [arms, 1000 rounds]."""
+    """Return the milliseconds of each recording, [alternatives, 1000 rounds]."""
     with np.load(Path(__file__).parent / "recorded_rounds.npz") as file:
         return {name: file[name] * 1e-4 for name in file.files}
 
 
 def decided(rounds: Float64Array) -> Decided:
-    """Return a decision that rests on some rounds, [arms, rounds]."""
+    """Return a decision that rests on some rounds, [alternatives, rounds]."""
     times = dict(zip(ARMS, rounds, strict=True))
     content = decision(dict.fromkeys(ARMS, (1.0,)), sizes=({"batch": 1},))
-    for arm in content["arms"]:
-        (latency,) = arm["latency"]
-        latency["p50_ms"] = float(np.median(times[arm["name"]]))
-        latency["block_means_ms"] = latency_promise.block_means(times[arm["name"]].tolist())
+    for alternative in content["arms"]:
+        (latency,) = alternative["latency"]
+        latency["p50_ms"] = float(np.median(times[alternative["name"]]))
+        latency["block_means_ms"] = latency_promise.block_means(times[alternative["name"]].tolist())
     return Decided.model_validate(content)
 
 
@@ -231,13 +233,13 @@ def coverage(looks: list[tuple[Float64Array, Float64Array]]) -> dict[str, float]
     held: Counter[str] = Counter()
     for recorded, rounds in looks:
         reference, *truths = recorded.mean(axis=1)
-        arms = request_times(decided(rounds), _REQUESTS, _PLACES)[1:]
-        for arm, truth in zip(arms, truths, strict=True):
-            assert arm.saved_ms is not None
-            assert arm.by_size[0].gain is not None
-            held["share"] += _holds(arm.by_size[0].gain, 1 - truth / reference)
-            held["saved"] += _holds(arm.saved_ms, reference - truth)
-            held["mean"] += _holds(arm.ms, truth)
+        alternatives = request_times(decided(rounds), _REQUESTS, _PLACES)[1:]
+        for alternative, truth in zip(alternatives, truths, strict=True):
+            assert alternative.saved_ms is not None
+            assert alternative.by_size[0].gain is not None
+            held["share"] += _holds(alternative.by_size[0].gain, 1 - truth / reference)
+            held["saved"] += _holds(alternative.saved_ms, reference - truth)
+            held["mean"] += _holds(alternative.ms, truth)
     return {name: count / len(looks) / (len(ARMS) - 1) for name, count in held.items()}
 
 

@@ -1,12 +1,18 @@
-"""Find the arms of a plan, and make those that are made: packages in a scratch directory."""
+"""Find the alternatives of a plan, and derive packages from others in a scratch directory."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moh_deploy.decision.arm import Arm, FixedRoutingModel, ServerModel, named_errors, why_not_fed
-from moh_deploy.decision.plan import ArmSection, PlanFile
+from moh_deploy.decision.alternative import (
+    Alternative,
+    FixedRoutingModel,
+    ServerModel,
+    named_errors,
+    why_not_fed,
+)
+from moh_deploy.decision.plan import AlternativeSection, PlanFile
 from moh_deploy.derive.forms import with_top_k
 from moh_deploy.derive.precision import write_precision
 from moh_deploy.derive.prune import write_pruned
@@ -28,29 +34,31 @@ LoadOriginal = Callable[..., Original]
 
 
 @dataclass(frozen=True)
-class FoundArms:
-    """The arms of a plan that are there, and those that are still to be made."""
+class FoundAlternatives:
+    """The alternatives of a plan that are there, and those that are still to be made."""
 
     file: PlanFile  # the plan
     base: OnnxPackage  # the first package, whose names of inputs and outputs are used
-    models: Mapping[str, Model]  # name of each arm with a path to what it names
+    models: Mapping[str, Model]  # name of each alternative with a path to what it names
     load_original: LoadOriginal | None  # what loads a checkpoint; None if nothing does
 
-    def given(self, progress: Progress) -> list[Arm]:
-        """Return the arms that nothing has to be made for, in the plan's order.
+    def given(self, progress: Progress) -> list[Alternative]:
+        """Return the alternatives that nothing has to be made for, in the plan's order.
 
         Raises:
-            MoHDeployError: A checkpoint cannot be loaded; the message names its arm.
+            MoHDeployError: A checkpoint cannot be loaded; the message names its alternative.
         """
-        arms = []
+        alternatives = []
         for name, section in self.file.plan.arms.items():
             if section.made is None:
-                with progress.step(f"finding arm '{name}'"), named_errors(name):
-                    arms.append(self._given(name, section))
-        return arms
+                with progress.step(f"finding alternative '{name}'"), named_errors(name):
+                    alternatives.append(self._given(name, section))
+        return alternatives
 
-    def made(self, given: Sequence[Arm], scratch: Path, progress: Progress) -> list[Arm]:
-        """Return all arms, in the plan's order; making some takes minutes.
+    def made(
+        self, given: Sequence[Alternative], scratch: Path, progress: Progress
+    ) -> list[Alternative]:
+        """Return all alternatives, in the plan's order; making some takes minutes.
 
         Args:
             given: Those that are there already.
@@ -58,14 +66,14 @@ class FoundArms:
         Raises:
             MoHDeployError: One cannot be made; the message names it.
         """
-        arms = {arm.name: arm for arm in given}
+        alternatives = {alternative.name: alternative for alternative in given}
         for index, (name, section) in enumerate(self.file.plan.arms.items()):
             if section.made is not None:
-                with progress.step(f"making arm '{name}'"), named_errors(name):
-                    arms[name] = self._made(name, section, scratch / str(index), progress)
-        return [arms[name] for name in self.file.plan.arms]
+                with progress.step(f"making alternative '{name}'"), named_errors(name):
+                    alternatives[name] = self._made(name, section, scratch / str(index), progress)
+        return [alternatives[name] for name in self.file.plan.arms]
 
-    def _given(self, name: str, section: ArmSection) -> Arm:
+    def _given(self, name: str, section: AlternativeSection) -> Alternative:
         chooses = False if section.dense else None
         if section.path is not None:
             model = self.models[name]
@@ -74,13 +82,15 @@ class FoundArms:
             if package is not None and not section.dense:
                 chooses = _chooses(package)
             variant = self._variant(section, model)
-            return Arm(name, model.name, model, variant, package, section.dense, chooses)
+            return Alternative(name, model.name, model, variant, package, section.dense, chooses)
         variant, manifest = Variant(threads=self.file.plan.threads), self.base.manifest
         if section.url is not None:
             assert section.model is not None, "the plan was checked"
             served = ServerModel(section.url, section.model, manifest)
-            arm = Arm(name, served.name, served, variant, None, section.dense, chooses)
-            return replace(arm, elsewhere=ELSEWHERE)
+            alternative = Alternative(
+                name, served.name, served, variant, None, section.dense, chooses
+            )
+            return replace(alternative, elsewhere=ELSEWHERE)
         checkpoint, placed = section.checkpoint, self.file.placed
         assert checkpoint is not None, "the plan was checked"
         if self.load_original is None:
@@ -97,11 +107,13 @@ class FoundArms:
             dtype=checkpoint.dtype,
         )
         original = OriginalModel.of(loaded, manifest)
-        return Arm(name, original.name, original, variant, None, section.dense, chooses)
+        return Alternative(name, original.name, original, variant, None, section.dense, chooses)
 
-    def _made(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
+    def _made(
+        self, name: str, section: AlternativeSection, output: Path, progress: Progress
+    ) -> Alternative:
         made, plan = section.made, self.file.plan
-        # The reference if it is a package, or else the first arm that is.
+        # The reference if it is a package, or else the first alternative that is.
         names = sorted(self.models, key=lambda name: name != plan.reference)
         packages = (name for name in names if isinstance(self.models[name], PackageDir))
         of = section.of or next(packages, plan.base)
@@ -117,7 +129,7 @@ class FoundArms:
             if why is not None:
                 raise ConfigError(f"its routing cannot be fed: {why}.")
             fed = FixedRoutingModel(package)
-            return Arm(name, f"{kind}: routing fed", fed, variant, is_bound=True)
+            return Alternative(name, f"{kind}: routing fed", fed, variant, is_bound=True)
         # Every other one is a package of its own, which takes a directory.
         output.mkdir()
         target, chooses = output / "package", _chooses(package)
@@ -145,19 +157,20 @@ class FoundArms:
             kind = f"{kind}: {made.top_k} routed heads for each token"
             written = with_top_k(package.root, target, top_k=made.top_k, progress=progress)
         dense, chooses = section.dense or bool(made.all_heads_open), chooses and not section.dense
-        return Arm(name, kind, opened_package(written), variant, written, dense, chooses)
+        return Alternative(name, kind, opened_package(written), variant, written, dense, chooses)
 
-    def _variant(self, section: ArmSection, model: Model) -> Variant:
+    def _variant(self, section: AlternativeSection, model: Model) -> Variant:
         preferred = model.preferred_runtime if isinstance(model, Deployed) else None
         runtime = runtime_for(section.runtime, preferred)
         return Variant(runtime=runtime, kernels=section.kernels, threads=self.file.plan.threads)
 
 
-def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
+def find_alternatives(file: PlanFile, load_original: LoadOriginal | None) -> FoundAlternatives:
     """Read what the paths of a plan name, and check what can be checked without loading it.
 
     Raises:
-        ConfigError: A path names nothing that runs, a URL is malformed, or no arm is a package.
+        ConfigError: A path names nothing that runs, a URL is malformed, or no alternative is a
+            package.
         PackageError: A package cannot be read, or has changed since it was written.
         BackendError: A runtime that is asked for is not installed.
     """
@@ -178,10 +191,11 @@ def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
     packages = [found for name in named if isinstance(found := models[name], PackageDir)]
     if not packages:
         raise ConfigError(
-            f"{file.source}: no arm is a package, expected one that says what the inputs are.",
+            f"{file.source}: no alternative is a package, expected one that says what the inputs"
+            " are.",
             hint="Name one: arms.NAME.path: DIR.",
         )
-    return FoundArms(file, packages[0].package, models, load_original)
+    return FoundAlternatives(file, packages[0].package, models, load_original)
 
 
 def _found(path: Path) -> Model:
