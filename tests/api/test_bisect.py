@@ -259,9 +259,9 @@ def test_products_that_have_to_stay_are_found_and_precision_takes_them(
     assert report.divergence.cause == "precision"
     node = report.divergence.node
     assert "quant" not in node.node  # none of the several that an integer product is
-    cure = report.repair.cure
-    assert cure.smallest
-    kept = [item.place.node for item in cure.nodes]
+    mixed = report.repair.mixed
+    assert mixed.smallest
+    kept = [item.place.node for item in mixed.nodes]
     assert 0 < len(kept) < 12  # of 12 products in int8
     assert moh_deploy.verify(output).equal
     assert OnnxPackage.open(output).manifest.precision == "int8"

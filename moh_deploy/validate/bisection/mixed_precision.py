@@ -137,7 +137,7 @@ class KeptNode:
 
 
 @dataclass(frozen=True)
-class Cure:
+class MixedPrecision:
     """The nodes that have to be in float32 for a package to be right."""
 
     nodes: tuple[KeptNode, ...]  # in execution order
@@ -178,7 +178,9 @@ class Trials:
         gates = self.form.gate_types(model) if self.forced else {}
         return ForcedModel(store(model, self.form.package, self.scratch), gates)
 
-    def find_cure(self, graph: ModelGraph, errors: Sequence[NodeError]) -> Cure | None:
+    def find_mixed_precision(
+        self, graph: ModelGraph, errors: Sequence[NodeError]
+    ) -> MixedPrecision | None:
         """Find a smallest set of nodes.
 
         Args:
@@ -204,7 +206,9 @@ class Trials:
         found = self._smallest(nodes)
         order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
         kept = sorted(found.items, key=order.__getitem__)
-        return Cure(tuple(nodes[name][0] for name in kept), found.smallest, len(self._known))
+        return MixedPrecision(
+            tuple(nodes[name][0] for name in kept), found.smallest, len(self._known)
+        )
 
     def _smallest(self, groups: Mapping[str, Sequence[KeptNode]]) -> Found[str]:
         # All searches share one budget of trials.

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_deploy.validate.bisection.cure import MinimalSet, _reason
 from moh_deploy.validate.bisection.divergence import NodeError
+from moh_deploy.validate.bisection.mixed_precision import MinimalSet, _reason
 from moh_deploy.validate.bisection.places import NodePlace
 
 
