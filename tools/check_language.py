@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 CODE = ("moh_deploy", "tools", "ci", "examples", "benchmarks")
+NATIVE_CODE = ("plugins", "examples/cpp", "tests/cuda")
 
 BANNED = re.compile(
     r"\b([Nn]obody|[Ss]omebody|[Ww]hoever|[Ll]ikewise|but\s+for|of\s+which|for\s+want\s+of"
-    r"|(?:is|are|has|have)\s+none|contestants?|ladders?|cures?)\b"
+    r"|(?:is|are|has|have)\s+none|contestants?|ladders?|cures?|(?<![.\w])(?:arms?|rungs?)(?![.:]))\b"
 )
 README_WORDS = 900
 CELL_CHARACTERS = 60
@@ -29,6 +30,9 @@ FIRST_LINE_WORDS = 4
 
 # Start of a finding to the reason why it stays.
 EXCEPTIONS = {
+    "moh_deploy/decision/plan.py: 'arms' in": "it is the key of the plan",
+    "moh_deploy/serving/guard/guard_io.py: 'rung' in": "a value of a metric's label",
+    "moh_deploy/serving/guard/guard.py: 'rung' in": "a value of a metric's label",
     "tools/check_language.py: '": "it lists the words",
     "docs/architecture.md: cell": "its table names the files to touch for each kind of change",
 }
@@ -111,7 +115,16 @@ def _without_names(token: str) -> str:
     """Blank the names in a string or comment: `quoted` ones, values of an f-string, JSON keys."""
     if re.fullmatch(r"""[rb]?["']\w+["']""", token):
         return ""
-    return re.sub(r"`[^`]*`|\{[^{}]*\}|[\w.]*\bcure\.\w+", lambda found: " " * len(found[0]), token)
+    return re.sub(r"`[^`]*`|\{[^{}]*\}", lambda found: " " * len(found[0]), token)
+
+
+def check_native_code(path: str, text: str) -> Iterator[Finding]:
+    """Yield the banned words in comments of a C++ or CUDA file, also over two lines."""
+    for comment in re.finditer(r"//.*(?:\n\s*//.*)*", text):
+        words = re.sub(r"\n\s*//", lambda line: "\n" + " " * (len(line[0]) - 1), comment[0])
+        for found in BANNED.finditer(_without_names(words)):
+            line = 1 + text.count("\n", 0, comment.start() + found.start())
+            yield Finding(path, line, f"'{found[0]}' in a comment")
 
 
 def _banned(path: str, line: int, text: str) -> Iterator[Finding]:
@@ -128,6 +141,11 @@ def findings(root: Path) -> Iterator[Finding]:
     for folder in CODE:
         for file in sorted((root / folder).rglob("*.py")):
             yield from check_code(file.relative_to(root).as_posix(), file.read_text())
+    for folder in NATIVE_CODE:
+        for file in sorted((root / folder).rglob("*.*")):
+            if file.suffix in {".h", ".cc", ".cu", ".cuh"}:
+                name = file.relative_to(root).as_posix()
+                yield from check_native_code(name, file.read_text())
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ int Classify(const char* model, const char* images, const char* library) {
   const char* input_names[] = {input.get()};
   const char* output_names[] = {output.get()};
 
-  // [batch, channels, height, width], of which the batch is what the file holds.
+  // [batch, channels, height, width]; the file's size gives the batch.
   std::vector<float> numbers = ReadNumbers(images);
   std::vector<int64_t> shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
   const int64_t image =

@@ -18,8 +18,8 @@ from moh_deploy.runtime.quantized_package import INT8, lowered_to_int8
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory
 from moh_deploy.validate.bisection.bisection import check_packages, find_and_repair
-from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.experiments import Experiments, answered
+from moh_deploy.validate.bisection.mixed_precision import Form
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference.samples import read_samples, recorded_samples
@@ -122,7 +122,7 @@ def bisect(
     if to is not None and not report.diverges:
         notes = [f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."]
     if to == INT8 and report.repair is not None:
-        kept = [shlex.quote(node.place.node) for node in report.repair.cure.nodes]
+        kept = [shlex.quote(node.place.node) for node in report.repair.mixed.nodes]
         names = " ".join(f"--float32 {name}" for name in kept)
         notes.append(
             f"`moh-deploy precision DIR --to int8 {names} --output DIR` writes the same package."

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class ToCompare(TypedDict):
     paths: Annotated[tuple[Path, ...], Argument("[PATH]...", -1)]
     plan: Annotated[
-        Path | None, "FILE.yaml", "The plan: arms, metrics, margins, written before the data."
+        Path | None,
+        "FILE.yaml",
+        "The plan: alternatives, metrics, margins, written before the data.",
     ]
     earlier: Annotated[
         Path | None,
@@ -48,7 +50,7 @@ class ToCompare(TypedDict):
     may_lose: Annotated[
         float | None,
         "LOSS",
-        "How much of the metric an arm may lose, in its own units.  [default: 0.005]",
+        "How much of the metric an alternative may lose, in its own units.  [default: 0.005]",
         Under("Without a plan"),
     ]
     at_least: Annotated[
@@ -60,7 +62,7 @@ class ToCompare(TypedDict):
     seconds: Annotated[
         float | None,
         "N",
-        "How long all arms run in turns.  [default: 10]",
+        "How long all alternatives run in turns.  [default: 10]",
         Under("Without a plan"),
     ]
     threads: Annotated[
@@ -93,7 +95,7 @@ def compare_command(
     **given: Unpack[ToCompare],
 ) -> None:
     """Decide by a plan which of several ways to serve a model is worth it: packages PATH, the first
-    is the reference, or the arms of the plan, made ones too.
+    is the reference, or the alternatives of the plan, made ones too.
 
     Example:
         moh-deploy compare build/model build/int8 --inputs val.npz --labels labels.npy
@@ -155,8 +157,8 @@ class ToPrice(TypedDict):
 def cost_command(
     files: options.ReportPages, as_json: options.Json, **given: Unpack[ToPrice]
 ) -> None:
-    """Price the arms of a decision for your traffic: what a month costs, what an arm saves, and
-    when it has paid for the engineering. Nothing is timed.
+    """Price the alternatives of a decision for your traffic: what a month costs, what an
+    alternative saves, and when it has paid for the engineering. Nothing is timed.
 
     Example:
         moh-deploy cost --from decision.json --prices prices.yaml --traffic log.csv

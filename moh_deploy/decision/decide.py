@@ -1,8 +1,9 @@
-"""Decide each arm by the plan: win, loss, or cannot tell.
+"""Decide each alternative by the plan: win, loss, or cannot tell.
 
-An arm wins if every promise is shown to be kept: then each may be tested at the whole level, since
-a wrong win takes the worst of them to err. It loses if any promise is shown to be broken: then the
-promises share the level. Arms share it by Holm, looks by spending; see `levels`.
+An alternative wins if every promise is shown to be kept: then each may be tested at the whole
+level, since a wrong win takes the worst of them to err. It loses if any promise is shown to be
+broken: then the promises share the level. Alternatives share it by Holm, looks by spending; see
+`levels`.
 """
 
 import math
@@ -21,7 +22,7 @@ from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.validate.accuracy.bootstrap import RESAMPLES
 
-# Levels of tests: shared among several arms by Holm, and among several looks by spending.
+# Levels of tests: shared among several alternatives by Holm, and among several looks by spending.
 
 
 def level_of_look(level: float, look: int, looks: int) -> float:
@@ -69,16 +70,16 @@ ArmVerdict = Literal["win", "loss", "cannot tell"]
 
 @dataclass(frozen=True)
 class SizedTimes:
-    """The times of all arms at one set of sizes, round by round."""
+    """The times of all alternatives at one set of sizes, round by round."""
 
     sizes: Mapping[str, int]
     samples: int
-    # Name of each arm to its milliseconds, in the order of the rounds.
+    # Name of each alternative to its milliseconds, in the order of the rounds.
     wall_ms: Mapping[str, TimeSamples]
 
 
 @dataclass(frozen=True)
-class ArmEvidence:
+class AlternativeEvidence:
     """The numbers that verdicts rest on."""
 
     scores: Sequence[SampleScores]
@@ -87,7 +88,7 @@ class ArmEvidence:
 
 @dataclass(frozen=True)
 class ArmDecision:
-    """The verdict of one arm."""
+    """The verdict of one alternative."""
 
     name: str
     verdict: ArmVerdict  # of this look, or of an earlier one
@@ -100,21 +101,23 @@ class ArmDecision:
 
 @dataclass(frozen=True)
 class WouldDo:
-    """An arm without routers that does as well as every arm with them."""
+    """An alternative without routers that does as well as every alternative with them."""
 
     name: str
-    p_value: float  # the probability of such data, were it worse or a routed arm enough faster
+    p_value: (
+        float  # the probability of such data, were it worse or a routed alternative enough faster
+    )
     beside: tuple[str, ...]
 
 
-def decide_arms(
+def decide_alternatives(
     plan: Plan,
-    evidence: ArmEvidence,
+    evidence: AlternativeEvidence,
     *,
     look: int = 1,
     earlier: Mapping[str, tuple[ArmVerdict, int]] | None = None,
 ) -> tuple[ArmDecision, ...]:
-    """Judge every arm but the reference.
+    """Judge every alternative but the reference.
 
     Args:
         plan: What was promised.
@@ -133,7 +136,7 @@ def decide_arms(
     }
     # All have to be kept: the one that is shown least decides.
     p_win = {name: max(promise.p_kept for promise in found) for name, found in promises.items()}
-    # Any promise that is broken is a loss: Bonferroni over the promises of an arm.
+    # Any promise that is broken is a loss: Bonferroni over the promises of an alternative.
     p_loss = {
         name: min(1.0, len(found) * min(promise.p_broken for promise in found))
         for name, found in promises.items()
@@ -148,7 +151,7 @@ def decide_arms(
             verdict = "win" if wins[name] else "loss" if losses[name] else "cannot tell"
             found_in = look
         if verdict == "cannot tell":
-            # At the level of Holm's first step, which every arm is sure to need at most.
+            # At the level of Holm's first step, which every alternative is sure to need at most.
             levels = (level / len(promises), next_level / len(promises))
             hints = tuple(_would_tell(found, *levels, is_last=look == plan.looks))
         decided.append(
@@ -158,17 +161,18 @@ def decide_arms(
 
 
 def would_do(
-    plan: Plan, evidence: ArmEvidence, routes: Mapping[str, bool], *, look: int = 1
+    plan: Plan, evidence: AlternativeEvidence, routes: Mapping[str, bool], *, look: int = 1
 ) -> tuple[WouldDo, ...]:
-    """Return the arms without routers that do as well as every arm with them.
+    """Return the alternatives without routers that do as well as every alternative with them.
 
-    Shown for each of those: it loses no more against the routed arm than the plan allows, and the
-    routed arm is not as much faster than it as the plan asks for, at any of the sizes.
+    Shown for each of those: it loses no more against the routed alternative than the plan allows,
+    and the routed alternative is not as much faster than it as the plan asks for, at any of the
+    sizes.
 
     Args:
         plan: What was promised.
         evidence: What was measured.
-        routes: Name of each arm that could be served to whether it has routers.
+        routes: Name of each alternative that could be served to whether it has routers.
         look: From 1 to the plan's.
     """
     simple = [name for name, routed in routes.items() if not routed]
@@ -196,16 +200,18 @@ def would_do(
     return tuple(WouldDo(name, found[name], routed) for name in simple if shown[name])
 
 
-def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) -> Iterator[Promise]:
+def _promises_of(
+    plan: Plan, evidence: AlternativeEvidence, alternative: str, reference: str
+) -> Iterator[Promise]:
     for section, scores in zip(plan.quality, evidence.scores, strict=True):
         yield quality_promise(
-            scores, arm, reference, may_lose=section.may_lose, confidence=plan.confidence
+            scores, alternative, reference, may_lose=section.may_lose, confidence=plan.confidence
         )
     if plan.latency is None:
         return
     for time in evidence.times:
         yield latency_promise(
-            time.wall_ms[arm],
+            time.wall_ms[alternative],
             time.wall_ms[reference],
             quantile=plan.latency.quantile,
             at_least=plan.latency.at_least,
@@ -229,7 +235,7 @@ def _would_tell(
         if promise.kind == "quality" and own < 1 / (1 + RESAMPLES):
             where, then = "the next look", "a later look can tell"
             if is_last:
-                where, then = "this look", "fewer arms or a lower confidence could be told"
+                where, then = "this look", "fewer alternatives or a lower confidence could be told"
             yield (
                 f"{promise.text}: {where} may be wrong in {100 * own:.2g} % of cases, which"
                 f" {RESAMPLES} draws cannot show; {then}"
@@ -250,7 +256,7 @@ def _would_tell(
 # The report of the look before: which look this one is, and what was told already.
 
 Told = Mapping[str, tuple[ArmVerdict, int]]
-"""Name of an arm to its verdict, and the look in which it was found."""
+"""Name of an alternative to its verdict, and the look in which it was found."""
 
 
 def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
@@ -291,13 +297,21 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
         )
     told: dict[str, tuple[ArmVerdict, int]] = {}
     known = get_args(ArmVerdict)
-    for arm in content["arms"]:
-        if isinstance(arm, dict) and arm.get("verdict") == "reference":
-            told[str(arm.get("name"))] = ("cannot tell", 1)
+    for alternative in content["arms"]:
+        if isinstance(alternative, dict) and alternative.get("verdict") == "reference":
+            told[str(alternative.get("name"))] = ("cannot tell", 1)
             continue
-        if not isinstance(arm, dict) or "name" not in arm or arm.get("verdict") not in known:
-            raise ConfigError(f"{path}: an arm has no name, or no verdict of {', '.join(known)}.")
-        if not isinstance(arm.get("look"), int):
-            raise ConfigError(f"{path}: arm '{arm.get('name')}' does not say in which look.")
-        told[str(arm["name"])] = (arm["verdict"], arm["look"])
+        if (
+            not isinstance(alternative, dict)
+            or "name" not in alternative
+            or alternative.get("verdict") not in known
+        ):
+            raise ConfigError(
+                f"{path}: an alternative has no name, or no verdict of {', '.join(known)}."
+            )
+        if not isinstance(alternative.get("look"), int):
+            raise ConfigError(
+                f"{path}: alternative '{alternative.get('name')}' does not say in which look."
+            )
+        told[str(alternative["name"])] = (alternative["verdict"], alternative["look"])
     return look + 1, told

@@ -1,9 +1,9 @@
-"""Judge whether an arm is enough faster, from rounds in which all arms ran in turn.
+"""Judge whether an alternative is enough faster, from rounds in which all alternatives ran in turn.
 
 Rounds that follow each other are alike: the clock rate drifts, another process runs for a second.
 So rounds are cut into blocks, and it is the blocks that are compared: each gives one ratio of the
-arm's quantile to the reference's, and what disturbed both cancels in it. Of their logarithms, which
-are about normal, the mean has an interval by Student's t.
+alternative's quantile to the reference's, and what disturbed both cancels in it. Of their
+logarithms, which are about normal, the mean has an interval by Student's t.
 
 Blocks that are still like their neighbours say less than their number: the variance of the mean is
 raised by their correlation.
@@ -49,21 +49,21 @@ class MeanOfBlocks:
 
 
 def log_quantile(times: Sequence[float], quantile: float) -> MeanOfBlocks | None:
-    """Return the logarithm of a quantile of one arm's times; None of too few rounds."""
+    """Return the logarithm of a quantile of one alternative's times; None of too few rounds."""
     return _of_blocks(np.asarray(times)[None], quantile)
 
 
 def log_ratio(
-    arm: Sequence[float], reference: Sequence[float], quantile: float
+    alternative: Sequence[float], reference: Sequence[float], quantile: float
 ) -> MeanOfBlocks | None:
     """Return the logarithm of the ratio of two quantiles; None of too few rounds.
 
     Args:
-        arm: Milliseconds, one a round.
+        alternative: Milliseconds, one a round.
         reference: The same of the reference, in the same rounds.
         quantile: 0.5 for the median.
     """
-    return _of_blocks(np.stack([arm, reference]), quantile)
+    return _of_blocks(np.stack([alternative, reference]), quantile)
 
 
 def least_rounds(quantile: float) -> int:
@@ -72,7 +72,7 @@ def least_rounds(quantile: float) -> int:
 
 
 def latency_promise(
-    arm: Sequence[float],
+    alternative: Sequence[float],
     reference: Sequence[float],
     *,
     quantile: float,
@@ -80,10 +80,10 @@ def latency_promise(
     confidence: float,
     where: str,
 ) -> Promise:
-    """Judge whether an arm is faster than the reference by at least a share.
+    """Judge whether an alternative is faster than the reference by at least a share.
 
     Args:
-        arm: Milliseconds, one a round.
+        alternative: Milliseconds, one a round.
         reference: The same of the reference.
         quantile: What is compared.
         at_least: 0.1 for a tenth less time; below 0: so much slower it may be.
@@ -94,7 +94,7 @@ def latency_promise(
     promise = f"at least {share} faster at {at}"
     if at_least < 0:
         promise = f"at most {100 * -at_least:g} % slower at {at}"
-    found, rounds = log_ratio(arm, reference, quantile), len(arm)
+    found, rounds = log_ratio(alternative, reference, quantile), len(alternative)
     if found is None:
         few = f"{rounds} rounds are too few, at least {least_rounds(quantile)} are needed"
         return Promise(
@@ -156,8 +156,8 @@ def _correlation(values: Float64Array) -> float:
 # Estimate mean times, which a machine is paid for, by a bootstrap of blocks of rounds.
 #
 # Rounds that follow each other are alike: another process runs for a second. So runs of
-# neighbouring blocks are drawn, with the times of all arms at once: a disturbance of all arms
-# cancels in a ratio.
+# neighbouring blocks are drawn, with the times of all alternatives at once: a disturbance of all
+# alternatives cancels in a ratio.
 #
 # Source: Politis & Romano, A circular block-resampling procedure for stationary data (1992).
 
@@ -179,17 +179,17 @@ def block_means(times: Sequence[float]) -> tuple[float, ...]:
 
 
 def redrawn_means(blocks: Float64Array, *, seed: int) -> Float64Array:
-    """Return the mean times of arms as measured, and of runs of blocks drawn anew.
+    """Return the mean times of alternatives as measured, and of runs of blocks drawn anew.
 
     Args:
-        blocks: Mean times of blocks of the same rounds, [blocks, arms].
+        blocks: Mean times of blocks of the same rounds, [blocks, alternatives].
         seed: Of the draws.
 
     Returns:
-        [1 + draws, arms].
+        [1 + draws, alternatives].
     """
     count, length = len(blocks), _blocks_of_run(len(blocks))
-    # The first block follows the last one, so that each is in as many runs. [blocks, arms]
+    # The first block follows the last one, so that each is in as many runs. [blocks, alternatives]
     runs = np.mean([np.roll(blocks, -offset, axis=0) for offset in range(length)], axis=0)
     rng = np.random.default_rng(seed)
     drawn = runs[rng.integers(count, size=(RESAMPLES, count // length))].mean(axis=1)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from moh_deploy.decision.decide import ArmEvidence, ArmVerdict
+from moh_deploy.decision.decide import AlternativeEvidence, ArmVerdict
 from moh_deploy.decision.promise import Promise
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.candidate import Timing
@@ -97,18 +97,18 @@ def of_loads(path: str, loads: Float64Array, tokens: int, shared: int) -> LayerR
 
 @dataclass(frozen=True)
 class SizedRun:
-    """All arms at one set of sizes."""
+    """All alternatives at one set of sizes."""
 
     inputs: str  # `recorded`, `random`, or the file whose first samples they are
     sizes: Mapping[str, int]
     samples: int
-    timings: Mapping[str, Timing]  # name of each arm to its rounds
+    timings: Mapping[str, Timing]  # name of each alternative to its rounds
     without_routers: Mapping[str, Timing]  # the same of those that also ran without their routers
 
 
 @dataclass(frozen=True)
 class EdgeCases:
-    """Counts of the edge cases of `moh-deploy probe` that an arm passed and failed."""
+    """Counts of the edge cases of `moh-deploy probe` that an alternative passed and failed."""
 
     passed: int
     failed: int
@@ -116,8 +116,8 @@ class EdgeCases:
 
 
 @dataclass(frozen=True)
-class ArmFacts:
-    """Memory, skipped work, routing and edge cases of one arm."""
+class AlternativeFacts:
+    """Memory, skipped work, routing and edge cases of one alternative."""
 
     memory_bytes: int | None = None  # the most that a process had that loaded it and ran it once
     skipped_share: float | None = None  # share of the rows of attention that it did not compute
@@ -128,21 +128,21 @@ class ArmFacts:
 
 
 @dataclass(frozen=True)
-class MeasuredArms:
-    """All that was measured of all arms."""
+class MeasuredAlternatives:
+    """All that was measured of all alternatives."""
 
-    evidence: ArmEvidence
+    evidence: AlternativeEvidence
     runs: Sequence[SizedRun]
-    facts: Mapping[str, ArmFacts]
+    facts: Mapping[str, AlternativeFacts]
     described: Mapping[str, Description]
 
 
-# The figures of each arm that a decision rests on.
+# The figures of each alternative that a decision rests on.
 
 
 @dataclass(frozen=True)
 class QualityFigure:
-    """A metric of one arm, by itself."""
+    """A metric of one alternative, by itself."""
 
     metric: str
     better: Literal["higher", "lower"]
@@ -155,7 +155,7 @@ class QualityFigure:
 
 @dataclass(frozen=True)
 class LatencyFigure:
-    """The times of one arm at one set of sizes."""
+    """The times of one alternative at one set of sizes."""
 
     sizes: dict[str, int]
     inputs: str  # `recorded`, `random`, or the file whose first samples they are
@@ -170,14 +170,14 @@ class LatencyFigure:
     cpu_ms: float | None  # mean CPU time of a run, all threads; None where it runs elsewhere
     # Share of the time that its routers take; None where that is not measured.
     router_share: float | None
-    # Mean times of at most 40 blocks of rounds, in their order; all arms have blocks of the same
-    # rounds. `moh-deploy cost` prices these.
+    # Mean times of at most 40 blocks of rounds, in their order; all alternatives have blocks of the
+    # same rounds. `moh-deploy cost` prices these.
     block_means_ms: tuple[float, ...]
     energy_mj: None = None  # none; earlier versions counted energy
 
 
 @dataclass(frozen=True)
-class ArmReport:
+class AlternativeReport:
     """The result of one alternative.
 
     Attributes:

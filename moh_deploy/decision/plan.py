@@ -42,7 +42,7 @@ class PruneSection(_Section):
 
 
 class MadeSection(_Section):
-    """`made:` an arm that is made from a package, in one way."""
+    """`made:` an alternative that is made from a package, in one way."""
 
     # Every head of every token is computed and weighed, by standard operators: nothing is skipped,
     # and nothing paid for skipping.
@@ -76,16 +76,16 @@ class CheckpointSection(_Section):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
 
-class ArmSection(_Section):
-    """An arm of `arms:`, from one of four sources."""
+class AlternativeSection(_Section):
+    """An alternative of `arms:`, from one of four sources."""
 
     path: _Path | None = None  # a package, an engine or an ONNX file
     # The original model, or another in PyTorch with the same inputs.
     checkpoint: CheckpointSection | None = None
     url: _Text | None = None  # a server that speaks the v2 protocol: `http://HOST:PORT`
     model: _Text | None = None  # what that server calls the model
-    made: MadeSection | None = None  # made from another arm
-    of: _Text | None = None  # which one; without, the first arm that is a package
+    made: MadeSection | None = None  # made from another alternative
+    of: _Text | None = None  # which one; without, the first alternative that is a package
     # It has no routers, and computes every head: what MoH has to be worth more than.
     dense: bool = False
     # What runs it, if it is a package or an ONNX file; without, what the package was tuned for.
@@ -100,7 +100,7 @@ class ArmSection(_Section):
 
 
 class QualityGoal(_Section):
-    """`quality:` a metric, and how much of it an arm may lose against the reference."""
+    """`quality:` a metric, and how much of it an alternative may lose against the reference."""
 
     metric: _Text  # `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`
     # In units of the metric: 0.005 is half a point of top-1.
@@ -121,8 +121,10 @@ class Plan(_Section):
     """The content of a plan."""
 
     goal: _Text  # what is to be decided, in words
-    reference: _Text  # the arm that all others are compared with: what would be served otherwise
-    arms: dict[_Text, ArmSection]  # name to arm; at least two
+    reference: (
+        _Text  # the alternative that all others are compared with: what would be served otherwise
+    )
+    arms: dict[_Text, AlternativeSection]  # name to alternative; at least two
     # npz files of samples, or directories of them.
     inputs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
     labels: _Text | None = None  # a file of labels, or their member in the inputs
@@ -137,13 +139,13 @@ class Plan(_Section):
     latency: LatencyGoal | None = None  # what has to be gained, at every one of the sizes
     # Sizes of dynamic dimensions to time at; without, those of the example.
     sizes: Annotated[tuple[dict[str, _Count], ...], Field(strict=False)] = ()
-    # How long all arms run in turns at each of the sizes; a later look may take longer.
+    # How long all alternatives run in turns at each of the sizes; a later look may take longer.
     seconds: _Seconds = 10.0
     warmup: _Seconds = 0.5  # and how long before, untimed
     threads: _Count | None = None  # threads within an operator; None for the runtime's own choice
     # Samples that run at once where quality is measured; None to choose.
     batch_size: _Count | None = None
-    # No win and no loss is wrong with this confidence, over all arms and looks.
+    # No win and no loss is wrong with this confidence, over all alternatives and looks.
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     # How often the data may be looked at, each time with more of them.
     looks: Annotated[int, Field(ge=1, le=20)] = 1
@@ -153,7 +155,7 @@ class Plan(_Section):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Plan:
         # What pydantic cannot say of one field: how several fit each other.
-        problems = [*_arm_problems(self), *_other_problems(self)]
+        problems = [*_alternative_problems(self), *_other_problems(self)]
         if problems:
             # All at once: a file is not to be mended one run at a time.
             raise ValueError("\n".join(problems))
@@ -171,7 +173,7 @@ class Plan(_Section):
 
     @property
     def base(self) -> str | None:
-        """The first arm that is a path: it says what the inputs are."""
+        """The first alternative that is a path: it says what the inputs are."""
         # The reference first: its package is what others are made from unless they say.
         named = sorted(self.arms, key=lambda name: name != self.reference)
         return next((name for name in named if self.arms[name].path is not None), None)
@@ -207,7 +209,9 @@ def read_plan(path: Path, *, trust_code: bool = False, trust_pickle: bool = Fals
     }
     code["code_dirs"] = [*map(str, plan.code_dirs)]
     pickles = {}
-    for name, checkpoint in ((name, arm.checkpoint) for name, arm in plan.arms.items()):
+    for name, checkpoint in (
+        (name, alternative.checkpoint) for name, alternative in plan.arms.items()
+    ):
         if checkpoint is not None:
             place = f"arms.{name}.checkpoint"
             code[f"{place}.factory"] = checkpoint.factory
@@ -235,45 +239,46 @@ def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
         raise ConfigError(error.message.replace("quality.0", "quality")) from None
 
 
-def _arm_problems(plan: Plan) -> Iterator[str]:
+def _alternative_problems(plan: Plan) -> Iterator[str]:
     if len(plan.arms) < 2:
         yield f"arms has {len(plan.arms)}, expected a reference and at least one other."
     if plan.reference not in plan.arms:
         hint = did_you_mean(plan.reference, plan.arms) or f"There are {shortened(plan.arms)}."
-        yield f"reference is '{plan.reference}', which is no arm. {hint}"
+        yield f"reference is '{plan.reference}', which is no alternative. {hint}"
     elif (made := plan.arms[plan.reference].made) is not None and made.fixed_routing:
         yield (
             f"reference is '{plan.reference}', which is made by fixed_routing: a bound, and no"
             " model that could be served otherwise."
         )
-    for name, arm in plan.arms.items():
-        place, sources = f"arms.{name}", arm.sources
+    for name, alternative in plan.arms.items():
+        place, sources = f"arms.{name}", alternative.sources
         if len(sources) != 1:
             given = " and ".join(sources) or "none"
             yield f"{place}: expected one of path, checkpoint, url and made, got {given}."
-        if arm.url is not None and arm.model is None:
+        if alternative.url is not None and alternative.model is None:
             yield f"{place}.model is missing: what the server calls the model."
-        if arm.url is None and arm.model is not None:
+        if alternative.url is None and alternative.model is not None:
             yield f"{place}.model is given, but no url of a server."
-        for key in sorted({"runtime", "kernels"} & arm.model_fields_set):
-            if arm.url is not None or arm.checkpoint is not None:
+        for key in sorted({"runtime", "kernels"} & alternative.model_fields_set):
+            if alternative.url is not None or alternative.checkpoint is not None:
                 yield f"{place}.{key} is given, but it is for packages and ONNX files."
-        if arm.made is None and arm.of is not None:
+        if alternative.made is None and alternative.of is not None:
             yield f"{place}.of is given, but nothing is made of it: made is missing."
-        if arm.made is not None:
-            yield from _made_problems(plan, name, arm)
+        if alternative.made is not None:
+            yield from _made_problems(plan, name, alternative)
     if plan.base is None:
-        yield "no arm has a path: at least one package says what the inputs are."
+        yield "no alternative has a path: at least one package says what the inputs are."
 
 
-def _made_problems(plan: Plan, name: str, arm: ArmSection) -> Iterator[str]:
-    assert arm.made is not None
-    if len(arm.made.ways) != 1:
+def _made_problems(plan: Plan, name: str, alternative: AlternativeSection) -> Iterator[str]:
+    assert alternative.made is not None
+    if len(alternative.made.ways) != 1:
         ways = shortened(MadeSection.model_fields)
-        yield f"arms.{name}.made: expected one of {ways}, got {len(arm.made.ways)}."
-    of = arm.of or plan.base
+        yield f"arms.{name}.made: expected one of {ways}, got {len(alternative.made.ways)}."
+    of = alternative.of or plan.base
     if of is not None and of not in plan.arms:
-        yield f"arms.{name}.of is '{of}', which is no arm. {did_you_mean(of, plan.arms)}".rstrip()
+        hint = did_you_mean(of, plan.arms)
+        yield f"arms.{name}.of is '{of}', which is no alternative. {hint}".rstrip()
     elif of is not None and plan.arms[of].path is None:
         yield f"arms.{name}.of is '{of}', which is no package: nothing can be made of it."
 
@@ -313,7 +318,7 @@ NEW_PLAN = """\
 
 goal: Serve at lower latency than the dense model, at the same quality.
 
-# What would be served otherwise. All other arms are compared with it.
+# What would be served otherwise. All other alternatives are compared with it.
 reference: dense
 
 arms:
@@ -340,11 +345,11 @@ arms:
   #   url: http://127.0.0.1:8000
   #   model: moh
 
-# Labelled samples that no arm was trained on, or chosen by.
+# Labelled samples that no alternative was trained on, or chosen by.
 inputs: [held-out.npz]
 labels: labels.npy
 
-# How much an arm may lose against the reference and still win, in units of the metric.
+# How much an alternative may lose against the reference and still win, in units of the metric.
 quality:
   metric: top-1
   may_lose: 0.005            # half a point

@@ -1,4 +1,4 @@
-"""A promise of the plan about an arm, and what was measured of it."""
+"""A promise of the plan about an alternative, and what was measured of it."""
 
 import math
 from dataclasses import dataclass, field
@@ -109,36 +109,39 @@ class Promise:
         return int(digits * math.ceil(needed / digits))
 
 
-# Judge whether an arm loses no more quality than was planned, sample by sample, by bootstrap.
+# Judge whether an alternative loses no more quality than was planned, sample by sample, by
+# bootstrap.
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """The score of every sample, of one metric and all arms."""
+    """The score of every sample, of one metric and all alternatives."""
 
     metric: Metric  # what scored them
     weights: Float64Array  # how many labels each total adds up, [N], 1 or more
-    totals: dict[str, Float64Array]  # name of each arm to its totals, [N]
+    totals: dict[str, Float64Array]  # name of each alternative to its totals, [N]
 
     @property
     def right_or_wrong(self) -> bool:
         """Whether every sample is one label, and its score, where it has one, 1 or 0."""
         every = np.concatenate(list(self.totals.values()))
-        every = every[np.isfinite(every)]  # An arm without a score says nothing of the others.
+        every = every[
+            np.isfinite(every)
+        ]  # An alternative without a score says nothing of the others.
         return bool((self.weights == 1).all() and np.isin(every, (0.0, 1.0)).all())
 
-    def value(self, arm: str) -> float:
-        """Return the metric of an arm; NaN if a sample has no score."""
+    def value(self, alternative: str) -> float:
+        """Return the metric of an alternative; NaN if a sample has no score."""
         with np.errstate(invalid="ignore"):
-            mean = self.totals[arm].sum() / self.weights.sum()
+            mean = self.totals[alternative].sum() / self.weights.sum()
             return float(self.metric.value(np.array([mean]))[0])
 
-    def interval(self, arm: str, confidence: float) -> tuple[float, float] | None:
-        """Return where the metric of an arm is over all samples that there might be."""
-        if not np.isfinite(self.totals[arm]).all():
+    def interval(self, alternative: str, confidence: float) -> tuple[float, float] | None:
+        """Return where the metric of an alternative is over all samples that there might be."""
+        if not np.isfinite(self.totals[alternative]).all():
             return None
         # Labels of a sample, and what they are worth together. [N, 2]
-        rows = np.stack([self.weights, self.totals[arm]], axis=1)
+        rows = np.stack([self.weights, self.totals[alternative]], axis=1)
         # One more that is right and one that is wrong: of all right, it would have no width.
         rows = np.concatenate([rows, [[1.0, 1.0], [1.0, 0.0]]]) if self.right_or_wrong else rows
         drawn = resampled(rows, lambda sums: self.metric.value(sums[:, 1] / sums[:, 0]))
@@ -148,36 +151,38 @@ class SampleScores:
 
 
 def quality_promise(
-    scores: SampleScores, arm: str, reference: str, *, may_lose: float, confidence: float
+    scores: SampleScores, alternative: str, reference: str, *, may_lose: float, confidence: float
 ) -> Promise:
-    """Judge whether an arm loses at most so much of a metric against the reference.
+    """Judge whether an alternative loses at most so much of a metric against the reference.
 
     Args:
         scores: Of both.
-        arm: Its name.
+        alternative: Its name.
         reference: That of the reference.
         may_lose: In units of the metric.
         confidence: Of the interval.
     """
     name, count = scores.metric.name, len(scores.weights)
     promise = f"loses at most {shown_gap(name, may_lose)} of {name}"
-    without = {side: int((~np.isfinite(scores.totals[side])).sum()) for side in (arm, reference)}
+    without = {
+        side: int((~np.isfinite(scores.totals[side])).sum()) for side in (alternative, reference)
+    }
     if any(without.values()):
         said = "; ".join(
             f"{missing} of {count} samples have no finite {name} in '{text}'"
             for text, missing in without.items()
             if missing
         )
-        # An answer that is no number is no answer: lost, if it is the arm's.
-        broken = 0.0 if without[arm] else 1.0
+        # An answer that is no number is no answer: lost, if it is the alternative's.
+        broken = 0.0 if without[alternative] else 1.0
         return Promise(
             "quality", promise, said, math.nan, None, None, may_lose, 1.0, broken, count, "samples",
             math.nan, math.nan, said,
         )  # fmt: skip
-    drawn = _losses(scores, arm, reference)
+    drawn = _losses(scores, alternative, reference)
     tail = (1 - confidence) / 2
     low, high = (float(array) for array in np.quantile(drawn, [tail, 1 - tail]))
-    values = scores.value(arm), scores.value(reference)
+    values = scores.value(alternative), scores.value(reference)
     loss = (values[1] - values[0]) * (1 if scores.metric.better == "higher" else -1)
     few, least = None, ACCURACY_RULES.get(name, ACCURACY_RULES[CALLABLE]).min_samples
     if count < least:
@@ -202,11 +207,11 @@ def quality_promise(
     )
 
 
-def _losses(scores: SampleScores, arm: str, reference: str) -> Float64Array:
+def _losses(scores: SampleScores, alternative: str, reference: str) -> Float64Array:
     """Return the loss for samples drawn anew, the same of both sides, [R]."""
     value, sign = scores.metric.value, 1 if scores.metric.better == "higher" else -1
     # A sample is drawn with what both sides make of it: what both lose cancels. [N, 3]
-    rows = np.stack([scores.weights, scores.totals[reference], scores.totals[arm]], axis=1)
+    rows = np.stack([scores.weights, scores.totals[reference], scores.totals[alternative]], axis=1)
     # One sample lost and one won besides: where few change the interval would be too narrow.
     drawn = np.concatenate([rows, ONE_LOST_ONE_WON]) if scores.right_or_wrong else rows
 

@@ -1,8 +1,8 @@
-"""At which size one arm begins to be faster than another, or stops: computed from times of both.
+"""Compute the size from which one alternative is faster than another, from times of both.
 
-Between two sizes that were timed, the logarithm of the ratio of both arms' times is taken to be a
-straight line over the logarithm of the size, and so are the ends of its interval. Beyond the
-smallest and the largest nothing is guessed.
+Between two sizes that were timed, the logarithm of the ratio of both alternatives' times is taken
+to be a straight line over the logarithm of the size, and so are the ends of its interval. Beyond
+the smallest and the largest nothing is guessed.
 """
 
 import math
@@ -17,7 +17,7 @@ from moh_deploy.report.report import in_json
 
 @dataclass(frozen=True)
 class SizedGain:
-    """The share of its rival's time that an arm saves at one size."""
+    """The share of its rival's time that an alternative saves at one size."""
 
     size: int
     gain: float  # 0.1 is a tenth less; below 0 it is slower
@@ -27,18 +27,18 @@ class SizedGain:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A size at which both arms take the same time."""
+    """A size at which both alternatives take the same time."""
 
     size: float  # where it is by what was measured
     # It is not below this, with the plan's confidence; None: it may be below all that was timed.
     low: float | None
     high: float | None  # it is not above this; None: it may be beyond all that was timed
-    begins: bool  # the arm is faster above it; else below it
+    begins: bool  # the alternative is faster above it; else below it
 
 
 @dataclass(frozen=True)
 class SizeBreakEven:
-    """Where an arm breaks even with another along one dimension."""
+    """Where an alternative breaks even with another along one dimension."""
 
     arm: str
     rival: str
@@ -76,35 +76,35 @@ def size_break_evens(
     quantile: float,
     confidence: float,
 ) -> tuple[SizeBreakEven, ...]:
-    """Find where arms break even, along each dimension that was timed at two sizes or more.
+    """Find where alternatives break even, along each dimension that was timed at two sizes or more.
 
     Args:
-        times: Of all arms, at each of the sizes.
-        pairs: Names of an arm and of its rival.
+        times: Of all alternatives, at each of the sizes.
+        pairs: Names of an alternative and of its rival.
         quantile: Of the times that are compared.
         confidence: Of each interval by itself.
     """
     found: list[SizeBreakEven] = []
-    for arm, rival in pairs:
+    for alternative, rival in pairs:
         # Both ran in the same rounds: what disturbed both cancels.
-        ratios = [log_ratio(t.wall_ms[arm], t.wall_ms[rival], quantile) for t in times]
+        ratios = [log_ratio(t.wall_ms[alternative], t.wall_ms[rival], quantile) for t in times]
         gains = []
         for ratio in filter(None, ratios):
             low, high = ratio.interval(confidence)
             gains.append((-math.expm1(ratio.mean), -math.expm1(high), -math.expm1(low)))
         # None of too few rounds for an interval: then nothing is told of the pair.
         if len(gains) == len(ratios):
-            found += along_lines(arm, rival, [time.sizes for time in times], gains)
+            found += along_lines(alternative, rival, [time.sizes for time in times], gains)
     return tuple(found)
 
 
 def along_lines(
-    arm: str,
+    alternative: str,
     rival: str,
     sizes: Sequence[Mapping[str, int]],
     gains: Sequence[tuple[float, float, float]],
 ) -> Iterator[SizeBreakEven]:
-    """Yield where an arm breaks even along each dimension that has two sizes or more.
+    """Yield where an alternative breaks even along each dimension that has two sizes or more.
 
     Args:
         sizes: At which both were timed.
@@ -122,7 +122,7 @@ def along_lines(
             along = tuple(sorted(timed, key=lambda gain: gain.size))
             if len(along) > 1:
                 crossed = tuple(crossings(along))
-                yield SizeBreakEven(arm, rival, dim, dict(others), along, crossed)
+                yield SizeBreakEven(alternative, rival, dim, dict(others), along, crossed)
 
 
 def crossings(gains: Sequence[SizedGain]) -> Iterator[Crossing]:
@@ -140,7 +140,7 @@ def crossings(gains: Sequence[SizedGain]) -> Iterator[Crossing]:
 
 
 def _end(outwards: Sequence[SizedGain], inside: SizedGain) -> float | None:
-    """Return the size from which on, outwards, the arm is surely on the side that it is on there.
+    """Return the size from which on, outwards, the alternative is surely faster, or slower.
 
     Args:
         outwards: The sizes on one side of a crossing, the nearest first.

@@ -13,8 +13,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moh_deploy.decision.arm import Arm, open_arms
-from moh_deploy.decision.score_arms import ArmBlock, BlockScores, ran_by, run_scores, score_here
+from moh_deploy.decision.alternative import Alternative, open_alternatives
+from moh_deploy.decision.score_alternatives import (
+    AlternativeBlock,
+    BlockScores,
+    ran_by,
+    run_scores,
+    score_here,
+)
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import Manifest
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
@@ -27,35 +33,42 @@ _SAME = "Install on all machines what is installed on this one."
 
 @dataclass(frozen=True)
 class RayBlocks:
-    """Runs blocks on a cluster; those of arms that exist in this process only, here."""
+    """Runs blocks on a cluster; those of alternatives that exist in this process only, here."""
 
     address: str  # `auto` for the cluster of this machine, or `HOST:PORT` of one
     threads: int  # that each block takes
 
-    def __call__(self, blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScores]]:
+    def __call__(
+        self, blocks: Sequence[AlternativeBlock]
+    ) -> Iterator[tuple[AlternativeBlock, BlockScores]]:
         """Run blocks, and yield them as they are done.
 
         Raises:
             BackendError: There is no such cluster, or none that takes a block, workers die of a
-                block again and again, or one would run an arm otherwise than this machine does.
+                block again and again, or one would run an alternative otherwise than this machine
+                does.
         """
-        # A server is one machine already, and some arms exist in this process only.
+        # A server is one machine already, and some alternatives exist in this process only.
         alone = {
-            block.key: None if arm.elsewhere is not None else arm.model.alone(arm.variant)
+            block.key: None
+            if alternative.elsewhere is not None
+            else alternative.model.alone(alternative.variant)
             for block in blocks
-            for arm in (block.arm.arm,)
+            for alternative in (block.alternative.alternative,)
         }
         sent = [(block, found) for block in blocks if (found := alone[block.key]) is not None]
         with ExitStack() as stack:
             ray: Any = _connected(self.address, self.threads, stack) if sent else None
             waiting = {}
             for block, (model, variant) in sent:
-                arm = replace(block.arm.arm, model=model, variant=variant, package=None)
+                alternative = replace(
+                    block.alternative.alternative, model=model, variant=variant, package=None
+                )
                 # A retry is for workers that are lost: an exception of ours is the same each time.
                 remote = ray.remote(num_cpus=self.threads, max_retries=_RETRIES)(_scored)
-                there = os.getcwd(), sys.path, ran_by(block.arm)
-                what = block.arm.base, block.runs, pickle.dumps(block.metrics), block.ignore
-                waiting[remote.remote(arm, what, there)] = block
+                there = os.getcwd(), sys.path, ran_by(block.alternative)
+                what = block.alternative.base, block.runs, pickle.dumps(block.metrics), block.ignore
+                waiting[remote.remote(alternative, what, there)] = block
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting), num_returns=1)
                 block = waiting.pop(done)
@@ -96,16 +109,17 @@ def check_ray(threads: int | None, metrics: Sequence[Metric]) -> None:
 
 
 def _scored(
-    arm: Arm,
+    alternative: Alternative,
     what: tuple[Manifest, Sequence[LabelledRun], bytes, int],
     there: tuple[str, list[str], str],
 ) -> BlockScores:
     """Run a block in a worker, as the process does that sent it.
 
     Args:
-        arm: Of the block; not open.
+        alternative: Of the block; not open.
         what: Base, runs, metrics, and labels to ignore, of the block.
-        there: Where relative paths begin, where Python finds modules, and what runs the arm.
+        there: Where relative paths begin, where Python finds modules, and what runs the
+            alternative.
     """
     folder, path, expected = there
     # The process is Ray's, and does nothing but tasks.
@@ -114,11 +128,12 @@ def _scored(
     base, runs, metrics, ignore = what
     try:
         with ExitStack() as stack:
-            opened = open_arms([arm], base, stack)[arm.name]
+            opened = open_alternatives([alternative], base, stack)[alternative.name]
             if (got := ran_by(opened)) != expected:
                 raise BackendError(
-                    f"arm '{arm.name}' cannot run: it is run by {got}, expected {expected} as on"
-                    " the machine that compares: results would not be the same bit for bit."
+                    f"alternative '{alternative.name}' cannot run: it is run by {got}, expected"
+                    f" {expected} as on the machine that compares: results would not be the same"
+                    " bit for bit."
                 )
             # Unpickled now that the modules of a user are found.
             return [run_scores(opened, run, pickle.loads(metrics), ignore) for run in runs]
@@ -154,7 +169,7 @@ def _connected(address: str, threads: int, stack: ExitStack) -> Any:
     return ray
 
 
-def _failure(block: ArmBlock, error: Exception) -> MoHDeployError:
+def _failure(block: AlternativeBlock, error: Exception) -> MoHDeployError:
     """Return what was raised in a worker; or why there is no worker to raise anything."""
     cause = getattr(error, "cause", error)
     if isinstance(cause, MoHDeployError):
@@ -163,6 +178,7 @@ def _failure(block: ArmBlock, error: Exception) -> MoHDeployError:
     # Ray tells of a module that a worker has not in many lines.
     said = f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1].strip()}"
     return BackendError(
-        f"arm '{name}' cannot run: workers of the cluster failed at runs {start} and on: {said}",
+        f"alternative '{name}' cannot run: workers of the cluster failed at runs {start} and on:"
+        f" {said}",
         hint=f"{_SAME} What was scored before is kept where `--keep-scores` says.",
     )

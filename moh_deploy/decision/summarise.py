@@ -7,14 +7,14 @@ from statistics import fmean
 import numpy as np
 
 from moh_deploy.decision import decide
-from moh_deploy.decision.arm import Arm
+from moh_deploy.decision.alternative import Alternative
 from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN, block_means, log_quantile
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import (
-    ArmReport,
+    AlternativeReport,
     DataFile,
     LatencyFigure,
-    MeasuredArms,
+    MeasuredAlternatives,
     QualityFigure,
     SizedRun,
 )
@@ -31,8 +31,8 @@ from moh_deploy.validate.reference.input_sets import RANDOM
 
 def report_of(
     plan: Plan,
-    arms: Sequence[Arm],
-    measured: MeasuredArms,
+    alternatives: Sequence[Alternative],
+    measured: MeasuredAlternatives,
     *,
     look: int,
     earlier: Mapping[str, tuple[decide.ArmVerdict, int]],
@@ -45,21 +45,30 @@ def report_of(
         earlier: Verdicts of earlier looks, and in which they were found.
         data: The files of samples and labels.
     """
-    decided = decide.decide_arms(plan, measured.evidence, look=look, earlier=earlier)
-    decisions = {arm_decision.name: arm_decision for arm_decision in decided}
+    decided = decide.decide_alternatives(plan, measured.evidence, look=look, earlier=earlier)
+    decisions = {
+        alternative_decision.name: alternative_decision for alternative_decision in decided
+    }
     # The reference first, then in the plan's order.
-    ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
-    chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
-    reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
+    ordered = sorted(alternatives, key=lambda alternative: alternative.name != plan.reference)
+    chooses = {
+        alternative.name: alternative.chooses
+        for alternative in ordered
+        if alternative.chooses is not None
+    }
+    reports = tuple(
+        _alternative(plan, alternative, measured, decisions.get(alternative.name))
+        for alternative in ordered
+    )
     found = decide.would_do(plan, measured.evidence, chooses, look=look)
     verdicts = {name: decision.verdict for name, decision in decisions.items()}
     if chooses.get(plan.reference) is not True:
-        # A simple arm that is worse than a simple reference is not worth taking.
+        # A simple alternative that is worse than a simple reference is not worth taking.
         found = tuple(do for do in found if verdicts.get(do.name) != "loss")
-    # The one to name first: an arm that won, and none that lost.
+    # The one to name first: an alternative that won, and none that lost.
     ranks = {"win": 0, "loss": 2}
     quantile = None if plan.latency is None else plan.latency.quantile
-    # Of whichever arm has kernels: an original or a server lacks them here.
+    # Of whichever alternative has kernels: an original or a server lacks them here.
     sets = (description.kernels.instruction_set for description in measured.described.values())
     machine = Processor.this(next((name for name in sets if name is not None), None)).describe()
     return DecisionReport(
@@ -87,9 +96,13 @@ def report_of(
     )
 
 
-def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
-    """Yield arms and their rivals: all against the reference, and routed against unrouted ones."""
-    reference, *others = (arm.name for arm in arms if not arm.is_bound)
+def _pairs(
+    alternatives: Sequence[Alternative], chooses: Mapping[str, bool]
+) -> Iterator[tuple[str, str]]:
+    """Yield pairs of rivals: all against the reference, and routed against unrouted ones."""
+    reference, *others = (
+        alternative.name for alternative in alternatives if not alternative.is_bound
+    )
     for rival in (reference, *others):
         for name in others:
             routed = chooses.get(name) is True and chooses.get(rival) is not True
@@ -97,20 +110,24 @@ def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[s
                 yield name, rival
 
 
-def _arm(
+def _alternative(
     plan: Plan,
-    arm: Arm,
-    measured: MeasuredArms,
+    alternative: Alternative,
+    measured: MeasuredAlternatives,
     decision: decide.ArmDecision | None,
-) -> ArmReport:
-    facts, name = measured.facts[arm.name], arm.name
-    latency = tuple(_latency(plan, arm, run) for run in measured.runs)
+) -> AlternativeReport:
+    facts, name = measured.facts[alternative.name], alternative.name
+    latency = tuple(_latency(plan, alternative, run) for run in measured.runs)
     # What is missing of times is known only now.
     missing = dict(facts.not_measured)
-    if latency and arm.elsewhere is not None:
-        missing["CPU time"] = arm.elsewhere
+    if latency and alternative.elsewhere is not None:
+        missing["CPU time"] = alternative.elsewhere
     if latency and latency[0].router_share is None:
-        why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
+        why = (
+            why_not_measured(alternative)
+            if plan.router_overhead
+            else "the plan does not ask for it"
+        )
         missing["router overhead"] = why or "it was not run without them"
     quality = []
     for scores in measured.evidence.scores:
@@ -118,11 +135,11 @@ def _arm(
         metric, samples = scores.metric, len(scores.weights)
         figure = QualityFigure(metric.name, metric.better, samples, scores.value(name), *ends)
         quality.append(figure)
-    return ArmReport(
+    return AlternativeReport(
         name=name,
-        kind=arm.kind,
-        dense=arm.dense,
-        is_bound=arm.is_bound,
+        kind=alternative.kind,
+        dense=alternative.dense,
+        is_bound=alternative.is_bound,
         runtime=measured.described[name].where(),
         verdict="reference" if decision is None else decision.verdict,
         look=None if decision is None else decision.look,
@@ -141,8 +158,8 @@ def _arm(
     )
 
 
-def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
-    timing, without = run.timings[arm.name], run.without_routers.get(arm.name)
+def _latency(plan: Plan, alternative: Alternative, run: SizedRun) -> LatencyFigure:
+    timing, without = run.timings[alternative.name], run.without_routers.get(alternative.name)
     quantile = 0.5 if plan.latency is None else plan.latency.quantile
     found = log_quantile(timing.wall_ms, 0.5)
     low, high = (None, None) if found is None else map(math.exp, found.interval(plan.confidence))
@@ -163,13 +180,15 @@ def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
         p50_high_ms=high,
         quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
         throughput_per_s=1e3 * run.samples / max(p50, 1e-9),
-        cpu_ms=fmean(timing.cpu_ms) if arm.elsewhere is None else None,
+        cpu_ms=fmean(timing.cpu_ms) if alternative.elsewhere is None else None,
         router_share=router_share,
         block_means_ms=block_means(timing.wall_ms),
     )
 
 
-def _notes(plan: Plan, measured: MeasuredArms, arms: Sequence[ArmReport]) -> Iterator[str]:
+def _notes(
+    plan: Plan, measured: MeasuredAlternatives, alternatives: Sequence[AlternativeReport]
+) -> Iterator[str]:
     if not plan.quality:
         yield "The plan asks for no quality: verdicts are of time alone."
     if plan.latency is None:
@@ -180,11 +199,11 @@ def _notes(plan: Plan, measured: MeasuredArms, arms: Sequence[ArmReport]) -> Ite
             " they open are not those of real ones."
         )
     above = {
-        f"'{arm.name}' at {sizes_text(latency.sizes)}": fmean(latency.block_means_ms)
+        f"'{alternative.name}' at {sizes_text(latency.sizes)}": fmean(latency.block_means_ms)
         / latency.p50_ms
-        for arm in arms
-        for latency in arm.latency
-        if not arm.is_bound
+        for alternative in alternatives
+        for latency in alternative.latency
+        if not alternative.is_bound
     }
     disturbed = [where for where, times in above.items() if times > MOST_MEAN_OVER_MEDIAN]
     if disturbed:

@@ -25,6 +25,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def shown_verdict(verdict: str) -> str:
+    """Return a verdict as reports show it; JSON keeps `cannot tell` for its readers."""
+    return "inconclusive" if verdict == "cannot tell" else verdict
+
+
 def figure(value: float | None) -> str | None:
     """Return a measured number to three digits."""
     return None if value is None else f"{value:.3g}"

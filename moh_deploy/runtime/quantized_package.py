@@ -191,7 +191,7 @@ INT8 = "int8"
 
 @dataclass(frozen=True)
 class Int8Form:
-    """The float32 form of a package in int8; see `validate.bisection.cure.Form`."""
+    """The float32 form of a package in int8; see `validate.bisection.mixed_precision.Form`."""
 
     package: OnnxPackage  # stored in a scratch directory, with the manifest of the one in int8
     base: OnnxPackage  # the float32 package that is brought to int8

@@ -1,4 +1,4 @@
-// How kernels use the threads of whoever calls them.
+// How kernels use the threads of their caller.
 #pragma once
 
 #include <cstddef>

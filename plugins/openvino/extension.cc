@@ -1,7 +1,7 @@
 // libmoh_openvino.so: what OpenVINO asks an extension for, and what its runner asks this one.
 //
-// The kernels are those of libmoh_ort_cpu.so of the same version: whoever adds the extension hands
-// them over by `moh_openvino_choose` before.
+// The kernels are those of libmoh_ort_cpu.so of the same version. They are handed over by
+// `moh_openvino_choose` before the extension is added.
 #include <mutex>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/version.hpp>

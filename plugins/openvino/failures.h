@@ -1,4 +1,4 @@
-// Failures of ops while a model runs, which OpenVINO would swallow: whoever ran it asks for them.
+// Failures of ops while a model runs. OpenVINO would swallow them: the caller asks for them.
 #pragma once
 
 #include <string>

@@ -61,8 +61,8 @@ using node::kMost;
 using node::Shape;
 using node::shape_text;
 
-// The value of an attribute; none where the node has none. Throws with its name if the node needs
-// it, or has one of another type.
+// The value of an attribute; empty where the node leaves it out. Throws with its name if the node
+// needs it, or has it in another type.
 template <typename T>
 std::optional<T> find_attribute(const Ort::ConstKernelInfo& node,
                                 const AttributeContract& attribute) {

@@ -175,7 +175,7 @@ def test_package_without_vectors_is_refused(tmp_path: Path):
 
 def test_flip_that_cannot_be_told_accuses_nobody(tmp_path: Path):
     write_routed(tmp_path / "package", "other tie order", tied=True, has_scores=False)
-    with pytest.raises(ValidationError, match=r"cannot tell: gates of layer 'blocks\.1\.attn'"):
+    with pytest.raises(ValidationError, match=r"inconclusive: gates of layer 'blocks\.1\.attn'"):
         moh_deploy.bisect(tmp_path / "package", kernels="off")
 
 
@@ -259,9 +259,9 @@ def test_products_that_have_to_stay_are_found_and_precision_takes_them(
     assert report.divergence.cause == "precision"
     node = report.divergence.node
     assert "quant" not in node.node  # none of the several that an integer product is
-    cure = report.repair.cure
-    assert cure.smallest
-    kept = [item.place.node for item in cure.nodes]
+    mixed = report.repair.mixed
+    assert mixed.smallest
+    kept = [item.place.node for item in mixed.nodes]
     assert 0 < len(kept) < 12  # of 12 products in int8
     assert moh_deploy.verify(output).equal
     assert OnnxPackage.open(output).manifest.precision == "int8"

@@ -21,8 +21,8 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection import bisection as job
-from moh_deploy.validate.bisection.cure import Cure, KeptNode
 from moh_deploy.validate.bisection.experiments import Experiments
+from moh_deploy.validate.bisection.mixed_precision import KeptNode, MixedPrecision
 from moh_deploy.validate.bisection.places import ForcedModel, NodePlace
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.compare.parity_report import ParityReport
@@ -71,7 +71,7 @@ def scaled(package: OnnxPackage, output: Path, block: str, factor: float) -> Onn
 
 
 def nodes(report: BisectReport) -> list[str]:
-    return [node.place.node for node in report.repair.cure.nodes]
+    return [node.place.node for node in report.repair.mixed.nodes]
 
 
 def outputs(package: OnnxPackage) -> Array:
@@ -103,7 +103,7 @@ def test_repaired_package_passes_with_the_nodes_that_need_float32(
     assert report.repaired
     assert report.failure is None
     assert nodes(report) == NEEDED[kind]
-    assert report.repair.cure.smallest
+    assert report.repair.mixed.smallest
     assert report.repair.weights == "the weights of the reference"
     written = OnnxPackage.open(tmp_path / "out")
     assert moh_deploy.verify(written.root).equal
@@ -144,7 +144,7 @@ def test_outliers_in_the_residual_stream_are_kept_in_float32(exported: Exported,
     assert set(nodes(report)) >= {"blocks.0.Add#2", "blocks.1.Add", "blocks.1.Add#2"}
     assert {node.rpartition(".")[2].partition("#")[0] for node in nodes(report)} == {"Add"}
     assert report.repair.flops_share == 0.0
-    assert report.repair.cure.nodes[1].reason.startswith(
+    assert report.repair.mixed.nodes[1].reason.startswith(
         "its numbers reach 6e+03, where float16 has steps of 4"
     )
     assert not moh_deploy.bisect(tmp_path / "out").diverges
@@ -235,7 +235,7 @@ def test_why_no_nodes_are_enough_is_told_apart(
     """Right as it is written with every node in float32, and not as it is run."""
     whole = exported("Stack")
     half = write_unprotected(whole, tmp_path / "half")
-    monkeypatch.setattr(job.RepairJob, "cure", lambda _: None)
+    monkeypatch.setattr(job.RepairJob, "mixed_precision", lambda _: None)
     monkeypatch.setattr(Experiments, "allowed", lambda *_: allowed)
     report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
     assert (report.why_no_repair or "").endswith(why)
@@ -258,8 +258,8 @@ def test_bfloat16_is_bisected_too(exported: Exported, tmp_path: Path):
 def test_runs_are_bounded_and_what_they_found_passes(exported: Exported, tmp_path: Path):
     half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
     report = moh_deploy.bisect(half.root, output=tmp_path / "out", max_runs=4)
-    assert not report.repair.cure.smallest
-    assert report.repair.cure.trials == 4
+    assert not report.repair.mixed.smallest
+    assert report.repair.mixed.trials == 4
     assert set(NEEDED["LargeLogits"]) <= set(nodes(report))
     assert report.repair.weights == "the weights in float16, whose rounding stays"
     assert moh_deploy.verify(tmp_path / "out").equal
@@ -294,7 +294,7 @@ def test_set_that_verify_refuses_is_searched_again_by_verify(
     report = moh_deploy.bisect(half.root, max_runs=4)
     # The first set, at least one trial of the second search, and what was found.
     assert len(asked) > 2
-    assert report.repair.cure.trials == 8
+    assert report.repair.mixed.trials == 8
 
 
 def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
@@ -302,7 +302,7 @@ def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
     manifest = replace(exported("Stack").manifest, layers=(), float32_nodes=earlier)
     found = KeptNode(NodePlace("a.Add", "Add", "a", "sum"), "now")
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
-    made = job._manifest(manifest, model, Cure((found,), smallest=True, trials=3))
+    made = job._manifest(manifest, model, MixedPrecision((found,), smallest=True, trials=3))
     assert made.float32_nodes == (Float32Node("b.Mul", "before"), Float32Node("a.Add", "now"))
 
 

@@ -30,7 +30,7 @@ SAMPLES = 800
 
 @dataclass
 class Meter:
-    """Says that the arms take so many milliseconds, with 1 % of noise, and runs each once."""
+    """Says that alternatives take so many milliseconds, with 1 % of noise; runs each once."""
 
     ms: tuple[float, ...]
     rounds: int = 200
@@ -84,10 +84,10 @@ def compared(plan: Path, *ms: float, **options: object) -> DecisionReport:
 
 
 def verdicts(report: DecisionReport) -> dict[str, str]:
-    return {arm.name: arm.verdict for arm in report.arms}
+    return {alternative.name: alternative.verdict for alternative in report.arms}
 
 
-def test_arm_that_is_faster_and_as_good_wins(folder: Path):
+def test_alternative_that_is_faster_and_as_good_wins(folder: Path):
     report = compared(write_plan(folder), 10.0, 8.0)
     assert verdicts(report) == {"right": "reference", "same": "win"}
     assert report.decision == "WIN: 'same' is worth it against 'right'."
@@ -102,39 +102,39 @@ def test_arm_that_is_faster_and_as_good_wins(folder: Path):
     assert_of_form("compare", report.to_json())
 
 
-def test_arm_that_loses_quality_loses_however_fast_it_is(folder: Path):
-    arms = {"right": {"path": "right"}, "wrong": {"path": "wrong"}}
-    report = compared(write_plan(folder, arms=arms), 10.0, 1.0)
+def test_alternative_that_loses_quality_loses_however_fast_it_is(folder: Path):
+    alternatives = {"right": {"path": "right"}, "wrong": {"path": "wrong"}}
+    report = compared(write_plan(folder, arms=alternatives), 10.0, 1.0)
     assert verdicts(report)["wrong"] == "loss"
     assert report.headline[0] == "KEEP THE REFERENCE"
 
 
-def test_arm_whose_data_are_too_few_cannot_be_told_and_says_what_would_tell(folder: Path):
+def test_alternative_whose_data_are_too_few_cannot_be_told_and_says_what_would_tell(folder: Path):
     few = samples(100)
     write_npz(folder / "few.npz", few.inputs)
     np.save(folder / "few.npy", right_labels(few))
     plan = write_plan(folder, inputs=["few.npz"], labels="few.npy")
     report = compared(plan, 10.0, 8.0)
     assert verdicts(report)["same"] == "cannot tell"
-    assert report.headline[0] == "CANNOT TELL"
+    assert report.headline[0] == "INCONCLUSIVE"
     (said,) = report.arms[1].would_tell
     assert said.startswith("loses at most 1.00 points of top-1: some ")
     assert said.endswith("samples would tell, there were 100")
 
 
-def test_dense_arm_that_does_as_well_is_said_first(folder: Path):
-    arms = {"right": {"path": "right"}, "open": {"path": "right", "dense": True}}
-    report = compared(write_plan(folder, arms=arms), 10.0, 10.2)
+def test_dense_alternative_that_does_as_well_is_said_first(folder: Path):
+    alternatives = {"right": {"path": "right"}, "open": {"path": "right", "dense": True}}
+    report = compared(write_plan(folder, arms=alternatives), 10.0, 10.2)
     assert report.headline[0] == "DENSE WOULD DO"
     assert "'open'" in report.decision
     # It would not, were the routed one enough faster.
-    assert compared(write_plan(folder, arms=arms), 8.0, 10.0).would_do == ()
+    assert compared(write_plan(folder, arms=alternatives), 8.0, 10.0).would_do == ()
     # Nor if it lost quality.
-    arms = {"right": {"path": "right"}, "open": {"path": "wrong", "dense": True}}
-    assert compared(write_plan(folder, arms=arms), 10.0, 10.0).would_do == ()
+    alternatives = {"right": {"path": "right"}, "open": {"path": "wrong", "dense": True}}
+    assert compared(write_plan(folder, arms=alternatives), 10.0, 10.0).would_do == ()
 
 
-def test_every_arm_is_given_the_same_inputs_in_turns(folder: Path):
+def test_every_alternative_is_given_the_same_inputs_in_turns(folder: Path):
     seen: list[list[str]] = []
 
     def measure(calls: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
@@ -163,7 +163,7 @@ def test_slow_rounds_are_said_and_change_no_samples_a_second(folder: Path):
         return {**quiet, "1": Timing(slow, slow, slow)}
 
     report = moh_deploy.compare(plan=write_plan(folder), measure=measure, measure_fresh=fresh)
-    (right,), (same,) = (arm.latency for arm in report.arms)
+    (right,), (same,) = (alternative.latency for alternative in report.arms)
     assert same.throughput_per_s == pytest.approx(1e3 * same.samples / 8, rel=0.01)
     assert [len(item.block_means_ms) for item in (right, same)] == [40, 40]
     assert np.mean(same.block_means_ms) == pytest.approx(8 * (1 + 19 / 20), rel=0.02)
@@ -234,25 +234,28 @@ def refused(plan: Path, **options: object) -> MoHDeployError:
 
 
 @pytest.mark.parametrize(
-    ("arm", "message"),
+    ("alternative", "message"),
     [
-        ({"path": "absent"}, "arm 'other' cannot run: absent does not exist"),
+        ({"path": "absent"}, "alternative 'other' cannot run: absent does not exist"),
         ({"path": "x.npz"}, "x.npz is no package, engine or ONNX model."),
         ({"url": "ftp://host", "model": "m"}, "url is 'ftp://host', expected http://HOST:PORT."),
-        ({"url": "http://127.0.0.1:9", "model": "m"}, "arm 'other' cannot run: no answer: "),
+        (
+            {"url": "http://127.0.0.1:9", "model": "m"},
+            "alternative 'other' cannot run: no answer: ",
+        ),
         ({"checkpoint": {"file": "m.pt"}}, "m.pt does not exist."),
         ({"made": {"all_heads_open": True}}, "plain operators make its gates"),
         ({"made": {"top_k": 3}}, "plain operators make its gates"),
         ({"made": {"prune": {"keep": 99}}}, "keep is 99, but layer 'blocks.0.attn' has "),
-        ({"made": {"precision": "int8"}}, "arm 'other' cannot run: "),
+        ({"made": {"precision": "int8"}}, "alternative 'other' cannot run: "),
     ],
 )
-def test_arm_that_cannot_run_is_named_before_anything_is_measured(
-    folder: Path, arm: dict[str, object], message: str
+def test_alternative_that_cannot_run_is_named_before_anything_is_measured(
+    folder: Path, alternative: dict[str, object], message: str
 ):
-    plan = write_plan(folder, "bad.yaml", arms={"right": {"path": "right"}, "other": arm})
+    plan = write_plan(folder, "bad.yaml", arms={"right": {"path": "right"}, "other": alternative})
     said = str(refused(plan)).replace(f"{folder}/", "")
-    assert said.startswith("arm 'other' cannot run: ")
+    assert said.startswith("alternative 'other' cannot run: ")
     assert message in said
 
 
@@ -278,8 +281,8 @@ def test_scores_that_cannot_be_kept_are_refused_before_anything_is_made(folder: 
 
 def test_server_and_original_need_what_loads_them(folder: Path):
     (folder / "m.pt").write_bytes(b"no checkpoint")
-    arms = {"right": {"path": "right"}, "other": {"checkpoint": {"file": "m.pt"}}}
-    error = refused(write_plan(folder, "bad.yaml", arms=arms))
+    alternatives = {"right": {"path": "right"}, "other": {"checkpoint": {"file": "m.pt"}}}
+    error = refused(write_plan(folder, "bad.yaml", arms=alternatives))
     assert "nothing was given that loads it" in error.message
 
 
@@ -315,18 +318,24 @@ def test_last_batch_that_is_filled_up_counts_each_sample_once(folder: Path):
     few = samples(100)
     write_npz(folder / "hundred.npz", few.inputs)
     np.save(folder / "hundred.npy", right_labels(few))
-    arms = {"right": {"path": "fixed"}, "same": {"path": "fixed", "kernels": "off"}}
+    alternatives = {"right": {"path": "fixed"}, "same": {"path": "fixed", "kernels": "off"}}
     plan = write_plan(
-        folder, "fixed.yaml", arms=arms, inputs=["hundred.npz"], labels="hundred.npy", latency=None
+        folder,
+        "fixed.yaml",
+        arms=alternatives,
+        inputs=["hundred.npz"],
+        labels="hundred.npy",
+        latency=None,
     )
     report = compared(plan)
-    assert [(arm.quality[0].samples, arm.quality[0].value) for arm in report.arms] == [
-        (100, 1.0)
-    ] * 2
+    assert [
+        (alternative.quality[0].samples, alternative.quality[0].value)
+        for alternative in report.arms
+    ] == [(100, 1.0)] * 2
     assert any("verdicts are of quality alone" in note for note in report.notes)
 
 
-def test_arm_of_other_outputs_is_refused_before_anything_is_scored(folder: Path):
+def test_alternative_of_other_outputs_is_refused_before_anything_is_scored(folder: Path):
     nodes = [
         helper.make_node("ReduceMean", ["x", "axis"], ["mean"], keepdims=0),
         helper.make_node("Slice", ["mean", "zero", "four", "axis"], ["logits"]),
@@ -341,9 +350,9 @@ def test_arm_of_other_outputs_is_refused_before_anything_is_scored(folder: Path)
     )
     opsets = [helper.make_opsetid("", 20)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "narrow.onnx")
-    arms = {"right": {"path": "right"}, "narrow": {"path": "narrow.onnx"}}
-    said = refused(write_plan(folder, "bad.yaml", arms=arms)).message
-    assert "arm 'narrow' returns output 'logits' of [" in said
+    alternatives = {"right": {"path": "right"}, "narrow": {"path": "narrow.onnx"}}
+    said = refused(write_plan(folder, "bad.yaml", arms=alternatives)).message
+    assert "alternative 'narrow' returns output 'logits' of [" in said
     assert said.endswith("8]: they do not do the same.")
 
 

@@ -150,7 +150,7 @@ def test_server_answers_from_the_runtime_that_the_package_was_tuned_for(tmp_path
         assert served.describe().runtime.startswith("OpenVINO 20")
 
 
-def test_compare_runs_arms_in_the_runtime_beside_those_of_another(tmp_path: Path):
+def test_compare_runs_alternatives_in_the_runtime_beside_those_of_another(tmp_path: Path):
     package = write_grouped(tmp_path / "moh")
     one = package.vectors[0]
     rows = np.random.default_rng(0).standard_normal((60, *one.inputs["x"].shape[1:]))
@@ -183,14 +183,18 @@ def test_compare_runs_arms_in_the_runtime_beside_those_of_another(tmp_path: Path
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     # A process of its own would not find the extension where this one does.
     report = moh_deploy.compare(plan=tmp_path / "plan.yaml", measure_fresh=fresh)
-    arms = {arm.name: arm for arm in report.arms}
-    assert arms["moh"].runtime.startswith("ONNX Runtime ")
-    assert {arm.runtime[:11] for name, arm in arms.items() if name != "moh"} == {"OpenVINO 20"}
-    quality = {name: arm.quality[0].value for name, arm in arms.items()}
+    alternatives = {alternative.name: alternative for alternative in report.arms}
+    assert alternatives["moh"].runtime.startswith("ONNX Runtime ")
+    assert {
+        alternative.runtime[:11] for name, alternative in alternatives.items() if name != "moh"
+    } == {"OpenVINO 20"}
+    quality = {name: alternative.quality[0].value for name, alternative in alternatives.items()}
     assert quality["openvino"] == quality["moh"] == quality["fed"] == 1
     assert quality["open"] < 1
     assert 0.9 < quality["int8"] <= quality["bfloat16"] <= 1
-    assert 0 < arms["openvino"].skipped_share == arms["moh"].skipped_share
-    opened = [[item.open_share for item in arms[name].routing] for name in ("moh", "openvino")]
+    assert 0 < alternatives["openvino"].skipped_share == alternatives["moh"].skipped_share
+    opened = [
+        [item.open_share for item in alternatives[name].routing] for name in ("moh", "openvino")
+    ]
     assert opened[0] == opened[1]
-    assert arms["openvino"].latency[0].router_share is not None
+    assert alternatives["openvino"].latency[0].router_share is not None

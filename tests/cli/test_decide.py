@@ -51,7 +51,7 @@ def test_decision_is_printed_as_json_and_written_as_files(cli: Cli, plan: Path, 
     assert ended.exit_code == 0, ended.err
     found = ended.json
     validate("compare", found)
-    assert [arm["name"] for arm in found["arms"]] == ["right", "bodies"]
+    assert [alternative["name"] for alternative in found["arms"]] == ["right", "bodies"]
     first = found["arms"][0]
     assert first["latency"][0]["rounds"] >= 7
     assert first["memory_mib"] > 10
@@ -94,7 +94,7 @@ def test_costs_are_printed_as_json_and_written_as_files(cli: Cli, tmp_path: Path
     assert ended.json["arms"][1]["per_million"]["value"] == pytest.approx(22.0)
     assert "DENSE WOULD DO" in ended.json["decision"]
     assert 'id="costs"' in html.read_text()
-    assert "no arm pays against 'dense'" in markdown.read_text()
+    assert "no alternative pays against 'dense'" in markdown.read_text()
 
 
 def test_decision_of_compare_itself_is_priced(cli: Cli, tmp_path: Path):
@@ -102,7 +102,7 @@ def test_decision_of_compare_itself_is_priced(cli: Cli, tmp_path: Path):
     (tmp_path / "decision.json").write_text(to_json_text(decision_report().to_json()))
     ended = cli("cost", *given, "--days", "1", "--json")
     assert ended.exit_code == 0, ended.err
-    assert [arm["verdict"] for arm in ended.json["arms"]] == [
+    assert [alternative["verdict"] for alternative in ended.json["arms"]] == [
         "reference",
         "win",
         "loss",

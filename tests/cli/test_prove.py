@@ -122,10 +122,10 @@ def test_not_knowing_is_exit_1_in_every_report(cli: Cli, classifier: Path, tmp_p
     assert not content["equal"]
     assert content["accuracy"][0]["verdict"] == "cannot tell"
     assert content["accuracy"][0]["reason"] == content["reasons"][0]
-    assert "error: cannot tell: top-1 went from 100.00 % to 100.00 %" in shown.err
+    assert "error: inconclusive: top-1 went from 100.00 % to 100.00 %" in shown.err
     case = xml.parse(files[0]).find(".//testcase[@classname='moh-deploy.accuracy']/failure")
-    assert case.get("message", "").startswith("cannot tell: top-1 went")
-    assert all("cannot tell" in file.read_text() for file in files[1:])
+    assert case.get("message", "").startswith("inconclusive: top-1 went")
+    assert all("inconclusive" in file.read_text() for file in files[1:])
 
 
 def test_users_function_is_found_in_its_directory(cli: Cli, classifier: Path, tmp_path: Path):

@@ -1,19 +1,17 @@
-"""Data of arms whose truth is known: right or wrong samples, and times of which neighbours are
-alike.
-"""
+"""Data of alternatives whose truth is known: samples, and times whose neighbours are alike."""
 
 from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.decide import ArmEvidence, SizedTimes
+from moh_deploy.decision.alternative import Alternative
+from moh_deploy.decision.decide import AlternativeEvidence, SizedTimes
 from moh_deploy.decision.measured import (
-    ArmFacts,
+    AlternativeFacts,
     DataFile,
     EdgeCases,
     LayerRouting,
-    MeasuredArms,
+    MeasuredAlternatives,
     SizedRun,
 )
 from moh_deploy.decision.plan import Plan, plan_of
@@ -30,13 +28,12 @@ from tests.kernel_library import NO_KERNELS
 REFERENCE = "reference"
 
 
-def plan(arms: int = 1, **changes: object) -> Plan:
-    """Return a plan of a reference and arms 0, 1, ...: a point may be lost, a tenth has to be
-    gained."""
+def plan(alternatives: int = 1, **changes: object) -> Plan:
+    """Return a plan with alternatives 0, 1, ...: may lose a point, has to gain a tenth."""
     document = {
         "goal": "Tell what is known",
         "reference": REFERENCE,
-        "arms": {name: {"path": name} for name in (REFERENCE, *map(str, range(arms)))},
+        "arms": {name: {"path": name} for name in (REFERENCE, *map(str, range(alternatives)))},
         "inputs": ["x.npz"],
         "labels": "labels.npy",
         "quality": {"metric": "top-1", "may_lose": 0.01},
@@ -47,9 +44,10 @@ def plan(arms: int = 1, **changes: object) -> Plan:
 
 
 def scores(rng: np.random.Generator, losses: list[float], *, samples: int = 4000) -> SampleScores:
-    """Return right-or-wrong scores; each arm loses so much against a reference of 90 %.
+    """Return right-or-wrong scores; each alternative loses so much against a reference of 90 %.
 
-    Of the samples that the reference gets right, arms get some wrong by chance, and the other way
+    Of the samples that the reference gets right, alternatives get some wrong by chance, and the
+    other way
     round: 1 % at least change to each side.
     """
     right = rng.random(samples) < 0.9
@@ -64,7 +62,7 @@ def scores(rng: np.random.Generator, losses: list[float], *, samples: int = 4000
 def times(
     rng: np.random.Generator, gains: list[float], *, rounds: int = 400, memory: float = 0.8
 ) -> SizedTimes:
-    """Return times of rounds; each arm takes so much less than a reference of 10 ms.
+    """Return times of rounds; each alternative takes so much less than a reference of 10 ms.
 
     All share noise that stays for a while, and each has some of its own that stays as long.
     """
@@ -88,9 +86,11 @@ def evidence(
     *,
     samples: int = 4000,
     rounds: int = 400,
-) -> ArmEvidence:
-    """Return both of some arms."""
-    return ArmEvidence([scores(rng, losses, samples=samples)], [times(rng, gains, rounds=rounds)])
+) -> AlternativeEvidence:
+    """Return both of some alternatives."""
+    return AlternativeEvidence(
+        [scores(rng, losses, samples=samples)], [times(rng, gains, rounds=rounds)]
+    )
 
 
 def _noise(rng: np.random.Generator, rounds: int, memory: float) -> Float64Array:
@@ -114,13 +114,13 @@ def decision_report(
     name: str = "",
     samples: int = 4000,
 ) -> DecisionReport:
-    """Return a report of arms 0, 1, ...: a win, a loss, and one that cannot be told.
+    """Return a report of alternatives 0, 1, ...: a win, a loss, and one that cannot be told.
 
     Args:
-        losses: Of each arm, in top-1.
-        gains: Of each arm, in time.
-        dense: Names of arms that compute every head.
-        name: What stands behind the names of arms.
+        losses: Of each alternative, in top-1.
+        gains: Of each alternative, in time.
+        dense: Names of alternatives that compute every head.
+        name: What stands behind the names of alternatives.
         samples: How many there are.
     """
     rng = np.random.default_rng(1)
@@ -128,25 +128,27 @@ def decision_report(
     scored = scores(rng, list(losses), samples=samples)
     timed = times(rng, list(gains))
     timings = {item: Timing(ms, ms, ms) for item, ms in timed.wall_ms.items()}
-    arms = [
-        Arm(
-            arm,
-            f"package build/{arm}{name}",
-            OnnxFile(Path(arm)),
+    alternatives = [
+        Alternative(
+            alternative,
+            f"package build/{alternative}{name}",
+            OnnxFile(Path(alternative)),
             AS_IT_IS,
-            dense=arm in dense,
-            chooses=arm not in dense,
+            dense=alternative in dense,
+            chooses=alternative not in dense,
         )
-        for arm in asked.arms
+        for alternative in asked.arms
     ]
     routing = LayerRouting("blocks.0.attn", 8, 4000, 0.7, 0, 1, 0.93)
-    facts = ArmFacts(2**27, 0.3, (routing,), EdgeCases(20, 1, ("ties, blocks.0.attn: differs",)))
-    measured = MeasuredArms(
-        ArmEvidence([scored], [timed]),
+    facts = AlternativeFacts(
+        2**27, 0.3, (routing,), EdgeCases(20, 1, ("ties, blocks.0.attn: differs",))
+    )
+    measured = MeasuredAlternatives(
+        AlternativeEvidence([scored], [timed]),
         [SizedRun("held-out.npz", timed.sizes, 1, timings, {})],
         dict.fromkeys(asked.arms, facts),
         dict.fromkeys(asked.arms, Description("ONNX Runtime 1.32.0", NO_KERNELS)),
     )
     files = (DataFile("held-out.npz", "0" * 64),)
     assert asked.reference == REFERENCE
-    return report_of(asked, arms, measured, look=1, earlier={}, data=files)
+    return report_of(asked, alternatives, measured, look=1, earlier={}, data=files)

@@ -1,7 +1,7 @@
 """Verdicts on data whose truth is known: how often are they wrong, how often are they found?
 
-What is stated: no arm that is not worth it is called a win more often than the level, which is half
-of what the confidence leaves; over all arms, and over all looks.
+What is stated: no alternative that is not worth it is called a win more often than the level, which
+is half of what the confidence leaves; over all alternatives, and over all looks.
 """
 
 import math
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moh_deploy.decision.decide import (
-    ArmEvidence,
-    decide_arms,
+    AlternativeEvidence,
+    decide_alternatives,
     level_of_look,
     shown_by_holm,
     would_do,
@@ -34,13 +34,17 @@ def at_most(rate: float, repetitions: int) -> float:
 def simulated(
     repetitions: int, losses: list[float], gains: list[float], *, quality: bool = True
 ) -> Counter[str]:
-    """Return how often arm 0 got each verdict, and how often any arm got one."""
+    """Return how often alternative 0 got each verdict, and how often any alternative got one."""
     found: Counter[str] = Counter()
     asked = plan(len(losses), **({} if quality else TIME_ALONE))
     for seed in range(repetitions):
         rng = np.random.default_rng(seed)
-        shown = evidence(rng, losses, gains) if quality else ArmEvidence([], [times(rng, gains)])
-        decided = decide_arms(asked, shown)
+        shown = (
+            evidence(rng, losses, gains)
+            if quality
+            else AlternativeEvidence([], [times(rng, gains)])
+        )
+        decided = decide_alternatives(asked, shown)
         found[decided[0].verdict] += 1
         found.update({f"any {item}" for item in (each.verdict for each in decided)})
     return found
@@ -51,7 +55,7 @@ REPETITIONS = [8, pytest.param(1000, marks=nightly)]
 
 @pytest.mark.parametrize("repetitions", REPETITIONS)
 @pytest.mark.parametrize(("loss", "gain"), [(0.0, 0.1), (0.01, 0.3)], ids=["time", "quality"])
-def test_arm_that_is_just_not_worth_it_wins_no_more_often_than_stated(
+def test_alternative_that_is_just_not_worth_it_wins_no_more_often_than_stated(
     repetitions: int, loss: float, gain: float
 ):
     found = simulated(repetitions, [loss], [gain])
@@ -61,7 +65,7 @@ def test_arm_that_is_just_not_worth_it_wins_no_more_often_than_stated(
 
 
 @nightly
-def test_none_of_four_arms_wins_more_often_than_one_would():
+def test_none_of_four_alternatives_wins_more_often_than_one_would():
     # Of time alone, which has no draws to wait for.
     found = simulated(1000, [0.0] * 4, [0.1] * 4, quality=False)
     assert found["any win"] <= at_most(LEVEL, 1000)
@@ -82,14 +86,16 @@ def test_number_of_samples_that_would_tell_does_so_in_eight_of_ten_cases():
     rng = np.random.default_rng(0)
     needed = []
     for _ in range(200):
-        found = ArmEvidence([scores(rng, [0.005], samples=1000)], [])
-        (promise,) = decide_arms(asked, found)[0].promises
+        found = AlternativeEvidence([scores(rng, [0.005], samples=1000)], [])
+        (promise,) = decide_alternatives(asked, found)[0].promises
         # What was measured is true, on the whole: those of about that loss.
         if abs(promise.estimate - 0.005) < 0.001 and (enough := promise.enough(LEVEL)):
             needed.append(enough)
     count = int(np.median(needed))
     told = sum(
-        decide_arms(asked, ArmEvidence([scores(rng, [0.005], samples=count)], []))[0].verdict
+        decide_alternatives(asked, AlternativeEvidence([scores(rng, [0.005], samples=count)], []))[
+            0
+        ].verdict
         == "win"
         for _ in range(300)
     )
@@ -105,7 +111,9 @@ def test_looks_together_win_no_more_often_than_stated():
         for look in (1, 2, 3):
             part = {name: item[: 200 * look] for name, item in whole.wall_ms.items()}
             shown = type(whole)(whole.sizes, whole.samples, part)
-            (decided,) = decide_arms(asked, ArmEvidence([], [shown]), look=look, earlier=told)
+            (decided,) = decide_alternatives(
+                asked, AlternativeEvidence([], [shown]), look=look, earlier=told
+            )
             told = {"0": (decided.verdict, decided.look)}
         wins += told["0"][0] == "win"
     assert wins <= at_most(LEVEL, 1000)
@@ -113,19 +121,19 @@ def test_looks_together_win_no_more_often_than_stated():
 
 def test_verdict_of_an_earlier_look_stays():
     found = evidence(np.random.default_rng(0), [0.0], [0.0])
-    (decided,) = decide_arms(plan(looks=2), found, look=2, earlier={"0": ("win", 1)})
+    (decided,) = decide_alternatives(plan(looks=2), found, look=2, earlier={"0": ("win", 1)})
     assert (decided.verdict, decided.look) == ("win", 1)
 
 
-def test_arm_without_routers_would_do_only_if_it_does_as_well_as_all_with_them():
+def test_alternative_without_routers_would_do_only_if_it_does_as_well_as_all_with_them():
     asked, rng = plan(2), np.random.default_rng(0)
     routes = {REFERENCE: True, "0": True, "1": False}
-    slow = ArmEvidence([scores(rng, [0.0, 0.0], samples=20_000)], [times(rng, [0.02, 0.0])])
+    slow = AlternativeEvidence([scores(rng, [0.0, 0.0], samples=20_000)], [times(rng, [0.02, 0.0])])
     (found,) = would_do(asked, slow, routes)
     assert (found.name, found.beside) == ("1", (REFERENCE, "0"))
-    one_faster = ArmEvidence(slow.scores, [times(rng, [0.3, 0.0])])
+    one_faster = AlternativeEvidence(slow.scores, [times(rng, [0.3, 0.0])])
     assert would_do(asked, one_faster, routes) == ()
-    worse = ArmEvidence([scores(rng, [0.0, 0.05], samples=20_000)], slow.times)
+    worse = AlternativeEvidence([scores(rng, [0.0, 0.05], samples=20_000)], slow.times)
     assert would_do(asked, worse, routes) == ()
     assert would_do(asked, slow, dict.fromkeys(routes, True)) == ()
 
@@ -148,23 +156,29 @@ def test_first_of_many_looks_spends_something(looks: int):
     spent = [level_of_look(LEVEL, look, looks) for look in range(1, looks + 1)]
     assert spent[0] > 0
     assert sum(spent) == pytest.approx(LEVEL)
-    (found,) = decide_arms(plan(looks=looks), evidence(np.random.default_rng(0), [0.0], [0.1]))
+    (found,) = decide_alternatives(
+        plan(looks=looks), evidence(np.random.default_rng(0), [0.0], [0.1])
+    )
     assert found.verdict == "cannot tell"
 
 
 def test_look_that_draws_cannot_show_says_so():
     shown = evidence(np.random.default_rng(0), [0.0, 0.0], [0.5, 0.5])
-    found = decide_arms(plan(2, looks=9), shown)
+    found = decide_alternatives(plan(2, looks=9), shown)
     assert found[0].verdict == "cannot tell"
     assert any("the next look may be wrong" in item for item in found[0].would_tell)
     assert any("draws cannot show; a later look can tell" in item for item in found[0].would_tell)
-    (last,) = decide_arms(plan(confidence=0.9999), evidence(np.random.default_rng(0), [0.0], [0.5]))
-    assert any("cannot show; fewer arms or a lower confidence" in item for item in last.would_tell)
+    (last,) = decide_alternatives(
+        plan(confidence=0.9999), evidence(np.random.default_rng(0), [0.0], [0.5])
+    )
+    assert any(
+        "cannot show; fewer alternatives or a lower confidence" in item for item in last.would_tell
+    )
 
 
 def test_number_that_would_tell_is_of_the_next_looks_level():
     found = evidence(np.random.default_rng(0), [0.005], [0.5], samples=3000)
-    (decided,) = decide_arms(plan(looks=2), found, look=1)
+    (decided,) = decide_alternatives(plan(looks=2), found, look=1)
     (promise, _) = decided.promises
     enough = [promise.enough(level_of_look(LEVEL, look, 2)) for look in (1, 2)]
     assert enough[0] is not None
@@ -172,19 +186,19 @@ def test_number_that_would_tell_is_of_the_next_looks_level():
     assert enough[0] > enough[1] > 3000
     advice = f"{promise.text}: some {enough[1]} samples would tell, there were 3000"
     assert decided.would_tell == (advice,)
-    (last,) = decide_arms(plan(looks=2), found, look=2)
+    (last,) = decide_alternatives(plan(looks=2), found, look=2)
     assert last.would_tell == (advice,)
 
 
 def test_data_that_the_next_look_may_judge_are_said_to_be_enough():
     found = evidence(np.random.default_rng(0), [0.0], [0.5], samples=2000)
-    (decided,) = decide_arms(plan(looks=3), found)
+    (decided,) = decide_alternatives(plan(looks=3), found)
     assert decided.verdict == "cannot tell"
     assert decided.would_tell[0].endswith(": 2000 samples should tell; run it again")
 
 
 def test_broken_promise_is_hinted_at_its_part_of_the_level():
-    (found,) = decide_arms(plan(looks=6), evidence(np.random.default_rng(0), [0.1], [0.3]))
+    (found,) = decide_alternatives(plan(looks=6), evidence(np.random.default_rng(0), [0.1], [0.3]))
     assert found.verdict == "cannot tell"
     # The next look may be wrong in 0.0103 % of cases, which draws can show, and half is too little.
     assert any("0.0052 % of cases, which 10000 draws" in item for item in found.would_tell)
@@ -194,12 +208,15 @@ def test_broken_promise_is_hinted_at_its_part_of_the_level():
 
 
 def promised(scores: SampleScores, may_lose: float = 0.01) -> Promise:
-    return quality_promise(scores, "arm", "reference", may_lose=may_lose, confidence=0.95)
+    return quality_promise(scores, "alternative", "reference", may_lose=may_lose, confidence=0.95)
 
 
-def top_1(reference: np.ndarray, arm: np.ndarray) -> SampleScores:
-    totals = {"reference": reference.astype(np.float64), "arm": arm.astype(np.float64)}
-    return SampleScores(TopK(1, "y"), np.ones(len(arm)), totals)
+def top_1(reference: np.ndarray, alternative: np.ndarray) -> SampleScores:
+    totals = {
+        "reference": reference.astype(np.float64),
+        "alternative": alternative.astype(np.float64),
+    }
+    return SampleScores(TopK(1, "y"), np.ones(len(alternative)), totals)
 
 
 def test_equal_answers_of_many_samples_are_shown_to_lose_nothing():
@@ -234,7 +251,7 @@ def test_what_both_lose_cancels():
 def test_lower_is_better_of_perplexity():
     rng = np.random.default_rng(0)
     losses = 2 + rng.random(400)
-    totals = {"reference": 10 * losses, "arm": 10 * (losses + 0.1)}
+    totals = {"reference": 10 * losses, "alternative": 10 * (losses + 0.1)}
     scores = SampleScores(Perplexity("y"), np.full(400, 10.0), totals)
     found = promised(scores, may_lose=0.1)
     expected = math.exp(losses.mean() + 0.1) - math.exp(losses.mean())
@@ -243,22 +260,22 @@ def test_lower_is_better_of_perplexity():
     assert promised(scores, may_lose=3.0).p_kept < 0.025
 
 
-def test_sample_without_a_score_loses_if_it_is_the_arms():
+def test_sample_without_a_score_loses_if_it_is_the_alternatives():
     broken = np.ones(100)
     broken[3] = np.nan
     found = promised(top_1(np.ones(100), broken))
     assert (found.p_kept, found.p_broken) == (1.0, 0.0)
-    assert found.came == "1 of 100 samples have no finite top-1 in 'arm'"
+    assert found.came == "1 of 100 samples have no finite top-1 in 'alternative'"
     other = promised(top_1(broken, np.ones(100)))
     assert (other.p_kept, other.p_broken) == (1.0, 1.0)
 
 
-def test_arm_without_a_score_changes_nothing_of_another():
+def test_alternative_without_a_score_changes_nothing_of_another():
     right = np.ones(100)
     broken = right.copy()
     broken[3] = np.nan
-    totals = {"reference": right, "arm": right, "half": broken}
+    totals = {"reference": right, "alternative": right, "half": broken}
     scores = SampleScores(TopK(1, "y"), right, totals)
     assert promised(scores) == promised(top_1(right, right))
-    low, high = scores.interval("arm", 0.95) or (1.0, 1.0)
+    low, high = scores.interval("alternative", 0.95) or (1.0, 1.0)
     assert low < high

@@ -20,9 +20,9 @@ from tests.decision.simulated import REFERENCE, times
 from tests.nightly import nightly
 
 
-def promised(arm: list[float], reference: list[float], **changes: float) -> Promise:
+def promised(alternative: list[float], reference: list[float], **changes: float) -> Promise:
     options = {"quantile": 0.5, "at_least": 0.1, "confidence": 0.95, **changes}
-    return latency_promise(arm, reference, where="", **options)
+    return latency_promise(alternative, reference, where="", **options)
 
 
 def test_gain_is_the_share_of_the_references_time_that_is_saved():
@@ -43,7 +43,7 @@ def test_drift_that_both_share_cancels():
     assert log_quantile(drift.tolist(), 0.5).standard_error > 10 * found.standard_error
 
 
-def test_slower_arm_is_called_so_and_a_negative_gain_allows_it():
+def test_slower_alternative_is_called_so_and_a_negative_gain_allows_it():
     reference = (10 + np.random.default_rng(0).random(200)).tolist()
     slower = [1.03 * item for item in reference]
     assert promised(slower, reference).came.startswith("3.0 % slower")
@@ -105,7 +105,7 @@ def test_students_t_is_that_of_tables():
 
 
 def test_blocks_that_are_like_their_neighbours_widen_the_interval():
-    drift = np.exp(np.repeat(np.linspace(-0.1, 0.1, 10), 20))  # of one arm alone
+    drift = np.exp(np.repeat(np.linspace(-0.1, 0.1, 10), 20))  # of one alternative alone
     found = log_ratio((10 * drift).tolist(), [10.0] * 200, 0.5)
     alone = np.linspace(-0.1, 0.1, 10).std(ddof=1) / math.sqrt(10)
     # Numbers on a line are correlated by 0.7, and 0.1 is what their own mean takes off.
@@ -130,7 +130,7 @@ def test_draws_vary_as_runs_of_neighbours_do(count: int):
     walk = 10 + np.cumsum(rng.standard_normal(count))
     found = redrawn_means(np.stack([walk, 2 * walk], axis=1), seed=1)
     assert found[0] == pytest.approx([walk.mean(), 2 * walk.mean()])
-    # The same runs are drawn for all arms.
+    # The same runs are drawn for all alternatives.
     assert found[:, 1] == pytest.approx(2 * found[:, 0])
     length = count // 5
     runs = [np.roll(walk, -start)[:length].mean() for start in range(count)]

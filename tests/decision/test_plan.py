@@ -49,8 +49,16 @@ def plan_with(path: str, value: object) -> Plan:
         ("arms.moh.pth", "x", "arms.moh.pth is not a known key. Did you mean 'path'?"),
         ("arms.open.made.topk", 4, "made.topk is not a known key. Did you mean 'top_k'?"),
         ("goal", None, "goal is missing"),
-        ("reference", "dens", "reference is 'dens', which is no arm. Did you mean 'dense'?"),
-        ("arms.open.of", "mho", "arms.open.of is 'mho', which is no arm. Did you mean 'moh'?"),
+        (
+            "reference",
+            "dens",
+            "reference is 'dens', which is no alternative. Did you mean 'dense'?",
+        ),
+        (
+            "arms.open.of",
+            "mho",
+            "arms.open.of is 'mho', which is no alternative. Did you mean 'moh'?",
+        ),
         ("arms.open.of", "open", "of is 'open', which is no package: nothing can be made of it."),
         ("arms.moh.url", "http://h:1", "expected one of path, checkpoint, url and made, got path"),
         ("arms.moh", {}, "arms.moh: expected one of path, checkpoint, url and made, got none."),
@@ -110,7 +118,7 @@ def test_several_metrics_are_a_list_and_one_stands_alone():
     assert plan_with("goal", "x").quality == plan_with("quality", [PLAN["quality"]]).quality
 
 
-def test_digest_depends_on_margins_and_arms_and_not_on_their_order_in_the_file():
+def test_digest_depends_on_margins_and_alternatives_and_not_on_their_order_in_the_file():
     whole = plan_of(PLAN, "p")
     assert whole.digest == plan_of(dict(reversed(PLAN.items())), "p").digest
     for path, value in (("quality.may_lose", 0.006), ("arms.moh.path", "other"), ("looks", 2)):
@@ -118,7 +126,7 @@ def test_digest_depends_on_margins_and_arms_and_not_on_their_order_in_the_file()
     assert plan_with("seconds", 60.0).digest == whole.digest
 
 
-def test_reference_is_what_made_arms_are_made_of_unless_they_say():
+def test_reference_is_what_made_alternatives_are_made_of_unless_they_say():
     assert plan_with("arms.open.of", None).base == "dense"
     assert plan_with("reference", "moh").base == "moh"
 

@@ -10,11 +10,11 @@ from tests.decision.simulated import REFERENCE, decision_report
 from tests.report.json_schema import assert_of_form
 
 
-def test_decision_stands_first_and_every_arm_has_its_reason():
+def test_decision_stands_first_and_every_alternative_has_its_reason():
     report = decision_report()
     lines = report.to_markdown().splitlines()
     assert lines[0] == "'0' is worth it against 'reference'."
-    (open_one,) = [line for line in lines if line.startswith("2: cannot tell: ")]
+    (open_one,) = [line for line in lines if line.startswith("2: inconclusive: ")]
     assert "rounds would tell, there were 400" in open_one
     verdicts = [line for line in lines if line.startswith("- ")][:2]
     assert [verdict.split(".")[0] for verdict in verdicts] == ["- 0: win", "- 1: loss"]
@@ -39,7 +39,7 @@ def test_dense_would_do_is_the_first_line():
     assert document.verdict.word == "DENSE WOULD DO"
 
 
-def test_chart_draws_all_arms_and_what_was_promised():
+def test_chart_draws_all_alternatives_and_what_was_promised():
     (section, *_) = decision_report().document().blocks
     assert isinstance(section, Section)
     (chart,) = [block for block in section.blocks if isinstance(block, TradeOffChart)]
@@ -58,7 +58,7 @@ def test_tiles_are_of_the_winner_or_count_verdicts():
     assert [(item.name, item.value) for item in lost] == [
         ("win", "0"),
         ("loss", "2"),
-        ("cannot tell", "0"),
+        ("inconclusive", "0"),
     ]
 
 
@@ -68,9 +68,11 @@ def test_tile_of_a_loss_has_the_unit_of_its_own_metric():
     (promise,) = (promise for promise in best.promises if promise.kind == "quality")
     two = (best.quality[0], replace(best.quality[0], metric="perplexity"))
     promises = (promise, replace(promise, estimate=0.3), *best.promises[1:])
-    arms = (report.arms[0], replace(best, quality=two, promises=promises), *report.arms[2:])
+    alternatives = (report.arms[0], replace(best, quality=two, promises=promises), *report.arms[2:])
     losses = [
-        fact.value for fact in replace(report, arms=arms).document().facts if fact.name == "loss"
+        fact.value
+        for fact in replace(report, arms=alternatives).document().facts
+        if fact.name == "loss"
     ]
     assert "points" in losses[0]
     assert losses[1] == "0.3"
@@ -78,14 +80,14 @@ def test_tile_of_a_loss_has_the_unit_of_its_own_metric():
 
 def test_bound_is_no_winner():
     report = decision_report((0.0,), (0.3,))
-    reference, arm = report.arms
-    assert arm.verdict == "win"
-    bound = replace(report, arms=(reference, replace(arm, is_bound=True)))
+    reference, alternative = report.arms
+    assert alternative.verdict == "win"
+    bound = replace(report, arms=(reference, replace(alternative, is_bound=True)))
     assert bound.headline[0] == "KEEP THE REFERENCE"
     assert "a bound, which cannot be served" in bound.to_markdown()
 
 
-def test_sizes_from_which_on_an_arm_pays_are_said_and_so_is_that_one_size_tells_nothing():
+def test_sizes_from_which_on_an_alternative_pays_are_said_and_so_is_that_one_size_tells_nothing():
     report = decision_report()
     assert "Not known: that takes two sizes of a dimension" in report.to_markdown()
     gains = (SizedGain(1, -0.2, -0.3, -0.1), SizedGain(16, 0.2, 0.1, 0.3))
@@ -99,7 +101,7 @@ def test_sizes_from_which_on_an_arm_pays_are_said_and_so_is_that_one_size_tells_
     assert_of_form("compare", replace(report, break_even=(one,)).to_json())
 
 
-def test_runtimes_are_named_where_arms_have_several():
+def test_runtimes_are_named_where_alternatives_have_several():
     report = decision_report()
     rows = [line for line in report.to_markdown().splitlines() if "ONNX Runtime 1.32.0" in line]
     assert len(rows) == 1  # a remark on all of them
@@ -109,7 +111,7 @@ def test_runtimes_are_named_where_arms_have_several():
     assert text.count("; ONNX Runtime 1.32.0 |") == len(report.arms) - 1
 
 
-def test_simple_arm_that_lost_against_a_simple_reference_is_not_what_to_take():
+def test_simple_alternative_that_lost_against_a_simple_reference_is_not_what_to_take():
     """`0` is alike to `1`, which chooses heads; both are slower than the reference, or faster."""
     simple = frozenset({REFERENCE, "0"})
     slower = decision_report((0.0, 0.0), (-0.2, -0.2), dense=simple, samples=20_000)
@@ -117,6 +119,6 @@ def test_simple_arm_that_lost_against_a_simple_reference_is_not_what_to_take():
     assert f"'{REFERENCE}' chooses no heads" in slower.decision
     faster = decision_report((0.0, 0.0), (0.2, 0.2), dense=simple, samples=20_000)
     assert [item.name for item in faster.would_do] == ["0"]
-    # Against one that chooses heads, a simple arm need be no faster.
+    # Against one that chooses heads, a simple alternative need be no faster.
     routed = decision_report((0.0, 0.0), (0.0, 0.2), dense=frozenset({"0", "1"}), samples=20_000)
     assert [item.name for item in routed.would_do] == ["1", "0"]

@@ -21,7 +21,7 @@ from tests.nightly import nightly
 def timed(
     rng: np.random.Generator, gains: dict[int, float], *, seq: int = 5, rounds: int = 200
 ) -> list[SizedTimes]:
-    """Return times at batch sizes; the arm saves so much of the reference's at each."""
+    """Return times at batch sizes; the alternative saves so much of the reference's at each."""
     return [
         replace(times(rng, [gain], rounds=rounds), sizes={"batch": batch, "seq": seq})
         for batch, gain in gains.items()
@@ -32,7 +32,7 @@ def found(runs: Sequence[SizedTimes]) -> tuple[SizeBreakEven, ...]:
     return size_break_evens(runs, [("0", REFERENCE)], quantile=0.5, confidence=0.95)
 
 
-def test_size_from_which_on_an_arm_pays_lies_between_those_that_were_timed():
+def test_size_from_which_on_an_alternative_pays_lies_between_those_that_were_timed():
     (one,) = found(timed(np.random.default_rng(0), {1: -0.2, 16: 0.2}))
     (crossing,) = one.crossings
     # ln 1.2 of ln 1.2 - ln 0.8 along log2 of 1 to 16.
@@ -86,7 +86,7 @@ def test_crossing_that_may_be_beyond_what_was_timed_has_no_end_there():
     assert said.endswith(" to beyond all timed)")
 
 
-def test_arm_that_pays_in_the_middle_begins_and_stops():
+def test_alternative_that_pays_in_the_middle_begins_and_stops():
     gains = [
         SizedGain(size, g, g - 0.01, g + 0.01) for size, g in ((1, -0.1), (4, 0.1), (16, -0.1))
     ]

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 import moh_deploy
-from moh_deploy.decision import score_arms, spread
-from moh_deploy.decision.arm import Arm, OpenedArm
-from moh_deploy.decision.score_arms import ArmBlock
+from moh_deploy.decision import score_alternatives, spread
+from moh_deploy.decision.alternative import Alternative, OpenedAlternative
+from moh_deploy.decision.score_alternatives import AlternativeBlock
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
 from moh_deploy.runtime.base import AS_IT_IS
 from moh_deploy.runtime.models import PackageDir
@@ -145,7 +145,9 @@ def test_node_that_lacks_what_it_takes_is_refused_in_a_sentence(
     folder: Path, second: str, message: str
 ):
     said = on_ray(folder, second)
-    assert re.search(rf"^refused: arm '(right|wrong)' cannot run: {message}", said, re.MULTILINE)
+    assert re.search(
+        rf"^refused: alternative '(right|wrong)' cannot run: {message}", said, re.MULTILINE
+    )
 
 
 def test_what_cannot_be_spread_is_refused_first(monkeypatch: pytest.MonkeyPatch):
@@ -212,35 +214,50 @@ class FakeRay:
 
 
 @pytest.fixture
-def blocks(tmp_path: Path) -> Iterator[list[ArmBlock]]:
-    """Blocks of a package and of a server, which are not the same kind of arm."""
+def blocks(tmp_path: Path) -> Iterator[list[AlternativeBlock]]:
+    """Blocks of a package and of a server, which are not the same kind of alternative."""
     package = write_classifier(tmp_path / "package")
     model = PackageDir(package.root)
     with model.open() as runner:
-        arms = [Arm("a", "", model, AS_IT_IS), Arm("b", "", model, AS_IT_IS, elsewhere="there")]
-        opened = [OpenedArm(arm, runner, package.manifest) for arm in arms]
-        yield [ArmBlock(arm, start, [], [], -100) for start in (0, 8) for arm in opened]
+        alternatives = [
+            Alternative("a", "", model, AS_IT_IS),
+            Alternative("b", "", model, AS_IT_IS, elsewhere="there"),
+        ]
+        opened = [
+            OpenedAlternative(alternative, runner, package.manifest) for alternative in alternatives
+        ]
+        yield [
+            AlternativeBlock(alternative, start, [], [], -100)
+            for start in (0, 8)
+            for alternative in opened
+        ]
 
 
-def spread_over(ray: Any, blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch, cpus: int = 4):
+def spread_over(
+    ray: Any, blocks: list[AlternativeBlock], monkeypatch: pytest.MonkeyPatch, cpus: int = 4
+):
     monkeypatch.setitem(sys.modules, "ray", ray)
     return [block.key for block, _ in spread.RayBlocks("auto", cpus)(blocks)]
 
 
-def test_servers_are_asked_by_this_machine(blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch):
+def test_servers_are_asked_by_this_machine(
+    blocks: list[AlternativeBlock], monkeypatch: pytest.MonkeyPatch
+):
     ray = FakeRay()
     keys = spread_over(ray, blocks, monkeypatch)
     assert keys == [("a", 8), ("a", 0), ("b", 0), ("b", 8)]  # the first two as Ray is done
     assert ray.asked == {"num_cpus": 4, "max_retries": 3}
 
 
-def test_block_that_no_machine_takes_is_refused(blocks: list[ArmBlock], monkeypatch):
+def test_block_that_no_machine_takes_is_refused(blocks: list[AlternativeBlock], monkeypatch):
     message = "a block takes 5 threads, and no machine of the Ray cluster at auto has more than 4 C"
     with pytest.raises(BackendError, match=message):
         spread_over(FakeRay(), blocks, monkeypatch, cpus=5)
 
 
-def test_cluster_of_another_ray_is_refused_in_a_sentence(blocks: list[ArmBlock], monkeypatch):
+def test_cluster_of_another_ray_is_refused_in_a_sentence(
+    blocks: list[AlternativeBlock], monkeypatch
+):
     def init(**options: object) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n")
 
@@ -253,19 +270,19 @@ def test_cluster_of_another_ray_is_refused_in_a_sentence(blocks: list[ArmBlock],
     )
 
 
-def test_machine_that_runs_an_arm_otherwise_or_lacks_its_files_is_refused(
-    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_machine_that_runs_an_alternative_otherwise_or_lacks_its_files_is_refused(
+    blocks: list[AlternativeBlock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     with monkeypatch.context() as patched:
-        ours = score_arms.ran_by(blocks[0].arm)
+        ours = score_alternatives.ran_by(blocks[0].alternative)
         found = iter([ours, ours, "another processor"])
-        patched.setattr(spread, "ran_by", lambda arm: next(found))
+        patched.setattr(spread, "ran_by", lambda alternative: next(found))
         with pytest.raises(
             BackendError, match="it is run by another processor, expected moh-deploy"
         ):
             spread_over(FakeRay(), blocks, monkeypatch)
     (tmp_path / "package" / "model.onnx").unlink()
-    with pytest.raises(PackageError, match=r"arm 'a' .*model\.onnx.*\(Machine .* of the"):
+    with pytest.raises(PackageError, match=r"alternative 'a' .*model\.onnx.*\(Machine .* of the"):
         spread_over(FakeRay(), blocks, monkeypatch)
 
 
@@ -283,10 +300,10 @@ def test_machine_that_runs_an_arm_otherwise_or_lacks_its_files_is_refused(
     ids=["no module", "lost"],
 )
 def test_workers_that_fail_are_told_in_a_sentence(
-    blocks: list[ArmBlock], monkeypatch: pytest.MonkeyPatch, fails: Exception, said: str
+    blocks: list[AlternativeBlock], monkeypatch: pytest.MonkeyPatch, fails: Exception, said: str
 ):
     with pytest.raises(BackendError) as refused:
         spread_over(FakeRay(fails), blocks, monkeypatch)
     assert refused.value.message == (
-        f"arm 'a' cannot run: workers of the cluster failed at runs 8 and on: {said}"
+        f"alternative 'a' cannot run: workers of the cluster failed at runs 8 and on: {said}"
     )

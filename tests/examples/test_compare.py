@@ -14,7 +14,11 @@ def test_plan_has_moh_beside_its_rivals():
     plan = read_plan(DIGITS / "plan.yaml").plan
     assert plan.reference == "dense"
     assert plan.arms["dense"].dense
-    made = {name: arm.made.ways for name, arm in plan.arms.items() if arm.made is not None}
+    made = {
+        name: alternative.made.ways
+        for name, alternative in plan.arms.items()
+        if alternative.made is not None
+    }
     assert made == {
         "all-heads": ["top_k"],
         "fewer-heads": ["top_k"],
@@ -43,9 +47,11 @@ def test_one_command_decides_from_nothing(tmp_path: Path, warm_interpreter: Path
     command = [str(warm_interpreter), str(digits / "compare.py"), "--epochs", "2", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    verdict = "win|loss|cannot tell|dense would do"
-    for arm in ("moh", "all-heads", "fewer-heads", "pruned", "float16"):
-        assert re.search(rf"^│ {arm} +│ ({verdict}) ", done.stdout, re.MULTILINE), done.stdout
+    verdict = "win|loss|inconclusive|dense would do"
+    for alternative in ("moh", "all-heads", "fewer-heads", "pruned", "float16"):
+        assert re.search(rf"^│ {alternative} +│ ({verdict}) ", done.stdout, re.MULTILINE), (
+            done.stdout
+        )
     assert re.search(r"^│ dense +│ reference +│ ONNX model", done.stdout, re.MULTILINE)
     assert "Quality is of 360 samples" in done.stdout
     assert read_plan(plan).plan.digest in done.stdout

@@ -359,7 +359,7 @@ def test_uses_of_the_action_name_its_inputs_and_outputs() -> None:
     read = re.findall(r"steps\.\w+\.outputs\.([\w-]+)", workflow)
     assert read
     assert set(read) <= action["outputs"].keys()
-    listed = docs[docs.index("### Inputs") : docs.index("## GitLab")]
+    listed = docs[docs.index("## Inputs of the action") : docs.index("## A baseline file")]
     named = set(re.findall(r"`([\w-]+)`", listed))
     assert action["inputs"].keys() | action["outputs"].keys() <= named
 

@@ -44,6 +44,7 @@ def test_page_is_held_to_its_limits(path: str, text: str, found: list[str]):
         ("raise ValueError(f'nobody: {x}')", "'nobody' in a text or comment"),
         ('"""A module with text.\n\nThere are\nnone.\n"""', "'are\nnone' in a text or comment"),
         ('def f():\n    """Do it now."""', "docstring begins with 'Do it now.'"),
+        ("x = 'an arm of the plan'", "'arm' in a text or comment"),
         ("for one in ():\n    pass", "variable 'one': name it for the thing"),
         ("f = lambda one: 1", "variable 'one': name it for the thing"),
         ("[1 for _, one in ()]", "variable 'one': name it for the thing"),
@@ -53,8 +54,25 @@ def test_code_is_held_to_its_limits(text: str, found: str):
     assert [finding.text for finding in check_language.check_code("a.py", text)] == [found]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("int a;  // 0: nobody asked", "a.cu:1: 'nobody' in a comment"),
+        (
+            "int a;\n  // A tile, of\n  // which a key is seen.\n",
+            "a.cu:2: 'of\n     which' in a comment",
+        ),
+        ("// A rung, `rung`", "a.cu:1: 'rung' in a comment"),
+    ],
+)
+def test_comments_of_native_code_are_held_to_the_words(text: str, found: str):
+    assert [str(finding) for finding in check_language.check_native_code("a.cu", text)] == [found]
+
+
 def test_names_in_code_are_no_words():
-    text = 'a = {"contestant": f"{row.contestant} ran", "b": None is None}  # `contestant`'
+    text = (
+        'a = {"contestant": f"{row.contestant} ran", "b": None is None, "c": "arms.a.of"}  # `rung`'
+    )
     assert list(check_language.check_code("a.py", text)) == []
 
 

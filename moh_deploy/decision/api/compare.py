@@ -13,12 +13,12 @@ from pathlib import Path
 import moh_deploy
 from moh_deploy.config.checked_yaml import require_trust
 from moh_deploy.decision.decide import read_earlier
-from moh_deploy.decision.made_arms import LoadOriginal, find_arms
-from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_arms
+from moh_deploy.decision.made_alternatives import LoadOriginal, find_alternatives
+from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_alternatives
 from moh_deploy.decision.measured import DataFile
 from moh_deploy.decision.plan import NEW_PLAN, PlanFile, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.decision.score_arms import BlockScorer
+from moh_deploy.decision.score_alternatives import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray
 from moh_deploy.decision.summarise import report_of
 from moh_deploy.errors import ConfigError, PackageError
@@ -60,7 +60,7 @@ def compare(
     measure_fresh: MeasureFresh | None = None,
     progress: Progress | None = None,
 ) -> DecisionReport:
-    """Measure quality and time of several arms in turns, and decide each by what was planned.
+    """Measure quality and time of several alternatives in turns, and decide each by its plan.
 
         report = moh_deploy.compare(plan="plan.yaml", load_original=moh_deploy.load_original)
         report.decision
@@ -71,10 +71,11 @@ def compare(
         inputs: Without a plan: npz files of samples, or directories of them.
         labels: Without a plan: their labels; None to decide by time alone.
         metric: Without a plan: what is scored; `top-1` if nothing is said.
-        may_lose: Without a plan: what an arm may lose of it, in its own units; 0.005 by default.
+        may_lose: Without a plan: what an alternative may lose of it, in its own units; 0.005 by
+            default.
         at_least: Without a plan: the share of the reference's median time that has to be saved;
             0.1 by default.
-        seconds: Without a plan: how long all arms run in turns; 10 by default.
+        seconds: Without a plan: how long all alternatives run in turns; 10 by default.
         threads: Without a plan: threads within an operator.
         earlier: JSON report of the look before, where the plan allows several: what was told
             there stays.
@@ -93,9 +94,10 @@ def compare(
         The decision; look at `decision`, and at the `verdict` of each of `arms`.
 
     Raises:
-        ConfigError: The plan is wrong or not trusted, labels do not fit, or an arm is not there.
+        ConfigError: The plan is wrong or not trusted, labels do not fit, or an alternative is not
+            there.
         PackageError: `keep_scores` cannot be written.
-        MoHDeployError: An arm cannot be made or run; the message names it.
+        MoHDeployError: An alternative cannot be made or run; the message names it.
     """
     progress = progress or SilentProgress()
     given = {
@@ -120,7 +122,7 @@ def compare(
     with progress.step("reading the plan"):
         check_timing(file.plan.threads)
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
-        found = find_arms(file, load_original and partial(load_original, **trust))
+        found = find_alternatives(file, load_original and partial(load_original, **trust))
         models = found.models.items()
         engines = [name for name, m in models if isinstance(m, Deployed) and m.is_compiled]
         named = {f"arms.{name}.path": str(file.plan.arms[name].path) for name in engines}
@@ -142,12 +144,12 @@ def compare(
         there = found.given(progress)
         if len(there) < len(file.plan.arms):
             # Before others are made: an engine without its GPU is not to be told of after them.
-            with progress.step("running each arm that is there once"):
-                try_arms(there, found.base.manifest, first_inputs(timed, samples.batches))
-        arms = found.made(there, scratch, progress)
+            with progress.step("running each alternative that is there once"):
+                try_alternatives(there, found.base.manifest, first_inputs(timed, samples.batches))
+        alternatives = found.made(there, scratch, progress)
         job = PlannedRun(
             plan=file.plan,
-            arms=arms,
+            alternatives=alternatives,
             base=found.base,
             batches=samples.batches,
             metrics=samples.metrics,
@@ -161,7 +163,9 @@ def compare(
         )
         measured = job.measured()
         with progress.step("deciding"):
-            return report_of(file.plan, arms, measured, look=look, earlier=told, data=samples.files)
+            return report_of(
+                file.plan, alternatives, measured, look=look, earlier=told, data=samples.files
+            )
 
 
 def new_plan(output: Path | str) -> Path:

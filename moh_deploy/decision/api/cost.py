@@ -1,4 +1,4 @@
-"""Price the arms of a decision for the traffic of a team, and say whether one pays."""
+"""Price the alternatives of a decision for the traffic of a team, and say whether one pays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.decision.cost.predicted import predicted_break_even, tuned_break_even
-from moh_deploy.decision.cost.price_arms import places_of, price_arms, read_decided
+from moh_deploy.decision.cost.price_alternatives import places_of, price_alternatives, read_decided
 from moh_deploy.decision.cost.prices import read_prices, read_traffic
 from moh_deploy.decision.cost.report import CostReport
 from moh_deploy.package import OnnxPackage
@@ -44,7 +44,7 @@ def cost(
     decided, priced = read_decided(Path(decision)), read_prices(Path(prices))
     asked = read_traffic(Path(traffic), list(decided.sizes[0]), days=days)
     places = places_of(asked.requests, decided.sizes, between=extrapolate)
-    report = price_arms(decided, priced, asked, places)
+    report = price_alternatives(decided, priced, asked, places)
     if decided.sha256 is None:
         note = f"{decision} is of an earlier version and has no digest: an edit of it is not seen."
         report = replace(report, notes=(*report.notes, note))

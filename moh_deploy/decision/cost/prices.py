@@ -129,7 +129,7 @@ class MachineSection(_Section):
 
 
 class EngineeringSection(_Section):
-    """`engineering:` the days that it takes once, until another arm serves, and what one costs."""
+    """`engineering:` the days until another alternative serves, and the price of a day."""
 
     days: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     per_day: Annotated[Price, _price_per("day")]
@@ -190,8 +190,8 @@ class Bill:
 
         Args:
             reference_ms: Time of its run.
-            saved_ms: Time of the arm's run below that of the reference, whose interval is of both
-                together.
+            saved_ms: Time of the alternative's run below that of the reference, whose interval is
+                of both together.
         """
         machine = self.prices.machine
 

@@ -1,4 +1,4 @@
-"""The report of costs: whether an arm pays, and what each costs."""
+"""The report of costs: whether an alternative pays, and what each costs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.prediction import LayerBreakEven
 from moh_deploy.report import document as page
-from moh_deploy.report.report import HIDDEN, Report, amount, in_json
+from moh_deploy.report.report import HIDDEN, Report, amount, in_json, shown_verdict
 
 Pays = Literal["pays", "does not pay", "cannot tell", "reference"]
 
 
 @dataclass(frozen=True)
 class SizeCost:
-    """One arm at one of the sizes of traffic."""
+    """One alternative at one of the sizes of traffic."""
 
     sizes: dict[str, int]
     share: float
@@ -27,7 +27,7 @@ class SizeCost:
 
 @dataclass(frozen=True)
 class PaidBack:
-    """After how many months an arm has paid for the engineering; None: never."""
+    """After how many months an alternative has paid for the engineering; None: never."""
 
     months: float | None  # as measured
     low: float | None  # at best
@@ -35,8 +35,8 @@ class PaidBack:
 
 
 @dataclass(frozen=True)
-class ArmCost:
-    """The costs of one arm: of a request, a million of them, and a month, with intervals."""
+class AlternativeCost:
+    """Costs of one alternative: of a request, a million of them, and a month, with intervals."""
 
     name: str
     verdict: Literal["win", "loss", "cannot tell", "reference"]
@@ -54,7 +54,7 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class SizeOutcome:
-    """At which sizes an arm is faster than another, by the times of the decision."""
+    """At which sizes an alternative is faster than another, by the times of the decision."""
 
     arm: str
     rival: str
@@ -63,7 +63,7 @@ class SizeOutcome:
 
 @dataclass(frozen=True)
 class CostReport(Report):
-    """Costs of all arms of a decision.
+    """Costs of all alternatives of a decision.
 
     Attributes:
         plan_digest: The sha256 of the plan that the decision is of.
@@ -71,8 +71,9 @@ class CostReport(Report):
         billed: Whether whole machines are paid.
         traffic: The sizes that are asked for, the most frequent first.
         arms: The reference first.
-        break_even: At which sizes the decision found arms to begin or stop to be faster.
-        sensitivity_of: The arm that saves most; None where there is no other than the reference.
+        break_even: At which sizes the decision found alternatives to begin or stop to be faster.
+        sensitivity_of: The alternative that saves most; None where there is no other than the
+            reference.
         sensitivity: None; earlier versions varied one input at a time.
         fleets: None; earlier versions priced ten and a hundred times the traffic.
         notes: What else a reader has to know.
@@ -93,7 +94,7 @@ class CostReport(Report):
     months: float
     engineering: float
     traffic: tuple[SizedRequests, ...]
-    arms: tuple[ArmCost, ...]
+    arms: tuple[AlternativeCost, ...]
     would_do: tuple[str, ...]
     break_even: tuple[SizeOutcome, ...]
     sensitivity_of: str | None
@@ -111,9 +112,12 @@ class CostReport(Report):
         return f"{self.headline[0]}: {self.headline[1]}"
 
     @property
-    def best(self) -> ArmCost | None:
-        """The arm that saves most."""
-        return next((arm for arm in self.arms if arm.name == self.sensitivity_of), None)
+    def best(self) -> AlternativeCost | None:
+        """The alternative that saves most."""
+        return next(
+            (alternative for alternative in self.arms if alternative.name == self.sensitivity_of),
+            None,
+        )
 
     @property
     def headline(self) -> tuple[str, str]:
@@ -121,7 +125,9 @@ class CostReport(Report):
         best, reference = self.best, self.arms[0]
         if self.would_do:
             name = self.would_do[0]
-            simple = next((arm for arm in self.arms if arm.name == name), reference)
+            simple = next(
+                (alternative for alternative in self.arms if alternative.name == name), reference
+            )
             word = "DENSE WOULD DO" if simple.dense else "A SIMPLER ALTERNATIVE WOULD DO"
             return word, (
                 f"by the plan '{name}' does as well as all that choose heads, and it costs"
@@ -130,7 +136,7 @@ class CostReport(Report):
         if best is None or best.pays == "does not pay":
             word = "DENSE WOULD DO" if reference.dense else "DOES NOT PAY"
             return word, (
-                f"no arm pays against '{reference.name}', which costs"
+                f"no alternative pays against '{reference.name}', which costs"
                 f" {money(reference.per_month, self.currency)} a month.{self._what_it_takes()}"
             )
         assert best.saving_per_month is not None
@@ -150,7 +156,7 @@ class CostReport(Report):
         else:
             net = money(best.net, self.currency)
             open_ = f"After {self.months:g} months that is {net}: it may be a loss."
-        return "CANNOT TELL", f"{text}. {open_}"
+        return "INCONCLUSIVE", f"{text}. {open_}"
 
     def _what_it_takes(self) -> str:
         """Say how much more traffic would pay for the engineering, where more would."""
@@ -180,7 +186,7 @@ class CostReport(Report):
         )
         return page.Document(
             "cost",
-            (_arms(self), _sizes(self), *_break_even(self)),
+            (_alternatives(self), _sizes(self), *_break_even(self)),
             page.Verdict(word, True if word == "PAYS" else None, sentence, (sentence,)),
             facts=tuple(_facts(self)),
             remarks=(*self.notes, basis, f"Plan: sha256 {self.plan_digest}."),
@@ -210,66 +216,75 @@ def _months(months: float | None) -> str:
     return "never" if months is None else amount(months)
 
 
-def _arms(report: CostReport) -> page.Section:
+def _alternatives(report: CostReport) -> page.Section:
     unit = report.currency
-    columns = ["arm", "verdict", "pays", "#ms a request", f"#a million requests, {unit}"]
+    columns = ["alternative", "verdict", "pays", "#ms a request", f"#a million requests, {unit}"]
     columns += [f"#a month, {unit}", f"#saved a month, {unit}", "#paid back, months"]
     columns += [f"#net after {report.months:g} months, {unit}"]
-    good = {"pays": True, "does not pay": False, "cannot tell": None, "reference": None}
+    good = {"pays": True, "does not pay": False}
     rows: list[list[page.Cell]] = [
         [
-            arm.name,
-            arm.verdict,
-            page.Status(arm.pays, good[arm.pays]),
-            _ends(arm.ms_per_request),
-            _ends(arm.per_million),
-            _ends(arm.per_month),
-            _ends(arm.saving_per_month),
-            _paid_back(arm.paid_back),
-            _ends(arm.net),
+            alternative.name,
+            shown_verdict(alternative.verdict),
+            page.Status(shown_verdict(alternative.pays), good.get(alternative.pays)),
+            _ends(alternative.ms_per_request),
+            _ends(alternative.per_million),
+            _ends(alternative.per_month),
+            _ends(alternative.saving_per_month),
+            _paid_back(alternative.paid_back),
+            _ends(alternative.net),
         ]
-        for arm in report.arms
+        for alternative in report.arms
     ]
     blocks: list[page.Text | page.Table] = [
-        page.Table("All arms, with intervals", columns, rows, id="costs")
+        page.Table("All alternatives, with intervals", columns, rows, id="costs")
     ]
     if report.engineering:
         once = amount(report.engineering)
-        blocks.append(page.Text(f"Engineering: {once} {unit} once, until another arm serves."))
-    return page.Section("What arms cost", tuple(blocks))
+        blocks.append(
+            page.Text(f"Engineering: {once} {unit} once, until another alternative serves.")
+        )
+    return page.Section("What alternatives cost", tuple(blocks))
 
 
 def _sizes(report: CostReport) -> page.Section:
-    columns = ["sizes", "#share of requests", "arm", "#ms", "#saved of the reference's", "times"]
+    columns = [
+        "sizes",
+        "#share of requests",
+        "alternative",
+        "#ms",
+        "#saved of the reference's",
+        "times",
+    ]
     rows: list[list[page.Cell]] = [
         [
             sizes_text(asked.sizes),
             page.Share(asked.share),
-            arm.name,
-            _ends(arm.by_size[index].ms),
-            _percents(arm.by_size[index].gain),
+            alternative.name,
+            _ends(alternative.by_size[index].ms),
+            _percents(alternative.by_size[index].gain),
             "extrapolated" if asked.extrapolated else "measured",
         ]
         for index, asked in enumerate(report.traffic)
-        for arm in report.arms
+        for alternative in report.arms
     ]
-    lines = [page.Text(_where_faster(arm)) for arm in report.arms[1:]]
+    lines = [page.Text(_where_faster(alternative)) for alternative in report.arms[1:]]
     lines += [
         page.Text(f"'{even.arm}' against '{even.rival}': {even.outcome}.")
         for even in report.break_even
     ]
-    table = page.Table("Arms at the sizes of traffic", columns, rows, id="sizes")
+    table = page.Table("Alternatives at the sizes of traffic", columns, rows, id="sizes")
     return page.Section("At which sizes it pays", (*lines, table))
 
 
-def _where_faster(arm: ArmCost) -> str:
-    """Say at which sizes an arm saves time, and how much of traffic that is."""
-    gains = [(cost, cost.gain) for cost in arm.by_size if cost.gain is not None]
+def _where_faster(alternative: AlternativeCost) -> str:
+    """Say at which sizes an alternative saves time, and how much of traffic that is."""
+    gains = [(cost, cost.gain) for cost in alternative.by_size if cost.gain is not None]
     # Told only where the whole interval is on one side of 0.
     slower = [cost for cost, gain in gains if gain.high < 0]
     share = sum(cost.share for cost, gain in gains if gain.low > 0)
     lost = sum(cost.share for cost in slower)
-    text = f"'{arm.name}' is faster for {100 * share:.3g} % of requests, slower for"
+    text = f"'{alternative.name}' is faster for {100 * share:.3g} % of requests, slower for"
     text += f" {100 * lost:.3g} %"
     if slower:
         text += f" ({'; '.join(sizes_text(cost.sizes) for cost in slower)})"

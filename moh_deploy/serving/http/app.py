@@ -347,7 +347,7 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
 
 
 _MOST_BYTES = 4096
-_EXPECTED = 'expected {"pin": "RUNG"}, {"pin": null} to release the switch, or {"drift": "WHAT"}.'
+_EXPECTED = 'expected {"pin": "LEVEL"}, {"pin": null} to release the switch, or {"drift": "WHAT"}.'
 
 
 def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:

@@ -91,7 +91,7 @@ def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
     """Write the policy, with the packages and reports that it names beside it."""
     # Read first: its errors are said of the user's file.
     rungs = read_guard_policy(policy).rungs
-    packages = [index for index, rung in enumerate(rungs) if rung.kind == "package"]
+    packages = [index for index, level in enumerate(rungs) if level.kind == "package"]
     if fallback is not None and len(packages) != 1:
         raise ConfigError(
             f"{policy}: has {len(packages)} levels of kind package, expected the one that the"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moh_deploy.report import document as doc
-from moh_deploy.report.report import count, figure
+from moh_deploy.report.report import count, figure, shown_verdict
 from moh_deploy.validate.accuracy import bootstrap
 from moh_deploy.validate.accuracy import metric_parity as parity
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, IntArray, Metric, PairedScores
@@ -214,7 +214,10 @@ _CELLS: tuple[tuple[str | doc.Column, Callable[[parity.MetricParity], doc.Cell]]
     (doc.Column("#worse", doc.DETAILED_TEXT), lambda metric: metric.worse),
     (doc.Column("#better", doc.DETAILED_TEXT), lambda metric: metric.improved),
     (doc.Column("#p", doc.DETAILED), lambda metric: figure(metric.p_value)),
-    ("verdict", lambda metric: doc.Status(metric.verdict, metric.verdict == "passed")),
+    (
+        "verdict",
+        lambda metric: doc.Status(shown_verdict(metric.verdict), metric.verdict == "passed"),
+    ),
 )
 """The head of each column, and what stands in it."""
 _ABOUT = (
@@ -238,15 +241,18 @@ def accuracy_section(metrics: Sequence[parity.MetricParity], id_: str) -> doc.Se
 
 def accuracy_fact(metric: parity.MetricParity) -> doc.Fact:
     """Return what the metric is here, beside the reference's."""
-    note = f"{parity.shown(metric.metric, metric.reference)} in the reference: {metric.verdict}"
-    return doc.Fact(metric.metric, parity.shown(metric.metric, metric.package), note)
+    here, there = (parity.shown(metric.metric, x) for x in (metric.package, metric.reference))
+    note = f"{there} in the reference: {shown_verdict(metric.verdict)}"
+    return doc.Fact(metric.metric, here, note)
 
 
 def accuracy_case(metric: parity.MetricParity) -> doc.CiCase:
     """Return the metric as a test case; not knowing is no pass."""
     name = f"{metric.metric} [{metric.against}]"
     if metric.reason is not None:
-        return doc.CiCase("accuracy", name, "failure", f"{metric.verdict}: {metric.reason}")
+        return doc.CiCase(
+            "accuracy", name, "failure", f"{shown_verdict(metric.verdict)}: {metric.reason}"
+        )
     before, now = (
         parity.shown(metric.metric, value) for value in (metric.reference, metric.package)
     )

@@ -19,10 +19,16 @@ from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.lowered_package import check_float32, router_types
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, ranked_nodes
 from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Cause, Located, locate
+from moh_deploy.validate.bisection.mixed_precision import (
+    Form,
+    MixedPrecision,
+    SearchStep,
+    Trials,
+    ranked_nodes,
+)
 from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, graph_of, what_runs
 from moh_deploy.validate.bisection.report import BisectReport, Repair
 from moh_deploy.validate.compare.parity import proof_of
@@ -153,8 +159,8 @@ class RepairJob:
         if cause in IN_GRAPH:
             why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
             return None, f"{why}{'' if self.runs.reference else f' {_NO_REFERENCE}'}"
-        cure = self.cure()
-        return (None, self.why_no_cure()) if cure is None else (self.write(cure), None)
+        mixed = self.mixed_precision()
+        return (None, self.why_no_mixed_precision()) if mixed is None else (self.write(mixed), None)
 
     @property
     def form(self) -> Form:
@@ -169,11 +175,11 @@ class RepairJob:
     def trials(self) -> Trials:
         return self._trials(self.runs.sound)
 
-    def cure(self) -> Cure | None:
+    def mixed_precision(self) -> MixedPrecision | None:
         """Search by the outputs and gates of runs with forced routing; if that is not enough for
         `verify`, whose noise floor sinks with what is kept, search again by all that it asks."""
         errors = self.located.errors
-        found = self.trials.find_cure(self.graph, errors)
+        found = self.trials.find_mixed_precision(self.graph, errors)
         # The first search is the cheaper one: it needs no free run and no noise floor for each
         # trial.
         if found is None or self._parity(self.trials.make(found.keep)).equal:
@@ -181,10 +187,10 @@ class RepairJob:
         # The noise floor sinks with the nodes kept, so `verify` can refuse what passed above.
         sound = self.runs.sound
         self.trials = self._trials(lambda model: sound(model) and self._parity(model).equal)
-        again = self.trials.find_cure(self.graph, errors)
+        again = self.trials.find_mixed_precision(self.graph, errors)
         return None if again is None else replace(again, trials=found.trials + again.trials)
 
-    def why_no_cure(self) -> str:
+    def why_no_mixed_precision(self) -> str:
         """Say what is wrong with the last trial, that of every node in float32."""
         every = ranked_nodes(self.form, self.graph, ())
         runs, model = self.runs, self.trials.make({x.place.value: x.reason for x in every})
@@ -204,19 +210,19 @@ class RepairJob:
             f" as well.{'' if runs.kernels == 'off' else ' Try --kernels off.'}"
         )
 
-    def write(self, cure: Cure) -> Repair:
+    def write(self, mixed: MixedPrecision) -> Repair:
         """Write the package again if that was asked for, and compare it as `verify` does."""
-        share = flops_share(self.graph, self.located.values, cure.keep)
+        share = flops_share(self.graph, self.located.values, mixed.keep)
         # Sizes for the report: what keeping the nodes costs on disk.
         before, weights = model_bytes(self.runs.package), self.form.weights
         with self.step("proving the repaired package"):
             if self.output is None:
-                model = self.trials.make(cure.keep)
+                model = self.trials.make(mixed.keep)
                 made, parity, written = model.package, self._parity(model), None
             else:
-                made, parity = self._publish(cure, self.output)
+                made, parity = self._publish(mixed, self.output)
                 written = made.root
-        return Repair(cure, weights, before, model_bytes(made), share, parity, written)
+        return Repair(mixed, weights, before, model_bytes(made), share, parity, written)
 
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
         forced = bool(self.runs.plain.gates)
@@ -227,15 +233,15 @@ class RepairJob:
         recorded = recorded_samples(self.runs.package.vectors)
         return self.runs.compare(self.runs.as_run(model), recorded)
 
-    def _publish(self, cure: Cure, output: Path) -> tuple[OnnxPackage, ParityReport]:
+    def _publish(self, mixed: MixedPrecision, output: Path) -> tuple[OnnxPackage, ParityReport]:
         package = self.runs.package
         with PackageWriter(output) as writer:
-            model = self.form.lowered(cure.keep)
+            model = self.form.lowered(mixed.keep)
             # The float32 form has every node in domain `moh`, so the layers' choices are made
             # again.
             choose_layers(model, package.manifest.layers)
             writer.save_model(model, package)
-            staged_manifest = _manifest(package.manifest, model, cure)
+            staged_manifest = _manifest(package.manifest, model, mixed)
             manifest = writer.stage(staged_manifest, package.vectors, package.corpus)
             staged = OnnxPackage.open(writer.root, staged=True)
             parity = self._parity(ForcedModel(staged, {}))
@@ -244,12 +250,12 @@ class RepairJob:
             return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
 
 
-def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
+def _manifest(manifest: Manifest, model: ir.Model, mixed: MixedPrecision) -> Manifest:
     layers = tuple(
         replace(layer, router_types=router_types(model, layer)) if layer.router_types else layer
         for layer in manifest.layers
     )
-    nodes = tuple(Float32Node(node.place.node, node.reason) for node in cure.nodes)
+    nodes = tuple(Float32Node(node.place.node, node.reason) for node in mixed.nodes)
     known = {node.name for node in nodes}
     # A package that was repaired before keeps the reasons of its nodes.
     earlier = tuple(node for node in manifest.float32_nodes if node.name not in known)

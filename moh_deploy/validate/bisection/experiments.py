@@ -11,8 +11,8 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
+from moh_deploy.validate.bisection.mixed_precision import Form
 from moh_deploy.validate.bisection.places import ForcedModel
 from moh_deploy.validate.compare.parity import compare_samples
 from moh_deploy.validate.compare.parity_report import ParityReport

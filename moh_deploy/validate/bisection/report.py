@@ -10,9 +10,9 @@ from typing import Literal
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.document import Block, Document, Table, Text, percent
 from moh_deploy.report.report import FLAT, Report, count, in_json, si
-from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
+from moh_deploy.validate.bisection.mixed_precision import MixedPrecision
 from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.compare.parity_report import ParityReport
 
@@ -36,7 +36,7 @@ _REFERENCE = " --reference DIR, a float32 package of the model that is right, le
 class Repair:
     """The nodes to keep in float32, and the size, speed and parity that come of it."""
 
-    cure: Cure = field(metadata=FLAT)  # the nodes
+    mixed: MixedPrecision = field(metadata=FLAT)  # the nodes
     weights: str  # where their float32 weights come from
     bytes_before: int  # size of the model with its weights
     bytes_after: int  # the same with the nodes in float32
@@ -155,7 +155,7 @@ def _divergence_blocks(found: Divergence) -> Iterator[Block]:
 
 
 def _repair_text(repair: Repair) -> str:
-    nodes = repair.cure.nodes
+    nodes = repair.mixed.nodes
     names = ", ".join(f"'{node.place.node}'" for node in nodes[:_MOST_NAMES])
     more = f" and {len(nodes) - _MOST_NAMES} more" if len(nodes) > _MOST_NAMES else ""
     needs = "needs" if len(nodes) == 1 else "need"
@@ -164,14 +164,14 @@ def _repair_text(repair: Repair) -> str:
 
 def _repair_blocks(repair: Repair) -> Iterator[Block]:
     yield Text(_repair_text(repair), True)
-    nodes = repair.cure.nodes[:_MOST_ROWS]
+    nodes = repair.mixed.nodes[:_MOST_ROWS]
     rows = [(node.place.module, node.place.op, node.place.node, node.reason) for node in nodes]
     yield Table("has to be in float32", ("module", "operator", "node", "why"), rows)
     least = "fewer may do: runs were used up"
-    if repair.cure.smallest:
+    if repair.mixed.smallest:
         least = "none of them can be spared"
     yield Text(
-        f"found in {count(repair.cure.trials, 'run')}; {least}. It takes"
+        f"found in {count(repair.mixed.trials, 'run')}; {least}. It takes"
         f" {percent(repair.flops_share) or 'an unknown share'} of the multiply-adds, and"
         f" {si(repair.bytes_after)}B in place of {si(repair.bytes_before)}B, with {repair.weights}."
     )

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from moh_deploy.report import document as doc
 from moh_deploy.report.baseline.result import baseline_section, baseline_suites
-from moh_deploy.report.report import Report, count, number, share
+from moh_deploy.report.report import Report, count, number, share, shown_verdict
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
 from moh_deploy.validate.accuracy.judge import accuracy_case, accuracy_fact, accuracy_section
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity, ParityResult
@@ -90,7 +90,9 @@ def comparison_lines(report: ParityResult, *, with_quality: bool = True) -> Iter
     """Yield how far a package in few bits agrees, and what each check found."""
     for fact in _agreement_facts(report, with_quality=with_quality):
         yield f"{fact.name}: {fact.value} {fact.note}"
-    yield from (f"{check.name}: {check.verdict}: {check.measured}" for check in report.checks)
+    yield from (
+        f"{check.name}: {shown_verdict(check.verdict)}: {check.measured}" for check in report.checks
+    )
 
 
 def _verdict(
@@ -357,7 +359,9 @@ def _cases(report: ParityResult) -> Iterator[doc.CiCase]:
     yield from map(accuracy_case, report.accuracy)
     for check in report.checks:
         outcome: doc.CiOutcome = "passed" if check.reason is None else "failure"
-        yield doc.CiCase("checks", check.name, outcome, f"{check.verdict}: {check.measured}")
+        yield doc.CiCase(
+            "checks", check.name, outcome, f"{shown_verdict(check.verdict)}: {check.measured}"
+        )
     yield from map(_output_case, report.outputs)
     yield from map(_layer_case, report.layers)
     # Skipped, not left out: a CI that counts cases sees that routing was not compared.

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.baseline.result import RatchetResult
-from moh_deploy.report.report import FLAT, HIDDEN, in_json
+from moh_deploy.report.report import FLAT, HIDDEN, in_json, shown_verdict
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
@@ -202,7 +202,7 @@ class ParityResult:
     def answer(self) -> str:
         """The verdict as reports show it: EQUAL, WITHIN TOLERANCE (int4)."""
         precision = f" ({self.precision})" if self.verdict == "within tolerance" else ""
-        return f"{self.verdict.upper()}{precision}"
+        return f"{shown_verdict(self.verdict).upper()}{precision}"
 
     @property
     def in_few_bits(self) -> bool:
@@ -268,7 +268,7 @@ class ParityResult:
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
         notes = "".join(f" {note}" for note in self.notes)
-        answer = "not equal to the reference" if self.verdict == "not equal" else "cannot tell"
+        answer = "not equal to the reference" if self.verdict == "not equal" else "inconclusive"
         return ValidationError(f"{answer}: {first}{more}{notes}")
 
     def raise_if_unequal(self) -> None:

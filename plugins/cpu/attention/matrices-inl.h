@@ -84,7 +84,7 @@ HWY_INLINE void multiply(OperandRows<uint32_t> left, const float* right, size_t 
 }
 
 // `count` rows as operands whose depth is the feature, with zeros behind the last one. Registers
-// read up to 15 rows more; nobody reads what comes of them.
+// read up to 15 rows more; their results are not used.
 template <typename T>
 HWY_INLINE OperandRows<uint32_t> matrix_keys(const T* rows, ptrdiff_t stride, size_t count,
                                              size_t size, uint32_t* copy) {

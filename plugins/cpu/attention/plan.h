@@ -16,7 +16,7 @@ namespace moh::cpu {
 struct Task {
   int32_t batch, kv_head;
   const int32_t* rows;           // places, ascending
-  int32_t row_count;             // 0: nobody chose these heads
+  int32_t row_count;             // 0: these heads were not selected
   int64_t zero_begin, zero_end;  // places in this range that are not in `rows` are to be zeroed
   int64_t cost;                  // where tasks are sorted by it
 };

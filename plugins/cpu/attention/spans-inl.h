@@ -16,7 +16,7 @@ namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
 // A range of keys, within the block and counted from its beginning, in whole steps where the
-// block has them; {all, 0} if there are none.
+// block has them; {all, 0} if no key is in the range.
 inline KeySpan in_steps(KeyRange range, const BlockKeys& block) {
   const auto begin = static_cast<int64_t>(block.begin);
   const int64_t count = static_cast<int64_t>(block.count);

@@ -117,7 +117,7 @@ MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
 }
 
 // The kernels of one of these sets, for the bindings to other runtimes that are of the same
-// version: what they call is compiled once. Null if this machine has none of that name.
+// version: what they call is compiled once. Null if this machine has no set of that name.
 MOH_EXPORT const moh::cpu::Kernels* moh_cpu_kernels(const char* instruction_set) {
   return moh::cpu::find_kernels(instruction_set);
 }

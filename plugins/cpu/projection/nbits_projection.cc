@@ -149,7 +149,7 @@ inline void close_heads(const QueryProjectionArgs& args, TokenBlock tokens, size
 void nbits_product(const NBitsProductArgs& args, const NBitsWeight& weight,
                    const Parallel& parallel) {
   thread_local Scratch memory;
-  constexpr size_t kTokensTogether = 1024;  // of which the rows in 8 bits are in memory
+  constexpr size_t kTokensTogether = 1024;  // their rows in 8 bits are in memory
   static const auto every_row = [] {
     std::array<int32_t, kTokensTogether> rows;
     std::iota(rows.begin(), rows.end(), 0);

@@ -22,7 +22,7 @@ constexpr size_t kMostPanels = 2 * kMostVectors;
 constexpr size_t kMostColumns = kMostPanels * kLanes;
 
 // Rows of a tile: sums and one vector of each panel are in registers, and so are the addresses of
-// the rows, of which more than 8 do not fit.
+// the rows: at most 8 fit.
 template <size_t kVectors>
 constexpr size_t kTileRows =
     kManyRegisters ? (kVectors == 4 ? 6 : 8) : 12 / (kVectors + (kVectors == 1));

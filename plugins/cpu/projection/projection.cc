@@ -121,7 +121,7 @@ struct QueryCall {
     return {group * size, HWY_MIN((group + 1) * size, columns)};
   }
 
-  // `own` are the columns of the group, of which nobody else writes any.
+  // `own` are the columns of the group; no other call writes them.
   void project(TokenBlock tokens, const RowList& list, Range own) const {
     const size_t begin = static_cast<size_t>(list.first_head) * head_dim;
     const size_t end = begin + static_cast<size_t>(list.heads) * head_dim;

@@ -193,7 +193,7 @@ HWY_INLINE void add_row(const Pixels<T>& at, const T* row, const float* weight, 
   }
 }
 
-// One vector of channels from c on, of which `count` are there.
+// One vector of channels from c on; the first `count` of its lanes exist.
 template <int32_t kWidth, int32_t kCount, bool kInner, bool kWhole, typename T>
 HWY_INLINE void convolve_channels(const Pixels<T>& at, ptrdiff_t c, size_t count) {
   const DF df;

@@ -5,8 +5,8 @@
 
 namespace moh::cuda::conformance {
 
-// Two groups of copies, of which the first is read before the second has to be done; every third
-// lane's copy is not valid. In: 32 times 16 bytes for each group.
+// Two groups of copies. The first is read before the second has to be done; every third lane's copy
+// is not valid. In: 32 times 16 bytes for each group.
 struct CopyAsync {
   static constexpr int kThreads = 32, kIn = 2 * 32 * 4, kOut = 2 * 32 * 4, kShared = kOut * 4;
 

@@ -15,7 +15,7 @@
 namespace moh::cuda::emu {
 namespace {
 
-constexpr size_t kMargin = 1024;  // around shared memory: nobody may touch it
+constexpr size_t kMargin = 1024;  // around shared memory: must stay untouched
 constexpr unsigned char kMarginByte = 0xa5;
 
 Block* running = nullptr;

@@ -1,4 +1,4 @@
-// One block of threads: a fiber each, of which one runs at a time.
+// One block of threads: a fiber each. One fiber runs at a time.
 //
 // A thread runs until it has to wait for others: then the next one does, in the order of their
 // numbers or, with a seed, in any. So whatever is not ordered by a barrier comes about in some

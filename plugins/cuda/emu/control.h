@@ -14,7 +14,7 @@ struct Options {
   int32_t late_copies = 0;      // 1: asynchronous copies are made when waited for; 0: at once
   int32_t multiprocessors = 4;  // of the device that launches believe in
   int32_t compute_capability = 80;
-  int32_t unwritten = 0xff;  // every byte of shared memory that nobody has written: NaN
+  int32_t unwritten = 0xff;  // every byte of shared memory before it is written: NaN
   int32_t driver_cuda = 99;  // major version of CUDA that the driver takes; 0: there is no driver
 };
 

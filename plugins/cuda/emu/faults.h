@@ -9,8 +9,8 @@ extern "C" {
 // Names, a line each.
 const char* moh_emulator_faults();
 
-// Runs one, with or without its mistake, on 256 words of memory, of which it leaves its results in
-// the first 64. Returns a cudaError_t; -1: unknown name.
+// Runs a kernel, with or without its mistake, on 256 words of memory. It leaves its results in the
+// first 64. Returns a cudaError_t; -1: unknown name.
 int moh_emulator_fault(const char* name, int correct, uint32_t* memory);
 
 }  // extern "C"

@@ -65,7 +65,7 @@ void Fiber::prepare(void (*entry)()) {
   context_.uc_link = nullptr;
   makecontext(&context_, entry, 0);
 #else
-  // As if the entry had been called: aligned but for a return address, which is null.
+  // As if the entry had been called: aligned, except for a return address, which is null.
   constexpr size_t kSavedRegisters = 6;
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes - 64);
   *--top = nullptr;

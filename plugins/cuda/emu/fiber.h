@@ -28,7 +28,7 @@ class Fiber {
   void prepare(void (*entry)());
   static void arrive();
 
-  // Goes on with `to`; returns when somebody switches to `from` again.
+  // Goes on with `to`; returns when another fiber switches to `from` again.
   static void switch_to(Fiber& from, Fiber& to);
   [[noreturn]] static void leave_to(Fiber& from, Fiber& to);
 

@@ -31,7 +31,7 @@ class AggregatedWarp {
 
   __device__ bool has_rows() const { return first_row_ < rows_; }
 
-  // A tile of keys and values, of which `has_pixels` says whether any is in the image.
+  // Adds a tile of keys and values. `has_pixels`: some of them are in the image.
   __device__ void add_tile(int stage, bool has_low_queries, bool has_pixels, int channels) {
     const KeyLabel* labels = memory_.labels + stage * Sizes::kKeys;
     float scores[kKeyColumns][4] = {};

@@ -28,7 +28,7 @@ struct RouterParams {
 // Shared memory of a block: two rows of numbers for each warp, then the block's counts.
 struct RouterMemory {
   int row;     // numbers for the heads of either kind; a multiple of 4, as they are read in fours
-  int counts;  // 0 if nobody asks for them
+  int counts;  // 0 if counts are not asked for
 
   __host__ __device__ RouterMemory(int routed, int shared, bool counting)
       : row(((routed > shared ? routed : shared) + 3) / 4 * 4),

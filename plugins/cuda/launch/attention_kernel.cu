@@ -8,8 +8,8 @@
 namespace moh::cuda {
 namespace {
 
-// Columns that a head leaves empty are computed, too. Estimated, not measured: where there are
-// none, Triton's kernel is 1.3 to 1.6 times as fast as one with 16 rows a warp (docs/adr/0057).
+// Columns that a head leaves empty are computed, too. Estimated, not measured: without
+// them, Triton's kernel is 1.3 to 1.6 times as fast as one with 16 rows a warp (docs/adr/0057).
 constexpr int32_t kLeastFilledQuarters = 3;
 
 // Its tiles have twice the rows of the other kernel's: they have to occupy half of the GPU.

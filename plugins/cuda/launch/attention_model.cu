@@ -149,7 +149,7 @@ double busiest_clocks(const Blocks& blocks, const TileClocks& tile, int32_t resi
   const double each = std::ceil(std::ceil(blocks.count / multiprocessors) / kMostBlocks);
   const double distance = multiprocessors * each;
   const auto count = static_cast<int32_t>(std::ceil(blocks.count / distance));
-  // The longest of the first tiles; then whoever is free takes the next one, long or short.
+  // The longest of the first tiles; then the first free slot takes the next tile, long or short.
   const auto block = [&](int32_t number) {
     const double ahead = number < places ? 0 : 0.5;
     const double x = std::min((number + ahead) * distance, blocks.count);

@@ -1,4 +1,4 @@
-// What an attention is expected to take: a model of the GPU, for choices that nobody has measured.
+// The expected time of an attention: a model of the GPU, for choices that were not measured.
 #pragma once
 
 #include "moh/cuda.h"

@@ -23,7 +23,7 @@ struct TritonAttentionArguments {
 };
 
 // The kernel for these arguments on such a GPU, or null: it has code in this library, and computes
-// what is asked for. `reason`: why there is none, half a sentence.
+// what is asked for. `reason`: half a sentence, set where null is returned.
 const TritonCode* find_triton_code(const AttentionArgs& args, const Device& device,
                                    int32_t key_splits, const char** reason);
 

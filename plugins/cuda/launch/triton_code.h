@@ -1,5 +1,5 @@
 // Attention kernels that Triton compiled when the library was built: their machine code, and what a
-// launch of it needs. plugins/cuda/triton/compile.py writes them; without Triton there are none.
+// launch of it needs. plugins/cuda/triton/compile.py writes them; without Triton the list is empty.
 #pragma once
 
 #include <cstddef>

@@ -187,7 +187,7 @@ int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs,
                                 int32_t) noexcept {
   return guarded(subject_, kFailed, [&] {
     op_->configure(make_profile(inputs, input_count));
-    // It is built all the same, as without a GPU; but nobody should look for the GPU in vain.
+    // It is built all the same, as without a GPU; the warning says why the GPU is not used.
     cuda::Device device{};
     if (moh_cuda_device(&device) == cuda::Status::kDriverTooOld) {
       log(nvinfer1::ILogger::Severity::kWARNING, subject_ + ": " + moh_cuda_last_error());
@@ -260,7 +260,7 @@ int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::Plugi
   });
 }
 
-// Whoever runs a context wants results, not times.
+// A context that runs wants results, not times.
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   return guarded(subject_, static_cast<Plugin*>(nullptr), [&] {
     auto attached = std::make_unique<Plugin>(*this);
@@ -325,7 +325,7 @@ void Plugin::load_kernels() const {
   op_->run(call);
 }
 
-// So that whoever reads the log of a build knows that its tactics were timed on gates that mean
+// So that a reader of a build's log knows that its tactics were timed on gates that mean
 // something.
 void Plugin::tell_once_that_it_is_timed() {
   const std::string what = timed_ ? op_->while_timed() : std::string();

@@ -93,7 +93,7 @@ inline std::string choices_text(const AttributeContract& attribute) {
   return text;
 }
 
-// The place of a text among the choices; -1 if it is none of them.
+// The place of a text among the choices; -1 if it is not there.
 inline int32_t choice_of(const AttributeContract& attribute, const std::string& text) {
   for (int32_t i = 0; i < attribute.num_choices; ++i) {
     if (text == attribute.choices[i]) {

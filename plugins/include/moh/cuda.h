@@ -93,7 +93,7 @@ moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_cou
                                   moh::cuda::Stream stream);
 
 // What this library has of Triton's kernels, a line each: "sm_90 float16 64"; empty: it was built
-// without. moh_cuda_attention refuses kTriton where there is none for the GPU, dtype and head size,
+// without. moh_cuda_attention refuses kTriton if no kernel fits the GPU, dtype and head size, or
 // with an attn_mask, lengths or key splits, or where rows are not whole, aligned 16 bytes.
 const char* moh_cuda_triton_kernels();
 

@@ -1,5 +1,5 @@
-// The kernels' C interface, answered by whoever sets the functions: what a plugin calls, and when,
-// is seen without kernels.
+// The kernels' C interface, answered by functions that a test sets: calls of a plugin, and their
+// times, are seen without kernels.
 #include "moh/cuda.h"
 
 using namespace moh;
@@ -45,7 +45,7 @@ __attribute__((visibility("default"))) Fakes fake_kernels{
 
 const char* moh_cuda_last_error() { return fake_kernels.last_error(); }
 
-// Kernels are loaded before they run: nobody is told of that, but who asks.
+// Kernels are loaded before they run; a test sees that only if it asks.
 namespace {
 
 thread_local bool load_only = false;

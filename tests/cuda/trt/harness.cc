@@ -1,4 +1,4 @@
-// Drives the plugins of a library the way TensorRT does, on a machine that has none: a C interface
+// Drives the plugins of a library the way TensorRT does, on a machine without it: a C interface
 // for Python (host_plugin.py). Only headers are needed.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from moh_deploy.decision.cost.price_arms import Decided, places_of, price_arms
+from moh_deploy.decision.cost.price_alternatives import Decided, places_of, price_alternatives
 from moh_deploy.decision.cost.prices import Prices, SizedRequests, Traffic
 from moh_deploy.decision.cost.report import CostReport
 from moh_deploy.validate.reference.differences import Float64Array
@@ -36,32 +36,35 @@ def decision(
     """Return what `compare --json` prints, as far as costs need it.
 
     Args:
-        ms: Times of each arm at each of the sizes; the first is the reference.
-        verdicts: Of arms that do not win.
-        dense: Arms that compute every head.
+        ms: Times of each alternative at each of the sizes; the first is the reference.
+        verdicts: Of alternatives that do not win.
+        dense: Alternatives that compute every head.
         sizes: At which they were measured.
-        spread: About half the interval of a time, as a share of it, by what disturbs all arms.
+        spread: About half the interval of a time, as a share of it, by what disturbs all
+            alternatives.
         paired: About half the interval of a gain.
         whole: What is replaced.
     """
     ms = ms or {"dense": (10.0, 40.0), "moh": (8.0, 20.0)}
     reference = next(iter(ms))
-    arms = [_arm(name, ms, reference, sizes, spread, paired, name in dense) for name in ms]
-    for arm in arms:
-        arm["verdict"] = (verdicts or {}).get(arm["name"], arm["verdict"])
+    alternatives = [
+        _alternative(name, ms, reference, sizes, spread, paired, name in dense) for name in ms
+    ]
+    for alternative in alternatives:
+        alternative["verdict"] = (verdicts or {}).get(alternative["name"], alternative["verdict"])
     return {
         "schema_version": 1,
         "plan_digest": "0" * 64,
         "reference": reference,
         "confidence": 0.95,
         "machine": "a processor with 2 cores",
-        "arms": arms,
+        "arms": alternatives,
         "would_do": [],
         **whole,
     }
 
 
-def _arm(
+def _alternative(
     name: str,
     ms: dict[str, tuple[float, ...]],
     reference: str,
@@ -112,11 +115,11 @@ def write(
 
 
 def cost_report(per_month: float = 1e8, *, name: str = "moh", paired: float = 0.02) -> CostReport:
-    """Return a report of a dense reference and one arm.
+    """Return a report of a dense reference and one alternative.
 
     Args:
         per_month: Requests.
-        name: Of the arm.
+        name: Of the alternative.
         paired: About half the interval of its gain.
     """
     decided = Decided.model_validate(
@@ -131,4 +134,6 @@ def cost_report(per_month: float = 1e8, *, name: str = "moh", paired: float = 0.
     requests = tuple(SizedRequests(sizes, 0.5) for sizes in SIZES)
     prices = Prices.model_validate(yaml.safe_load(PRICES))
     traffic = Traffic(requests, per_month, ("A month is extrapolated from 2 days of traffic.",))
-    return price_arms(decided, prices, traffic, places_of(requests, decided.sizes, between=False))
+    return price_alternatives(
+        decided, prices, traffic, places_of(requests, decided.sizes, between=False)
+    )

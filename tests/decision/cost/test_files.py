@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import moh_deploy
-from moh_deploy.decision.cost.price_arms import read_decided
+from moh_deploy.decision.cost.price_alternatives import read_decided
 from moh_deploy.decision.cost.prices import DAYS_OF_A_MONTH, read_prices, read_traffic
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import to_json_text
@@ -109,15 +109,17 @@ def test_decision_without_times_or_intervals_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no time was measured"):
         read_decided(path)
     few = decision()
-    for arm in few["arms"]:
-        arm["latency"][1]["block_means_ms"] = [1.0] * 14
+    for alternative in few["arms"]:
+        alternative["latency"][1]["block_means_ms"] = [1.0] * 14
     path, *_ = write(tmp_path, decided=few)
     with pytest.raises(ConfigError, match="'dense' has 14 blocks of rounds, expected at least 15"):
         read_decided(path)
     few = decision()
     del few["arms"][1]["latency"][0]["block_means_ms"]
     path, *_ = write(tmp_path, decided=few)
-    with pytest.raises(ConfigError, match="arm 'moh' has another number of blocks of rounds"):
+    with pytest.raises(
+        ConfigError, match="alternative 'moh' has another number of blocks of rounds"
+    ):
         read_decided(path)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no JSON report of `moh-deploy compare`: schema_version"):

@@ -14,7 +14,7 @@ from tests.handmade_package import LAYER, MANIFEST
 from tests.report.json_schema import assert_of_form
 
 
-def test_answer_stands_first_and_sizes_where_an_arm_is_slower_are_named():
+def test_answer_stands_first_and_sizes_where_an_alternative_is_slower_are_named():
     report = cost_report()
     text = report.to_markdown()
     assert text.splitlines()[0] == report.headline[1]

@@ -271,7 +271,7 @@ def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):
     assert near(left, colour_of(page, "s0")) > 5 * near(right[30:], colour_of(page, "s0"))
 
 
-def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
+def test_alternatives_lie_where_their_time_and_quality_are(visit: Visits):
     page = visit(_page("decision"))
     places = page.eval_on_selector_all(
         "svg.trade-off circle",
@@ -280,11 +280,11 @@ def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
           return [box.left + box.width / 2, box.top + box.height / 2];
         })""",
     )
-    arms = decision_report().arms
-    assert len(places) == len(arms) == 4
-    by_time = sorted(range(4), key=lambda index: arms[index].latency[0].p50_ms)
+    alternatives = decision_report().arms
+    assert len(places) == len(alternatives) == 4
+    by_time = sorted(range(4), key=lambda index: alternatives[index].latency[0].p50_ms)
     assert by_time == sorted(range(4), key=lambda index: places[index][0])
-    by_quality = sorted(range(4), key=lambda index: -arms[index].quality[0].value)
+    by_quality = sorted(range(4), key=lambda index: -alternatives[index].quality[0].value)
     assert by_quality == sorted(range(4), key=lambda index: places[index][1])
     image = pixels(page, "svg.trade-off")
     for series in ("s0", "s1", "s2", "s3"):
@@ -295,9 +295,9 @@ def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
 def test_decision_shows_the_figures_of_the_report(visit: Visits):
     page = visit(_page("decision"))
     assert "'0' is worth it against 'reference'." in page.locator("#verdict").inner_text()
-    assert [row[:2] for row in cells(page, "#arms tbody tr")] == [
+    assert [row[:2] for row in cells(page, "#alternatives tbody tr")] == [
         ["reference", "reference"],
         ["0", "win"],
         ["1", "loss"],
-        ["2", "cannot tell"],
+        ["2", "inconclusive"],
     ]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.validate.bisection.checkpoint import Checkpoint
-from moh_deploy.validate.bisection.cure import Cure, KeptNode
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.locate import Between, Divergence
+from moh_deploy.validate.bisection.mixed_precision import KeptNode, MixedPrecision
 from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport, Repair, divergence_text
 from tests.nightly import sampled
@@ -31,7 +31,7 @@ BOUNDED = replace(
     between=Between((ROUTER,), "output 'y'", (PLACE,), (PLACE,), (PLACE,)),
 )
 REPAIR = Repair(
-    Cure((KeptNode(PLACE, "its numbers reach 1e+05"),), smallest=True, trials=4),
+    MixedPrecision((KeptNode(PLACE, "its numbers reach 1e+05"),), smallest=True, trials=4),
     weights="the weights of the reference",
     bytes_before=10,
     bytes_after=12,

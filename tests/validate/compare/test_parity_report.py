@@ -69,13 +69,13 @@ ROW = (
     ("report", "case", "outcome", "answer", "shown"),
     [
         (NO_RUN, "routing", "skipped", "NOT EQUAL", "NOT EQUAL"),
-        (replace(REPORT, outputs=(EMPTY,)), OUTPUT_CASE, "skipped", "CANNOT TELL", "| no data |"),
-        (FREE_RUN, "y [0, behind a flip]", "skipped", "CANNOT TELL", ROW),
-        (FREE_RUN, LAYER_CASE, "skipped", "CANNOT TELL", ROW),
+        (replace(REPORT, outputs=(EMPTY,)), OUTPUT_CASE, "skipped", "INCONCLUSIVE", "| no data |"),
+        (FREE_RUN, "y [0, behind a flip]", "skipped", "INCONCLUSIVE", ROW),
+        (FREE_RUN, LAYER_CASE, "skipped", "INCONCLUSIVE", ROW),
         # A flip of which it cannot be told is no pass, and hides no fault.
-        (replace(REPORT, layers=(UNTOLD,)), LAYER_CASE, "failure", "CANNOT TELL", "no data"),
+        (replace(REPORT, layers=(UNTOLD,)), LAYER_CASE, "failure", "INCONCLUSIVE", "no data"),
         (WRONG, LAYER_CASE, "failure", "NOT EQUAL", "NOT EQUAL"),
-        (PADDING, LAYER_CASE, "skipped", "CANNOT TELL", "no data"),
+        (PADDING, LAYER_CASE, "skipped", "INCONCLUSIVE", "no data"),
     ],
 )
 def test_what_holds_nothing_or_cannot_be_told_never_passes(
@@ -137,19 +137,19 @@ def test_metrics_are_test_cases_and_not_knowing_is_no_pass():
     report = replace(REPORT, accuracy=(UNKNOWN,))
     assert outcomes(report)["top-1 [the original]"] == outcomes(report)["verdict"] == "failure"
     text = as_markdown(report, "m")
-    assert "CANNOT TELL" in text
-    assert report.failure.message.startswith(f"cannot tell: {CANNOT_TELL}")
+    assert "INCONCLUSIVE" in text
+    assert report.failure.message.startswith(f"inconclusive: {CANNOT_TELL}")
     assert "\n| top-1 | 98.00 % | 97.00 % | -1.00 points | -2.00 to 0.10 points |" in text
-    assert "| 360 | 4 | 1 | 0.375 | **cannot tell** |" in text
+    assert "| 360 | 4 | 1 | 0.375 | **inconclusive** |" in text
     assert "\n| 17 | val.npz\\[17\\] | 3 | 3 | 8 |\n" in text
 
 
 def test_what_is_wrong_as_well_is_not_equal():
     undecided = replace(REPORT, accuracy=(UNKNOWN,), layers=())
     wrong = replace(undecided, outputs=(replace(OUTPUT, reason="y differs."),))
-    assert (undecided.answer, wrong.answer) == ("CANNOT TELL", "NOT EQUAL")
+    assert (undecided.answer, wrong.answer) == ("INCONCLUSIVE", "NOT EQUAL")
     assert replace(undecided, parts=(undecided, wrong)).answer == "NOT EQUAL"
-    assert replace(undecided, parts=(undecided, undecided)).answer == "CANNOT TELL"
+    assert replace(undecided, parts=(undecided, undecided)).answer == "INCONCLUSIVE"
     assert combined([wrong, PADDING]).answer == "NOT EQUAL"
 
 
@@ -212,7 +212,7 @@ def test_check_that_fails_is_a_reason_and_a_test_case():
     assert report.reasons == ("stored weights: 1 of 24 numbers of 'w' differ.",)
     assert outcomes(report)["stored weights"] == "failure"
     unknown = replace(report, checks=(replace(check, verdict="cannot tell"),))
-    assert unknown.answer == "CANNOT TELL"
+    assert unknown.answer == "INCONCLUSIVE"
 
 
 @sampled(2)

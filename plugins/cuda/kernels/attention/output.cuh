@@ -12,7 +12,7 @@ struct RowScale {
   float factor;
 };
 
-// seen: any key. A row that sees none has attention 0; one whose scores are all -inf has none.
+// seen: any key. Attention of a row is 0 if it sees no key, undefined if all its scores are -inf.
 __device__ __forceinline__ RowScale row_scale(float gate, bool seen, float max, float sum) {
   if (gate == 0.0f) {
     return {false, 0.0f};

@@ -19,8 +19,8 @@ struct SeenTiles {
   int end;            // of the keys
   uint32_t any, all;  // a bit for each tile of the span that was looked up last
 
-  // The first tile of a loop that begins with `key`, of those of which some key is seen; `end` or
-  // more: none. All lanes of a warp call.
+  // The first tile with a seen key, of a loop that begins with `key`; `end` or more: there is no
+  // such tile. All lanes of a warp call.
   __device__ __forceinline__ int start(int key) {
     if (has_mask() && key < end) {
       look_up(key / kSpan * kSpan);

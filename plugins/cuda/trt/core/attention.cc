@@ -1,7 +1,7 @@
-// MoHAttention has two tactics, each for every kernel that the GPU runs, and a workspace. Which is
-// fastest depends on how many gates are open, which nobody knows before an engine runs. TensorRT
-// measures them on buffers of its own, so a measured plugin puts gates into its workspace of which
-// a stated share is open.
+// MoHAttention has two tactics, each for every kernel that the GPU runs, and a workspace. The
+// fastest depends on how many gates are open. That is unknown before an engine runs, and TensorRT
+// times tactics on buffers of its own. So a plugin that is timed puts gates into its workspace, a
+// stated share of them open.
 #include <algorithm>
 #include <optional>
 

@@ -1,4 +1,4 @@
-// MoHAttention's attributes and inputs -> what its kernels are called with, but for the pointers.
+// MoHAttention's attributes and inputs -> arguments of its kernels, except for the pointers.
 #pragma once
 
 #include "cuda/trt/core/sizes.h"
