@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -78,8 +79,9 @@ def _elsewhere(url: str, base: str) -> list[str]:
 
 
 def addresses(site: Path) -> list[str]:
-    found = (path.relative_to(site).as_posix() for path in site.rglob("*.html"))
-    return sorted(path for path in found if path != "404.html")
+    """Return the pages; of decisions, which look alike, one in ten."""
+    found = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    return [path for path in found if not re.match(r"404|docs/adr/\d\d\d[1-9]", path)]
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
@@ -87,7 +89,7 @@ def test_pages_fit_and_ask_for_nothing_elsewhere(
     browser: Browser, site: Path, address: str, width: int
 ):
     page, said = opened(browser, address, width=width)
-    assert len(addresses(site)) > 150
+    assert len(addresses(site)) > 70
     for path in addresses(site):
         page.goto(address + path)
         wider = page.evaluate("document.documentElement.scrollWidth - innerWidth")
