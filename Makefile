@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels docs lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins examples/cpp -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -46,6 +46,7 @@ help:
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
 	@echo "make first-gpu  build TensorRT engines, compare and time them within ten minutes; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
+	@echo "make docs    build the site from README and docs, strictly; into build/site/"
 	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
 	@echo "make check   formatting, lint, types, import rules, limits of language"
 	@echo "make format  rewrite the files in the project's format"
@@ -138,6 +139,11 @@ wheels: build-dependencies $(VENV)/.build-frontend
 $(VENV)/.build-frontend: | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet 'build>=1.2'
 	@touch $@
+
+# Read it by: python3 -m http.server --directory build/site
+docs: $(VENV)/.installed-docs
+	$(BIN)/python tools/site_pages.py build/pages
+	$(BIN)/mkdocs build --strict --quiet
 
 # For the Python of the TensorRT image. Asks PyPI for the newest versions within pyproject.toml's bounds.
 IMAGE_PYTHON := 3.12

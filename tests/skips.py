@@ -65,6 +65,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without transformers": lambda: not _has_package("transformers"),
     "without genai": lambda: not _has_package("onnxruntime_genai"),
     "without nbclient": lambda: not (_has_package("nbclient") and _has_package("ipykernel")),
+    "without MkDocs": lambda: not _has_package("mkdocs"),
     "without tokenizers": lambda: not _has_package("tokenizers"),
     "with onnx before 1.23": lambda: _is_older("onnx", than="1.23"),
     "with ONNX Runtime before 1.25": lambda: _is_older("onnxruntime", than="1.25"),
