@@ -31,10 +31,10 @@ OTHERWISE = {
     "select_top_p": (ExpectedLayer(4, 4, top_k=4, num_shared_heads=0, router="custom"),),
     "split_queries": (_CONSTANT, _CONSTANT),
 }
-"""Models whose layers are others by way of ONNX: the exporter folds gates that no input changes, and
-how many are chosen is seen no more; a sort is exported as TopK of all heads. `select_argsort` is
-`ranked` then, `select_top_p` chooses 4 of 4. The router of `split_queries`' second layer reads what
-its first makes of weights alone: an op from PyTorch, and known numbers by way of ONNX."""
+"""Models whose layers are others by way of ONNX: the exporter folds gates that no input changes,
+and how many are chosen is seen no more; a sort is exported as TopK of all heads. `select_argsort`
+is `ranked` then, `select_top_p` chooses 4 of 4. The router of `split_queries`' second layer reads
+what its first makes of weights alone: an op from PyTorch, and known numbers by way of ONNX."""
 
 LOST = {
     "no_number_is_zero": "nan_to_num becomes choices, in which the weights are lost; in"
