@@ -165,7 +165,11 @@ class OptimizeReport(Report):
                 yield doc.Fact(metric.metric, value, f"{reference} in {metric.against}")
 
     def _speeds(self) -> Iterator[doc.Block]:
-        for sizes, group in _by_inputs(self.speedups).items():
+        by_inputs: dict[str, list[Speedup]] = {}
+        for speedup in self.speedups:
+            where = f"{speedup.inputs} inputs at {sizes_text(speedup.sizes)}"
+            by_inputs.setdefault(where, []).append(speedup)
+        for where, group in by_inputs.items():
             rows = []
             for speedup in group:
                 low, high = speedup.low, speedup.high
@@ -188,7 +192,7 @@ class OptimizeReport(Report):
                 "#p50, ms",
                 "#its p50, ms",
             )
-            yield doc.Table(f"speed, {sizes}", columns, rows, axis="ratios")
+            yield doc.Table(f"speed, {where}", columns, rows, axis="ratios")
 
     def _proven(self) -> Iterator[doc.Block]:
         names = list(dict.fromkeys(m.metric for proof in self.proofs for m in proof.accuracy))
@@ -212,14 +216,6 @@ class OptimizeReport(Report):
             *(f"#{name}" for name in names),
         )
         yield doc.Table("proof", columns, rows)
-
-
-def _by_inputs(speedups: tuple[Speedup, ...]) -> dict[str, list[Speedup]]:
-    found: dict[str, list[Speedup]] = {}
-    for speedup in speedups:
-        where = f"{speedup.inputs} inputs at {sizes_text(speedup.sizes)}"
-        found.setdefault(where, []).append(speedup)
-    return found
 
 
 def _both_sides(proof: ProofRecord, name: str) -> str | None:

@@ -300,7 +300,11 @@ def find_ways(
     absent: list[Tried] = []
     for runtime in RUNTIMES if asked is None else (asked,):
         try:
-            _require_kernels(runtime, base)
+            name = runtime_name_of(runtime)
+            use = kernels_of(Variant(runtime=runtime), base.manifest.compute_type)
+            # Without kernels of ours ONNX Runtime is still what everybody has.
+            if runtime != "onnxruntime" and use.library is None:
+                raise BackendError(f"{name} has no kernels here: {use.reason}.")
         except BackendError as error:
             if asked is not None:
                 raise
@@ -315,11 +319,3 @@ def find_ways(
     first, *others = ways
     others.sort(key=lambda way: [*precisions, FLOAT32].index(way.precision))
     return [first, *others], absent
-
-
-def _require_kernels(runtime: Runtime, base: OnnxPackage) -> None:
-    runtime_name_of(runtime)
-    use = kernels_of(Variant(runtime=runtime), base.manifest.compute_type)
-    # Without kernels of ours ONNX Runtime is still what everybody has.
-    if runtime != "onnxruntime" and use.library is None:
-        raise BackendError(f"{runtime_name_of(runtime)} has no kernels here: {use.reason}.")

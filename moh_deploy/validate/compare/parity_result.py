@@ -156,7 +156,12 @@ class ParityResult:
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what is not equal; empty if all is."""
         if self.parts:
-            return tuple(text for part in self.parts for text in self._reasons_of(part))
+            # Those of other references begin with theirs.
+            told = {part.reference: f"against {part.reference}: " for part in self.parts}
+            told[self.reference] = ""
+            return tuple(
+                told[part.reference] + text for part in self.parts for text in part.reasons
+            )
         if not self.vector_sets:
             return ("there are no vectors to compare with, so nothing is proven.",)
         if self.outputs and all(output.elements == 0 for output in self.outputs):
@@ -173,12 +178,6 @@ class ParityResult:
         """Paths of layers that no vector set could judge."""
         judged = {layer.path for layer in self.layers if layer.judged_by != "nothing"}
         return tuple(dict.fromkeys(layer.path for layer in self.layers if layer.path not in judged))
-
-    def _reasons_of(self, part: ParityResult) -> tuple[str, ...]:
-        """Return them with their reference, if there are others."""
-        if part.reference == self.reference:
-            return part.reasons
-        return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 
     @property
     @in_json()
