@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
@@ -17,7 +17,7 @@ from moh_deploy.validate.compare.checks import Check, Flips, Top1Agreement
 from moh_deploy.validate.compare.routing_statistics import NO_STATISTICS, RoutingStatistics
 from moh_deploy.validate.compare.tolerances import BUILT_IN, Tolerance
 from moh_deploy.validate.reference.differences import worst
-from moh_deploy.validate.reference.valid_tokens import TokenCount
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 JudgedBy = Literal["choices", "scores", "nothing"]
 ParityVerdict = Literal["equal", "within tolerance", "not equal", "cannot tell"]
@@ -94,13 +94,47 @@ class LayerParity:
     @property
     def own_flips(self) -> int:
         """Return the number of tokens that chose other heads in the free run."""
-        own = self.flipped_tokens + self.excused_tokens + self.undecided_tokens
-        return (self.free_flips or 0) if self.forced else own
+        return (self.free_flips or 0) if self.forced else self.other_heads
+
+    @property
+    def other_heads(self) -> int:
+        """Return the number of tokens that chose other heads in this run."""
+        return self.flipped_tokens + self.excused_tokens + self.undecided_tokens
 
     @property
     def no_data(self) -> bool:
         """Nothing is known to be wrong, and it cannot be said that all is equal."""
         return self.judged_by == "nothing" or (self.undecided_tokens > 0 and not self.wrong)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The number of tokens in all runs, and of those left out as padding by a mask."""
+
+    name: str
+    tokens: int
+    left_out: int
+
+    def describe(self) -> str:
+        """Return the sentence that reports show."""
+        return (
+            f"{self.left_out} of {self.tokens} tokens are padding by '{self.name}', and were not"
+            " compared."
+        )
+
+
+def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
+    """Count the tokens, and those that are left out; None without masks."""
+    counts = [TokenCount(mask.name, mask.mask.size, int((~mask.mask).sum())) for mask in masks]
+    return added_tokens(counts)
+
+
+def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
+    """Return the sum; None of none."""
+    if not counts:
+        return None
+    tokens = sum(count.tokens for count in counts)
+    return TokenCount(counts[0].name, tokens, sum(count.left_out for count in counts))
 
 
 @dataclass(frozen=True)
