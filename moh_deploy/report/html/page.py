@@ -70,11 +70,11 @@ def page_table(table: doc.Table) -> PageTable:
     # Rows on a whole, such as a total, may have no drawn cell.
     places = (place for row in rows for place in enumerate(row))
     drawn = next((index for index, cell in places if isinstance(cell, doc.Drawn)), None)
-    shown = [[_shown(cell, scale) for cell in row] for row in rows]
+    shown = [[_page_cell(cell, scale) for cell in row] for row in rows]
     return PageTable(table.caption, table.id, columns, shown, scale, drawn)
 
 
-def _shown(cell: doc.Cell, scale: charts.Scale | None) -> str | doc.Status | Track | None:
+def _page_cell(cell: doc.Cell, scale: charts.Scale | None) -> str | doc.Status | Track | None:
     if isinstance(cell, doc.Drawn):
         assert scale is not None
         return Track(cell.words, tuple(_marks(cell, scale)), scale)

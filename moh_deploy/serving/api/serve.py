@@ -143,13 +143,13 @@ def serve(
         "sample_every": sample_every,
         "per_head": per_head or None,
         "otlp": otlp,
-        "reference": _whole(reference),
+        "reference": _absolute(reference),
         "guard": None if guard is None else True,
-        "policy": _whole(guard),
-        "audit_log": _whole(audit_log),
-        "control": _whole(control),
+        "policy": _absolute(guard),
+        "audit_log": _absolute(audit_log),
+        "control": _absolute(control),
         "drill": drill or None,
-        "shadow": _whole(shadow),
+        "shadow": _absolute(shadow),
         "shadow_share": shadow_share,
     }
     if threads is not None and instances is None:
@@ -194,5 +194,5 @@ def serve(
     )
 
 
-def _whole(path: Path | str | None) -> str | None:
+def _absolute(path: Path | str | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
