@@ -9,7 +9,7 @@ import onnxruntime as ort
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl
-from moh_deploy.runtime.onnxruntime.placement import Placement, register
+from moh_deploy.runtime.onnxruntime.session import Placement, register
 
 _ERRORS_ONLY = 3
 

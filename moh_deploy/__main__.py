@@ -15,7 +15,7 @@ def main() -> None:
     try:
         _load()()
     except KeyboardInterrupt:  # before the command, or after it, has its own answer to one
-        _end()
+        _exit_interrupted()
 
 
 def _load() -> "Callable[[], object]":
@@ -30,7 +30,7 @@ def _load() -> "Callable[[], object]":
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (as long as the process)
     is_heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
     if is_heard:
-        signal.signal(signal.SIGINT, _end)
+        signal.signal(signal.SIGINT, _exit_interrupted)
     import io
 
     from moh_deploy.system.isolated_process import collect_rarely
@@ -46,7 +46,7 @@ def _load() -> "Callable[[], object]":
     return command
 
 
-def _end(*_: object) -> None:
+def _exit_interrupted(*_: object) -> None:
     sys.stderr.write("interrupted\n")
     sys.stderr.flush()
     os._exit(_EXIT_INTERRUPTED)

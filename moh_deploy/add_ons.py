@@ -107,11 +107,11 @@ def _all() -> tuple[EntryPoint, ...]:
                 distribution = stem.partition("-")[0]
                 if distribution not in found:
                     path = os.path.join(folder, name, "entry_points.txt")
-                    found[distribution] = tuple(_read(distribution, path))
+                    found[distribution] = tuple(_points_in(distribution, path))
     return tuple(point for points in found.values() for point in points)
 
 
-def _read(distribution: str, path: str) -> Iterator[EntryPoint]:
+def _points_in(distribution: str, path: str) -> Iterator[EntryPoint]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()

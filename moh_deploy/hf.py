@@ -41,10 +41,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import (
-    CausalLMOutputWithPast,
-    ImageClassifierOutput,
-)
+from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput
 
 _FIRST_ROOM = 64
 """The least tokens that caches which are written in place have room for beside a prompt."""

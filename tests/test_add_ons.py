@@ -178,6 +178,12 @@ def test_files_that_were_not_installed_say_so(cli: Cli, tmp_path: Path, monkeypa
         find_model(tmp_path)
 
 
+ONLY_FROM_THE_PATH = """
+import sys
+sys.meta_path = [f for f in sys.meta_path if not f.__module__.startswith("__editable__")]
+"""
+
+
 @nightly
 def test_core_works_where_the_folders_of_add_ons_are_gone(tmp_path: Path, monkeypatch):
     """Its entry points stay, as in a broken installation."""
@@ -186,6 +192,8 @@ def test_core_works_where_the_folders_of_add_ons_are_gone(tmp_path: Path, monkey
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=ignored)
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     write_metadata(tmp_path, "moh_deploy", own_entry_points())
+    # An editable installation finds modules that a package lacks in the folder it was made of.
+    (tmp_path / "sitecustomize.py").write_text(ONLY_FROM_THE_PATH)
     for path in ADD_ON:
         target = tmp_path / path
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)

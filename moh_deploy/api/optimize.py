@@ -91,8 +91,8 @@ def optimize(
             the dynamic dimension `batch`, and the whole first file without.
 
     Raises:
-        ValidationError: The package differs from the original, or not even the float32 package can
-            be shown to meet the conditions.
+        ValidationError: The package differs from the original, or not even the float32 package
+            meets the conditions.
         MoHDeployError: As `export`, `tune_within` and `bench` do. No output is written.
     """
     progress, output = progress or SilentProgress(), Path(output)

@@ -28,12 +28,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.task import Labelling, Task
-from moh_deploy.validate.compare.policy import (
-    Condition,
-    better_of,
-    metrics_of,
-    parse_conditions,
-)
+from moh_deploy.validate.compare.policy import Condition, better_of, metrics_of, parse_conditions
 from moh_deploy.validate.reference.calibration import calibration_runs
 from moh_deploy.validate.reference.samples import named_mask
 
@@ -72,7 +67,8 @@ def tune_within(
         package_dir: A package in float32, which stays as it is.
         output: The package to write; None with `dry_run` only.
         within: Conditions that all have to hold: `top-1 >= 0.98 * reference`, `flips <= 0`,
-            `parity`. The reference is the package itself, in ONNX Runtime.
+            `parity`. The reference is the package itself, in ONNX Runtime. If samples are too few
+            to judge a metric, float32 alone can be chosen, which is equal.
         inputs: npz files, or directories of them: what conditions are judged on, and times are
             measured on. With labels they hold samples, which run in batches, and times are of the
             first batch of each file. Without any the recorded runs.
@@ -98,8 +94,8 @@ def tune_within(
         PackageError: Not a package, or the output cannot be written.
         ConfigError: The package is not in float32, or a condition, an option or a file does not
             fit.
-        ValidationError: Not even the package itself can be shown to meet the conditions, or it is
-            not equal to the original.
+        ValidationError: Not even the package itself meets the conditions, or it is not equal to
+            the original.
         BackendError: No runtime can run the package.
     """
     progress = progress or SilentProgress()

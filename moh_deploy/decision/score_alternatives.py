@@ -141,7 +141,7 @@ class BlockScorer:
         ]
         files = {} if self.kept is None else self._files(self.kept, alternatives, blocks)
         found = {
-            block.key: _read(files[block.key], block)
+            block.key: _read_scores(files[block.key], block)
             for block in blocks
             if block.key in files and files[block.key].exists()
         }
@@ -234,7 +234,7 @@ def _write(file: Path, scores: BlockScores) -> None:
         write_npz(partial, arrays)
 
 
-def _read(file: Path, block: AlternativeBlock) -> BlockScores:
+def _read_scores(file: Path, block: AlternativeBlock) -> BlockScores:
     arrays = read_npz(file, error=ConfigError)
     try:
         return [

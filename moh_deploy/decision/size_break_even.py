@@ -133,13 +133,13 @@ def crossings(gains: Sequence[SizedGain]) -> Iterator[Crossing]:
             continue
         yield Crossing(
             size=_zero(before, after, before.gain, after.gain),
-            low=_end(list(reversed(gains[: at + 1])), after),
-            high=_end(gains[at + 1 :], before),
+            low=_sure_from(list(reversed(gains[: at + 1])), after),
+            high=_sure_from(gains[at + 1 :], before),
             begins=after.gain > 0,
         )
 
 
-def _end(outwards: Sequence[SizedGain], inside: SizedGain) -> float | None:
+def _sure_from(outwards: Sequence[SizedGain], inside: SizedGain) -> float | None:
     """Return the size from which on, outwards, the alternative is surely faster, or slower.
 
     Args:

@@ -149,7 +149,7 @@ def convert(
     }
     return Converted(
         model=onnx_model,
-        inputs=tuple(map(_input_info, inputs)),
+        inputs=tuple(item.info for item in inputs),
         outputs=tuple(map(_output_info, onnx_model.graph.outputs)),
         dims=example_sizes(inputs),
         layers=tuple(
@@ -389,12 +389,6 @@ def _layer_info(
         closed_heads=tuple(closed),
         mask=rewrite.mask,
     )
-
-
-def _input_info(item: ModelInput) -> package.TensorInfo:
-    named = {axis: str(dim) for axis, dim in item.parsed_dims.items()}
-    shape = tuple(named.get(axis, size) for axis, size in enumerate(item.value.shape))
-    return package.TensorInfo(item.name, dtype_name(item.value.dtype), shape)
 
 
 def _output_info(value: ir.Value) -> package.TensorInfo:

@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ExportError
@@ -76,7 +75,8 @@ def _untranslated(program: ExportedProgram, error: BaseException) -> ExportError
         text, inner = text + str(inner), inner.__cause__
     place = _place(program, text)
     hint = "The exporter fails at it: write that line with other operators."
-    if any(tensor(node).dtype.is_complex for node in program.graph.nodes if _is_read(node)):
+    read = (node for node in program.graph.nodes if is_tensor(node) and node.users)
+    if any(tensor(node).dtype.is_complex for node in read):
         hint = (
             "ONNX has no complex numbers; products, sums and what moves them become pairs of real"
             " ones, other operators do not. Write that line with real numbers."
@@ -85,10 +85,6 @@ def _untranslated(program: ExportedProgram, error: BaseException) -> ExportError
         hint = "No operator set has it: write that line with products, sums and indexing instead."
     at = "" if place is None else f" at {place}"
     return ExportError(f"torch.onnx cannot translate the model{at}: {cause(error)}.", hint=hint)
-
-
-def _is_read(node: Node) -> bool:
-    return is_tensor(node) and bool(node.users)
 
 
 def _place(program: ExportedProgram, text: str) -> str | None:

@@ -149,9 +149,14 @@ def _export(
         limits, unnamed, remedy = converted.limits, converted.unnamed, converted.remedy
         # Its weights would stay in memory while another process loads what was written.
         del converted, vectors
+        # By function bodies, and by kernels where there are any; these at the example's sizes only:
+        # what they compute at all sizes is not the package's matter.
+        ways = [Way("auto")]
+        if manifest.ops and kernel_library() is not None:
+            ways = [Way("off"), Way("auto", vectors=1)]
         with progress.step("comparing the package with the original model"):
             try:
-                runs = prove(writer.root, _ways(manifest))
+                runs = prove(writer.root, ways)
             except ValidationError as error:
                 raise ValidationError(error.message, hint=error.hint or remedy) from error
         # What any runtime computes, with kernels or without, is the function bodies' result.
@@ -188,15 +193,6 @@ class _Source(NamedTuple):
     sha256: str | None
     text_generation: package.TextGeneration | None
     carried: tuple[Path, ...]
-
-
-def _ways(manifest: package.Manifest) -> list[Way]:
-    """Return how to run a package to prove it: function bodies, and kernels where there are any.
-
-    Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
-    """
-    has_kernels = bool(manifest.ops) and kernel_library() is not None
-    return [Way("off"), Way("auto", vectors=1)] if has_kernels else [Way("auto")]
 
 
 def _convert(

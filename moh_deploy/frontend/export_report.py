@@ -5,16 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moh_deploy import package as pkg
 from moh_deploy.config.dims import limits_text
-from moh_deploy.package import (
-    CachesInPlace,
-    KeptOperators,
-    LayerInfo,
-    NearMiss,
-    OtherGates,
-    OtherRouter,
-    TensorInfo,
-)
 from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.report import Report, count, in_json
@@ -51,26 +43,26 @@ class ExportReport(Report):
     """
 
     package: Path
-    layers: tuple[LayerInfo, ...]
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    layers: tuple[pkg.LayerInfo, ...]
+    inputs: tuple[pkg.TensorInfo, ...]
+    outputs: tuple[pkg.TensorInfo, ...]
     max_abs_error: float
     routing_agreement: float
     vector_sets: int
     runs: tuple[ProvenRun, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
-    kept: tuple[KeptOperators, ...] = ()
-    near_misses: tuple[NearMiss, ...] = ()
-    other_routers: tuple[OtherRouter, ...] = ()
+    kept: tuple[pkg.KeptOperators, ...] = ()
+    near_misses: tuple[pkg.NearMiss, ...] = ()
+    other_routers: tuple[pkg.OtherRouter, ...] = ()
     ungated: int = 0
-    other_gates: Mapping[OtherGates, int] = field(default_factory=dict)
+    other_gates: Mapping[pkg.OtherGates, int] = field(default_factory=dict)
     valid_tokens: str | None = None
     valid_tokens_found: bool = False
     padding_inputs: tuple[str, ...] = ()
     dim_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
     unnamed: Mapping[str, str] = field(default_factory=dict)
-    caches: CachesInPlace | None = None
+    caches: pkg.CachesInPlace | None = None
 
     @property
     @in_json()

@@ -96,13 +96,6 @@ def watch_sizes() -> Iterator[dict[str, list[_Frame]]]:
             setattr(ShapeEnv, name, called)
 
 
-def _note_lines(program: ExportedProgram, places: Mapping[str, Sequence[_Frame]]) -> None:
-    """Give assertions the line of the user's code that assumed it, as other nodes have theirs."""
-    for assertion, node in assertions(program).items():
-        for file, line, _ in places.get(str(assertion), [])[:1]:
-            node.meta["stack_trace"] = f'File "{file}", line {line}'
-
-
 def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     """Return the program of a model.
 
@@ -194,7 +187,10 @@ def _trace(
         if not narrower or narrower.items() <= bounds.items():
             raise _explain(error) from error
     else:
-        _note_lines(program, places)
+        # Assertions get the line of the user's code that assumed them, as other nodes have theirs.
+        for assertion, node in assertions(program).items():
+            for file, line, _ in places.get(str(assertion), [])[:1]:
+                node.meta["stack_trace"] = f'File "{file}", line {line}'
         at = {size: _place(users) for size, users in places.items()}
         _check_dynamic(program, module, inputs, at)
         return program

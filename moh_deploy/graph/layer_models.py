@@ -18,7 +18,7 @@ def fed_names(model: ir.Model, layer: LayerInfo) -> tuple[str, ...]:
     """Return the names of what a layer's nodes read and what is computed in each run."""
     nodes = _nodes(model, layer)
     # Constants stay in the small model: kernels prepare them once.
-    return tuple(dict.fromkeys(_name(value) for value in _read(nodes) if _is_fed(value)))
+    return tuple(dict.fromkeys(_name(value) for value in _inputs_of(nodes) if _is_fed(value)))
 
 
 def layer_model(
@@ -39,7 +39,7 @@ def layer_model(
         # Named anew: what one node of a layer makes, another one may be fed with.
         node.output[:] = [f"{name} (result)" if name else "" for name in node.output]
     # Weights may reach a node by way of others: a Transpose of an initializer, say.
-    made_of = [_made_of(value) for value in _read(nodes) if not _is_fed(value)]
+    made_of = [_made_of(value) for value in _inputs_of(nodes) if not _is_fed(value)]
     makers = {maker for found, _ in made_of for maker in found}
     weights = dict.fromkeys(weight for _, sources in made_of for weight in sources)
     graph = onnx.GraphProto(name=layer.path)
@@ -90,7 +90,7 @@ def _nodes(model: ir.Model, layer: LayerInfo) -> list[ir.Node]:
     return [node for node in model.graph if node.name in names]
 
 
-def _read(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+def _inputs_of(nodes: Sequence[ir.Node]) -> list[ir.Value]:
     return [value for node in nodes for value in node.inputs if value is not None]
 
 
@@ -112,7 +112,7 @@ def _made_of(value: ir.Value) -> tuple[set[ir.Node], list[ir.Value]]:
             sources.append(read)
         elif node not in nodes:
             nodes.add(node)
-            pending += _read([node])
+            pending += _inputs_of([node])
     return nodes, sources
 
 
@@ -153,7 +153,7 @@ def _name(value: ir.Value) -> str:
 
 def fed_values(node: ir.Node) -> tuple[ir.Value, ...]:
     """Return what a node reads that is no constant of the model, each once."""
-    return tuple(dict.fromkeys(value for value in _read([node]) if value.const_value is None))
+    return tuple(dict.fromkeys(value for value in _inputs_of([node]) if value.const_value is None))
 
 
 def node_model(model: ir.Model, node: ir.Node) -> ir.Model:
@@ -162,7 +162,7 @@ def node_model(model: ir.Model, node: ir.Node) -> ir.Model:
     Args:
         model: With a function body for the node; values have dtypes and shapes.
     """
-    constants = (value for value in _read([node]) if value.const_value is not None)
+    constants = (value for value in _inputs_of([node]) if value.const_value is not None)
     graph = onnx.GraphProto(name=node.name or node.op_type)
     graph.input.extend(map(ir.serde.serialize_value, fed_values(node)))
     graph.output.extend(map(ir.serde.serialize_value, node.outputs))

@@ -135,7 +135,7 @@ def store_rearranged(model: ir.Model, products: Collection[str]) -> bool:
         weight = node.inputs[1]
         if weight is None or weight.producer() is None:
             continue
-        array = _stored(weight, model.opset_imports[""])
+        array = _stored_array(weight, model.opset_imports[""])
         if array is None:
             continue
         name = f"{weight.name}.stored"
@@ -148,7 +148,7 @@ def store_rearranged(model: ir.Model, products: Collection[str]) -> bool:
     return folded
 
 
-def _stored(value: ir.Value, opset: int) -> Array | None:
+def _stored_array(value: ir.Value, opset: int) -> Array | None:
     """Return what a value holds if it is a stored weight, or one that was rearranged."""
     node = value.producer()
     if node is None:
@@ -159,7 +159,7 @@ def _stored(value: ir.Value, opset: int) -> Array | None:
     for operand in node.inputs:
         if operand is None:
             continue
-        array = _stored(operand, opset)
+        array = _stored_array(operand, opset)
         if array is None or operand.name is None:
             return None
         given[operand.name] = array

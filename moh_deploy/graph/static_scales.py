@@ -78,7 +78,7 @@ def quantize_static(
         if x not in rounded:
             rounded[x] = _rounded(model.graph, x, ranges[x.name or ""])
         if weight not in rounded:
-            rounded[weight] = _stored(model.graph, weight)
+            rounded[weight] = _store_int8(model.graph, weight)
         node.replace_input_with(0, rounded[x])
         node.replace_input_with(1, rounded[weight])
     for value in rounded:
@@ -116,7 +116,7 @@ def _rounded(graph: ir.Graph, x: ir.Value, limits: Range) -> ir.Value:
     return back.outputs[0]
 
 
-def _stored(graph: ir.Graph, weight: ir.Value) -> ir.Value:
+def _store_int8(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     """Store a weight [in, out] in int8, and return what it is after rounding."""
     assert weight.const_value is not None
     exact = weight.const_value.numpy()

@@ -126,15 +126,15 @@ def _triton_kernels(path: str, prefix: str) -> tuple[str, ...]:
     """Load a native library of this version, and ask which kernels of Triton it holds."""
     library = ctypes.CDLL(path)
     # Plugins and moh-deploy share the meaning of attributes, which may change with any version.
-    version = _text(library, f"{prefix}_version")
+    version = _library_text(library, f"{prefix}_version")
     if version is None:
         raise BackendError(f"it is no library of moh-deploy: it has no function {prefix}_version")
     if version != __version__:
         raise BackendError(f"it belongs to moh-deploy {version}, this is {__version__}")
-    return tuple((_text(library, f"{prefix}_triton_kernels") or "").splitlines())
+    return tuple((_library_text(library, f"{prefix}_triton_kernels") or "").splitlines())
 
 
-def _text(library: ctypes.CDLL, name: str) -> str | None:
+def _library_text(library: ctypes.CDLL, name: str) -> str | None:
     """Return what a function of a library says, or None if it has no such function."""
     function = getattr(library, name, None)
     if function is None:

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from moh_deploy.ops.aggregated_attention import MOH_AGGREGATED_ATTENTION
 from moh_deploy.ops.attention import MOH_ATTENTION
 from moh_deploy.ops.nbits_product import MOH_MATMUL_NBITS
-from moh_deploy.ops.nbits_projection import (
-    MOH_OUTPUT_PROJECTION_NBITS,
-    MOH_QUERY_PROJECTION_NBITS,
-)
+from moh_deploy.ops.nbits_projection import MOH_OUTPUT_PROJECTION_NBITS, MOH_QUERY_PROJECTION_NBITS
 from moh_deploy.ops.op_names import base_domain
 from moh_deploy.ops.projection import MOH_OUTPUT_PROJECTION, MOH_QUERY_PROJECTION
 from moh_deploy.ops.router import MOH_ROUTER

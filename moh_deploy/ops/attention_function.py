@@ -10,12 +10,7 @@ from typing import Literal
 
 import onnx
 
-from moh_deploy.ops.attention_shapes import (
-    ATTN_MASK,
-    KEY_RANGES,
-    NONPAD_KV_SEQLEN,
-    optional_input,
-)
+from moh_deploy.ops.attention_shapes import ATTN_MASK, KEY_RANGES, NONPAD_KV_SEQLEN, optional_input
 from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_function
 
 MaskKind = Literal["bool", "float"]

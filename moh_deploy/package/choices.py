@@ -173,7 +173,7 @@ def with_choices(
     # All are checked before any is applied: `all` must not hide a path that does not exist.
     asked = [_Asked(*split_where(text, dims), choice) for text, choice in choices.items()]
     for choice in asked:
-        _check(choice.path, choice.choice, possible)
+        _check_asked(choice.path, choice.choice, possible)
     return tuple(_chosen(layer, asked) for layer in layers)
 
 
@@ -237,7 +237,7 @@ def with_ranges(layer: LayerInfo, ranges: Sequence[SizeRange]) -> LayerInfo:
     return replace(layer, ranges=tuple(kept))
 
 
-def _check(path: str, choice: str, possible: Mapping[str, Sequence[Choice]]) -> None:
+def _check_asked(path: str, choice: str, possible: Mapping[str, Sequence[Choice]]) -> None:
     if path != "all" and path not in possible:
         raise ConfigError(
             f"no layer '{path}' has anything to choose; the package has:"

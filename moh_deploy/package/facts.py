@@ -126,12 +126,13 @@ def check_facts(path: Path, facts: Iterable[StatedFact], *, shown_by: str) -> No
         if said != shown:
             key = name if layer is None else f"layers[{layer}].{name}"
             raise PackageError(
-                f"{path}: key '{key}' says {_text(said)}, {shown_by} has {_text(shown)}.",
+                f"{path}: key '{key}' says {_value_text(said)}, {shown_by} has"
+                f" {_value_text(shown)}.",
                 hint="Export the model again, or get the package again from where it was made.",
             )
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     text = "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 

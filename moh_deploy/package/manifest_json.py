@@ -32,12 +32,12 @@ def read_manifest(path: Path) -> Manifest:
         PackageError: Unreadable file, unknown format version, keys missing, unexpected or of a
             wrong type, something else than what was written, or something that no model can have.
     """
-    content = _read(path)
+    content = _read_content(path)
     # First of all: keys of another version must not be reported as mistakes.
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise PackageError(
-            f"{path}: format_version is {_shown(version)}, this version of moh-deploy supports"
+            f"{path}: format_version is {_short_repr(version)}, this version of moh-deploy supports"
             f" {FORMAT_VERSION}.",
             hint="Export the model again, or use the moh-deploy that made the package.",
         )
@@ -91,7 +91,7 @@ def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read_content(path: Path) -> dict[str, object]:
     try:
         content = read_json(path, error=PackageError)
     except FileNotFoundError as error:
@@ -116,10 +116,10 @@ def _first_problem(error: ValidationError) -> str:
         return f"unexpected key '{key}'"
     if kind == "value_error":
         return f"key '{key}': {problem['ctx']['error']}"
-    return f"key '{key}': {problem['msg']}, got {_shown(problem['input'])}"
+    return f"key '{key}': {problem['msg']}, got {_short_repr(problem['input'])}"
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 

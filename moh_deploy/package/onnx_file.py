@@ -34,7 +34,14 @@ def save_with_weights(model: ir.Model, path: Path) -> None:
     # ModelProto in its order of fields: all but the graph, then the graph with its large weights
     # last.
     initializers = model.graph.initializers
-    weights = {name: value for name, value in initializers.items() if _is_large(value)}
+    weights = {
+        name: value
+        for name, value in initializers.items()
+        # Types of less than a byte are packed in ways of their own.
+        if (tensor := value.const_value) is not None
+        and tensor.dtype.itemsize >= 1
+        and tensor.nbytes >= _LARGE_BYTES
+    }
     for name in weights:
         initializers.pop(name)
     # The model is the caller's: it gets its weights back whatever happens.
@@ -64,12 +71,6 @@ def save_with_weights(model: ir.Model, path: Path) -> None:
         for prefix, tensor in entries:
             file.write(prefix)
             file.write(tensor.tobytes())
-
-
-def _is_large(value: ir.Value) -> bool:
-    tensor = value.const_value
-    # Types of less than a byte are packed in ways of their own.
-    return tensor is not None and tensor.dtype.itemsize >= 1 and tensor.nbytes >= _LARGE_BYTES
 
 
 def _header(field: int, length: int) -> bytes:

@@ -50,12 +50,12 @@ def check_external_data(root: Path, manifest: Manifest, tensors: Sequence[Extern
         location = tensor.entries.get("location", "")
         if location != MODEL_DATA_NAME:
             raise PackageError(
-                f"{root / MODEL_NAME}: the data of {_shown(tensor)} is in '{location}', expected"
-                f" '{MODEL_DATA_NAME}', the one file that weights may be in."
+                f"{root / MODEL_NAME}: the data of {_tensor_text(tensor)} is in '{location}',"
+                f" expected '{MODEL_DATA_NAME}', the one file that weights may be in."
             )
     if MODEL_DATA_NAME not in manifest.files:
         raise PackageError(
-            f"{root / MODEL_NAME} has the data of {_shown(tensors[0])} in"
+            f"{root / MODEL_NAME} has the data of {_tensor_text(tensors[0])} in"
             f" {MODEL_DATA_NAME}, which the manifest does not list: nothing says what it held when"
             " the package was written.",
             hint="Export the model again, or get the package again from where it was made.",
@@ -75,13 +75,13 @@ def _check_range(root: Path, tensor: ExternalTensor, file_bytes: int) -> None:
     )
     if not is_number or int(offset) + int(length) > file_bytes or int(length) != tensor.num_bytes:
         raise PackageError(
-            f"{root / MODEL_NAME}: the data of {_shown(tensor)} is {length[:40]} bytes from byte"
-            f" {offset[:40]} of {MODEL_DATA_NAME}, which has {file_bytes}; expected"
+            f"{root / MODEL_NAME}: the data of {_tensor_text(tensor)} is {length[:40]} bytes from"
+            f" byte {offset[:40]} of {MODEL_DATA_NAME}, which has {file_bytes}; expected"
             f" {tensor.num_bytes or 'no'} bytes within it."
         )
 
 
-def _shown(tensor: ExternalTensor) -> str:
+def _tensor_text(tensor: ExternalTensor) -> str:
     return f"tensor '{tensor.name[:200]}'" if tensor.name else "a tensor without a name"
 
 

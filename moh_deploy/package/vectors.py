@@ -184,13 +184,13 @@ def _problems(vectors: VectorSet, manifest: Manifest) -> Iterator[str]:
         gates, margins = vectors.gates[index], vectors.margins[index]
         if gates.ndim != 3 or gates.shape[2] != layer.num_heads or gates.dtype.name not in FLOATS:
             yield (
-                f"gates {index} are {_shown(gates)}, expected floating-point numbers [batch,"
-                f" sequence, {layer.num_heads}]"
+                f"gates {index} are {_dtype_and_shape(gates)}, expected floating-point numbers"
+                f" [batch, sequence, {layer.num_heads}]"
             )
         # One margin a token: [B, S] of the gates' [B, S, H].
         elif margins.shape != gates.shape[:2] or margins.dtype.name not in FLOATS:
             yield (
-                f"margins {index} are {_shown(margins)}, expected floating-point numbers"
+                f"margins {index} are {_dtype_and_shape(margins)}, expected floating-point numbers"
                 f" {list(gates.shape[:2])}"
             )
         yield from _inner_problems(index, gates, vectors, layer.num_heads)
@@ -210,7 +210,7 @@ def _inner_problems(index: int, gates: Array, vectors: VectorSet, num_heads: int
         if not fits or not least <= array.shape[2] <= most:
             numbers = str(least) if least == most else f"{least} to {most}"
             yield (
-                f"{kind} {index} are {_shown(array)}, expected float32 numbers"
+                f"{kind} {index} are {_dtype_and_shape(array)}, expected float32 numbers"
                 f" {list(gates.shape[:2])} and {numbers} more"
             )
 
@@ -227,10 +227,10 @@ def _tensor_problems(
     if not fits:
         expected = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
         at = f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""
-        yield f"{kind} '{spec.name}' is {_shown(array)}, expected {expected}{at}"
+        yield f"{kind} '{spec.name}' is {_dtype_and_shape(array)}, expected {expected}{at}"
 
 
-def _shown(array: Array) -> str:
+def _dtype_and_shape(array: Array) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
 

@@ -23,7 +23,8 @@ from moh_deploy.package.vectors import (
 )
 from moh_deploy.system import replaceable
 from moh_deploy.system.replaceable import DirectoryKind
-from moh_deploy.system.staging import StagedDirectory, link_or_copy
+from moh_deploy.system.sealed_directory import link_or_copy
+from moh_deploy.system.staging import StagedDirectory
 
 # The files of a package that hold its model: weights inside, or beside it.
 

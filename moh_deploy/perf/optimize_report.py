@@ -1,7 +1,7 @@
 """What `optimize` wrote: how fast it is beside the original, how exact, and what else was tried."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from moh_deploy.perf.bench.report import BenchReport
@@ -12,6 +12,7 @@ from moh_deploy.report.report import FLAT, Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.validate.accuracy.metric_parity import MetricParity, shown
 from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_result import ParityResult
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,13 @@ class ProofRecord:
     def of(cls, report: ParityReport, package: str) -> Self:
         """Keep what a report says.
 
+        Where outputs are equal on all samples, too few of them to judge a metric are no failure.
+
         Raises:
             ValidationError: It says that something is not equal.
         """
-        report.raise_if_unequal()
+        parts = tuple(replace(part, accuracy=_told(part)) for part in report.parts)
+        replace(report, accuracy=_told(report), parts=parts).raise_if_unequal()
         return cls(
             package,
             report.reference,
@@ -42,6 +46,10 @@ class ProofRecord:
             report.routing_agreement,
             report.accuracy,
         )
+
+
+def _told(report: ParityResult) -> tuple[MetricParity, ...]:
+    return tuple(metric for metric in report.accuracy if metric.verdict != "cannot tell")
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,8 @@ class OptimizeReport(Report):
         chosen, others = self._chosen, len(self.search.tried) - 1
         good = "every condition holds"
         if chosen.quality is not None:
+            if chosen.quality.too_few is not None:
+                good = "its outputs are equal, and every sample scores as in the float32 package"
             flips = chosen.quality.flips
             good += f", and {flips.tokens} of {flips.of} tokens choose other heads"
         if chosen.timed is None:
@@ -155,7 +165,11 @@ class OptimizeReport(Report):
                 yield doc.Fact(metric.metric, value, f"{reference} in {metric.against}")
 
     def _speeds(self) -> Iterator[doc.Block]:
-        for sizes, group in _by_inputs(self.speedups).items():
+        by_inputs: dict[str, list[Speedup]] = {}
+        for speedup in self.speedups:
+            where = f"{speedup.inputs} inputs at {sizes_text(speedup.sizes)}"
+            by_inputs.setdefault(where, []).append(speedup)
+        for where, group in by_inputs.items():
             rows = []
             for speedup in group:
                 low, high = speedup.low, speedup.high
@@ -178,7 +192,7 @@ class OptimizeReport(Report):
                 "#p50, ms",
                 "#its p50, ms",
             )
-            yield doc.Table(f"speed, {sizes}", columns, rows, axis="ratios")
+            yield doc.Table(f"speed, {where}", columns, rows, axis="ratios")
 
     def _proven(self) -> Iterator[doc.Block]:
         names = list(dict.fromkeys(m.metric for proof in self.proofs for m in proof.accuracy))
@@ -202,14 +216,6 @@ class OptimizeReport(Report):
             *(f"#{name}" for name in names),
         )
         yield doc.Table("proof", columns, rows)
-
-
-def _by_inputs(speedups: tuple[Speedup, ...]) -> dict[str, list[Speedup]]:
-    found: dict[str, list[Speedup]] = {}
-    for speedup in speedups:
-        where = f"{speedup.inputs} inputs at {sizes_text(speedup.sizes)}"
-        found.setdefault(where, []).append(speedup)
-    return found
 
 
 def _both_sides(proof: ProofRecord, name: str) -> str | None:

@@ -19,7 +19,7 @@ JUNIT_FILE = FileKind.beginning_with(
 def junit(document: Document, about: About) -> str:
     """Return the text of a file."""
     # A file without a test case is no answer to a CI, and some of them call it a pass.
-    suites = document.suites or (CiSuite((_whole(document),)),)
+    suites = document.suites or (CiSuite((_verdict_case(document),)),)
     counts = _counts([case for suite in suites for case in suite.cases])
     del counts["skipped"]  # Jenkins' schema has it for a suite, and not for all of them
     root = xml.Element("testsuites", {"name": f"moh-deploy {document.kind}", **counts})
@@ -29,7 +29,7 @@ def junit(document: Document, about: About) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
 
 
-def _whole(document: Document) -> CiCase:
+def _verdict_case(document: Document) -> CiCase:
     """Return the one test case of a document that names none."""
     verdict = document.verdict
     if verdict is None or verdict.is_good is None:
@@ -40,28 +40,28 @@ def _whole(document: Document) -> CiCase:
 
 def _add_suite(root: xml.Element, suite: CiSuite, subject: str) -> None:
     name = suite.name or (f"{subject} against {suite.against}" if suite.against else subject)
-    element = xml.SubElement(root, "testsuite", {"name": _text(name), **_counts(suite.cases)})
+    element = xml.SubElement(root, "testsuite", {"name": _xml_text(name), **_counts(suite.cases)})
     if suite.facts:
         properties = xml.SubElement(element, "properties")
         for key, value in suite.facts:
-            xml.SubElement(properties, "property", name=key, value=_text(value))
+            xml.SubElement(properties, "property", name=key, value=_xml_text(value))
     for case in suite.cases:
         _add(element, case)
     if suite.notes:
-        xml.SubElement(element, "system-out").text = _text("\n".join(suite.notes))
+        xml.SubElement(element, "system-out").text = _xml_text("\n".join(suite.notes))
 
 
 def _add(suite: xml.Element, case: CiCase) -> None:
     element = xml.SubElement(
-        suite, "testcase", classname=f"moh-deploy.{case.group}", name=_text(case.name), time="0"
+        suite, "testcase", classname=f"moh-deploy.{case.group}", name=_xml_text(case.name), time="0"
     )
     if case.outcome == "passed":
-        xml.SubElement(element, "system-out").text = _text(case.message)
+        xml.SubElement(element, "system-out").text = _xml_text(case.message)
         return
-    found = xml.SubElement(element, case.outcome, message=_text(case.message))
+    found = xml.SubElement(element, case.outcome, message=_xml_text(case.message))
     if case.outcome != "skipped":
         found.set("type", case.outcome)
-        found.text = _text(case.message)
+        found.text = _xml_text(case.message)
 
 
 def _counts(cases: Sequence[CiCase]) -> dict[str, str]:
@@ -74,5 +74,5 @@ def _counts(cases: Sequence[CiCase]) -> dict[str, str]:
     }
 
 
-def _text(value: str) -> str:
+def _xml_text(value: str) -> str:
     return _NOT_XML.sub("?", value)

@@ -8,17 +8,7 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.markup import escape
 from rich.text import Text as Words
 
-from moh_deploy.report.document import (
-    Block,
-    Document,
-    Folded,
-    Format,
-    Section,
-    Table,
-    Text,
-    Verdict,
-    plain,
-)
+from moh_deploy.report import document as doc
 
 # Columns share the room that there is; what is long and no word, such as a path, is folded. Where
 # words do not fit beside each other, as in a terminal of 80 columns, each row is shown by itself, a
@@ -37,10 +27,10 @@ class TerminalTable:
         where: Whose columns: those of a terminal, or all of `--verbose`.
     """
 
-    def __init__(self, table: Table, where: Format = "terminal") -> None:
+    def __init__(self, table: doc.Table, where: doc.Format = "terminal") -> None:
         self._caption = table.caption
         self._columns, rows = table.part(where)
-        self._rows = [[plain(cell) for cell in row] for row in rows]
+        self._rows = [[doc.plain(cell) for cell in row] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines, words = [], []
@@ -103,12 +93,12 @@ def _grown(widths: list[int], lines: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def terminal(document: Document, *, verbose: bool = False) -> RenderableType:
+def terminal(document: doc.Document, *, verbose: bool = False) -> RenderableType:
     """Return what rich prints; if `verbose`, with all columns and tables."""
     return Group(*_parts(document, "verbose" if verbose else "terminal"))
 
 
-def _parts(document: Document, where: Format) -> Iterator[RenderableType]:
+def _parts(document: doc.Document, where: doc.Format) -> Iterator[RenderableType]:
     verdict = document.verdict
     if verdict is not None and verdict.lines:
         yield _answer(verdict)
@@ -126,13 +116,13 @@ def _parts(document: Document, where: Format) -> Iterator[RenderableType]:
         yield from _block(document.baseline, where)
 
 
-def _block(block: Block, where: Format) -> Iterator[RenderableType]:
-    if isinstance(block, Folded):
+def _block(block: doc.Block, where: doc.Format) -> Iterator[RenderableType]:
+    if isinstance(block, doc.Folded):
         for section in block.blocks:
             yield from _block(section, where)
     elif where not in block.shown:
         return
-    elif isinstance(block, Section):
+    elif isinstance(block, doc.Section):
         verdict = block.verdict
         if verdict is not None:
             yield Words(block.title, style="bold underline")
@@ -143,20 +133,20 @@ def _block(block: Block, where: Format) -> Iterator[RenderableType]:
             yield from _block(section, where)
         if verdict is not None:
             yield from map(Words, verdict.lines[1:])
-    elif isinstance(block, Table):
+    elif isinstance(block, doc.Table):
         yield TerminalTable(block, where)
-    elif isinstance(block, Text):
+    elif isinstance(block, doc.Text):
         words = _coloured(block.is_good, block.text)
         words.no_wrap, words.overflow = block.is_whole, "ignore" if block.is_whole else None
         yield words
 
 
-def _answer(verdict: Verdict) -> Words:
+def _answer(verdict: doc.Verdict) -> Words:
     line = verdict.lines[0]
     return _coloured(verdict.is_good, f"{verdict.word}: {line}" if verdict.word else line)
 
 
-def _grounds(verdict: Verdict) -> Iterator[RenderableType]:
+def _grounds(verdict: doc.Verdict) -> Iterator[RenderableType]:
     """Yield what an answer rests on."""
     yield from (_coloured(True, text) for text in verdict.held)
     yield from (_coloured(False, text) for text in verdict.first_reasons)

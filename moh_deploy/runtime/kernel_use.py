@@ -187,7 +187,7 @@ def instruction_sets(path: Path) -> list[str]:
         BackendError: It cannot be loaded, is not ours, or of another version.
     """
     library = _loaded(path, "moh_cpu_version")
-    return _text(library, "moh_cpu_instruction_sets", path).split(",")
+    return _asked_text(library, "moh_cpu_instruction_sets", path).split(",")
 
 
 def _loaded(path: Path, version_function: str) -> ctypes.CDLL:
@@ -199,7 +199,7 @@ def _loaded(path: Path, version_function: str) -> ctypes.CDLL:
             f"the kernel library {path} cannot be loaded: {error}.", hint=_again(path)
         ) from error
     # Library and Python share the meaning of attributes, which may change with any version.
-    version = _text(library, version_function, path)
+    version = _asked_text(library, version_function, path)
     if version != __version__:
         raise BackendError(
             f"the kernel library {path} is of version {version}, moh-deploy of {__version__}.",
@@ -214,7 +214,7 @@ def _again(path: Path) -> str:
     return REINSTALL if path == native.kernel_library() else _COPY_AGAIN
 
 
-def _text(library: ctypes.CDLL, name: str, path: Path) -> str:
+def _asked_text(library: ctypes.CDLL, name: str, path: Path) -> str:
     found = library_function(library, name, f"{path} is no kernel library of moh-deploy")
     found.restype = ctypes.c_char_p
     text: bytes = found()

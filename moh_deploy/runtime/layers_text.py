@@ -2,15 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from moh_deploy import package as pkg
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package import (
-    CachesInPlace,
-    KeptOperators,
-    LayerInfo,
-    NearMiss,
-    OtherGates,
-    OtherRouter,
-)
 from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.report.document import DETAILED, Cell, Column, Share, Table, percent
 from moh_deploy.report.report import count
@@ -25,7 +18,7 @@ _WORDS: dict[LayerImpl | None, str] = {
 
 
 def layer_table(
-    title: str, layers: Iterable[LayerInfo], last: str, values: Sequence[Cell]
+    title: str, layers: Iterable[pkg.LayerInfo], last: str, values: Sequence[Cell]
 ) -> Table:
     """Return a table of layers.
 
@@ -46,12 +39,12 @@ def layer_table(
     return Table(title, columns, rows)
 
 
-def reasons(layers: Iterable[LayerInfo]) -> list[str]:
+def reasons(layers: Iterable[pkg.LayerInfo]) -> list[str]:
     """Return why layers were not wholly replaced, one line a reason: large models repeat one."""
     return _by_text((layer.path, layer.reason) for layer in layers)
 
 
-def masks(layers: Iterable[LayerInfo]) -> list[str]:
+def masks(layers: Iterable[pkg.LayerInfo]) -> list[str]:
     """Return what structure masks have, or why they stayed tensors, one line a text."""
     return _by_text(
         (layer.path, None if layer.mask is None else f"mask: {layer.mask}") for layer in layers
@@ -66,7 +59,7 @@ def _by_text(layers: Iterable[tuple[str, str | None]]) -> list[str]:
     return [f"{paths_text(names)}: {text}" for text, names in paths.items()]
 
 
-def router_legend(layers: Iterable[LayerInfo]) -> list[str]:
+def router_legend(layers: Iterable[pkg.LayerInfo]) -> list[str]:
     """Return what the routers' names in a table mean, one line a form."""
     names = dict.fromkeys(layer.router for layer in layers)
     return [f"router {name}: {form_named(name).doc}" for name in names]
@@ -79,7 +72,7 @@ def paths_text(paths: Sequence[str]) -> str:
     return f"{paths[0]} ... {paths[-1]} ({len(paths)} layers)"
 
 
-_OTHER_GATES: dict[OtherGates, str] = {
+_OTHER_GATES: dict[pkg.OtherGates, str] = {
     "channels": "with gates of channels, not of heads",
     "heads": "whose heads are scaled by constants, none of them 0",
 }
@@ -87,9 +80,9 @@ _OTHER_GATES: dict[OtherGates, str] = {
 
 def not_layers(
     num_layers: int,
-    near_misses: Sequence[NearMiss],
+    near_misses: Sequence[pkg.NearMiss],
     ungated: int,
-    other_gates: Mapping[OtherGates, int],
+    other_gates: Mapping[pkg.OtherGates, int],
 ) -> list[str]:
     """Return what is said of attention that belongs to no MoH layer.
 
@@ -116,14 +109,14 @@ def not_layers(
     return lines
 
 
-def near_miss_text(miss: NearMiss) -> str:
+def near_miss_text(miss: pkg.NearMiss) -> str:
     """Return a sentence on what looks like MoH layers of one kind."""
     place = "" if miss.place is None else f" ({miss.place})"
     gates = f"; gates are applied at {miss.gates}" if miss.gates not in (None, miss.place) else ""
     return f"{paths_text(miss.paths)}: {miss.reason}{place}{gates}"
 
 
-def other_router_text(other: OtherRouter) -> str:
+def other_router_text(other: pkg.OtherRouter) -> str:
     """Return a sentence on routers of one kind that weigh no attention."""
     place = "" if other.place is None else f" ({other.place})"
     gates = "" if other.gates is None else f" ({other.gates})"
@@ -133,7 +126,7 @@ def other_router_text(other: OtherRouter) -> str:
     )
 
 
-def constant_gates(layers: Sequence[LayerInfo]) -> list[str]:
+def constant_gates(layers: Sequence[pkg.LayerInfo]) -> list[str]:
     """Return what is skipped whatever the input is, one line a layer with constant gates, and how
     to cut the weights of heads that are closed in all layers.
     """
@@ -156,13 +149,13 @@ def constant_gates(layers: Sequence[LayerInfo]) -> list[str]:
     return lines
 
 
-def kept_text(kept: KeptOperators) -> str:
+def kept_text(kept: pkg.KeptOperators) -> str:
     """Return a sentence on operators outside of the layers that stay."""
     inserted, operators = ", ".join(kept.inserted), ", ".join(kept.operators)
     return f"{kept.path}: {kept.reason}; not replaced by {inserted}: {operators}"
 
 
-def caches_text(caches: CachesInPlace) -> str:
+def caches_text(caches: pkg.CachesInPlace) -> str:
     """Return how caches in place are used."""
     many = count(len(caches.buffers), "cache")
     return (

@@ -129,7 +129,7 @@ class _Process:
             stdout=subprocess.PIPE,
             env=child_environment(),
         )
-        self.close = weakref.finalize(self, _end, self._process)
+        self.close = weakref.finalize(self, _terminate, self._process)
 
     def ask(self, question: object) -> object:
         """Send a question and return the answer.
@@ -152,7 +152,7 @@ class _Process:
         return answer
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate(process: subprocess.Popen[bytes]) -> None:
     with process:
         process.terminate()
 

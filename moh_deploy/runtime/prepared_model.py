@@ -115,7 +115,7 @@ def prepare_model(
         path, layers, caches, from_the_end, compute_type = source, (), None, True, "float32"
         package.read_outline(path)  # of a package that was done when it was opened
     # Edits may read weights; what they are made for is loaded as a whole. So is what is emulated.
-    model = _whole(path) if variant.edits else package.load_without_weights(path)
+    model = _load_without_data(path) if variant.edits else package.load_without_weights(path)
     moh_nodes = _nodes_of(KERNEL_DOMAIN, path, model.graph)
     dense_nodes = _nodes_of(DENSE_DOMAIN, path, model.graph)
     # Before any edit: an edit may take out a router, whose layer is still one of the package.
@@ -127,7 +127,7 @@ def prepare_model(
     # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
     if emulated is not None:
-        model = model if variant.edits else _whole(path)
+        model = model if variant.edits else _load_without_data(path)
         emulate(model, emulated)
     added = _outputs(model.graph, variant.extra_outputs)
     # An unchanged model is loaded by its path: nothing is serialised, and no copy of it is held.
@@ -157,7 +157,7 @@ def prepare_model(
     )
 
 
-def _whole(path: Path) -> onnx.ModelProto:
+def _load_without_data(path: Path) -> onnx.ModelProto:
     return onnx.load(path, load_external_data=False)
 
 

@@ -19,13 +19,7 @@ from moh_deploy.graph.plain_products import (
     products_of_gemms,
     store_rearranged,
 )
-from moh_deploy.graph.static_scales import (
-    Range,
-    quantize_static,
-    ranges_of,
-    read_by,
-    return_ranges,
-)
+from moh_deploy.graph.static_scales import Range, quantize_static, ranges_of, read_by, return_ranges
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.graph.weights_in_blocks import store_in_blocks
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moh_deploy.config.dtypes import Runtime
 from moh_deploy.config.strict_json import Strict
+from moh_deploy.errors import ConfigError
 
 # Of a server's numbers: clocks and configurations overflow at larger ones.
 LARGEST_OPTION = 1e9
@@ -38,3 +39,18 @@ class ServingSettings(Strict):
     library: str | None = None  # the kernels to run on; None for the installation's
     # The collector that metrics are sent to, as `http://collector:4318`; None for none.
     otlp: str | None = None
+
+
+def check_numbers(*options: tuple[str, float | None, float]) -> None:
+    """Refuse numbers out of their range.
+
+    Args:
+        options: The name of each as the user knows it, its number, and the least that it may be.
+
+    Raises:
+        ConfigError: One is less than that, or larger than any may be.
+    """
+    for option, number, least in options:
+        if number is not None and not least <= number <= LARGEST_OPTION:
+            expected = f"{least:g} or more" if number < least else f"{LARGEST_OPTION:g} at most"
+            raise ConfigError(f"{option} is {number:g}, expected {expected}.")

@@ -205,16 +205,16 @@ def _check_members(archive: zipfile.ZipFile, file_bytes: int) -> None:
     members = archive.infolist()
     for member in members:
         if member.flag_bits & _ENCRYPTED:
-            raise ValueError(f"member '{_shown(member.filename)}' is encrypted")
+            raise ValueError(f"member '{_printable(member.filename)}' is encrypted")
         if member.compress_type not in _METHODS:
             raise ValueError(
-                f"member '{_shown(member.filename)}' is compressed by method"
+                f"member '{_printable(member.filename)}' is compressed by method"
                 f" {member.compress_type}, expected none or deflate"
             )
     names = Counter(member.filename for member in members)
     if len(names) < len(members):
         name = names.most_common(1)[0][0]
-        raise ValueError(f"member '{_shown(name)}' is there {names[name]} times")
+        raise ValueError(f"member '{_printable(name)}' is there {names[name]} times")
     # The sizes that the archive's directory states, before a byte is decompressed.
     held = sum(member.file_size for member in members)
     if held > max(ALWAYS_ALLOWED_BYTES, MOST_RATIO * file_bytes):
@@ -224,5 +224,5 @@ def _check_members(archive: zipfile.ZipFile, file_bytes: int) -> None:
         )
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return name.encode("ascii", "backslashreplace").decode()[:200]

@@ -109,8 +109,10 @@ class _Values:
             key = self.of(key_node, (*path, "a key"))
             if key in found:
                 line = key_node.start_mark.line + 1
-                raise _RefusedError(path, f"key '{_shown(key)}' stands twice, in line {line} again")
-            found[key] = self.of(value_node, (*path, _shown(key)))
+                raise _RefusedError(
+                    path, f"key '{_short_text(key)}' stands twice, in line {line} again"
+                )
+            found[key] = self.of(value_node, (*path, _short_text(key)))
         return {**merged, **found}
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> dict[object, object]:
@@ -133,13 +135,15 @@ class _Values:
         except yaml.YAMLError as problem:
             raise _RefusedError(path, f"is not valid YAML: {problem}") from problem
         except Exception as problem:  # what Python says of such text, in many kinds of errors
-            raise _RefusedError(path, f"is '{_shown(node.value)}', which is no {kind}") from problem
+            raise _RefusedError(
+                path, f"is '{_short_text(node.value)}', which is no {kind}"
+            ) from problem
         if isinstance(value, int) and value.bit_length() > _NUMBER_BITS:
             raise _RefusedError(path, f"is a number of more than {_NUMBER_BITS} bits")
         return value
 
 
-def _shown(value: object) -> str:
+def _short_text(value: object) -> str:
     text = str(value).encode("ascii", "backslashreplace").decode() if isinstance(value, str) else ""
     text = text or repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

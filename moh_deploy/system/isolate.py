@@ -155,7 +155,7 @@ def isolated(
         if (folder / _ANSWER).is_file():
             # Written by our own process, into a folder that no other user may write to.
             answer, error, exception = pickle.loads((folder / _ANSWER).read_bytes())
-        said, step = _text(folder / _SAID), _text(folder / _STEPS)
+        said, step = _read_text(folder / _SAID), _read_text(folder / _STEPS)
     return Outcome(answer, error, exception, return_code, said.strip(), step or None)
 
 
@@ -275,5 +275,5 @@ def _waited(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | 
             raise
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

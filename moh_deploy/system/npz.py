@@ -54,7 +54,7 @@ def read_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
         path: The file.
         error: What to raise if it cannot be read.
     """
-    return _read(path, error, _read_member)
+    return _read_members(path, error, _read_member)
 
 
 def map_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
@@ -62,7 +62,7 @@ def map_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
 
     As `read_npz`, except that check sums of mapped arrays are skipped. Compressed members are read.
     """
-    return _read(path, error, _map_member)
+    return _read_members(path, error, _map_member)
 
 
 def read_npy(path: Path, *, error: type[MoHDeployError]) -> Array:
@@ -80,7 +80,7 @@ def read_npy(path: Path, *, error: type[MoHDeployError]) -> Array:
         raise error(f"{path} cannot be read as an npy file: {problem}.") from problem
 
 
-def _read(
+def _read_members(
     path: Path,
     error: type[MoHDeployError],
     member: Callable[[zipfile.ZipFile, zipfile.ZipInfo], Array],

@@ -3,6 +3,9 @@
 Packages, engine directories and bundles are sealed. Opening one compares the digests.
 """
 
+import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +61,14 @@ class SealedDirectory:
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.root.rglob("*") if path.is_file())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file that is never changed in place at another one, without a copy if the disk can."""
+    # Who makes the result writable must not make a source writable that is to stay as it is.
+    if os.access(source, os.W_OK):
+        with suppress(OSError):
+            # A hard link takes neither time nor room.
+            os.link(source.resolve(), target)
+            return
+    shutil.copyfile(source, target)

@@ -246,17 +246,6 @@ def is_hidden_name(name: str) -> bool:
     return _HIDDEN.fullmatch(name) is not None
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file that is never changed in place at another one, without a copy if the disk can."""
-    # Who makes the result writable must not make a source writable that is to stay as it is.
-    if os.access(source, os.W_OK):
-        with suppress(OSError):
-            # A hard link takes neither time nor room.
-            os.link(source.resolve(), target)
-            return
-    shutil.copyfile(source, target)
-
-
 def sync_file(path: Path) -> None:
     """Return once the file's content has reached the disk."""
     with path.open("rb") as file:

@@ -87,7 +87,14 @@ def describe_error(error: BaseException) -> str:
 
 def _forget_namesakes(roots: Sequence[Path]) -> None:
     try:
-        names = {entry.stem for root in roots for entry in root.iterdir() if _is_importable(entry)}
+        # Modules, and packages at their top. Unlike `Path.is_file`, `os.path.isfile` never raises
+        # where a directory may not be entered.
+        names = {
+            entry.stem
+            for root in roots
+            for entry in root.iterdir()
+            if entry.suffix == ".py" or os.path.isfile(entry / "__init__.py")
+        }
     except OSError as error:
         raise ConfigError(f"code directory cannot be read: {error}.") from error
     # A user's `random.py` must not make Python forget its own; torch cannot be imported twice.
@@ -98,12 +105,6 @@ def _forget_namesakes(roots: Sequence[Path]) -> None:
             stale = [m for m in sys.modules if m == name or m.startswith(f"{name}.")]
             for module_name in stale:
                 del sys.modules[module_name]
-
-
-def _is_importable(entry: Path) -> bool:
-    """Tell whether an entry of a code directory is a module, or a package at its top."""
-    # Unlike `Path.is_file`, this never raises where a directory may not be entered.
-    return entry.suffix == ".py" or os.path.isfile(entry / "__init__.py")
 
 
 def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleType:

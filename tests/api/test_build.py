@@ -322,11 +322,16 @@ def test_a_plain_engine_runs_by_attention_of_tensorrt(
     )
     assert report.status == "built"
     assert report.notes == ()
+    not_fused = {
+        "blocks.0.attention": "MoHAggregatedAttention is more than scaled dot-product attention",
+        # Of windows, in float32; queries are float16 here.
+        "blocks.1.attention": "its mask is of another dtype than its queries",
+    }
     for layer in report.layers:
-        aggregated = form == "vit" and layer.path == "blocks.0.attention"
-        assert layer.moh_impl == ("function" if aggregated else "fused")
+        why = not_fused[layer.path] if form == "vit" else None
+        assert layer.moh_impl == ("fused" if why is None else "function")
         assert layer.reason == "a plain engine was asked for"
-        assert aggregated or "not measured" in (layer.decision or "")
+        assert (why or "not measured") in (layer.decision or "")
 
 
 @nightly

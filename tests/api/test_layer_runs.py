@@ -11,7 +11,7 @@ import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.onnxruntime.session import Placement
 from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.compare.verify_runs import Way, prove

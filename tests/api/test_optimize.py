@@ -235,6 +235,19 @@ def test_interrupted_search_goes_on_where_it_was(
 
 
 @nightly
+def test_too_few_samples_give_the_float32_package(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    few = Given(given.model, tmp_path / "few.npz", tmp_path / "labels.npy")
+    write_npz(few.inputs, {"x": np.load(given.inputs)["x"][:20]})
+    np.save(few.labels, np.load(given.labels)[:20])
+    report = few.optimize(tmp_path / "fast", Meter(), monkeypatch)
+    assert OnnxPackage.open(tmp_path / "fast").manifest.precision == "float32"
+    assert [item.verdict for item in report.proofs[0].accuracy] == ["cannot tell"]
+    assert "20 samples are too few to tell" in report.to_markdown()
+
+
+@nightly
 @pytest.mark.parametrize("changed", ["model", "inputs", "within", "code"])
 def test_stage_is_done_again_where_what_it_rests_on_has_changed(
     changed: str, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

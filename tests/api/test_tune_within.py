@@ -22,11 +22,12 @@ from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune import contests
 from moh_deploy.perf.tune.contests import CONTEST, Differs
-from moh_deploy.perf.tune.quality import QualityCheck
+from moh_deploy.perf.tune.quality import Quality, QualityCheck
 from moh_deploy.perf.tune.report import SearchReport, Tried
 from moh_deploy.runtime.openvino import extension
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import write_npz
+from moh_deploy.validate.accuracy.metric_parity import ChangedSample
 from tests import small_moh
 from tests.kernel_library import required_library
 
@@ -322,20 +323,55 @@ def test_parity_is_judged_on_the_users_inputs(
     assert (of(report, INT8).ending, of(report, INT8).reason) == ("not good", "output 'y' differs.")
 
 
-def test_too_few_samples_are_told_before_anything_is_made(
-    package: OnnxPackage, tmp_path: Path, asked: list[str]
-):
-    write_npz(tmp_path / "x.npz", {"x": np.ones((10, 7, 8), np.float32)})
-    with pytest.raises(ValidationError, match="float32 package itself cannot be shown"):
-        searched(
-            package,
-            None,
+@dataclass(frozen=True)
+class Few:
+    """Ten samples, too few for any interval."""
+
+    package: OnnxPackage
+    inputs: Path
+
+    def searched(self, output: Path | None) -> SearchReport:
+        return searched(
+            self.package,
+            output,
             Meter({}),
             within="top-1 >= 0.9 * reference",
-            inputs=[tmp_path / "x.npz"],
+            inputs=[self.inputs],
             labels=np.zeros((10, 7), np.int64),
         )
+
+
+@pytest.fixture
+def few(package: OnnxPackage, tmp_path: Path) -> Few:
+    x = np.random.default_rng(1).standard_normal((10, 7, 8)).astype(np.float32)
+    write_npz(tmp_path / "x.npz", {"x": x})
+    return Few(package, tmp_path / "x.npz")
+
+
+def test_too_few_samples_leave_float32_and_nothing_else_is_made(
+    few: Few, tmp_path: Path, asked: list[str]
+):
+    report = few.searched(tmp_path / "fast")
+    assert OnnxPackage.open(tmp_path / "fast").manifest.precision == "float32"
     assert not asked
+    unknown = of(report, INT8)
+    assert (unknown.ending, unknown.timed) == ("not good", None)
+    assert "it cannot be judged: top-1 went from" in str(unknown.reason)
+    assert "10 samples are too few to tell, at least 30 are needed" in str(unknown.reason)
+    assert "samples are too few to judge other precisions: top-1" in report.to_markdown()
+
+
+def test_sample_that_is_lost_among_few_is_refused(few: Few, monkeypatch: pytest.MonkeyPatch):
+    def losing(check: QualityCheck, runner: object) -> Quality:
+        found = judge(check, runner)
+        (metric,) = found.accuracy
+        lost = replace(metric, changed=(ChangedSample(0, "x.npz[0]", 1.0, 0.0),))
+        return replace(found, accuracy=(lost,))
+
+    judge = QualityCheck.judge
+    monkeypatch.setattr(QualityCheck, "judge", losing)
+    with pytest.raises(ValidationError, match="float32 package itself does not meet the condition"):
+        few.searched(None)
 
 
 def test_runtime_that_is_asked_for_has_to_be_there(package: OnnxPackage):

@@ -116,8 +116,12 @@ def decoder(mask: str = MASKED, layer: str = LAYER, *, with_mask: bool = True) -
 
 
 def _bodies(model: ir.Model) -> None:
-    # Nothing infers the type of a node without a body, and no body is chosen without types.
+    # Nothing infers the type of a node without a body, and no body is chosen without types. Nor is
+    # it inferred that there are as many places as new tokens; exporters write it down.
     for node in model.graph:
+        if node.name == "x":
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            node.outputs[0].shape = ir.Shape(["batch", "seq", WIDTH])
         if node.domain == "moh":
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             node.outputs[0].shape = ir.Shape(["batch", HEADS, "seq", HEAD_DIM])

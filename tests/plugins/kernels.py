@@ -14,7 +14,7 @@ from moh_deploy.ops.cases import Case, find_mismatch, numpy_dtype
 from moh_deploy.ops.onnx_schema import ELEMENT_TYPES
 from moh_deploy.runtime import kernel_use as ort_kernels
 from moh_deploy.runtime.layer_runs import LayerImpl
-from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.onnxruntime.session import Placement
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.kernel_library import required_library
 from tests.ops.case_models import case_model, named_inputs

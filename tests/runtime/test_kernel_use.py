@@ -22,11 +22,10 @@ from moh_deploy.runtime import kernel_use as ort_kernels
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS, Kernels
 from moh_deploy.runtime.layer_runs import LayerImpl
-from moh_deploy.runtime.onnxruntime import placement as ort_placement
 from moh_deploy.runtime.onnxruntime import session as backend
-from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.onnxruntime import session as ort_session
 from moh_deploy.runtime.onnxruntime.runner import OrtRunner
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.onnxruntime.session import Placement, open_session
 from moh_deploy.system.npz import Array
 from tests.handmade_package import model, vectors, write_package
 from tests.kernel_library import required_library, without_library
@@ -334,13 +333,13 @@ def as_session(*nodes: FakeNode) -> ort.InferenceSession:
 
 
 def test_node_that_the_session_kept_runs_on_a_kernel(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(ort_placement, "_reports_assignment", lambda: True)
+    monkeypatch.setattr(ort_session, "_reports_assignment", lambda: True)
     session = as_session(FakeNode("a", "moh"), FakeNode("b", ""))
     assert Placement(["a", "b"], tmp_path).read(session) == {"a": "kernel", "b": "function"}
 
 
 def test_node_that_the_written_model_kept_runs_on_a_kernel(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(ort_placement, "_reports_assignment", lambda: False)
+    monkeypatch.setattr(ort_session, "_reports_assignment", lambda: False)
     kept = [
         helper.make_node("MoHAttention", ["x"], ["y"], name="a", domain="moh"),
         helper.make_node("Mul", ["y", "y"], ["z"], name="b"),
@@ -356,7 +355,7 @@ def test_node_that_the_written_model_kept_runs_on_a_kernel(tmp_path: Path, monke
 def test_older_runtime_that_writes_its_model_out_gives_the_same_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimize: bool, external_data: bool
 ):
-    monkeypatch.setattr(ort_placement, "_reports_assignment", lambda: False)
+    monkeypatch.setattr(ort_session, "_reports_assignment", lambda: False)
     package = write_package(tmp_path / "package", external_data=external_data)
     told: dict[str, LayerImpl] = {}
     choices: tuple[Kernels, ...] = ("off", "auto")

@@ -133,7 +133,7 @@ def compare(
             timed = timed_inputs(found.base, samples.data, file.plan.sizes)
         if ray is not None:
             check_ray(file.plan.threads, samples.metrics)
-        kept = None if keep_scores is None else _kept(Path(keep_scores))
+        kept = None if keep_scores is None else _score_directory(Path(keep_scores))
     with ExitStack() as stack:
         # Other machines can read what is made, if they have to.
         if kept is not None and ray is not None:
@@ -182,7 +182,7 @@ def new_plan(output: Path | str) -> Path:
     return path
 
 
-def _kept(directory: Path) -> Path:
+def _score_directory(directory: Path) -> Path:
     """Make the directory where scores are kept, if it is not there, and write to it once."""
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -114,11 +114,11 @@ def read_decided(path: Path) -> Decided:
             " decision.",
             hint="Price the decision as it was printed, or run `moh-deploy compare` again.",
         )
-    _check(found, path)
+    _check_decision(found, path)
     return found
 
 
-def _check(found: Decided, path: Path) -> None:
+def _check_decision(found: Decided, path: Path) -> None:
     if found.reference not in [decided_alternative.name for decided_alternative in found.served]:
         raise ConfigError(
             f"{path}: reference is '{found.reference}', which is no alternative of it."

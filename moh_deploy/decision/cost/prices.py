@@ -273,10 +273,10 @@ def read_traffic(path: Path, dims: Sequence[str], *, days: float | None = None) 
             place = f"{path}, line {rows.line_num}"
             if None in row or None in row.values():
                 raise ConfigError(f"{place}: has another number of values than the header.")
-            sizes = tuple(_whole(row[name], name, place, least=1) for name in dims)
+            sizes = tuple(_whole_number(row[name], name, place, least=1) for name in dims)
             if is_log:
                 stamps.append(_seconds(row["timestamp"], place))
-            counted[sizes] += 1 if is_log else _whole(row["count"], "count", place, least=0)
+            counted[sizes] += 1 if is_log else _whole_number(row["count"], "count", place, least=0)
     except csv.Error as problem:
         raise ConfigError(f"{path}, line {rows.line_num}: is no CSV: {problem}.") from None
     total = sum(counted.values())
@@ -321,7 +321,7 @@ def _check_columns(columns: Sequence[str], dims: Sequence[str], path: Path) -> b
     return "timestamp" in columns
 
 
-def _whole(text: str, name: str, place: str, *, least: int) -> int:
+def _whole_number(text: str, name: str, place: str, *, least: int) -> int:
     text = text.strip()
     number = int(text) if text.isdecimal() and len(text) <= 15 else -1
     if number < least:

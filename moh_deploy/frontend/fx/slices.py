@@ -96,7 +96,7 @@ def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) ->
         if step is not None:
             trail.append((*step, fixed))
             continue
-        whole = _whole(current, known)
+        whole = _containing_tensor(current, known)
         if whole is None:
             break
         source, source_layout, axis, index = whole
@@ -119,7 +119,7 @@ def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Pi
     return trail
 
 
-def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
+def _containing_tensor(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
     """Return the tensor that an equal part is an entry of, along one more axis."""
     part = read_slice(node)
     if part is None:

@@ -312,17 +312,17 @@ def _nested(given: Mapping[str, object]) -> dict[str, object]:
         if last in target:
             raise ConfigError(f"input '{name}' is given twice, or others lead into it.")
         target[last] = value
-    return {name: _joined(value, name) for name, value in tree.items()}
+    return {name: _without_branches(value, name) for name, value in tree.items()}
 
 
 class _Branch(dict[str, object]):
     """What paths lead into, and no dict that was given."""
 
 
-def _joined(value: object, path: str) -> object:
+def _without_branches(value: object, path: str) -> object:
     if not isinstance(value, _Branch):
         return value
-    items = {key: _joined(item, f"{path}.{key}") for key, item in value.items()}
+    items = {key: _without_branches(item, f"{path}.{key}") for key, item in value.items()}
     if not all(key.isdecimal() for key in items):
         return items
     missing = [str(index) for index in range(len(items)) if str(index) not in items]

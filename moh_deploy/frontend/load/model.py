@@ -15,11 +15,12 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
+from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.containers import built, without_classes
 from moh_deploy.frontend.load.decoder import Decoder, make_decoder
 from moh_deploy.frontend.load.model_directory import ModelDirectory
 from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal
-from moh_deploy.package import Call, CallArgument, Manifest
+from moh_deploy.package import Call, CallArgument, Manifest, TensorInfo
 from moh_deploy.package.interface import mask_name
 
 CheckpointForm = Literal[
@@ -54,6 +55,13 @@ class ModelInput:
             axis: DimExpr.parse(text, place=f"axis {axis} of input '{self.name}'")
             for axis, text in self.dims.items()
         }
+
+    @property
+    def info(self) -> TensorInfo:
+        """What a package says of it."""
+        named = {axis: str(dim) for axis, dim in self.parsed_dims.items()}
+        shape = tuple(named.get(axis, size) for axis, size in enumerate(self.value.shape))
+        return TensorInfo(self.name, dtype_name(self.value.dtype), shape)
 
 
 def example_sizes(inputs: Sequence[ModelInput]) -> dict[str, int]:

@@ -171,7 +171,7 @@ def read_written_slices(graph: Graph) -> None:
         elif op(node) == "copy" and _is_alike(node, cast(Node, node.args[1])):
             let_read(node, cast(Node, node.args[1]))
         elif op(node) == "slice_scatter":
-            let_read(node, _read(GraphBuilder(graph, node), node))
+            let_read(node, _read_instead(GraphBuilder(graph, node), node))
 
 
 def _is_alike(a: Node, b: Node) -> bool:
@@ -180,7 +180,7 @@ def _is_alike(a: Node, b: Node) -> bool:
     return shape(a) == shape(b) and strides[0] == strides[1] and tensor(a).dtype == tensor(b).dtype
 
 
-def _read(builder: GraphBuilder, node: Node) -> Node:
+def _read_instead(builder: GraphBuilder, node: Node) -> Node:
     """Return what to read in place of a write into a slice: a product, or the write itself.
 
     ONNX writes into rows of the first axis only, so exporters bring an axis there and back: then it

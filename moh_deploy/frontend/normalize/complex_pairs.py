@@ -100,14 +100,14 @@ class _Pairs:
             return cast(Node, given[0])
         if name == "complex":
             real, imaginary = cast(Node, given[0]), cast(Node, given[1])
-            return _joined(real, imaginary, build) if shape(real) == shape(imaginary) else None
+            return _as_pair(real, imaginary, build) if shape(real) == shape(imaginary) else None
         if name == "polar":
             size, angle = cast(Node, given[0]), cast(Node, given[1])
             cosine, sine = (
                 build.call(aten.mul.Tensor, size, build.call(function, angle))
                 for function in (aten.cos.default, aten.sin.default)
             )
-            return _joined(cosine, sine, build)
+            return _as_pair(cosine, sine, build)
         if name == "mul":
             return self._product(given, build)
         operands = [group for group in given if isinstance(group, Node) and is_tensor(group)]
@@ -123,7 +123,7 @@ class _Pairs:
             return build.call(_ELEMENTWISE[name], *pairs)
         if name == "conj":
             real, imaginary = _parts(first, build)
-            return _joined(real, build.call(aten.neg.default, imaginary), build)
+            return _as_pair(real, build.call(aten.neg.default, imaginary), build)
         if name in ("view", "reshape", "unsafe_view", "expand"):
             target = aten.expand.default if name == "expand" else aten.reshape.default
             return build.call(target, first, [*cast(Sequence[object], given[1]), 2])
@@ -151,7 +151,7 @@ class _Pairs:
         def times(first: Node, second: Node) -> Node:
             return build.call(aten.mul.Tensor, first, second)
 
-        return _joined(
+        return _as_pair(
             build.call(aten.sub.Tensor, times(a, c), times(b, d)),
             build.call(aten.add.Tensor, times(a, d), times(b, c)),
             build,
@@ -182,5 +182,5 @@ def _parts(pairs: Node, build: GraphBuilder) -> tuple[Node, Node]:
     )
 
 
-def _joined(real: Node, imaginary: Node, build: GraphBuilder) -> Node:
+def _as_pair(real: Node, imaginary: Node, build: GraphBuilder) -> Node:
     return build.call(aten.stack.default, [real, imaginary], -1)

@@ -199,7 +199,7 @@ def _attention(builder: GraphBuilder, first: Node, given: Arguments) -> Node | N
     return _same(builder, first, {**given, **operands, "attn_mask": mask})
 
 
-def _joined(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+def _concatenated(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     operands, dim = cast(Sequence[Stacked], given["tensors"]), given["dim"]
     heads = next(int(shape(operand.node)[0]) for operand in operands if operand.by_head)
     nodes = [for_each_head(builder, operand, heads) for operand in operands]
@@ -263,7 +263,7 @@ _RULES: Mapping[str, Rule] = {
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("cat", "stack"), _joined),
+    **dict.fromkeys(("cat", "stack"), _concatenated),
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     **dict.fromkeys(("softmax", "unsqueeze", "squeeze", "unflatten"), _along("dim")),
     **dict.fromkeys(("mean", "sum", "amax", "safe_softmax"), _along("dim")),

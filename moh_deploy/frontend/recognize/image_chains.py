@@ -105,7 +105,7 @@ class Elementwise:
 ImageOp: TypeAlias = Depthwise | Pointwise | BlockMean | Elementwise
 
 
-def _read(node: Node, image: Image, *, is_image: bool) -> ImageOp | None:
+def _read_image_op(node: Node, image: Image, *, is_image: bool) -> ImageOp | None:
     """Read an operator on an image; None where it needs more than tokens.
 
     Args:
@@ -251,7 +251,7 @@ class _Walk:
             layout = None if casts(node) else forward(node, self._layout)
             self._layout = layout or self._layout
             return layout is not None
-        step = _read(node, image, is_image=same(self._layout, image.layout))
+        step = _read_image_op(node, image, is_image=same(self._layout, image.layout))
         if step is not None and not isinstance(step, Elementwise):
             self._layout = step.image.layout
         last = self._steps[-1] if self._steps else None

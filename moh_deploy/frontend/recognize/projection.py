@@ -58,11 +58,11 @@ def read_projection(node: Node, stored: Stored) -> Projection | None:
     Args:
         stored: Tells whether a node's value is known before the model runs.
     """
-    found = _read(node, stored) if is_tensor(node) else None
+    found = _read_projection(node, stored) if is_tensor(node) else None
     return found if found is not None and _is_plain(found) else None
 
 
-def _read(node: Node, stored: Stored) -> Projection | None:
+def _read_projection(node: Node, stored: Stored) -> Projection | None:
     name = op(node)
     if name in ("linear", "addmm"):
         return _with_own_bias(node, stored)
@@ -107,7 +107,11 @@ def _sum(node: Node, stored: Stored) -> Projection | None:
             continue
         if not stored(bias) or len(product.users) != 1 or op(product) == "add":
             continue
-        found = _read(product, stored) if is_tensor(product) and not stored(product) else None
+        found = (
+            _read_projection(product, stored)
+            if is_tensor(product) and not stored(product)
+            else None
+        )
         if found is not None and found.bias is None and shape(product) == shape(node):
             return Projection(node, found.product, bias)
     return None

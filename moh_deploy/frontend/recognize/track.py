@@ -24,11 +24,7 @@ from moh_deploy.frontend.fx.contraction import Contraction, contraction
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.fused import read_fused
-from moh_deploy.frontend.recognize.cores.softmax import (
-    ReadConstant,
-    ScoreReader,
-    zeroed,
-)
+from moh_deploy.frontend.recognize.cores.softmax import ReadConstant, ScoreReader, zeroed
 from moh_deploy.frontend.recognize.layer import Core, HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
 

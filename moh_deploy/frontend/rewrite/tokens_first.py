@@ -109,7 +109,7 @@ class Reorderer:
         # Rotary embeddings: x * cos + rotate_half(x) * sin commutes with a transposition of heads
         # and tokens, if x and cos, sin are read transposed. Cos and sin may have no heads at all.
         layout = _arranged(source.layout, order)
-        wanted = [flat(_read(source, layout, reading)) for source in reading.sources]
+        wanted = [flat(_wanted_layout(source, layout, reading)) for source in reading.sources]
         return _NONE.union(*map(self.moves, reading.sources, wanted))
 
     def build(self, operand: Operand, order: Dim) -> Operand:
@@ -137,7 +137,7 @@ class Reorderer:
         assert reading is not None
         moved: dict[Node, Node] = {}
         for operand in reading.sources:
-            wanted = _read(operand, layout, reading)
+            wanted = _wanted_layout(operand, layout, reading)
             built = self.build(operand, flat(wanted))
             moved[operand.node] = self._aligned(built, wanted, expand=reading.suffix is not None)
         call, key = called(source.node), tuple(moved.values())
@@ -212,7 +212,7 @@ def _arranged(layout: Layout, order: Dim) -> Layout:
     )
 
 
-def _read(source: Operand, layout: Layout, reading: Reading) -> Layout:
+def _wanted_layout(source: Operand, layout: Layout, reading: Reading) -> Layout:
     """The layout in which an operator whose result has `layout` wants a source."""
     if reading.suffix is None:
         present = set(flat(source.layout))

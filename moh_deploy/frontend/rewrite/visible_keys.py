@@ -55,8 +55,8 @@ def insert_ranges(
         firsts.append(first_of)
         if structure.end != CAUSAL:
             ends.append(end_of)
-    first = _joined(builder, aten.maximum.default, firsts)
-    last = _joined(builder, aten.minimum.default, ends)
+    first = _reduced(builder, aten.maximum.default, firsts)
+    last = _reduced(builder, aten.minimum.default, ends)
     if first is None:
         assert last is not None
         first = builder.call(aten.zeros_like.default, last)
@@ -65,7 +65,7 @@ def insert_ranges(
     return builder.call(aten.stack.default, [first, last], -1)
 
 
-def _joined(builder: GraphBuilder, target: object, nodes: Sequence[Node]) -> Node | None:
+def _reduced(builder: GraphBuilder, target: object, nodes: Sequence[Node]) -> Node | None:
     if not nodes:
         return None
     return reduce(lambda a, b: builder.apply(target, {"0": a, "1": b}), nodes)

@@ -161,7 +161,7 @@ def _squeeze(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) ->
     given, axes = _inputs(value, 2)
     is_squeezed = _node(value).op_type == "Squeeze"
     rank = len(dims_of(given if is_squeezed else value))
-    moved = {number % rank for number in _stored(axes, value)}
+    moved = {number % rank for number in _stored_numbers(axes, value)}
     left = [number for number in range(rank) if number not in moved]
     own = left[axis] if is_squeezed else left.index(axis)
     return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), axes])
@@ -184,18 +184,20 @@ def _slice(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> i
     given, starts, ends, *rest = _node(value).inputs
     assert given is not None
     rank = len(dims_of(value))
-    first = _stored(starts, value)
+    first = _stored_numbers(starts, value)
     axes = (
-        [number % rank for number in _stored(rest[0], value)] if rest and rest[0] else range(rank)
+        [number % rank for number in _stored_numbers(rest[0], value)]
+        if rest and rest[0]
+        else range(rank)
     )
     places = [place for place, number in enumerate(axes[: len(first)]) if number == axis]
     if not places:
         source = narrowing.narrowed(given, axis, kept)
         return narrowing.again(value, axis, kept, [source, starts, ends, *rest])
-    steps = _stored(rest[1], value) if len(rest) > 1 and rest[1] else [1] * len(first)
+    steps = _stored_numbers(rest[1], value) if len(rest) > 1 and rest[1] else [1] * len(first)
     (at,) = places
     size = axis_size(given, axis)
-    entries = range(size)[slice(first[at], _stored(ends, value)[at], steps[at])]
+    entries = range(size)[slice(first[at], _stored_numbers(ends, value)[at], steps[at])]
     if steps[at] < 0:
         raise NotNarrowedError(f"'{value.name}' is in another order than what it is sliced from")
     return narrowing.narrowed(given, axis, tuple(entries[entry] for entry in kept))
@@ -240,7 +242,7 @@ def _reduction(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) 
     given, *axes = _node(value).inputs
     assert given is not None
     rank = len(dims_of(given))
-    listed = _stored(axes[0], value) if axes and axes[0] else _numbers(value, "axes")
+    listed = _stored_numbers(axes[0], value) if axes and axes[0] else _numbers(value, "axes")
     gone = {number % rank for number in listed} or set(range(rank))
     left = range(rank) if _number(value, "keepdims", 1) else sorted({*range(rank)} - gone)
     own = left[axis]
@@ -307,7 +309,7 @@ def _inputs(value: ir.Value, count: int) -> list[ir.Value]:
     return inputs
 
 
-def _stored(given: ir.Value | None, value: ir.Value) -> list[int]:
+def _stored_numbers(given: ir.Value | None, value: ir.Value) -> list[int]:
     """Return what an input holds that says which entries there are."""
     array = constant(given)
     if array is None:

@@ -1,8 +1,9 @@
 """Judge whether a package in lower precision is still good: on samples, beside the float32 one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -122,6 +123,21 @@ class Quality:
     def good(self) -> bool:
         """Tell whether every condition holds."""
         return not self.failed
+
+    @property
+    def too_few(self) -> str | None:
+        """Why only an equal package can be judged, as samples are too few; None if any can."""
+        return next((str(m.reason) for m in self.accuracy if m.verdict == "cannot tell"), None)
+
+    def of_equal(self) -> Self:
+        """Return the same of a package that recorded runs have shown to be equal.
+
+        If every sample scores as in the reference, too few of them are no failure.
+        """
+        same = [
+            str(m.reason) for m in self.accuracy if m.verdict == "cannot tell" and not m.changed
+        ]
+        return replace(self, failed=tuple(reason for reason in self.failed if reason not in same))
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,7 @@ from moh_deploy.config.dtypes import RUNTIMES, Runtime
 from moh_deploy.perf import choices_text
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.quality import Quality
-from moh_deploy.report.document import (
-    IN_TERMINAL,
-    NOT_TERMINAL,
-    Block,
-    Cell,
-    Column,
-    Document,
-    Status,
-    Table,
-    Text,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.report import HIDDEN, Report, count, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import reasons
@@ -115,11 +105,11 @@ class SearchReport(Report):
     tried: tuple[Tried, ...]
     kernels: KernelUse
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return what it says."""
         judged = [way.quality for way in self.tried if way.quality is not None]
         metrics = list(dict.fromkeys(x.metric for quality in judged for x in quality.accuracy))
-        columns: tuple[Column | str, ...] = (
+        columns: tuple[doc.Column | str, ...] = (
             "candidate",
             "",
             "#ms",
@@ -127,26 +117,29 @@ class SearchReport(Report):
             "of",
             "#other heads",
             *(f"#{name}" for name in metrics),
-            Column("why not", NOT_TERMINAL, "long"),
+            doc.Column("why not", doc.NOT_TERMINAL, "long"),
         )
         at = "; ".join(map(choices_text.sizes_text, self.sizes))
         threads = "" if self.threads is None else f", {count(self.threads, 'thread')}"
         title = f"tried, {self.clock} time of a run{threads}, at {at}"
-        # What was never beaten has no rival: its time is what others were measured against.
-        known = {way.timed.rival: way.timed.rival_ms for way in self.tried if way.timed is not None}
-        rows = [_row(way, metrics, known.get(way.way.name)) for way in self.tried]
         chosen = next(way for way in self.tried if way.ending == "chosen")
+        ms = _comparable_ms(chosen, self.tried)
+        rows = [_row(way, metrics, ms.get(way.way.name)) for way in self.tried]
         # A terminal folds words in narrow columns, and a reason may hold a command to copy.
         reasons = [
-            Text(f"{way.way.name}: {way.reason}", shown=IN_TERMINAL, is_whole=True)
+            doc.Text(f"{way.way.name}: {way.reason}", shown=doc.IN_TERMINAL, is_whole=True)
             for way in self.tried
             if way.reason is not None
         ]
         answer = f"chosen: {chosen.way.name}, on {self.machine}"
         if chosen.timed is not None:
             answer += f"; {chosen.timed.sentence()}"
-        blocks: tuple[Block, ...] = (Text(answer, True), Table(title, columns, rows), *reasons)
-        return Document("tune", blocks, findings=tuple(self._lines(chosen)))
+        blocks: tuple[doc.Block, ...] = (
+            doc.Text(answer, True),
+            doc.Table(title, columns, rows),
+            *reasons,
+        )
+        return doc.Document("tune", blocks, findings=tuple(self._lines(chosen)))
 
     def _lines(self, chosen: Tried) -> Iterator[str]:
         yield f"asked for: {'; '.join(self.within)}"
@@ -155,12 +148,32 @@ class SearchReport(Report):
                 name, samples = metric.metric, count(metric.samples, "sample")
                 value, reference = shown(name, metric.package), shown(name, metric.reference)
                 yield f"{name} is {value}, {reference} in {metric.against}, on {samples}"
+            if chosen.quality.too_few is not None:
+                yield f"samples are too few to judge other precisions: {chosen.quality.too_few}"
         yield self.kernels.describe()
         written = self.output
         yield f"written to {written}" if written is not None else "dry run: nothing was written"
 
 
-def _row(way: Tried, metrics: Sequence[str], ms: float | None) -> tuple[Cell, ...]:
+def _comparable_ms(chosen: Tried, tried: Sequence[Tried]) -> dict[str, float]:
+    """Return the milliseconds of each candidate that was timed, by the chosen one's and ratios.
+
+    Each ratio is of turns with one rival. Measured milliseconds of different turns do not divide:
+    the processor's clock and its other work change in between.
+    """
+    if chosen.timed is not None:
+        ms = {chosen.way.name: chosen.timed.ms}
+    else:  # never beaten, so it has no rival, and is that of others
+        timed = [way.timed for way in tried if way.timed is not None]
+        ms = {of.rival: of.rival_ms for of in timed if of.rival == chosen.way.name}
+    for _ in tried:  # a rival may stand behind those that were timed against it
+        for way in tried:
+            if way.timed is not None and way.timed.rival in ms:
+                ms.setdefault(way.way.name, way.timed.ratio.value * ms[way.timed.rival])
+    return ms
+
+
+def _row(way: Tried, metrics: Sequence[str], ms: float | None) -> tuple[doc.Cell, ...]:
     timed, quality = way.timed, way.quality
     times = None
     if timed is not None:
@@ -172,8 +185,8 @@ def _row(way: Tried, metrics: Sequence[str], ms: float | None) -> tuple[Cell, ..
     )
     return (
         way.way.name,
-        Status(way.ending, True if way.ending == "chosen" else None),
-        ms if timed is None else timed.ms,
+        doc.Status(way.ending, True if way.ending == "chosen" else None),
+        ms,
         times,
         None if timed is None else timed.rival,
         flips,
@@ -259,9 +272,9 @@ class TuneReport(Report):
     def _dense_at(self) -> tuple[Mapping[str, int], ...]:
         return tuple(self.tuning.sizes[index] for index in self.dense_was_faster)
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return what it says."""
-        columns: list[Column | str] = ["layer", "was", "is", *choices_text.ms_columns()]
+        columns: list[doc.Column | str] = ["layer", "was", "is", *choices_text.ms_columns()]
         tuning, title = self.tuning, "layers"
         if tuning.source != "given":
             several = ", mean as the inputs weigh" if len(tuning.sizes) > 1 else ""
@@ -269,10 +282,10 @@ class TuneReport(Report):
             threads = choices_text.threads_text(tuning)
             title += f", {tuning.clock} time of a run{several}, {threads}, at {sizes}"
         rows = list(map(self._row, range(len(self.layers))))
-        table = Table(title, [*columns, "#gain", "#predicted gain"], rows)
-        return Document(
+        table = doc.Table(title, [*columns, "#gain", "#predicted gain"], rows)
+        return doc.Document(
             "tune",
-            (Text(self._answer()), table),
+            (doc.Text(self._answer()), table),
             findings=tuple(self._lines()),
             warning=self.kernels.warning,
         )
@@ -302,7 +315,7 @@ class TuneReport(Report):
             undecided=layer.path in self.tuning.undecided,
         )
 
-    def _row(self, index: int) -> tuple[Cell, ...]:
+    def _row(self, index: int) -> tuple[doc.Cell, ...]:
         layer, ms = self.layers[index], choices_text.measured_ms(self.tuning, index)
         choices = pkg.choice_text(self.before[index]), pkg.choice_text(layer)
         return (

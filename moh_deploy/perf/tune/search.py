@@ -19,7 +19,7 @@ from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import Best, Contests, ended_by, folder_of
 from moh_deploy.perf.tune.quality import Quality
-from moh_deploy.perf.tune.report import RuntimePrecision, Timed, Tried
+from moh_deploy.perf.tune.report import FLOAT32, RuntimePrecision, Timed, Tried
 from moh_deploy.system.bounded_file import read_bytes
 from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
 from moh_deploy.system.progress import Progress
@@ -65,7 +65,7 @@ class Search:
             before: Called before each way is tried, with it, and with None at the end.
 
         Raises:
-            ValidationError: Not even the float32 package can be shown to meet the conditions.
+            ValidationError: Not even the float32 package meets the conditions.
         """
         known = {row.way for row in self.tried} | ({self.best.way} if self.best else set())
         for way in (way for way in self.ways if way not in known):
@@ -73,6 +73,11 @@ class Search:
             self._remove_beaten()
             if self.best is None:
                 self.best = self.contests.first(way)
+                continue
+            too_few = self.best.quality.too_few
+            if too_few is not None and way.precision != FLOAT32:
+                # What the float32 package itself cannot show, no other precision can.
+                self.tried.append(Tried(way, "not good", f"it cannot be judged: {too_few}"))
                 continue
             challenger = self._challenge(way, self.best)
             if isinstance(challenger, Tried):

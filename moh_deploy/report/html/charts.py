@@ -40,7 +40,10 @@ def decades(values: Iterable[float], *, most_ticks: int = 6) -> Scale:
     step = math.ceil((last - first) / (most_ticks - 1))
     span = last - first
     ticks = tuple(
-        Tick(round(100 * (power - first) / span, 2), _power(power))
+        Tick(
+            round(100 * (power - first) / span, 2),
+            f"{10.0**power:g}" if -3 <= power <= 3 else f"1e{power}",
+        )
         for power in range(first, last + 1, step)
     )
     return Scale(10.0**first, 10.0**last, ticks, is_log=True)
@@ -84,10 +87,6 @@ def _steps(low: float, high: float, most: int) -> list[float]:
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
     first, last = math.ceil(low / step), math.floor(high / step)
     return [number * step for number in range(first, last + 1)]
-
-
-def _power(power: int) -> str:
-    return f"{10.0**power:g}" if -3 <= power <= 3 else f"1e{power}"
 
 
 # Charts of time: how single runs are distributed, and quality against time.

@@ -11,20 +11,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from moh_deploy.report.document import (
-    About,
-    Cell,
-    Column,
-    Document,
-    Drawn,
-    HeatMap,
-    LoadRow,
-    MarginBin,
-    MarginHistogram,
-    Share,
-    Status,
-    Table,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.html import charts
 from moh_deploy.report.html.charts import Scale, Tick, decades
 from moh_deploy.report.report import count, number, share
@@ -68,39 +55,39 @@ class PageTable:
 
     caption: str
     id: str
-    columns: Sequence[Column]
+    columns: Sequence[doc.Column]
     # Cells of letters, with a colour, or drawn; None is a dash.
-    rows: Sequence[Sequence[str | Status | Track | None]]
+    rows: Sequence[Sequence[str | doc.Status | Track | None]]
     scale: charts.Scale | None
     drawn: int | None  # Which column holds them
 
 
-def page_table(table: Table) -> PageTable:
+def page_table(table: doc.Table) -> PageTable:
     """Lay out a table."""
     columns, rows = table.part("page")
-    cells = [cell for row in rows for cell in row if isinstance(cell, Drawn)]
+    cells = [cell for row in rows for cell in row if isinstance(cell, doc.Drawn)]
     scale = _scale(table, cells) if cells else None
     # Rows on a whole, such as a total, may have no drawn cell.
     places = (place for row in rows for place in enumerate(row))
-    drawn = next((index for index, cell in places if isinstance(cell, Drawn)), None)
-    shown = [[_shown(cell, scale) for cell in row] for row in rows]
+    drawn = next((index for index, cell in places if isinstance(cell, doc.Drawn)), None)
+    shown = [[_page_cell(cell, scale) for cell in row] for row in rows]
     return PageTable(table.caption, table.id, columns, shown, scale, drawn)
 
 
-def _shown(cell: Cell, scale: charts.Scale | None) -> str | Status | Track | None:
-    if isinstance(cell, Drawn):
+def _page_cell(cell: doc.Cell, scale: charts.Scale | None) -> str | doc.Status | Track | None:
+    if isinstance(cell, doc.Drawn):
         assert scale is not None
         return Track(cell.words, tuple(_marks(cell, scale)), scale)
-    if isinstance(cell, Share):
+    if isinstance(cell, doc.Share):
         return share(cell.value)
-    if cell is None or isinstance(cell, Status):
+    if cell is None or isinstance(cell, doc.Status):
         return cell
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     return number(cell) if isinstance(cell, float) else str(cell)
 
 
-def _scale(table: Table, cells: Sequence[Drawn]) -> charts.Scale:
+def _scale(table: doc.Table, cells: Sequence[doc.Drawn]) -> charts.Scale:
     """Return an axis that has room for every number of the cells."""
     if table.axis == "shares":
         return _SHARES
@@ -118,7 +105,7 @@ def _scale(table: Table, cells: Sequence[Drawn]) -> charts.Scale:
     return charts.round_numbers(min(finite), max(finite), is_log=False)
 
 
-def _marks(cell: Drawn, scale: charts.Scale) -> Iterator[Mark]:
+def _marks(cell: doc.Drawn, scale: charts.Scale) -> Iterator[Mark]:
     """Yield the shapes of a cell, the later above the earlier."""
     at = scale.at
     # NaN is not drawn as 0: the row has its limit, and the number in words.
@@ -144,7 +131,7 @@ HTML_FILE = FileKind.beginning_with(
 )
 
 
-def page(document: Document, about: About) -> str:
+def page(document: doc.Document, about: doc.About) -> str:
     """Return the text of a file."""
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     template = _environment().get_template("page.html")
@@ -212,7 +199,7 @@ class PageMargins:
     unexplained: int
 
 
-def page_margins(layers: Sequence[MarginHistogram]) -> list[PageMargins]:
+def page_margins(layers: Sequence[doc.MarginHistogram]) -> list[PageMargins]:
     """Return a chart of each layer, all on one axis."""
     every = [bin_ for layer in layers for bin_ in layer.bins]
     edges = [edge for bin_ in every for edge in (bin_.at_least, bin_.below)]
@@ -236,7 +223,7 @@ class _Axis:
         width = 100 - self.left - self.right
         return self.left + self.scale.at(value) * width / 100
 
-    def span(self, bin_: MarginBin) -> tuple[float, float]:
+    def span(self, bin_: doc.MarginBin) -> tuple[float, float]:
         """Return where a bar lies and how wide it is."""
         if bin_.at_least == 0:
             return 0.0, self.left - 2 * _GAP
@@ -258,7 +245,7 @@ class _Axis:
         return (*first, *free, *last)
 
 
-def _chart(layer: MarginHistogram, axis: _Axis) -> PageMargins:
+def _chart(layer: doc.MarginHistogram, axis: _Axis) -> PageMargins:
     most = max((bin_.tokens for bin_ in layer.bins), default=1)
     flips = max((bin_.explained + bin_.unexplained for bin_ in layer.bins), default=0) or 1
     tokens = sum(bin_.tokens for bin_ in layer.bins)
@@ -277,7 +264,7 @@ def _chart(layer: MarginHistogram, axis: _Axis) -> PageMargins:
     )
 
 
-def _bars(bin_: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
+def _bars(bin_: doc.MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
     """Return a bar of tokens, and flips that hang below it one behind the other."""
     x, width = (round(place, 2) for place in axis.span(bin_))
     where = f"margin {bin_.at_least:.2g} to {bin_.below:.2g}"
@@ -335,7 +322,7 @@ class HeatBlock:
 class PageMap:
     """A heat map on a page."""
 
-    content: HeatMap
+    content: doc.HeatMap
     blocks: tuple[HeatBlock, ...]
 
     @property
@@ -344,7 +331,7 @@ class PageMap:
         return any(block.routed.stop >= _WIDE_FROM for block in self.blocks)
 
 
-def page_map(content: HeatMap) -> PageMap:
+def page_map(content: doc.HeatMap) -> PageMap:
     """Lay out a map: rows with other heads begin another block."""
     blocks = []
     # Only neighbours share a block: layers stay in their order of execution.
@@ -366,7 +353,7 @@ def shade(share: float | None) -> Shade:
     return Shade(level, ">99" if 99 < percent < 100 else f"{percent:.0f}")
 
 
-def _cells(row: LoadRow) -> tuple[HeatCell, ...]:
+def _cells(row: doc.LoadRow) -> tuple[HeatCell, ...]:
     tokens, cells = row.tokens, []
     for got, reference in zip(row.got, row.reference, strict=True):
         cell = HeatCell(shade(got / tokens if tokens else None))

@@ -263,7 +263,7 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
         ConfigError: An option is not listed, or not for OpenVINO.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
-    _check(variant)
+    _check_variant(variant)
     import_openvino()
     import openvino as ov
 
@@ -291,7 +291,7 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
     )
 
 
-def _check(variant: Variant) -> None:
+def _check_variant(variant: Variant) -> None:
     """Refuse what OpenVINO has no word for: left out in silence it would be taken for done."""
     if not variant.optimize or variant.round_results:
         raise ConfigError(

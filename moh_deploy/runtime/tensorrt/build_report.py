@@ -1,14 +1,15 @@
-"""The report of `build`: the engine that was built, or would be."""
+"""The reports of `build`, on an engine that was or would be built, and of `inspect` on one."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from moh_deploy.errors import MoHDeployError
+from moh_deploy.package import TensorInfo
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.report import Report, si
-from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
+from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer, EngineManifest
 from moh_deploy.runtime.tensorrt.preflight import Rejection, refusal, rejection_reasons
 from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
 
@@ -56,7 +57,7 @@ class BuildReport(Report):
         blocks: list[Block] = [Text(self._verdict(), self.status != "refused"), Text(subject)]
         blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
-            blocks.append(layer_ways(self.layers))
+            blocks.append(_layer_ways(self.layers))
         blocks += map(Text, self.notes)
         blocks += (Text(line, is_whole=True) for line in self.tool_lines)
         return Document("build", tuple(blocks))
@@ -74,7 +75,7 @@ class BuildReport(Report):
         return f"BUILT {self.output} in {self.build_seconds:.1f} s ({size}; MoH layers: {layers})"
 
 
-def layer_ways(layers: Sequence[EngineLayer]) -> Table:
+def _layer_ways(layers: Sequence[EngineLayer]) -> Table:
     """Return what runs each layer, and why."""
     columns = ("layer", "attention", "router", "ms", "why")
     rows = []
@@ -86,3 +87,49 @@ def layer_ways(layers: Sequence[EngineLayer]) -> Table:
         ways = layer.path, layer.moh_impl, layer.router_impl
         rows.append((*ways, times or None, layer.decision or layer.reason))
     return Table("MoH layers", columns, rows)
+
+
+@dataclass(frozen=True)
+class EngineReport(Report):
+    """The facts about an engine.
+
+    Attributes:
+        engine: Its directory.
+        manifest: Layers and what runs each, profiles, precision, versions, GPU; see
+            `EngineManifest`.
+        engine_bytes: Size of the engine.
+        tool_lines: As `moh-deploy build` prints them.
+    """
+
+    engine: Path
+    manifest: EngineManifest
+    engine_bytes: int
+    tool_lines: tuple[str, ...]
+
+    def document(self) -> Document:
+        """Return what it says."""
+        manifest = self.manifest
+        versions = ", ".join(f"{name} {text}" for name, text in manifest.versions.items())
+        targets = ", ".join(manifest.compute_capabilities) or "of the GPU that it was built on"
+        blocks: list[Block] = [
+            Text(f"engine {self.engine}: {si(self.engine_bytes)}B, {manifest.precision}"),
+            Text(f"built by {versions}; compute capability {targets}"),
+        ]
+        blocks += (Text(f"profile: {profile_text(profile)}") for profile in manifest.profiles)
+        for kind, infos in (("input", manifest.inputs), ("output", manifest.outputs)):
+            blocks += (Text(f"{kind} {_tensor(info)}") for info in infos)
+        if manifest.plugin is not None:
+            blocks.append(Text(f"plugins: {manifest.plugin.file or 'in the engine'}"))
+        asked = [
+            field.name if value is True else f"{field.name} {value}"
+            for field in fields(manifest.builder)
+            if (value := getattr(manifest.builder, field.name)) not in (False, None)
+        ]
+        blocks += [Text(f"built with {', '.join(asked)}")] if asked else []
+        blocks += [_layer_ways(manifest.layers)] if manifest.layers else []
+        blocks += (Text(line, is_whole=True) for line in self.tool_lines)
+        return Document("inspect", tuple(blocks))
+
+
+def _tensor(info: TensorInfo) -> str:
+    return f"{info.name}: {info.dtype} [{', '.join(map(str, info.shape))}]"

@@ -19,14 +19,9 @@ from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.tensorrt import engine_dir
 from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
-from moh_deploy.runtime.tensorrt.device_work import (
-    DeviceWork,
-    RunRefused,
-    bound,
-    time_in_turns,
-)
+from moh_deploy.runtime.tensorrt.build_report import EngineReport
+from moh_deploy.runtime.tensorrt.device_work import DeviceWork, RunRefused, bound, time_in_turns
 from moh_deploy.runtime.tensorrt.engine_contexts import GpuContext, HostContext, is_torch, stand_in
-from moh_deploy.runtime.tensorrt.engine_report import EngineReport
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.loading import LoadedEngine, on_first_gpu, open_engine
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text

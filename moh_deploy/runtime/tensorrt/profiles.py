@@ -145,11 +145,11 @@ def _parse(text: str, manifest: Manifest) -> dict[str, Span]:
         # `8` is 8..8..8; `1..32` is 1..32..32, tuned for the largest; of three the middle one
         # counts.
         found[name] = Span(sizes[0], sizes[len(sizes) // 2], sizes[-1])
-        _check(text, name, found[name], manifest)
+        _check_span(text, name, found[name], manifest)
     return found
 
 
-def _check(text: str, name: str, span: Span, manifest: Manifest) -> None:
+def _check_span(text: str, name: str, span: Span, manifest: Manifest) -> None:
     if name not in manifest.dims:
         raise ConfigError(
             f"profile '{text}': the package has no dynamic dimension '{name}', only"

@@ -39,7 +39,7 @@ def tool_lines(root: Path, manifest: EngineManifest) -> tuple[str, ...]:
             environment.append("POLYGRAPHY_USE_TENSORRT_RTX=1")
         # Else the parser ends the process when it meets a plugin.
         if is_kept and file is not None and (link := flavour.library_to_name()) is not None:
-            lines.append(_joined(["ln", "-s", link[0].name, str(link[0].with_name(link[1]))]))
+            lines.append(_command_line(["ln", "-s", link[0].name, str(link[0].with_name(link[1]))]))
         polygraphy = _Polygraphy(root, manifest, file)
         lines += [polygraphy.run(environment)] if not manifest.builder.strip_weights else []
         lines += [polygraphy.build(environment)] if is_kept and not is_embedded else []
@@ -54,7 +54,7 @@ def _environment(flavour: Flavour) -> list[str]:
     return [f"LD_LIBRARY_PATH={shlex.quote(os.path.dirname(spec.origin))}"]
 
 
-def _joined(words: Iterable[str], environment: Iterable[str] = ()) -> str:
+def _command_line(words: Iterable[str], environment: Iterable[str] = ()) -> str:
     return " ".join([*environment, *map(shlex.quote, words)])
 
 
@@ -81,7 +81,7 @@ class _Trtexec(_Tool):
             words.append("--versionCompatible")
         if self._ranges:
             words.append(f"--shapes={','.join(self._shapes(0, 1, _by_x))}")
-        return _joined(words)
+        return _command_line(words)
 
     def build(self) -> str:
         manifest, asked = self._manifest, self._manifest.builder
@@ -103,7 +103,7 @@ class _Trtexec(_Tool):
         words += ["--allowWeightStreaming"] if asked.weight_streaming else []
         if asked.optimization_level is not None:
             words.append(f"--builderOptimizationLevel={asked.optimization_level}")
-        return _joined([*words, "--skipInference", f"--saveEngine={_REBUILT}"])
+        return _command_line([*words, "--skipInference", f"--saveEngine={_REBUILT}"])
 
     def _plugins(self) -> list[str]:
         return [f"--dynamicPlugins={self._root / self._plugin}"] if self._plugin else []
@@ -115,7 +115,7 @@ class _Polygraphy(_Tool):
         words = ["polygraphy", "run", engine, "--model-type", "engine", "--trt", *self._plugins()]
         if self._ranges:
             words += ["--input-shapes", *self._shapes(0, 1, _in_brackets)]
-        return _joined(words, environment)
+        return _command_line(words, environment)
 
     def build(self, environment: Iterable[str]) -> str:
         manifest, asked = self._manifest, self._manifest.builder
@@ -135,7 +135,7 @@ class _Polygraphy(_Tool):
             words += ["--builder-optimization-level", str(asked.optimization_level)]
         if manifest.compute_capabilities:
             words += ["--compute-capabilities", *manifest.compute_capabilities]
-        return _joined([*words, "-o", _REBUILT], environment)
+        return _command_line([*words, "-o", _REBUILT], environment)
 
     def _plugins(self) -> list[str]:
         return ["--plugins", str(self._root / REGISTERED_NAME)] if self._plugin else []

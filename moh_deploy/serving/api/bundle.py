@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
+from moh_deploy.serving.settings import ServingSettings, check_numbers
 from moh_deploy.serving.telemetry.otlp import check_endpoint
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import Backend, BundleReport
@@ -84,16 +84,13 @@ def bundle(
         )
     if not 0 < shadow_share <= 1:
         raise ConfigError(f"shadow_share is {shadow_share:g}, expected more than 0, and 1 at most.")
-    for option, number, least in (
+    check_numbers(
         ("instances", instances, 1),
         ("threads", threads, 1),
         ("max_batch", max_batch, 1),
         ("max_delay_ms", max_delay_ms, 0),
         ("sample_every", sample_every, 0),
-    ):
-        if number is not None and not least <= number <= LARGEST_OPTION:
-            expected = f"{least} or more" if number < least else f"{LARGEST_OPTION:g} at most"
-            raise ConfigError(f"{option} is {number}, expected {expected}.")
+    )
     directory = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(artefact).resolve().name)
     settings = ServingSettings(
         name=name or directory.strip(".-") or "model",

@@ -15,7 +15,7 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving.api.bundle import DEFAULT_GUARD
 from moh_deploy.serving.http.queue import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
-from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
+from moh_deploy.serving.settings import ServingSettings, check_numbers
 from moh_deploy.serving.source import require_own_code
 from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle
 
@@ -120,22 +120,19 @@ def serve(
     if is_bundle(root):
         model, base = bundled_model(root)
         require_own_code(root, trust_code=trust_code)
-    for option, number, least in (
-        ("instances", instances, 1),
-        ("threads", threads, 1),
-        ("max-batch", max_batch, 1),
-        ("max-delay-ms", max_delay_ms, 0),
-        ("sample-every", sample_every, 0),
-        ("max-queue", max_queue, 1),
-        ("max-body", max_body, 1),
-        ("max-json", max_json, 1),
-        ("read-timeout", read_timeout, _SHORTEST_S),
-        ("request-timeout", request_timeout, _SHORTEST_S),
-        ("shutdown-timeout", shutdown_timeout, _SHORTEST_S),
-    ):
-        if number is not None and not least <= number <= LARGEST_OPTION:
-            expected = f"{least:g} or more" if number < least else f"{LARGEST_OPTION:g} at most"
-            raise ConfigError(f"--{option} is {number:g}, expected {expected}.")
+    check_numbers(
+        ("--instances", instances, 1),
+        ("--threads", threads, 1),
+        ("--max-batch", max_batch, 1),
+        ("--max-delay-ms", max_delay_ms, 0),
+        ("--sample-every", sample_every, 0),
+        ("--max-queue", max_queue, 1),
+        ("--max-body", max_body, 1),
+        ("--max-json", max_json, 1),
+        ("--read-timeout", read_timeout, _SHORTEST_S),
+        ("--request-timeout", request_timeout, _SHORTEST_S),
+        ("--shutdown-timeout", shutdown_timeout, _SHORTEST_S),
+    )
     given: dict[str, Any] = {
         "name": name,
         "runtime": runtime,
@@ -146,13 +143,13 @@ def serve(
         "sample_every": sample_every,
         "per_head": per_head or None,
         "otlp": otlp,
-        "reference": _whole(reference),
+        "reference": _absolute(reference),
         "guard": None if guard is None else True,
-        "policy": _whole(guard),
-        "audit_log": _whole(audit_log),
-        "control": _whole(control),
+        "policy": _absolute(guard),
+        "audit_log": _absolute(audit_log),
+        "control": _absolute(control),
         "drill": drill or None,
-        "shadow": _whole(shadow),
+        "shadow": _absolute(shadow),
         "shadow_share": shadow_share,
     }
     if threads is not None and instances is None:
@@ -197,5 +194,5 @@ def serve(
     )
 
 
-def _whole(path: Path | str | None) -> str | None:
+def _absolute(path: Path | str | None) -> str | None:
     return None if path is None else str(Path(path).resolve())

@@ -114,10 +114,12 @@ def _looked(url: str, reference: RoutingReference, now: float) -> LiveCounts:
         return LiveCounts(np.zeros(0), 0, now, now, no_data=why)
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"{url} answers with more than {_MOST_BYTES} bytes.")
-    return _read(parse_text(content.decode("utf-8", "replace"), url), url, reference, now)
+    return _live_counts(parse_text(content.decode("utf-8", "replace"), url), url, reference, now)
 
 
-def _read(scraped: _Scraped, url: str, reference: RoutingReference, now: float) -> LiveCounts:
+def _live_counts(
+    scraped: _Scraped, url: str, reference: RoutingReference, now: float
+) -> LiveCounts:
     infos = [labels for labels, _ in scraped.get("moh_package_info", [])]
     if not infos:
         raise ConfigError(

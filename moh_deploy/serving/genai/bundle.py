@@ -32,8 +32,8 @@ from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.bounded_json import has_keys, read_json, to_json_text
 from moh_deploy.system.replaceable import DirectoryKind, check_output
-from moh_deploy.system.sealed_directory import SealedDirectory
-from moh_deploy.system.staging import StagedDirectory, link_or_copy
+from moh_deploy.system.sealed_directory import SealedDirectory, link_or_copy
+from moh_deploy.system.staging import StagedDirectory
 
 # Write `genai_config.json`: what onnxruntime-genai has to know of a model, from its manifest.
 

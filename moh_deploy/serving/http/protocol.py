@@ -182,7 +182,7 @@ def _body(head: dict[str, object], key: str, values: Iterable[tuple[str, Array, 
         if is_binary:
             raw.append(tensors.raw_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(raw[-1])}
-            described.append(_text(tensor))
+            described.append(_compact_json(tensor))
         else:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise Refusal(
@@ -190,14 +190,14 @@ def _body(head: dict[str, object], key: str, values: Iterable[tuple[str, Array, 
                     status=406,
                     hint="Ask for it with the parameter binary_data.",
                 )
-            described.append(f'{_text(tensor)[:-1]},"data":[{_numbers(array)}]}}')
-    text = f'{_text(head)[:-1]},"{key}":[{",".join(described)}]}}'.encode()
+            described.append(f'{_compact_json(tensor)[:-1]},"data":[{_numbers(array)}]}}')
+    text = f'{_compact_json(head)[:-1]},"{key}":[{",".join(described)}]}}'.encode()
     if not raw:
         return Body(text, None)
     return Body(b"".join([text, *raw]), len(text))
 
 
-def _text(value: object) -> str:
+def _compact_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
@@ -207,7 +207,7 @@ def _numbers(array: Array) -> str:
     parts = (
         flat[start : start + _WRITTEN_AT_ONCE] for start in range(0, len(flat), _WRITTEN_AT_ONCE)
     )
-    return ",".join(_text(part.tolist())[1:-1] for part in parts)
+    return ",".join(_compact_json(part.tolist())[1:-1] for part in parts)
 
 
 def _split(

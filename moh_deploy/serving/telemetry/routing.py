@@ -319,7 +319,7 @@ class RoutingReader:
         """Return the counts of layers of one kind for each row of their gates."""
         values = [self.values[index] for index in indices]
         columns = LayerColumns.of(self.layout.layers[indices[0]])
-        gates = _joined([results[layer.gates] for layer in values])  # [L * B, S, H]
+        gates = _concatenated_float32([results[layer.gates] for layer in values])  # [L * B, S, H]
         rows, tokens, _ = gates.shape
         # Of other axes than the mask are the gates of layers over windows or pooled tokens.
         valid = None
@@ -359,7 +359,9 @@ def _margins(
     router = values[0].router
     assert router is not None
     logits = [results[layer.logits] for layer in values if layer.logits is not None]
-    joined = _joined([array.reshape(-1, array.shape[-1]) for array in logits])  # [tokens, R]
+    joined = _concatenated_float32(
+        [array.reshape(-1, array.shape[-1]) for array in logits]
+    )  # [tokens, R]
     # Logits that are not one row for each token of the gates tell nothing of these.
     if len(joined) != tokens[0] * tokens[1]:
         return np.full(tokens, np.nan, np.float32)
@@ -367,7 +369,7 @@ def _margins(
     return router.form.margins(router.form.scores(joined), top_k).reshape(tokens)
 
 
-def _joined(arrays: Sequence[Array]) -> NDArray[np.float32]:
+def _concatenated_float32(arrays: Sequence[Array]) -> NDArray[np.float32]:
     """Return arrays of one shape behind each other, in float32."""
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return joined.astype(np.float32, copy=False)

@@ -50,8 +50,8 @@ from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import DirectoryKind, check_output
-from moh_deploy.system.sealed_directory import SealedDirectory
-from moh_deploy.system.staging import StagedDirectory, link_or_copy
+from moh_deploy.system.sealed_directory import SealedDirectory, link_or_copy
+from moh_deploy.system.staging import StagedDirectory
 from moh_deploy.validate.compare.parity import require_equal
 
 GUARD, SHADOW = "guard", "shadow"

@@ -157,7 +157,7 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
         given = np.split(labels, np.cumsum(counts)[:-1])
     sets = tuple(labelled_runs.Dataset(*pair) for pair in zip(samples, given, strict=True))
     for dataset in sets:
-        _check(dataset, named)
+        _check_labels(dataset, named)
         # A function of the user's decides itself which position is scored with which label.
         if named:
             same_tokens(dataset.labels, dataset.samples.inputs, task.labelling)
@@ -210,7 +210,7 @@ def _read_samples(
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-def _check(dataset: labelled_runs.Dataset, named: set[str]) -> None:
+def _check_labels(dataset: labelled_runs.Dataset, named: set[str]) -> None:
     path, expected = dataset.samples.file, dataset.samples.expected
     if len(dataset.labels) != len(dataset.samples):
         raise ConfigError(

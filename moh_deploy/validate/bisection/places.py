@@ -318,8 +318,8 @@ def _attributes(
         if mine.get(name) == other.get(name):
             continue
         said = (
-            f"attribute {name} is {_shown(mine.get(name))},"
-            f" the reference's {_shown(other.get(name))}"
+            f"attribute {name} is {_attribute_text(mine.get(name))},"
+            f" the reference's {_attribute_text(other.get(name))}"
         )
         # Two branches that differ are not worth printing, but their first differing node is.
         if name in mine and name in other and mine[name].HasField("g"):
@@ -337,7 +337,7 @@ def _in_graphs(tested: WeightedGraph, reference: WeightedGraph) -> str:
     return ""
 
 
-def _shown(attribute: onnx.AttributeProto | None) -> str:
+def _attribute_text(attribute: onnx.AttributeProto | None) -> str:
     if attribute is None:
         return "left out"
     value = onnx.helper.get_attribute_value(attribute)

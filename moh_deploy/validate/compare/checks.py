@@ -101,7 +101,7 @@ def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> Check | 
     if to not in FEW_BITS or float32.manifest.precision != "float32":
         return None
     model = load_ir(package)
-    stored = _stored(model)
+    stored = _stored_weights(model)
     # What was kept in float32 by name has its product still.
     kept = [
         str(node.name)
@@ -113,7 +113,7 @@ def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> Check | 
         made = quantized(float32, to=to, float32=kept, ranges=ranges).model
     except ConfigError as error:
         return Check(_NAME, f"{float32.root} is another model: {error.message}", "failed")
-    expected = _stored(made)
+    expected = _stored_weights(made)
     source = f"those that rounding {float32.root} to {to} makes"
     for name in (*stored, *expected):
         fault = _fault(name, stored.get(name), expected.get(name))
@@ -122,7 +122,7 @@ def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> Check | 
     return Check(_NAME, f"all {len(stored)} tensors are {source}.", "passed")
 
 
-def _stored(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
+def _stored_weights(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
     """Return all that a model stores, by name, without what only switches by size need."""
     without_switches(model)
     values = model.graph.initializers.items()

@@ -63,7 +63,7 @@ class Judged:
 
     @property
     def flips(self) -> bool:
-        return any(map(_other_heads, self.layers))
+        return any(layer.other_heads for layer in self.layers)
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Judge:
         for layer, own in zip(forced.layers, free.layers, strict=True):
             # Gates that are NaN, or cannot be compared, fail the free run whatever the other says.
             reason = layer.reason or (own.reason if math.isnan(own.gate_error) else None)
-            layers.append(replace(layer, reason=reason, free_flips=_other_heads(own)))
+            layers.append(replace(layer, reason=reason, free_flips=own.other_heads))
         # No gates stand before the first layer, so that both runs read the same there, and heads
         # that no tie explains are a fault in either.
         first = free.layers[0]
@@ -395,8 +395,3 @@ def _selected(
 
 def _fed(expected: VectorSet, gates: Mapping[str, Array]) -> dict[str, Array]:
     return {**expected.inputs, **{forced_gates(k): v for k, v in gates.items()}}
-
-
-def _other_heads(layer: LayerParity) -> int:
-    """Count the tokens that chose other heads."""
-    return layer.flipped_tokens + layer.excused_tokens + layer.undecided_tokens

@@ -10,12 +10,13 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.compare.judge import ComparedSet, Judge
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
+from moh_deploy.validate.compare.parity_result import count_tokens
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.compare.routing_statistics import joined
 from moh_deploy.validate.reference.layer_values import names_to_return
 from moh_deploy.validate.reference.reference import RECORDED, Answered, Subject, Variants
 from moh_deploy.validate.reference.samples import Sample, recorded_samples, with_valid_tokens
-from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, count_tokens, token_view
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, token_view
 
 ON_BODIES = ", on function bodies"
 """Ends the name of a reference that function bodies were compared with."""

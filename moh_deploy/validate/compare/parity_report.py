@@ -199,7 +199,15 @@ _OUTPUT_CELLS: tuple[tuple[_Head, Callable[[OutputParity, ParityResult], doc.Cel
 )
 _LAYER_CELLS: tuple[tuple[_Head, Callable[[LayerParity, ParityResult], doc.Cell]], ...] = (
     ("layer", lambda layer, _: layer.path),
-    (doc.Column("runs as", doc.ROOMY), lambda layer, report: _runs_as(layer.path, report)),
+    (
+        doc.Column("runs as", doc.ROOMY),
+        lambda layer, report: ", ".join(
+            # A module that is called twice is two layers of one path.
+            runs_as(run)
+            for run in report.layer_runs
+            if run.path == layer.path
+        ),
+    ),
     (doc.Column("vectors", doc.DETAILED, "words"), lambda layer, _: layer.vectors),
     ("#same choice", lambda layer, _: doc.Share(layer.agreement)),
     (doc.Column("#Jaccard", doc.ROOMY), lambda layer, _: layer.jaccard),
@@ -260,11 +268,6 @@ def _blocks(report: ParityResult, index: int) -> Iterator[doc.Block]:
         table(rules, _RULE_CELLS, report.rules.items(), doc.PAGE),
     )
     yield doc.Section("Figures", tables)
-
-
-def _runs_as(path: str, report: ParityResult) -> str:
-    # A module that is called twice is two layers of one path.
-    return ", ".join(runs_as(run) for run in report.layer_runs if run.path == path)
 
 
 def _explained(entry: LayerParity) -> str:

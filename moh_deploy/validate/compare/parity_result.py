@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
@@ -17,7 +17,7 @@ from moh_deploy.validate.compare.checks import Check, Flips, Top1Agreement
 from moh_deploy.validate.compare.routing_statistics import NO_STATISTICS, RoutingStatistics
 from moh_deploy.validate.compare.tolerances import BUILT_IN, Tolerance
 from moh_deploy.validate.reference.differences import worst
-from moh_deploy.validate.reference.valid_tokens import TokenCount
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 JudgedBy = Literal["choices", "scores", "nothing"]
 ParityVerdict = Literal["equal", "within tolerance", "not equal", "cannot tell"]
@@ -94,13 +94,47 @@ class LayerParity:
     @property
     def own_flips(self) -> int:
         """Return the number of tokens that chose other heads in the free run."""
-        own = self.flipped_tokens + self.excused_tokens + self.undecided_tokens
-        return (self.free_flips or 0) if self.forced else own
+        return (self.free_flips or 0) if self.forced else self.other_heads
+
+    @property
+    def other_heads(self) -> int:
+        """Return the number of tokens that chose other heads in this run."""
+        return self.flipped_tokens + self.excused_tokens + self.undecided_tokens
 
     @property
     def no_data(self) -> bool:
         """Nothing is known to be wrong, and it cannot be said that all is equal."""
         return self.judged_by == "nothing" or (self.undecided_tokens > 0 and not self.wrong)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The number of tokens in all runs, and of those left out as padding by a mask."""
+
+    name: str
+    tokens: int
+    left_out: int
+
+    def describe(self) -> str:
+        """Return the sentence that reports show."""
+        return (
+            f"{self.left_out} of {self.tokens} tokens are padding by '{self.name}', and were not"
+            " compared."
+        )
+
+
+def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
+    """Count the tokens, and those that are left out; None without masks."""
+    counts = [TokenCount(mask.name, mask.mask.size, int((~mask.mask).sum())) for mask in masks]
+    return added_tokens(counts)
+
+
+def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
+    """Return the sum; None of none."""
+    if not counts:
+        return None
+    tokens = sum(count.tokens for count in counts)
+    return TokenCount(counts[0].name, tokens, sum(count.left_out for count in counts))
 
 
 @dataclass(frozen=True)
@@ -156,7 +190,12 @@ class ParityResult:
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what is not equal; empty if all is."""
         if self.parts:
-            return tuple(text for part in self.parts for text in self._reasons_of(part))
+            # Those of other references begin with theirs.
+            told = {part.reference: f"against {part.reference}: " for part in self.parts}
+            told[self.reference] = ""
+            return tuple(
+                told[part.reference] + text for part in self.parts for text in part.reasons
+            )
         if not self.vector_sets:
             return ("there are no vectors to compare with, so nothing is proven.",)
         if self.outputs and all(output.elements == 0 for output in self.outputs):
@@ -173,12 +212,6 @@ class ParityResult:
         """Paths of layers that no vector set could judge."""
         judged = {layer.path for layer in self.layers if layer.judged_by != "nothing"}
         return tuple(dict.fromkeys(layer.path for layer in self.layers if layer.path not in judged))
-
-    def _reasons_of(self, part: ParityResult) -> tuple[str, ...]:
-        """Return them with their reference, if there are others."""
-        if part.reference == self.reference:
-            return part.reasons
-        return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 
     @property
     @in_json()

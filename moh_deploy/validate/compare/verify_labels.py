@@ -17,14 +17,13 @@ from moh_deploy.validate.accuracy.task import SampleFiles, Scored, Tally, Task
 from moh_deploy.validate.compare.checks import Top1Agreement
 from moh_deploy.validate.compare.parity import compare_answered
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
-from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
+from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity, added_tokens
 from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.compare.routing_statistics import ClassLoads, joined, main_classes
 from moh_deploy.validate.compare.verify_runs import with_checks
 from moh_deploy.validate.reference.reference import Reference, Subject, by_gates
 from moh_deploy.validate.reference.references import Against, rounds_of_files
 from moh_deploy.validate.reference.samples import npz_files
-from moh_deploy.validate.reference.valid_tokens import added_tokens
 
 Entry = TypeVar("Entry", OutputParity, LayerParity)
 

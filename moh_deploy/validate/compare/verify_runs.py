@@ -18,6 +18,7 @@ from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.compare.checks import check_flips, check_stored_weights
 from moh_deploy.validate.compare.parity import compare_answered, compare_bodies
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
+from moh_deploy.validate.compare.parity_result import TokenCount
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.reference.reference import (
     ExpectedOutputs,
@@ -45,7 +46,6 @@ from moh_deploy.validate.reference.samples import (
     recorded_samples,
     with_valid_tokens,
 )
-from moh_deploy.validate.reference.valid_tokens import TokenCount
 
 # Compare a package with its vectors in a process that knows neither torch nor the user's code.
 #

@@ -111,13 +111,14 @@ def describe_worst(
     if np.isnan(float(reference[at])):
         return (
             f"{what} cannot be compared: the reference is itself NaN at {place(at)}, got"
-            f" {_shown(got[at])}. Expected inputs for which the model computes numbers."
+            f" {_number_text(got[at])}. Expected inputs for which the model computes numbers."
         )
     return (
         f"{what} differs by {error[at]:.3g} at {place(at)}:"
-        f" got {_shown(got[at])}, reference {_shown(reference[at])}, tolerance {limit:.3g}."
+        f" got {_number_text(got[at])}, reference {_number_text(reference[at])},"
+        f" tolerance {limit:.3g}."
     )
 
 
-def _shown(value: np.generic) -> str:
+def _number_text(value: np.generic) -> str:
     return str(value) if value.dtype.kind in "biu" else f"{float(value):.6g}"

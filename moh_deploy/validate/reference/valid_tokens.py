@@ -111,22 +111,6 @@ class ValidTokens:
         return ValidTokens(self.name, self.mask[:, first:], dims)
 
 
-@dataclass(frozen=True)
-class TokenCount:
-    """The number of tokens in all runs, and of those left out as padding by a mask."""
-
-    name: str
-    tokens: int
-    left_out: int
-
-    def describe(self) -> str:
-        """Return the sentence that reports show."""
-        return (
-            f"{self.left_out} of {self.tokens} tokens are padding by '{self.name}', and were not"
-            " compared."
-        )
-
-
 class Compared(NamedTuple):
     """The elements of a value that are compared: those of valid tokens, of both sides."""
 
@@ -365,20 +349,6 @@ def over_axes(mask: BoolArray, axes: Sequence[int], shape: Sequence[int]) -> Boo
     """Return a mask of all elements of an array: True where its mask over some axes is."""
     sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
     return np.broadcast_to(mask.reshape(sizes), tuple(shape))
-
-
-def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
-    """Count the tokens, and those that are left out; None without masks."""
-    counts = [TokenCount(mask.name, mask.mask.size, int((~mask.mask).sum())) for mask in masks]
-    return added_tokens(counts)
-
-
-def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
-    """Return the sum; None of none."""
-    if not counts:
-        return None
-    tokens = sum(count.tokens for count in counts)
-    return TokenCount(counts[0].name, tokens, sum(count.left_out for count in counts))
 
 
 def _token_axes(

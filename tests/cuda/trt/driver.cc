@@ -14,6 +14,12 @@ float now_ms = 0;
 // What a graph will take that is captured now.
 float* captured = nullptr;
 
+// The driver keeps a context for each thread, and refuses work without one.
+constexpr int kInvalidContext = 201;
+int retained = 0;
+thread_local bool is_current = false;
+int status() { return retained > 0 && is_current ? 0 : kInvalidContext; }
+
 }  // namespace
 
 EXPORT int cuInit(unsigned) { return 0; }
@@ -54,6 +60,9 @@ EXPORT void stand_in_run(float ms) {
   }
 }
 EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
+  if (const int refused = status()) {
+    return refused;
+  }
   captured = new float(0);
   return stream == &now_ms && mode == 1 ? 0 : 400;
 }
@@ -74,8 +83,9 @@ EXPORT int cuGraphExecDestroy(float* launched) {
   delete launched;
   return 0;
 }
-EXPORT int cuGetErrorName(int, const char** name) {
-  *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+EXPORT int cuGetErrorName(int code, const char** name) {
+  *name = code == kInvalidContext ? "CUDA_ERROR_INVALID_CONTEXT"
+                                  : "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
   return 0;
 }
 EXPORT int cuGraphDestroy(float* graph) {
@@ -83,17 +93,27 @@ EXPORT int cuGraphDestroy(float* graph) {
   return 0;
 }
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int) {
+  ++retained;
   *context = &now_ms;
   return 0;
 }
-EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
-EXPORT int cuCtxSetCurrent(void* context) { return context == &now_ms ? 0 : 201; }
+EXPORT int cuDevicePrimaryCtxRelease_v2(int) {
+  --retained;
+  return 0;
+}
+EXPORT int cuCtxSetCurrent(void* context) {
+  is_current = context == &now_ms;
+  return status();
+}
 EXPORT int cuStreamCreate(void** stream, unsigned) {
   *stream = &now_ms;
-  return 0;
+  return status();
 }
 EXPORT int cuStreamDestroy_v2(void*) { return 0; }
 EXPORT int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
+  if (const int refused = status()) {
+    return refused;
+  }
   *address = reinterpret_cast<unsigned long long>(std::malloc(bytes));
   return 0;
 }
@@ -103,11 +123,11 @@ EXPORT int cuMemFree_v2(unsigned long long address) {
 }
 EXPORT int cuMemcpyHtoD_v2(unsigned long long address, const void* from, size_t bytes) {
   std::memcpy(reinterpret_cast<void*>(address), from, bytes);
-  return 0;
+  return status();
 }
 EXPORT int cuEventCreate(float** event, unsigned) {
   *event = new float(0);
-  return 0;
+  return status();
 }
 EXPORT int cuEventDestroy_v2(float* event) {
   delete event;

@@ -6,13 +6,15 @@ import pytest
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.tune.quality import check_same_outputs
+from moh_deploy.perf.tune.quality import Quality, check_same_outputs
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime.runner import OrtRunner
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.compare.checks import Flips
 from moh_deploy.validate.reference.input_sets import InputSet
 from tests.handmade_package import vectors, write_package
+from tests.validate.compare.test_parity_report import UNKNOWN
 
 FILE = InputSet("in.npz", {"batch": 3, "seq": 5}, vectors(batch=3, seq=5).inputs, 1.0)
 
@@ -55,3 +57,23 @@ def test_run_in_which_tokens_chose_other_heads_is_counted(package: OnnxPackage, 
         "in.npz": 2,
         "other.npz": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict", "is_good"),
+    [
+        ((), "cannot tell", True),
+        (UNKNOWN.changed, "cannot tell", False),
+        ((), "failed", False),
+    ],
+)
+def test_too_few_samples_are_no_failure_of_an_equal_package(
+    changed: tuple[object, ...], verdict: str, is_good: bool
+):
+    metric = replace(UNKNOWN, changed=changed, verdict=verdict)
+    quality = Quality(20, Flips(0, 140), (metric,), (str(metric.reason),))
+    assert not quality.good
+    assert quality.of_equal().good == is_good
+    assert (quality.too_few is None) == (verdict == "failed")
+    flips = replace(quality, failed=("1 of 140 tokens chose other heads",))
+    assert not flips.of_equal().good

@@ -18,8 +18,8 @@ from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.html.page import page
 from moh_deploy.validate.accuracy.metric_parity import ChangedSample
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
+from moh_deploy.validate.compare.parity_result import TokenCount
 from moh_deploy.validate.compare.routing_statistics import NO_STATISTICS
-from moh_deploy.validate.reference.valid_tokens import TokenCount
 from tests.report.samples import bench_report, parity_report, with_accuracy, with_classes
 from tests.report.shown import as_page
 from tests.validate.compare.test_parity_report import METRIC

@@ -37,6 +37,22 @@ def test_level_that_tensorrt_does_not_have_yet_is_refused(
         plan.require_hardware_level(stack)
 
 
+@pytest.mark.parametrize(
+    ("flavour", "taken", "too_old", "expected"),
+    [
+        ("tensorrt", ["10.7.0", "10.12.0"], "10.6.9", r"10\.7"),
+        ("tensorrt-rtx", ["1.1.0.26", "1.10"], "1.0.9", r"1\.1"),
+    ],
+)
+def test_oldest_version_is_taken_and_the_one_before_is_refused(
+    flavour: str, taken: list[str], too_old: str, expected: str
+):
+    for version in taken:
+        FLAVOURS[flavour].check_version(version)
+    with pytest.raises(BackendError, match=f"is of version {too_old}, expected {expected} or"):
+        FLAVOURS[flavour].check_version(too_old)
+
+
 STACK = {"TensorRT": "10.14.1", "plugin library": None, "GPU": "NVIDIA L4"}
 
 

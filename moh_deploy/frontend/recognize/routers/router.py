@@ -77,14 +77,14 @@ def _selections(cone: list[Node]) -> Iterator[Selection]:
         if not shape(scores)[dim % rank(scores)].is_Integer:
             continue  # heads that choose their tokens: as many as there happen to be
         candidates = example_shape(scores)[dim % rank(scores)]
-        top_k = _kept(node, name, cone)
+        top_k = _selected_count(node, name, cone)
         if top_k is not None and name == "topk" and not argument(node, "largest", True):
             top_k = candidates - top_k  # the lowest are dropped
         if top_k is not None and 0 < top_k <= candidates:
             yield Selection(node, scores, dim % rank(scores), candidates, top_k)
 
 
-def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
+def _selected_count(node: Node, name: str, cone: list[Node]) -> int | None:
     """Return the number of candidates that a selection keeps."""
     if name in ("argmax", "max"):
         return 1

@@ -237,7 +237,7 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
                     return False
             # Tokens decide about one another: there are more of what is summed, counted or ranked
             # than heads.
-            if any(not size.is_Integer or size > heads for size in _joined(node)):
+            if any(not size.is_Integer or size > heads for size in _summed_sizes(node)):
                 return False
         elif sources & positions or _counts(node):
             positions.add(node)
@@ -252,10 +252,10 @@ def _counts(node: Node) -> bool:
     is_filled = graph.op(node) in ("full", "full_like", "new_full")
     if is_filled and isinstance(graph.argument(node, "fill_value"), Node):
         return True
-    return _reads_number(node) or any(not size.is_Integer for size in _joined(node))
+    return _reads_number(node) or any(not size.is_Integer for size in _summed_sizes(node))
 
 
-def _joined(node: Node) -> Iterator[Size]:
+def _summed_sizes(node: Node) -> Iterator[Size]:
     """Yield the sizes of the dimensions along which a node makes one of many, or one of another."""
     product = contraction(node)
     if product is not None:

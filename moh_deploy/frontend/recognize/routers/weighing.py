@@ -71,7 +71,9 @@ class Weighing:
     ) -> Router | None:
         """Return a MoHRouter of these logits and what brings its gates, times the weights, to those
         of the model; None where no factor and no sum does."""
-        kept = torch.cat([_kept(v, logits, self.selection, gate_mode) for v in self.run.values])
+        kept = torch.cat(
+            [_router_gates(v, logits, self.selection, gate_mode) for v in self.run.values]
+        )
         if weights is not None:
             kept = kept * self._rows_of(weights)
         if kept.shape != self.gates.shape:
@@ -227,7 +229,8 @@ class Weighing:
             if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
                 return False
             first, second = (
-                _kept(values, logit, self.selection, "mask") for logit in (logits, self._ranked)
+                _router_gates(values, logit, self.selection, "mask")
+                for logit in (logits, self._ranked)
             )
             if not torch.equal(first, second):
                 return False
@@ -240,7 +243,9 @@ class Weighing:
         return True
 
 
-def _kept(values: Values, logits: Logits, selection: Selection, gate_mode: str) -> torch.Tensor:
+def _router_gates(
+    values: Values, logits: Logits, selection: Selection, gate_mode: str
+) -> torch.Tensor:
     """[rows, R] float64: the gates that a MoHRouter makes of logits."""
     rows = _rows(logits.of(values))[None]  # [1, rows, R], as a MoHRouter takes them
     gates: torch.Tensor = torch.ops.moh.router.default(

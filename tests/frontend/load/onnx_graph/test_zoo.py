@@ -24,14 +24,17 @@ from tests.nightly import nightly, one_in
 from tests.zoo import MISSED, ZOO, ExpectedLayer, ZooModel
 
 _FOLDED = ExpectedLayer(4, 4, top_k=None, num_shared_heads=None, router="constant")
+_CONSTANT = ExpectedLayer(4, 4, top_k=2, num_shared_heads=0, router="constant")
 OTHERWISE = {
-    **dict.fromkeys(("seed_vectors", "learned_importance"), _FOLDED),
-    "select_argsort": ExpectedLayer(4, 4, top_k=2, num_shared_heads=0, router="ranked"),
-    "select_top_p": ExpectedLayer(4, 4, top_k=4, num_shared_heads=0, router="custom"),
+    **dict.fromkeys(("seed_vectors", "learned_importance"), (_FOLDED,)),
+    "select_argsort": (ExpectedLayer(4, 4, top_k=2, num_shared_heads=0, router="ranked"),),
+    "select_top_p": (ExpectedLayer(4, 4, top_k=4, num_shared_heads=0, router="custom"),),
+    "split_queries": (_CONSTANT, _CONSTANT),
 }
-"""Models whose layer is another by way of ONNX: the exporter folds gates that no input changes, and
-how many are chosen is seen no more; a sort is exported as TopK of all heads. `select_argsort` is
-`ranked` then, `select_top_p` chooses 4 of 4."""
+"""Models whose layers are others by way of ONNX: the exporter folds gates that no input changes,
+and how many are chosen is seen no more; a sort is exported as TopK of all heads. `select_argsort`
+is `ranked` then, `select_top_p` chooses 4 of 4. The router of `split_queries`' second layer reads
+what its first makes of weights alone: an op from PyTorch, and known numbers by way of ONNX."""
 
 LOST = {
     "no_number_is_zero": "nan_to_num becomes choices, in which the weights are lost; in"
@@ -80,7 +83,7 @@ def _by_way_of_onnx(animal: ZooModel) -> tuple[ExpectedLayer, ...]:
     if animal.name in LOST:
         return ()
     if animal.name in OTHERWISE:
-        return (OTHERWISE[animal.name],)
+        return OTHERWISE[animal.name]
     return animal.expected.layers
 
 

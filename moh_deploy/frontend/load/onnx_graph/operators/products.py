@@ -215,7 +215,7 @@ def _grid_sample(call: node_call.NodeCall) -> node_call.Result:
 _Reduction = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
 
 
-def _kept(x: torch.Tensor) -> torch.dtype | None:
+def _sum_dtype(x: torch.Tensor) -> torch.dtype | None:
     """The dtype to sum in: torch would make int64 of shorter ones. None where that is its own."""
     return None if x.is_floating_point() or x.dtype == torch.int64 else x.dtype
 
@@ -227,7 +227,7 @@ def _product(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
 
 
 _REDUCTIONS: dict[str, _Reduction] = {
-    "ReduceSum": lambda x, axes, keep: x.sum(axes, keep, dtype=_kept(x)),
+    "ReduceSum": lambda x, axes, keep: x.sum(axes, keep, dtype=_sum_dtype(x)),
     "ReduceMean": lambda x, axes, keep: x.mean(axes, keep),
     "ReduceMax": lambda x, axes, keep: x.amax(axes, keep),
     "ReduceMin": lambda x, axes, keep: x.amin(axes, keep),
@@ -264,7 +264,7 @@ def _cum_sum(call: node_call.NodeCall) -> node_call.Result:
     x, axis = call.tensor(0), cast(int, call.numbers(1, "axis")[0])
     turned = bool(call.attribute("reverse", 0))
     x = x.flip(axis) if turned else x
-    total = x.cumsum(axis, dtype=_kept(x))
+    total = x.cumsum(axis, dtype=_sum_dtype(x))
     total = total - x if call.attribute("exclusive", 0) else total
     return total.flip(axis) if turned else total
 
