@@ -269,3 +269,10 @@ def test_break_even_that_there_is_not_is_not_drawn(share: float | None, word: st
     laid_out = page_speed(speed(share))
     assert laid_out.break_even is None
     assert laid_out.words == f"no break-even: {word} at every share"
+
+
+def test_time_has_its_unit_on_the_axis():
+    assert all(
+        tick.label.endswith(" ms")
+        for tick in page_trade_off(chart((2.0, 0.8), x_unit="ms")).x_ticks
+    )

@@ -374,3 +374,12 @@ def test_time_of_each_layer_is_a_bar_beside_the_line_of_dense(visit: Visits):
     })"""
     ratios = page.eval_on_selector_all("#layer-times .track", script)
     assert ratios == pytest.approx([(4.7 + index) / 7 for index in range(3)], abs=0.02)
+
+
+def test_goal_is_the_title_of_a_decision_and_p_values_are_folded(visit: Visits):
+    page = visit(_page("decision"))
+    assert page.locator("h1").inner_text() == decision_report().goal
+    assert RUN.subject in page.locator(".kind").inner_text()
+    assert page.locator("details #p-values").count() == 1
+    for label in page.locator("svg.trade-off text").all_text_contents():
+        assert label.endswith((" ms", " %")) or label in "1234"
