@@ -1,20 +1,18 @@
 """Format execution modes, measured times and predictions of layers for reports."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moh_deploy import package as pkg
-from moh_deploy.perf.cost_model.prediction import Prediction, SpeedByShare
+from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.report.document import (
     DETAILED,
-    PAGE,
+    EVERYWHERE,
     Cell,
     Column,
-    Drawn,
-    Section,
-    Share,
-    SpeedChart,
+    Format,
     Table,
     Text,
     percent,
@@ -23,11 +21,8 @@ from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import paths_text
 
-# What is slower than dense by less than rounding of its digits is not drawn as slower.
-_SAME = 1.005
-
 # Of layers: a terminal shows the first, and says how many there are in all.
-MOST_ROWS = 4
+MOST_ROWS = 3
 
 Predictions = Sequence[Prediction | None]
 """One a layer; None where nothing is known."""
@@ -50,7 +45,30 @@ def choice_table(manifest: pkg.Manifest, predictions: Predictions) -> Table:
         times = [times_text(figures.predicted_gain), *shown, figures.predicted_fastest]
         times += [measured_gain_text(layer, manifest.tuning, index)] if measured else []
         rows.append((layer.path, pkg.choice_text(layer), *ms_cells(figures.predicted_ms), *times))
-    return Table(title, columns, rows, most_rows=MOST_ROWS)
+    # Of many layers a terminal has a sentence, `choice_summary`.
+    where = DETAILED if len(rows) > MOST_ROWS else EVERYWHERE
+    return Table(title, columns, rows, shown=where)
+
+
+def choice_summary(manifest: pkg.Manifest, predictions: Predictions) -> Text:
+    """Return the choices of all layers, and between which gains they are, for a terminal."""
+    chosen = Counter(pkg.choice_text(layer) for layer in manifest.layers if layer.choice)
+    text = f"choices: {', '.join(f'{number} {choice}' for choice, number in chosen.items())}"
+    tuning = manifest.tuning
+    is_measured = tuning is not None and tuning.source == "measured"
+    gains = []
+    for index, layer in enumerate(manifest.layers):
+        figures = choice_figures(manifest, predictions[index], index)
+        known = figures.measured_gain if is_measured else figures.predicted_gain
+        # Where measuring could not tell, a number would be read as an answer.
+        if known is not None and not (tuning and layer.path in tuning.undecided):
+            gains.append(known)
+    if gains:
+        ends = dict.fromkeys((times_text(min(gains)), times_text(max(gains))))
+        source = "measured" if is_measured else "predicted"
+        text += f"; {source} gain over dense {' to '.join(map(str, ends))}"
+    shown = frozenset[Format](("terminal",) if len(manifest.layers) > MOST_ROWS else ())
+    return Text(f"{text} (--verbose)", shown=shown)
 
 
 def choice_lines(
@@ -144,7 +162,7 @@ def threads_text(tuning: pkg.Tuning) -> str:
 def measured_ms(tuning: pkg.Tuning, index: int) -> dict[str, float]:
     """Return choice to milliseconds of a layer in one run, the mean over inputs as they count; may
     be empty."""
-    sets = _times_of(tuning, index)
+    sets = times_of(tuning, index)
     if not sets:
         return {}
     weighted, total = list(zip(tuning.weights, sets, strict=True)), sum(tuning.weights)
@@ -156,7 +174,7 @@ def measured_gain(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -
     sizes; None if that is not known."""
     if tuning is None:
         return None
-    return gain(layer, tuning.sizes, tuning.weights, _times_of(tuning, index))
+    return gain(layer, tuning.sizes, tuning.weights, times_of(tuning, index))
 
 
 def measured_gain_text(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -> str | None:
@@ -176,7 +194,7 @@ def undecided_lines(tuning: pkg.Tuning) -> Iterator[str]:
         )
 
 
-def _times_of(tuning: pkg.Tuning, index: int) -> Sequence[Mapping[str, float]]:
+def times_of(tuning: pkg.Tuning, index: int) -> Sequence[Mapping[str, float]]:
     """Return choice to milliseconds of a layer at each of the sizes; nothing if it has no times."""
     return tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
 
@@ -195,11 +213,11 @@ def gain(
         weights: How often each counts.
         times: Choice to milliseconds in each.
     """
-    dense, chosen = _dense_and_chosen_ms(layer, sizes, weights, times) or (0.0, 0.0)
+    dense, chosen = dense_and_chosen_ms(layer, sizes, weights, times) or (0.0, 0.0)
     return dense / chosen if chosen else None
 
 
-def _dense_and_chosen_ms(
+def dense_and_chosen_ms(
     layer: pkg.LayerInfo,
     sizes: Sequence[Mapping[str, int]],
     weights: Sequence[float],
@@ -217,78 +235,6 @@ def _dense_and_chosen_ms(
     return (dense / total, chosen / total) if total else None
 
 
-# What a page draws of time: each layer as it is chosen beside dense, and speed by open heads.
-
-
-def predicted_times(manifest: pkg.Manifest, predictions: Predictions) -> Iterator[Section]:
-    """Yield the drawing of predicted times, as `measured_times` does of measured ones."""
-    times = [() if layer is None else (layer.ms,) for layer in predictions]
-    about = "as predicted for one thread of an AVX-512 processor"
-    yield from _times(manifest.layers, [manifest.dims], [1.0], times, about, ())
-
-
-def measured_times(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterator[Section]:
-    """Yield where time goes by layer, as measured by `tune`; nothing if no layer was timed."""
-    times = [_times_of(tuning, index) for index in range(len(layers))]
-    about = f"as {measured_text(tuning)}"
-    yield from _times(layers, tuning.sizes, tuning.weights, times, about, tuning.undecided)
-
-
-def _times(
-    layers: Sequence[pkg.LayerInfo],
-    sizes: Sequence[Mapping[str, int]],
-    weights: Sequence[float],
-    times: Sequence[Sequence[Mapping[str, float]]],
-    source: str,
-    undecided: Sequence[str],
-) -> Iterator[Section]:
-    found = [
-        (layer, ms)
-        for layer, of_layer in zip(layers, times, strict=True)
-        if (ms := _dense_and_chosen_ms(layer, sizes, weights, of_layer)) is not None
-    ]
-    if not found:
-        return
-    total = tuple(sum(ms[side] for _, ms in found) for side in (0, 1))
-    rows: list[tuple[Cell, ...]] = []
-    for layer, (dense, chosen) in found:
-        words = f"{chosen:.3g} ms as chosen, {dense:.3g} ms dense"
-        # As a bar up to the chosen time; the upright line is dense.
-        drawn = Drawn(
-            words, chosen, dense, bar_from=0.0, has_dot=False, is_bad=chosen > dense * _SAME
-        )
-        unsure = ", unsure" if layer.path in undecided else ""
-        share = Share(chosen / total[1])
-        rows.append((layer.path, f"{pkg.choice_text(layer)}{unsure}", drawn, chosen, dense, share))
-    rows.append(("all layers", None, None, total[1], total[0], Share(1.0)))
-    about = (
-        f"Attention, and the projections that belong to the layer, {source}. The bar is the time of"
-        " a layer as it is chosen, the upright line that of the same layer dense."
-    )
-    columns = ("layer", "choice", "ms", "#ms", "#dense, ms", "#share of these")
-    table = Table("time of each layer", columns, rows, "layer-times", PAGE, "numbers", (0.0,))
-    yield Section("Where time goes, sparse beside dense", (Text(about), table), shown=PAGE)
-
-
-def speed_section(found: SpeedByShare | None) -> Iterator[Section]:
-    """Yield the predicted speed of all layers by the share of open heads; nothing for None."""
-    if found is None:
-        return
-    chart = SpeedChart(
-        "speed of all layers together, at the example's sizes",
-        "predicted by the cost model, every layer skipping heads",
-        found.points,
-        (found.active_share, found.speed),
-        found.break_even,
-    )
-    about = (
-        "Predicted from sizes, not measured: attention with the projections beside it, against"
-        " standard operators that compute every head. Routers and all else are not counted. Fewer"
-        " open heads are faster; right of the break-even, dense is."
-    )
-    yield Section("Speed by open heads", (Text(about), chart), shown=PAGE)
-
-
 def other_winners(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterator[str]:
     """Yield a sentence for each of several sets of inputs at which another choice was faster, in
     some layers."""
@@ -297,7 +243,7 @@ def other_winners(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterat
     # Where and what to the layers, with the times of that choice and of their own.
     found: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
     for index, layer in enumerate(layers):
-        for sizes, ms in zip(tuning.sizes, _times_of(tuning, index), strict=False):
+        for sizes, ms in zip(tuning.sizes, times_of(tuning, index), strict=False):
             own = str(pkg.current_choice(layer, sizes))
             best = min(ms, key=lambda name: ms[name], default=own)
             if own in ms and ms[best] < ms[own]:
@@ -314,28 +260,6 @@ def other_winners(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterat
 
 # The whole model, beside these.
 OTHERS = {"dense": "with every layer dense", "one_choice": "with one choice a layer"}
-
-
-def model_speeds(
-    tuning: pkg.Tuning, model_ratios: Sequence[Mapping[str, Ratio]]
-) -> Iterator[Table]:
-    """Yield a page's drawing of what was measured of the whole model; nothing if nothing was.
-
-    Args:
-        tuning: Its sizes.
-        model_ratios: At each of them, the time over that of each of `OTHERS`.
-    """
-    rows: list[tuple[Cell, ...]] = []
-    for sizes, ratios in zip(tuning.sizes, model_ratios, strict=False):
-        for name, ratio in ratios.items():
-            value, low, high = 1 / ratio.value, 1 / ratio.high, 1 / ratio.low
-            words = ratio_text(ratio, OTHERS[name])
-            drawn = Drawn(words, value, 1.0, (low, high), 1.0, is_bad=high < 1)
-            text = f"{value:.3f}x ({low:.3f} to {high:.3f})"
-            rows.append((sizes_text(sizes), OTHERS[name], drawn, text))
-    columns = ("at", "beside the model", "times as fast, 95 % interval", "#speed (95 %)")
-    if rows:
-        yield Table("whole model, measured", columns, rows, "model-speeds", PAGE, "ratios")
 
 
 def ratio_text(chosen: Ratio, other: str) -> str:

@@ -16,7 +16,7 @@ from moh_deploy.graph.layer_nodes import (
 )
 from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import LayerInfo, Manifest, choices_for
-from moh_deploy.perf import choices_text
+from moh_deploy.perf import choices_text, time_drawings
 from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures
 from moh_deploy.perf.cost_model.prediction import Prediction, SpeedByShare, shape_of
 from moh_deploy.report.document import (
@@ -252,9 +252,11 @@ class InspectReport(Report):
             layers = layers_text.layer_table(title, self.manifest.layers, "runs as", cells)
             blocks.append(replace(layers, most_rows=choices_text.MOST_ROWS))
         if any(map(choices_for, self.manifest.layers)):
-            blocks.append(choices_text.choice_table(self.manifest, self.predictions))
-        # Of a language model with caches there are hundreds; tokens and masks come first.
-        blocks.append(Table("inputs and outputs", columns, tensors, most_rows=6))
+            choices = self.manifest, self.predictions
+            blocks += (choices_text.choice_summary(*choices), choices_text.choice_table(*choices))
+        # A language model has hundreds of caches: they come last.
+        tensors.sort(key=lambda row: str(row[1]).startswith(("past_key_values.", "present.")))
+        blocks.append(Table("inputs and outputs", columns, tensors, most_rows=4))
         details = tuple(Text(line) for line in self._details())
         blocks.append(Section("Details", details, shown=DETAILED))
         word = count(len(self.layer_runs), "MoH layer")
@@ -273,10 +275,10 @@ class InspectReport(Report):
             yield recorded_section(self.head_loads)
         tuning = manifest.tuning
         if tuning is not None and tuning.source == "measured":
-            yield from choices_text.measured_times(manifest.layers, tuning)
+            yield from time_drawings.measured_times(manifest.layers, tuning)
         else:
-            yield from choices_text.predicted_times(manifest, self.predictions)
-        yield from choices_text.speed_section(self.speed)
+            yield from time_drawings.predicted_times(manifest, self.predictions)
+        yield from time_drawings.speed_section(self.speed)
 
     def _facts(self) -> Iterator[Fact]:
         if not self.layer_runs:

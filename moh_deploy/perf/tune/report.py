@@ -10,7 +10,7 @@ from typing import Literal
 
 from moh_deploy import package as pkg
 from moh_deploy.config.dtypes import RUNTIMES, Runtime
-from moh_deploy.perf import choices_text
+from moh_deploy.perf import choices_text, time_drawings
 from moh_deploy.perf.cost_model.prediction import SpeedByShare
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.quality import Quality
@@ -297,9 +297,9 @@ class TuneReport(Report):
             facts.append(
                 Fact("speed of the whole model", f"{1 / self.model_ratio.value:.3g}x", note)
             )
-        speeds = choices_text.model_speeds(tuning, self.model_ratios)
-        measured = choices_text.measured_times(self.layers, tuning)
-        speed = choices_text.speed_section(self.speed)
+        speeds = time_drawings.model_speeds(tuning, self.model_ratios)
+        measured = time_drawings.measured_times(self.layers, tuning)
+        speed = time_drawings.speed_section(self.speed)
         return Document(
             "tune",
             (*speeds, *measured, *speed, table),

@@ -191,14 +191,21 @@ class ProbeReport(Report):
             "PASSED" if self.passed else "FAILED",
             self.passed,
             counts,
-            (counts, *_lines(self)),
+            (counts,),
             reasons=self.reasons,
             most_reasons=_MOST_REASONS,
         )
         facts = tuple(
             doc.Fact(status, str(self.count(status)), _MEANS[status]) for status in STATUSES
         )
-        return doc.Document("probe", tuple(blocks), verdict, facts, suites=(_suite(self),))
+        return doc.Document(
+            "probe",
+            tuple(blocks),
+            verdict,
+            facts,
+            remarks=tuple(_lines(self)),
+            suites=(_suite(self),),
+        )
 
 
 def _lines(report: ProbeReport) -> Iterator[str]:
