@@ -25,6 +25,7 @@ from moh_deploy.report.document import (
     Cell,
     Document,
     Fact,
+    Folded,
     Section,
     Table,
     Text,
@@ -256,7 +257,8 @@ class InspectReport(Report):
             blocks += (choices_text.choice_summary(*choices), choices_text.choice_table(*choices))
         # A language model has hundreds of caches: they come last.
         tensors.sort(key=lambda row: str(row[1]).startswith(("past_key_values.", "present.")))
-        blocks.append(Table("inputs and outputs", columns, tensors, most_rows=4))
+        table = Table("inputs and outputs", columns, tensors, most_rows=4)
+        blocks.append(Folded("Inputs and outputs", (table,)))
         details = tuple(Text(line) for line in self._details())
         blocks.append(Section("Details", details, shown=DETAILED))
         word = count(len(self.layer_runs), "MoH layer")
@@ -289,11 +291,12 @@ class InspectReport(Report):
         if skipped is not None:
             yield Fact("work that kernels skip", skipped, f"of the whole model; at most {most}")
         if self.speed is not None:
-            even = percent(self.speed.break_even)
-            note = "predicted: dense is faster at every share"
-            if even is not None:
-                note = f"predicted: faster than dense up to {even}"
-            yield Fact("open heads", str(percent(self.speed.active_share)), note)
+            even = self.speed.break_even
+            note = f"faster than dense up to {percent(even)}"
+            if even is None or even == 1:
+                note = f"{'dense' if even is None else 'sparse'} is faster at every share"
+            share = str(percent(self.speed.active_share))
+            yield Fact("open heads", share, f"predicted: {note}")
         yield Fact("precision", self.manifest.precision)
 
     def _lines(self) -> Iterator[str]:

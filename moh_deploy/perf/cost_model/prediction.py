@@ -298,7 +298,7 @@ def speed_by_share(
     """Predict the speed of layers at all shares of open heads; see `break_even`.
 
     Returns:
-        The prediction; None where nothing is predicted for any layer.
+        The prediction; None where nothing is predicted for any layer, or all heads are shared.
     """
     known = _known(layers, nodes)
     if not known or platform.runtime == "onnxruntime-cuda":
@@ -309,8 +309,14 @@ def speed_by_share(
     def speed(share: float | None) -> float:
         return dense / _skipping_ms(sized, share, platform)
 
+    # Shared heads are open whatever the router chooses.
+    shared = sum(shape.num_shared_heads for shape, _ in sized)
+    least = shared / sum(shape.num_heads for shape, _ in sized)
+    points = tuple((share, speed(share)) for share in _SHARES if share >= least)
+    if len(points) < 2:
+        return None
     return SpeedByShare(
-        tuple((share, speed(share)) for share in _SHARES),
+        points,
         _open_share(known),
         speed(None),
         largest_share(lambda share: speed(share) > 1),

@@ -96,7 +96,8 @@ def test_speed_falls_with_open_heads_and_crosses_dense_at_the_break_even():
     assert speed.speed == pytest.approx(together.dense_ms / together.ms)
     assert speed.active_share == pytest.approx(0.625)
     assert speed.break_even == pytest.approx(0.804, abs=0.001)
-    assert len(speed.points) == 20
+    # Two of eight heads are shared, and so always open.
+    assert [share for share, _ in speed.points] == [percent / 100 for percent in range(25, 101, 5)]
     for share, times in speed.points:
         at = predict(replace(large, active_share=share), nodes[0], platform)
         assert times == pytest.approx(at.ms["dense"] / min(at.ms["sparse"], at.ms["projected"]))
@@ -106,3 +107,5 @@ def test_speed_falls_with_open_heads_and_crosses_dense_at_the_break_even():
 def test_no_speed_is_predicted_where_nothing_is_known():
     assert speed_by_share([replace(SMALL, seq_len=None)], [NODES], Platform()) is None
     assert speed_by_share([SMALL], [NODES], Platform(runtime="onnxruntime-cuda")) is None
+    shared = replace(SMALL, num_shared_heads=8, active_share=1.0)
+    assert speed_by_share([shared], [NODES], Platform()) is None
