@@ -314,6 +314,8 @@ class InspectReport(Report):
             yield f"skippable: {self._skippable_text()}"
         yield from savings_lines(self.savings)
         yield f"dynamic dimensions: {'; '.join(map(self._dim_text, manifest.dims)) or 'none'}"
+        if manifest.caches is not None:
+            yield layers_text.caches_text(manifest.caches)
         yield self.kernels.describe()
         proof = manifest.proof
         if proof is None:
@@ -335,8 +337,6 @@ class InspectReport(Report):
             )
         yield from layers_text.router_legend(manifest.layers)
         yield from layers_text.masks(manifest.layers)
-        if manifest.caches is not None:
-            yield layers_text.caches_text(manifest.caches)
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
         yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
         if self.node_runs:
