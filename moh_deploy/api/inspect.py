@@ -7,13 +7,14 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import model_bytes
-from moh_deploy.perf.cost_model.prediction import platform_of, predict
+from moh_deploy.perf.cost_model.prediction import platform_of, predict, speed_by_share
 from moh_deploy.perf.inspect_report import InspectReport, decoder_savings
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.compare.routing_statistics import RecordedLoad
 
 
 def inspect(
@@ -58,4 +59,6 @@ def inspect(
         node_runs=found.layer_impl,
         savings=decoder_savings(package.manifest, found.layer_nodes, model_bytes(package)),
         recorded_sizes=package.recorded_sizes,
+        head_loads=RecordedLoad.of(package.manifest.layers, package.vectors),
+        speed=speed_by_share(package.manifest.layers, found.layer_nodes, platform),
     )

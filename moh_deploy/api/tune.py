@@ -111,4 +111,5 @@ def tune(
         flipped_tokens=proof.flipped_tokens,
         kernels=proof.described.kernels,
         written=not dry_run,
+        speed=job.predicted_speed(outcome, proof.described.layer_nodes),
     )

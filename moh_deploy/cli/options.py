@@ -72,7 +72,6 @@ class ReportPaths(TypedDict, total=False):
 
 ReportFiles: TypeAlias = Annotated[ReportPaths, OptionGroup("Reports")]
 ReportPages: TypeAlias = Annotated[ReportPaths, OptionGroup("Reports", ("markdown", "html"))]
-JunitFile: TypeAlias = Annotated[ReportPaths, OptionGroup("Reports", ("junit",))]
 
 TrustPickle: TypeAlias = Annotated[bool, "Allow unpickling a module: it runs code from the file."]
 TrustCode: TypeAlias = Annotated[

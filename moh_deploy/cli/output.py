@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from moh_deploy.cli.options import ReportPaths
     from moh_deploy.report.document import Document
     from moh_deploy.report.report import Report
-    from moh_deploy.runtime.kernel_use import KernelUse
     from moh_deploy.system.progress import SilentProgress
 
 
@@ -83,7 +82,10 @@ def _print_rich(content: RenderableType) -> None:
 _NOT_FINISHED = {
     "verify": "The comparison did not finish.",
     "bench": "The measurement did not finish.",
+    "inspect": "The package was not read.",
     "probe": "The edge cases did not finish.",
+    "bisect": "The search did not finish.",
+    "tune": "The measurement did not finish.",
     "compare": "The comparison did not finish: nothing is decided.",
     "cost": "Nothing was priced.",
     "watch": "Nothing was judged yet.",
@@ -91,16 +93,7 @@ _NOT_FINISHED = {
 }
 
 
-class Filed(Protocol):
-    """A report that can be written to files."""
-
-    @property
-    def kernels(self) -> KernelUse | None: ...
-
-    def document(self) -> Document: ...
-
-
-AnyReport = TypeVar("AnyReport", bound=Filed)
+AnyReport = TypeVar("AnyReport", bound="Report")
 
 
 def write_files(
@@ -162,6 +155,7 @@ def write_files(
         except MoHDeployError as error:
             write(no_answer(name, error.message))
             raise
-    # Kernels are known only now: which ones were used is up to the runtime.
-    write(report.document(), environment(report.kernels))
+    # Kernels are known only now: which ones were used is up to the runtime. Of several ways of
+    # running, and of files that were only read, a report names none.
+    write(report.document(), environment(getattr(report, "kernels", None)))
     return report

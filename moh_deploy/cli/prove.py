@@ -199,7 +199,7 @@ class ToProbe(TypedDict):
 
 @command("probe", page="probe")
 def probe_command(
-    files: options.JunitFile,
+    files: options.ReportFiles,
     checkpoint: Annotated[
         Path | None,
         "FILE",
@@ -323,7 +323,9 @@ class ToBisect(TypedDict):
 
 
 @command("bisect", page="bisect")
-def bisect_command(as_json: options.Json, **given: Unpack[ToBisect]) -> None:
+def bisect_command(
+    files: options.ReportPages, as_json: options.Json, **given: Unpack[ToBisect]
+) -> None:
     """Find the first layer and node at which the package DIR parts from the original model, and
     which nodes of a package in half precision have to be in float32: exit 0 if nothing diverges or
     the repaired package was written, 1 if not.
@@ -333,4 +335,9 @@ def bisect_command(as_json: options.Json, **given: Unpack[ToBisect]) -> None:
     """
     from moh_deploy.api.bisect import bisect
 
-    print_answer(lambda progress: bisect(**given, progress=progress), as_json=as_json)
+    print_answer(
+        lambda progress: write_files(
+            files, str(given["package_dir"]), lambda: bisect(**given, progress=progress)
+        ),
+        as_json=as_json,
+    )

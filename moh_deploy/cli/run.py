@@ -9,7 +9,7 @@ from moh_deploy.cli import options, values
 from moh_deploy.cli.command import Default, Under, command
 from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.cli.original import package_or_original
-from moh_deploy.cli.output import print_answer
+from moh_deploy.cli.output import print_answer, write_files
 
 if TYPE_CHECKING:
     from moh_deploy.system.progress import SilentProgress
@@ -139,6 +139,7 @@ class _Shown:
 def inspect_command(
     package_dir: options.PackagePath,
     kernels: options.KernelChoice,
+    files: options.ReportPages,
     verbose: options.Verbose,
     as_json: options.Json,
 ) -> None:
@@ -146,12 +147,16 @@ def inspect_command(
     work they can skip.
 
     Example:
-        moh-deploy inspect build/model
+        moh-deploy inspect build/model --html model.html
     """
     from moh_deploy.api.inspect import inspect
 
     print_answer(
-        lambda progress: inspect(package_dir, kernels=kernels, progress=progress),
+        lambda progress: write_files(
+            files,
+            str(package_dir),
+            lambda: inspect(package_dir, kernels=kernels, progress=progress),
+        ),
         as_json=as_json,
         verbose=verbose,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 import click
 
@@ -11,6 +11,10 @@ from moh_deploy.cli.command import Argument, Default, Under, command
 from moh_deploy.cli.original import original_of
 from moh_deploy.cli.output import print_answer, write_files
 from moh_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moh_deploy.report.report import Report
+    from moh_deploy.system.progress import SilentProgress
 
 
 class ToTune(TypedDict):
@@ -57,6 +61,7 @@ def tune_command(
     labels: options.LabelFile,
     scoring: options.Scoring,
     code_dirs: options.MetricCode,
+    files: options.ReportPages,
     verbose: options.Verbose,
     as_json: options.Json,
     **given: Unpack[ToTune],
@@ -76,20 +81,6 @@ def tune_command(
 
     if within:
         _refuse("choose", why="says how layers run, which --within measures")
-        print_answer(
-            lambda progress: tune_within(
-                within=within,
-                output=output,
-                calibration=calibration,
-                labels=labels,
-                code_dirs=code_dirs,
-                progress=progress,
-                **scoring,
-                **given,
-            ),
-            as_json=as_json,
-            verbose=verbose,
-        )
     else:
         _refuse(
             "output",
@@ -99,11 +90,26 @@ def tune_command(
             "code_dirs",
             why="is of --within, which is not given",
         )
-        print_answer(
-            lambda progress: tune(choose=choose, progress=progress, **given),
-            as_json=as_json,
-            verbose=verbose,
+
+    def job(progress: "SilentProgress") -> "Report":
+        if not within:
+            return tune(choose=choose, progress=progress, **given)
+        return tune_within(
+            within=within,
+            output=output,
+            calibration=calibration,
+            labels=labels,
+            code_dirs=code_dirs,
+            progress=progress,
+            **scoring,
+            **given,
         )
+
+    print_answer(
+        lambda progress: write_files(files, str(given["package_dir"]), lambda: job(progress)),
+        as_json=as_json,
+        verbose=verbose,
+    )
 
 
 def _refuse(*names: str, why: str) -> None:

@@ -121,7 +121,8 @@ class DecisionReport(Report):
             )
             for verdict in ("win", "loss", "cannot tell")
         )
-        goal = page.Text(f"The goal: {self.goal}")
+        # Of a page it is the title.
+        goal = page.Text(f"The goal: {self.goal}", shown=page.TEXT)
         hashes = [("plan", self.plan_digest), *((file.path, file.sha256) for file in self.data)]
         fixed = "sha256 of the plan, and of samples and labels"
         blocks: list[page.Block] = [
@@ -140,6 +141,7 @@ class DecisionReport(Report):
             page.Verdict(word, is_good, sentence, (sentence,), held, lost, untold),
             facts=tuple(_facts(self)),
             remarks=tuple(_remarks(self)),
+            title=self.goal,
         )
 
 
@@ -198,6 +200,7 @@ def _chart(report: DecisionReport) -> Iterator[page.Block]:
         y_limit=worst if math.isfinite(worst) else None,
         y_is_share=metric.metric.startswith("top-"),
         lower_is_better=lower_is_better,
+        x_unit="ms",
     )
 
 
@@ -212,7 +215,7 @@ def _alternatives(report: DecisionReport) -> page.Table:
     kind = page.Column("what it is", width="words")
     columns: list[page.Column | str] = ["alternative", "verdict", kind]
     columns += [f"#{score.metric}" for score in reference.quality]
-    columns += ["#p50 ms", "#samples/s", "#CPU ms"] if has_times else []
+    columns += ["#p50 ms", "#CPU ms"] if has_times else []
     columns += ["#memory MiB", "#skipped", "#routers"]
     # Of one runtime the remarks say which; of several each alternative has to.
     several = len({alternative.runtime for alternative in report.arms}) > 1
@@ -230,7 +233,7 @@ def _alternatives(report: DecisionReport) -> page.Table:
             )
             row.append(value if None in ends else f"{value} ({ends[0]} to {ends[1]})")
         if first is not None:
-            row += [_p50_text(first), f"{first.throughput_per_s:.4g}", figure(first.cpu_ms)]
+            row += [_p50_text(first), figure(first.cpu_ms)]
         row.append(None if alternative.memory_mib is None else f"{alternative.memory_mib:.0f}")
         row.append(page.Share(alternative.skipped_share))
         row.append(page.Share(None if first is None else first.router_share))
@@ -247,6 +250,7 @@ def _p50_text(latency: LatencyFigure) -> str:
 
 def _promises(report: DecisionReport) -> page.Section:
     rows: list[list[page.Cell]] = []
+    probable: list[list[page.Cell]] = []
     for alternative in report.arms:
         for promise in alternative.promises:
             # By itself: where the whole interval says so.
@@ -256,14 +260,13 @@ def _promises(report: DecisionReport) -> page.Section:
             elif promise.p_broken <= (1 - report.confidence) / 2:
                 kept = page.Status("broken", False)
             said = alternative.name, promise.text, promise.came
-            rows.append([*said, kept, promise.p_kept, promise.p_broken])
+            rows.append([*said, kept])
+            probable.append([alternative.name, promise.text, promise.p_kept, promise.p_broken])
     columns: list[page.Column | str] = [
         "alternative",
         page.Column("promised", width="words"),
         page.Column("came", width="words"),
         "by itself",
-        page.Column("#p, kept", NOT_TERMINAL),
-        page.Column("#p, broken", NOT_TERMINAL),
     ]
     about = (
         "What the plan promised before the data, and what came, with intervals of"
@@ -271,7 +274,10 @@ def _promises(report: DecisionReport) -> page.Section:
         " says so; a verdict has to hold for all alternatives and looks together: that asks more."
     )
     table = page.Table("promised and measured", columns, rows, "promises")
-    return page.Section("Promised and measured", (page.Text(about, shown=NOT_TERMINAL), table))
+    names = ("alternative", page.Column("promised", width="words"), "#p, kept", "#p, broken")
+    p_values = page.Table("p values", names, probable, "p-values", NOT_TERMINAL)
+    blocks = (page.Text(about, shown=NOT_TERMINAL), table, page.Folded("p values", (p_values,)))
+    return page.Section("Promised and measured", blocks)
 
 
 def _break_even(report: DecisionReport) -> Iterator[page.Section]:

@@ -1,14 +1,28 @@
 """Format execution modes, measured times and predictions of layers for reports."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moh_deploy import package as pkg
 from moh_deploy.perf.cost_model.prediction import Prediction
-from moh_deploy.report.document import DETAILED, Cell, Column, Table, percent
+from moh_deploy.perf.timing import Ratio
+from moh_deploy.report.document import (
+    DETAILED,
+    EVERYWHERE,
+    Cell,
+    Column,
+    Format,
+    Table,
+    Text,
+    percent,
+)
 from moh_deploy.report.report import count
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import paths_text
+
+# Of layers: a terminal shows the first, and says how many there are in all.
+MOST_ROWS = 3
 
 Predictions = Sequence[Prediction | None]
 """One a layer; None where nothing is known."""
@@ -31,7 +45,30 @@ def choice_table(manifest: pkg.Manifest, predictions: Predictions) -> Table:
         times = [times_text(figures.predicted_gain), *shown, figures.predicted_fastest]
         times += [measured_gain_text(layer, manifest.tuning, index)] if measured else []
         rows.append((layer.path, pkg.choice_text(layer), *ms_cells(figures.predicted_ms), *times))
-    return Table(title, columns, rows)
+    # Of many layers a terminal has a sentence, `choice_summary`.
+    where = DETAILED if len(rows) > MOST_ROWS else EVERYWHERE
+    return Table(title, columns, rows, shown=where)
+
+
+def choice_summary(manifest: pkg.Manifest, predictions: Predictions) -> Text:
+    """Return the choices of all layers, and between which gains they are, for a terminal."""
+    chosen = Counter(pkg.choice_text(layer) for layer in manifest.layers if layer.choice)
+    text = f"choices: {', '.join(f'{number} {choice}' for choice, number in chosen.items())}"
+    tuning = manifest.tuning
+    is_measured = tuning is not None and tuning.source == "measured"
+    gains = []
+    for index, layer in enumerate(manifest.layers):
+        figures = choice_figures(manifest, predictions[index], index)
+        known = figures.measured_gain if is_measured else figures.predicted_gain
+        # Where measuring could not tell, a number would be read as an answer.
+        if known is not None and not (tuning and layer.path in tuning.undecided):
+            gains.append(known)
+    if gains:
+        ends = dict.fromkeys((times_text(min(gains)), times_text(max(gains))))
+        source = "measured" if is_measured else "predicted"
+        text += f"; {source} gain over dense {' to '.join(map(str, ends))}"
+    shown = frozenset[Format](("terminal",) if len(manifest.layers) > MOST_ROWS else ())
+    return Text(f"{text} (--verbose)", shown=shown)
 
 
 def choice_lines(
@@ -52,9 +89,9 @@ def choice_lines(
         if own is not None and prediction.best != own:
             others.setdefault((own, prediction.best), []).append(layer.path)
     if dense:
-        yield f"dense is faster here, as predicted: {', '.join(dense)}"
+        yield f"dense is faster here, as predicted: {paths_text(dense)}"
     for (chosen, best), paths in others.items():
-        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"
+        yield f"chosen {chosen}, predicted to be faster {best}: {paths_text(paths)}"
     if kernels.library is None and any(map(pkg.choices_for, manifest.layers)):
         yield (
             "without kernels, as here, every choice runs the same function bodies: no gain at all"
@@ -66,8 +103,7 @@ def choice_lines(
         yield "choices rest on predictions; `moh-deploy tune` measures them on your machine"
     if manifest.tuning is not None and manifest.tuning.source == "measured":
         yield from undecided_lines(manifest.tuning)
-        for index, layer in enumerate(manifest.layers):
-            yield from other_winners(layer, manifest.tuning, index)
+        yield from other_winners(manifest.layers, manifest.tuning)
 
 
 @dataclass(frozen=True)
@@ -126,7 +162,7 @@ def threads_text(tuning: pkg.Tuning) -> str:
 def measured_ms(tuning: pkg.Tuning, index: int) -> dict[str, float]:
     """Return choice to milliseconds of a layer in one run, the mean over inputs as they count; may
     be empty."""
-    sets = _times_of(tuning, index)
+    sets = times_of(tuning, index)
     if not sets:
         return {}
     weighted, total = list(zip(tuning.weights, sets, strict=True)), sum(tuning.weights)
@@ -138,7 +174,7 @@ def measured_gain(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -
     sizes; None if that is not known."""
     if tuning is None:
         return None
-    return gain(layer, tuning.sizes, tuning.weights, _times_of(tuning, index))
+    return gain(layer, tuning.sizes, tuning.weights, times_of(tuning, index))
 
 
 def measured_gain_text(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -> str | None:
@@ -154,11 +190,11 @@ def undecided_lines(tuning: pkg.Tuning) -> Iterator[str]:
     if tuning.undecided:
         yield (
             "too close or too noisy to tell, so as predicted, or else the plainest:"
-            f" {', '.join(tuning.undecided)}"
+            f" {paths_text(tuning.undecided)}"
         )
 
 
-def _times_of(tuning: pkg.Tuning, index: int) -> Sequence[Mapping[str, float]]:
+def times_of(tuning: pkg.Tuning, index: int) -> Sequence[Mapping[str, float]]:
     """Return choice to milliseconds of a layer at each of the sizes; nothing if it has no times."""
     return tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
 
@@ -177,27 +213,59 @@ def gain(
         weights: How often each counts.
         times: Choice to milliseconds in each.
     """
-    dense = chosen = 0.0
+    dense, chosen = dense_and_chosen_ms(layer, sizes, weights, times) or (0.0, 0.0)
+    return dense / chosen if chosen else None
+
+
+def dense_and_chosen_ms(
+    layer: pkg.LayerInfo,
+    sizes: Sequence[Mapping[str, int]],
+    weights: Sequence[float],
+    times: Sequence[Mapping[str, float]],
+) -> tuple[float, float] | None:
+    """Return the mean time of a layer that is dense, and as it is chosen, over runs as they
+    weigh; None if one is not known. Arguments as of `gain`."""
+    dense = chosen = total = 0.0
     for at, weight, ms in zip(sizes, weights, times, strict=False):
         choice = pkg.current_choice(layer, at)
         if choice is None or not {"dense", choice} <= ms.keys():
             return None
         dense, chosen = dense + weight * ms["dense"], chosen + weight * ms[choice]
-    return dense / chosen if chosen else None
+        total += weight
+    return (dense / total, chosen / total) if total else None
 
 
-def other_winners(layer: pkg.LayerInfo, tuning: pkg.Tuning, index: int) -> Iterator[str]:
-    """Yield a sentence for each of several sets of inputs at which another choice was faster."""
+def other_winners(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterator[str]:
+    """Yield a sentence for each of several sets of inputs at which another choice was faster, in
+    some layers."""
     if len(tuning.sizes) < 2:
         return
-    for sizes, ms in zip(tuning.sizes, _times_of(tuning, index), strict=False):
-        own = str(pkg.current_choice(layer, sizes))
-        best = min(ms, key=lambda name: ms[name], default=own)
-        if best != own and own in ms:
-            yield (
-                f"{layer.path}: at {sizes_text(sizes)} {best} was faster, {ms[best]:.3g} ms"
-                f" against {ms[own]:.3g}"
-            )
+    # Where and what to the layers, with the times of that choice and of their own.
+    found: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
+    for index, layer in enumerate(layers):
+        for sizes, ms in zip(tuning.sizes, times_of(tuning, index), strict=False):
+            own = str(pkg.current_choice(layer, sizes))
+            best = min(ms, key=lambda name: ms[name], default=own)
+            if own in ms and ms[best] < ms[own]:
+                where = sizes_text(sizes), best
+                found.setdefault(where, []).append((layer.path, ms[best], ms[own]))
+    for (at, best), slower in found.items():
+        path, best_ms, own_ms = max(slower, key=lambda times: times[2] - times[1])
+        layer_name = "" if len(slower) == 1 else f" in {path}"
+        yield (
+            f"{paths_text([name for name, *_ in slower])}: at {at} {best} was faster,"
+            f" {best_ms:.3g} ms against {own_ms:.3g}{layer_name}"
+        )
+
+
+# The whole model, beside these.
+OTHERS = {"dense": "with every layer dense", "one_choice": "with one choice a layer"}
+
+
+def ratio_text(chosen: Ratio, other: str) -> str:
+    """Return `1.250x as fast as with every layer dense (95 %: 1.200x to 1.300x)`."""
+    low, high = 1 / chosen.high, 1 / chosen.low
+    return f"{1 / chosen.value:.3f}x as fast as {other} (95 %: {low:.3f}x to {high:.3f}x)"
 
 
 def boundary_lines(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterator[str]:

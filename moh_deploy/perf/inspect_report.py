@@ -16,13 +16,27 @@ from moh_deploy.graph.layer_nodes import (
 )
 from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import LayerInfo, Manifest, choices_for
-from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table
-from moh_deploy.perf.cost_model.prediction import Prediction, shape_of
-from moh_deploy.report.document import Block, Cell, Document, Table, Text, percent
+from moh_deploy.perf import choices_text, time_drawings
+from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures
+from moh_deploy.perf.cost_model.prediction import Prediction, SpeedByShare, shape_of
+from moh_deploy.report.document import (
+    DETAILED,
+    Block,
+    Cell,
+    Document,
+    Fact,
+    Folded,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    percent,
+)
 from moh_deploy.report.report import FLAT, HIDDEN, Report, count, in_json, si
 from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.validate.compare.routing_statistics import RecordedLoad, recorded_section
 
 # What skipping heads can save a language model: of a prompt's work, and of what a step reads.
 #
@@ -137,6 +151,8 @@ class InspectReport(Report):
         savings: What skipping heads can save a language model, at some lengths.
         recorded_sizes: The sizes of each dynamic dimension that were run at export; no others are
             proven, whatever `dim_ranges` of the manifest allows.
+        head_loads: Which heads of each layer were on in the recorded runs.
+        speed: The predicted speed of all layers by the share of open heads; None if unknown.
     """
 
     package: Path
@@ -149,6 +165,8 @@ class InspectReport(Report):
     node_runs: Mapping[str, LayerImpl] = field(default_factory=dict)
     savings: tuple[DecoderSavings, ...] = ()
     recorded_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    head_loads: tuple[RecordedLoad, ...] = ()
+    speed: SpeedByShare | None = None
 
     @property
     @in_json()
@@ -223,26 +241,68 @@ class InspectReport(Report):
         ]
         columns = ("role", "name", "dtype", "shape")
         cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
-        counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
-        number = count(len(self.layer_runs), "MoH layer")
-        answer = f"{number}: {counts}" if self.layer_runs else number
-        if self.skipped_share is not None:
+        answer = ", ".join(f"{number} {kind}" for kind, number in cores.items())
+        if not self.layer_runs:
+            answer = "nothing to skip"
+        elif self.skipped_share is not None:
             answer += f"; kernels skip {percent(self.skipped_share)} of the whole model's work"
-        blocks: list[Block] = [Text(answer), Table("inputs and outputs", columns, tensors)]
+        blocks: list[Block] = list(self._drawn())
         if self.layer_runs:
             title = f"layers, as read from {self.runtime}"
             cells = list(map(layers_text.runs_as, self.layer_runs))
-            blocks.append(layers_text.layer_table(title, self.manifest.layers, "runs as", cells))
+            layers = layers_text.layer_table(title, self.manifest.layers, "runs as", cells)
+            blocks.append(replace(layers, most_rows=choices_text.MOST_ROWS))
         if any(map(choices_for, self.manifest.layers)):
-            blocks.append(choice_table(self.manifest, self.predictions))
-        return Document("inspect", tuple(blocks), findings=tuple(self._lines()))
+            choices = self.manifest, self.predictions
+            blocks += (choices_text.choice_summary(*choices), choices_text.choice_table(*choices))
+        # A language model has hundreds of caches: they come last.
+        tensors.sort(key=lambda row: str(row[1]).startswith(("past_key_values.", "present.")))
+        table = Table("inputs and outputs", columns, tensors, most_rows=4)
+        blocks.append(Folded("Inputs and outputs", (table,)))
+        details = tuple(Text(line) for line in self._details())
+        blocks.append(Section("Details", details, shown=DETAILED))
+        word = count(len(self.layer_runs), "MoH layer")
+        verdict = Verdict(word, None, f"{answer}.", (answer,))
+        return Document(
+            "inspect",
+            tuple(blocks),
+            verdict,
+            tuple(self._facts()),
+            tuple(self._lines()),
+        )
+
+    def _drawn(self) -> Iterator[Block]:
+        manifest = self.manifest
+        if any(load.tokens for load in self.head_loads):
+            yield recorded_section(self.head_loads)
+        tuning = manifest.tuning
+        if tuning is not None and tuning.source == "measured":
+            yield from time_drawings.measured_times(manifest.layers, tuning)
+        else:
+            yield from time_drawings.predicted_times(manifest, self.predictions)
+        yield from time_drawings.speed_section(self.speed)
+
+    def _facts(self) -> Iterator[Fact]:
+        if not self.layer_runs:
+            return
+        kernels = sum(run.runs_as == "kernel" for run in self.layer_runs)
+        yield Fact("MoH layers on a kernel", f"{kernels} of {len(self.layer_runs)}")
+        skipped, most = percent(self.skipped_share), percent(self.skippable_share)
+        if skipped is not None:
+            yield Fact("work that kernels skip", skipped, f"of the whole model; at most {most}")
+        if self.speed is not None:
+            even = self.speed.break_even
+            note = f"faster than dense up to {percent(even)}"
+            if even is None or even == 1:
+                note = f"{'dense' if even is None else 'sparse'} is faster at every share"
+            share = str(percent(self.speed.active_share))
+            yield Fact("open heads", share, f"predicted: {note}")
+        yield Fact("precision", self.manifest.precision)
 
     def _lines(self) -> Iterator[str]:
         manifest = self.manifest
         if manifest.layers:
-            yield from layers_text.router_legend(manifest.layers)
             yield from layers_text.reasons(manifest.layers)
-            yield from layers_text.masks(manifest.layers)
             yield from layers_text.constant_gates(manifest.layers)
         yield from layers_text.not_layers(
             len(manifest.layers), manifest.near_misses, manifest.ungated, manifest.other_gates
@@ -250,18 +310,12 @@ class InspectReport(Report):
         yield from map(layers_text.other_router_text, manifest.other_routers)
         if manifest.layers:
             yield from map(layers_text.kept_text, manifest.kept)
-            yield from choice_lines(manifest, self.predictions, self.kernels)
+            yield from choices_text.choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
         yield from savings_lines(self.savings)
         yield f"dynamic dimensions: {'; '.join(map(self._dim_text, manifest.dims)) or 'none'}"
         if manifest.caches is not None:
             yield layers_text.caches_text(manifest.caches)
-        ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
-        yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
-        if self.node_runs:
-            ways = list(self.node_runs.values())
-            yield layers_text.nodes_text(ways.count("kernel"), ways.count("function"))
-        yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
         yield self.kernels.describe()
         proof = manifest.proof
         if proof is None:
@@ -271,6 +325,24 @@ class InspectReport(Report):
                 f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
                 f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
             )
+
+    def _details(self) -> Iterator[str]:
+        """Yield what a terminal has no room for."""
+        manifest = self.manifest
+        if self.skippable_flops:
+            yield (
+                "skippable are both matrix products of the attention cores of replaced layers, and"
+                " their projections that are operators, for the (token, head) pairs with a zero"
+                " gate, at the example's sizes"
+            )
+        yield from layers_text.router_legend(manifest.layers)
+        yield from layers_text.masks(manifest.layers)
+        ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
+        yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
+        if self.node_runs:
+            ways = list(self.node_runs.values())
+            yield layers_text.nodes_text(ways.count("kernel"), ways.count("function"))
+        yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
 
     def _dim_text(self, name: str) -> str:
         """Return `seq 1 to 64 by the trace, run at 5, 6`: what is claimed, and what was tried."""
@@ -285,9 +357,7 @@ class InspectReport(Report):
         chosen = percent(self.skipped_share) or "an unknown share"
         return (
             f"{si(self.skippable_flops)}FLOP, {share} of the whole model; as the layers are chosen"
-            f" to run, kernels skip {si(self.skipped_flops)}FLOP, {chosen} (counted: both matrix"
-            " products of the attention cores of replaced layers, and their projections that are"
-            " operators, for the (token, head) pairs with a zero gate, at the example's sizes)"
+            f" to run, kernels skip {si(self.skipped_flops)}FLOP, {chosen}"
         )
 
 

@@ -135,8 +135,22 @@ class TradeOffChart:
     points: tuple[TradeOffPoint, ...]
     x_limit: float | None = None  # The longest time that was promised; None for no promise
     y_limit: float | None = None  # The worst quality that was promised
+    x_unit: str = ""  # What stands behind the numbers of the time's axis
     y_is_share: bool = False  # Quality is shown in percent
     lower_is_better: bool = False  # Of quality
+    shown: frozenset[Format] = PAGE
+
+
+@dataclass(frozen=True)
+class SpeedChart:
+    """Speed against the share of open heads: at least two points, the smallest share first."""
+
+    title: str
+    source: str  # Where the curve is from: a prediction, or what was measured
+    points: tuple[tuple[float, float], ...]  # Share of open heads, times as fast as dense
+    own: tuple[float, float]  # The same of the package as it is
+    # Up to which share it is faster than dense: 1 where it always is, None where it never is.
+    break_even: float | None
     shown: frozenset[Format] = PAGE
 
 
@@ -210,6 +224,8 @@ class Table:
     shown: frozenset[Format] = EVERYWHERE
     axis: AxisKind | None = None  # Of the column of drawn cells, if there is one
     axis_holds: tuple[float, ...] = ()  # Numbers that the axis has room for, whatever the cells are
+    # How many rows a terminal shows, where `--verbose` shows the others, too.
+    most_rows: int | None = None
 
     def part(self, where: Format) -> tuple[list[Column], list[list[Cell]]]:
         """Return the columns that a format shows, and the cells of each row that are in them."""
@@ -277,7 +293,7 @@ class Section:
     shown: frozenset[Format] = EVERYWHERE
 
 
-Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart
+Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart | SpeedChart
 Block = Section | Table | Text | Folded | Chart
 
 
@@ -330,6 +346,7 @@ class Document:
     baseline: Section | None = None  # The comparison with a baseline file
     warning: str = ""  # Stands before all but the answer
     suites: tuple[CiSuite, ...] = ()  # The same as test cases, for a CI
+    title: str = ""  # Heads a page; empty for the name of what the document is about
 
     @property
     def parts(self) -> tuple[Section, ...]:

@@ -30,7 +30,9 @@ class TerminalTable:
     def __init__(self, table: doc.Table, where: doc.Format = "terminal") -> None:
         self._caption = table.caption
         self._columns, rows = table.part(where)
-        self._rows = [[doc.plain(cell) for cell in row] for row in rows]
+        most = table.most_rows if where == "terminal" else None
+        self._rows = [[doc.plain(cell) for cell in row] for row in rows[:most]]
+        self._left_out = len(rows) - len(self._rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines, words = [], []
@@ -43,6 +45,8 @@ class TerminalTable:
         room = options.max_width - _BORDER * len(self._columns) - 1
         widths = fitting_widths(lines, words, room)
         yield self._by_row() if widths is None else self._table(widths)
+        if self._left_out:
+            yield Words(f"... and {self._left_out} more: --verbose")
 
     def _table(self, widths: Sequence[int]) -> RenderableType:
         shown = rich.Table(title=escape(self._caption), title_justify="left", title_style="bold")

@@ -271,6 +271,24 @@ def test_pages_are_written_beside_what_is_printed(cli: Cli, package: Path, tmp_p
     assert "GATES FAILED" in html.read_text()
 
 
+def test_package_has_a_page_with_the_heads_of_its_recorded_runs(
+    cli: Cli, package: Path, tmp_path: Path
+):
+    html = tmp_path / "model.html"
+    choose = ("--choose", "blocks.0.attn=dense", "--html", html)
+    assert cli("tune", package, *choose).exit_code == 0
+    assert "<title>TUNED: " in html.read_text()
+    assert cli("inspect", package, "--html", html).exit_code == 0
+    assert "<title>1 MoH layer: " in html.read_text()
+    for section in ("Load of heads", "Where time goes, sparse beside dense", "Speed by open heads"):
+        assert f"<h2>{section}</h2>" in html.read_text()
+    # [B, S, H] of the recorded run.
+    gates = vectors().gates[0]
+    (load,) = cli("inspect", package, "--json").json["head_loads"]
+    assert load["on"] == (gates != 0).sum(axis=(0, 1)).tolist()
+    assert load["tokens"] == gates[..., 0].size
+
+
 def test_measurement_without_an_answer_overwrites_reports_of_an_earlier_run(
     cli: Cli, package: Path, tmp_path: Path
 ):

@@ -192,8 +192,10 @@ def test_probe_exits_with_1_if_a_case_fails(cli: Cli, tmp_path: Path):
 
 
 def test_junit_of_a_probe_that_did_not_start_says_so(cli: Cli, tmp_path: Path):
-    shown = cli("probe", tmp_path / "nothing", "--junit", tmp_path / "probe.xml")
+    html = tmp_path / "probe.html"
+    shown = cli("probe", tmp_path / "nothing", "--junit", tmp_path / "probe.xml", "--html", html)
     assert shown.exit_code == 5
+    assert "NO ANSWER" in html.read_text()
     (error,) = xml.parse(tmp_path / "probe.xml").getroot().iter("error")
     assert "does not exist" in str(error.get("message"))
 
@@ -209,7 +211,7 @@ def handmade(tmp_path: Path) -> Path:
 def test_nothing_diverges(cli: Cli, handmade: Path):
     shown = cli("bisect", handmade)
     assert (shown.exit_code, shown.err) == (0, "")
-    assert shown.out.startswith("NOTHING DIVERGES from the vectors recorded from")
+    assert shown.out.startswith("NOTHING DIVERGES: compared with the vectors recorded from")
     content = cli("bisect", handmade, "--json").json
     assert (content["diverges"], content["divergence"], content["repair"]) == (False, None, None)
 
@@ -218,7 +220,7 @@ def test_divergence_ends_with_1_and_says_where(cli: Cli, handmade: Path, tmp_pat
     wrong = write_package(tmp_path / "wrong", scale=2.0).root
     shown = cli("bisect", wrong, "--reference", handmade, "--kernels", "off")
     assert shown.exit_code == 1
-    assert "First diverges at Mul 'scaled'" in shown.out
+    assert shown.out.startswith("DIVERGES: first diverges at Mul 'scaled'")
     assert shown.err.startswith("error: first diverges at Mul 'scaled' in 'blocks.0.attn'")
     failed = cli("bisect", wrong, "--reference", handmade, "--json", "--kernels", "off")
     assert failed.exit_code == 1
@@ -227,6 +229,16 @@ def test_divergence_ends_with_1_and_says_where(cli: Cli, handmade: Path, tmp_pat
     assert found["differences"] == ["weight 'scale' differs by up to 1 of its largest value"]
     assert failed.json["error"]["type"] == "ValidationError"
     validate("bisect", failed.json)
+
+
+def test_page_of_a_divergence_names_the_node(cli: Cli, handmade: Path, tmp_path: Path):
+    wrong = write_package(tmp_path / "wrong", scale=2.0).root
+    html = tmp_path / "bisect.html"
+    files = ("--html", html, "--markdown", tmp_path / "bisect.md")
+    assert cli("bisect", wrong, "--reference", handmade, "--kernels", "off", *files).exit_code == 1
+    assert "<title>DIVERGES: " in html.read_text()
+    assert "First diverges at Mul &#39;scaled&#39;" in html.read_text()
+    assert "scaled" in (tmp_path / "bisect.md").read_text()
 
 
 def test_suspects_are_listed_without_a_reference(cli: Cli, tmp_path: Path):

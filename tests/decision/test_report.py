@@ -24,8 +24,9 @@ def test_decision_stands_first_and_every_alternative_has_its_reason():
 
 def test_promised_and_measured_stand_side_by_side():
     text = decision_report().to_markdown()
-    (row,) = [line for line in text.splitlines() if line.startswith("| 1 | loses at most")]
+    row, p_values = [line for line in text.splitlines() if line.startswith("| 1 | loses at most")]
     assert "**broken**" in row
+    assert text.index(row) < text.index("#### p values") < text.index(p_values)
     assert "at least 10 % faster at p50" in text
     assert "look 1 of 1" in text
     assert decision_report().plan_digest in text

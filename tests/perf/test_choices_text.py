@@ -6,12 +6,14 @@ import pytest
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Tuning
+from moh_deploy.perf.choices_text import other_winners
 from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS
+from tests.report.layer_samples import inspected, tuned
 from tests.report.shown import text_of, verbose_text_of
 from tests.report.test_reports import KERNELS
 
@@ -79,7 +81,7 @@ def test_no_gain_is_promised_where_no_gate_is_ever_zero():
 
 
 def test_names_of_routers_are_explained():
-    assert f"router {LAYER.router}: " in text_of(report(LAYER, predictions=[None]))
+    assert f"router {LAYER.router}: " in verbose_text_of(report(LAYER, predictions=[None]))
 
 
 def test_layer_that_is_faster_densely_is_named():
@@ -144,3 +146,20 @@ def test_what_was_measured_without_times_of_layers_is_shown():
     text = text_of(report(LAYER, predictions=[SPARSE_WINS], tuning=tuning))
     assert "(CPU time, the runtime's threads, OpenVINO 2026.4.1, Some CPU" in " ".join(text.split())
     assert "was faster" not in text
+
+
+def test_32_layers_fit_a_screen_and_verbose_has_them_all():
+    for made in (inspected(32), tuned(32)):
+        lines = text_of(made, 80).splitlines()
+        assert len(lines) < 40
+        assert lines[0].startswith(("32 MoH layers: 32 kernel", "TUNED: 32 sparse"))
+        assert "... and 29 more: --verbose" in lines
+        assert "blocks.30.attn" in verbose_text_of(made)
+
+
+def test_layers_in_which_another_choice_was_faster_are_one_line():
+    (line,) = other_winners(tuned(8).layers, tuned(8).tuning)
+    assert line == (
+        "blocks.3.attn ... blocks.7.attn (5 layers): at batch=4, seq=256 dense was faster, 4 ms"
+        " against 9 in blocks.7.attn"
+    )

@@ -211,7 +211,7 @@ def test_attention_without_gates_is_counted_and_no_near_miss():
 def test_nodes_of_no_layer_are_counted():
     node_runs = {"attention": "kernel", "conv": "function", "conv#2": "kernel"}
     report = replace(inspect_report(), node_runs=node_runs)
-    assert "custom ops: 2 on a kernel, 1 as function body\n" in text_of(report)
+    assert "custom ops: 2 on a kernel, 1 as function body\n" in verbose_text_of(report)
     assert report.to_json()["node_runs"] == node_runs
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -57,3 +59,17 @@ def test_path_is_folded_within_its_table():
 )
 def test_room_is_shared_behind_the_longest_words(lines, words, room, expected):
     assert fitting_widths(lines, words, room) == expected
+
+
+def test_rows_that_a_terminal_leaves_out_are_counted_and_verbose_has_them():
+    rows = [(f"blocks.{index}.a", index) for index in range(9)]
+    table = Table("layers", ("layer", "#n"), rows, most_rows=4)
+    lines = shown(table, 80)
+    assert sum("blocks." in line for line in lines) == 4
+    assert lines[-1] == "... and 5 more: --verbose"
+    assert "more" not in "".join(shown(replace(table, rows=rows[:4]), 80))
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(TerminalTable(table, "verbose"))
+    assert "blocks.8.a" in captured.get()
+    assert "more" not in captured.get()

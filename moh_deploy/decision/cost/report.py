@@ -9,7 +9,7 @@ from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.prediction import LayerBreakEven
 from moh_deploy.report import document as page
-from moh_deploy.report.report import HIDDEN, Report, amount, in_json, shown_verdict
+from moh_deploy.report.report import Report, amount, in_json, shown_verdict
 
 Pays = Literal["pays", "does not pay", "cannot tell", "reference"]
 
@@ -103,7 +103,6 @@ class CostReport(Report):
     tuned: tuple[SizeBreakEven, ...] | None = None
     sensitivity: None = field(default=None, init=False)
     fleets: None = field(default=None, init=False)
-    kernels: None = field(default=None, init=False, metadata=HIDDEN)
 
     @property
     @in_json()

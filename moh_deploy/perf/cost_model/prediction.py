@@ -202,6 +202,38 @@ _Known = tuple[LayerInfo, LayerShape, tuple[Choice, ...]]
 """A layer that something is predicted for, its sizes, and how it can be run."""
 
 
+def _known(layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]) -> list[_Known]:
+    return [
+        (layer, shape, choices)
+        for layer, node in zip(layers, nodes, strict=True)
+        if (shape := shape_of(layer, node)) is not None and (choices := choices_for(layer))
+    ]
+
+
+def _open_share(known: Sequence[_Known]) -> float:
+    """Return the share of open heads of all layers together."""
+    open_heads = sum(shape.active_share * shape.num_heads for _, shape, _ in known)
+    return open_heads / sum(shape.num_heads for _, shape, _ in known)
+
+
+_Sized = Sequence[tuple[LayerShape, tuple[Choice, ...]]]
+
+
+def _skipping_ms(layers: _Sized, share: float | None, platform: Platform) -> float:
+    """Return the time with heads skipped, each layer as it is fastest, at a share of open heads;
+    None: each layer's own."""
+    total = 0.0
+    for own, choices in layers:
+        shape = own if share is None else at_share(own, share)
+        skipping = (choice for choice in choices if choice != "dense")
+        total += min(milliseconds(shape, choice, platform) for choice in skipping)
+    return total
+
+
+def _dense_ms(layers: _Sized, platform: Platform) -> float:
+    return sum(milliseconds(shape, "dense", platform) for shape, _ in layers)
+
+
 def break_even(
     layers: Sequence[LayerInfo],
     nodes: Sequence[LayerNodes],
@@ -223,11 +255,7 @@ def break_even(
         Each layer that something is predicted for, and last, if there are any, all of these
         together.
     """
-    known = [
-        (layer, shape, choices)
-        for layer, node in zip(layers, nodes, strict=True)
-        if (shape := shape_of(layer, node)) is not None and (choices := choices_for(layer))
-    ]
+    known = _known(layers, nodes)
 
     def at(chosen: Sequence[_Known], batch: int) -> BreakEven:
         # Windows are samples of a layer's own: as many times as many.
@@ -236,24 +264,60 @@ def break_even(
             for _, shape, choices in chosen
         ]
 
-        def fastest(share: float | None) -> float:
-            """Return the time with heads skipped, at a share of open heads or each layer's own."""
-            total = 0.0
-            for own, choices in sized:
-                shape = own if share is None else at_share(own, share)
-                skipping = (choice for choice in choices if choice != "dense")
-                total += min(milliseconds(shape, choice, platform) for choice in skipping)
-            return total
-
-        dense = sum(milliseconds(shape, "dense", platform) for shape, _ in sized)
-        share = largest_share(lambda share: fastest(share) < dense)
-        return BreakEven(batch, fastest(None), fastest(1.0), dense, share)
+        dense = _dense_ms(sized, platform)
+        own, all_open = (_skipping_ms(sized, share, platform) for share in (None, 1.0))
+        share = largest_share(lambda share: _skipping_ms(sized, share, platform) < dense)
+        return BreakEven(batch, own, all_open, dense, share)
 
     def over(path: str | None, chosen: Sequence[_Known]) -> LayerBreakEven:
-        heads = sum(shape.num_heads for _, shape, _ in chosen)
-        open_heads = sum(shape.active_share * shape.num_heads for _, shape, _ in chosen)
         sizes = tuple(at(chosen, batch) for batch in sorted(set(batches)))
-        return LayerBreakEven(path, open_heads / heads, sizes)
+        return LayerBreakEven(path, _open_share(chosen), sizes)
 
     alone = [over(entry[0].path, [entry]) for entry in known]
     return (*alone, *([over(None, known)] if known else []))
+
+
+# How the speed of all layers depends on the share of open heads, at the example's sizes.
+
+_SHARES = tuple(percent / 100 for percent in range(5, 101, 5))
+
+
+@dataclass(frozen=True)
+class SpeedByShare:
+    """Predicted speed of all layers together, each skipping heads as it is fastest, over dense."""
+
+    points: tuple[tuple[float, float], ...]  # share of open heads, times as fast; ascending
+    active_share: float  # the layers' own share of open heads
+    speed: float  # at each layer's own share
+    break_even: float | None  # share up to which it is above 1; None where it never is
+
+
+def speed_by_share(
+    layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes], platform: Platform
+) -> SpeedByShare | None:
+    """Predict the speed of layers at all shares of open heads; see `break_even`.
+
+    Returns:
+        The prediction; None where nothing is predicted for any layer, or all heads are shared.
+    """
+    known = _known(layers, nodes)
+    if not known or platform.runtime == "onnxruntime-cuda":
+        return None
+    sized = [(shape, choices) for _, shape, choices in known]
+    dense = _dense_ms(sized, platform)
+
+    def speed(share: float | None) -> float:
+        return dense / _skipping_ms(sized, share, platform)
+
+    # Shared heads are open whatever the router chooses.
+    shared = sum(shape.num_shared_heads for shape, _ in sized)
+    least = shared / sum(shape.num_heads for shape, _ in sized)
+    points = tuple((share, speed(share)) for share in _SHARES if share >= least)
+    if len(points) < 2:
+        return None
+    return SpeedByShare(
+        points,
+        _open_share(known),
+        speed(None),
+        largest_share(lambda share: speed(share) > 1),
+    )

@@ -12,7 +12,13 @@ from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.perf.choices_text import gain
 from moh_deploy.perf.cost_model.first_choices import SWITCH_MS, by_size, dense_at
-from moh_deploy.perf.cost_model.prediction import platform_of, predict
+from moh_deploy.perf.cost_model.milliseconds import Platform
+from moh_deploy.perf.cost_model.prediction import (
+    SpeedByShare,
+    platform_of,
+    predict,
+    speed_by_share,
+)
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.perf.tune import layers as timed
@@ -185,17 +191,25 @@ class TuneJob:
         # Nothing was measured: at the example's sizes.
         if not times:
             sizes, weights = (self.package.manifest.dims,), (1.0,)
-            platform = platform_of(
-                self.package.manifest, self.kernels, self.variant.runtime, self.variant.threads
-            )
             found = [
-                predict(layer, node, platform)
+                predict(layer, node, self._platform)
                 for layer, node in zip(outcome.layers, nodes, strict=True)
             ]
             times = tuple(({} if layer is None else layer.ms,) for layer in found)
         return tuple(
             gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
         )
+
+    def predicted_speed(
+        self, outcome: TuneOutcome, nodes: Sequence[LayerNodes]
+    ) -> SpeedByShare | None:
+        """Predict the speed of all layers by the share of open heads, at the example's sizes."""
+        return speed_by_share(outcome.layers, nodes, self._platform)
+
+    @property
+    def _platform(self) -> Platform:
+        variant = self.variant
+        return platform_of(self.package.manifest, self.kernels, variant.runtime, variant.threads)
 
     def prove(self, outcome: TuneOutcome, files: Sequence[InputSet]) -> TuneProof:
         """Compare what the package computes as chosen with what the original model computed.

@@ -10,7 +10,8 @@ from typing import Literal
 
 from moh_deploy import package as pkg
 from moh_deploy.config.dtypes import RUNTIMES, Runtime
-from moh_deploy.perf import choices_text
+from moh_deploy.perf import choices_text, time_drawings
+from moh_deploy.perf.cost_model.prediction import SpeedByShare
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.quality import Quality
 from moh_deploy.report import document as doc
@@ -113,8 +114,9 @@ class SearchReport(Report):
             "candidate",
             "",
             "#ms",
+            doc.Column("times beside the rival, 95 % interval", doc.PAGE),
             "#times",
-            "of",
+            doc.Column("of", width="words"),
             "#other heads",
             *(f"#{name}" for name in metrics),
             doc.Column("why not", doc.NOT_TERMINAL, "long"),
@@ -131,18 +133,24 @@ class SearchReport(Report):
             for way in self.tried
             if way.reason is not None
         ]
-        answer = f"chosen: {chosen.way.name}, on {self.machine}"
+        answer = chosen.way.name
         if chosen.timed is not None:
-            answer += f"; {chosen.timed.sentence()}"
+            answer += f", {chosen.timed.sentence()}"
         blocks: tuple[doc.Block, ...] = (
-            doc.Text(answer, True),
-            doc.Table(title, columns, rows),
+            doc.Table(title, columns, rows, "tried", axis="ratios"),
             *reasons,
         )
-        return doc.Document("tune", blocks, findings=tuple(self._lines(chosen)))
+        return doc.Document(
+            "tune",
+            blocks,
+            doc.Verdict("CHOSEN", True, f"{answer}.", (answer,)),
+            findings=tuple(self._lines(chosen)),
+            warning=self.kernels.warning,
+        )
 
     def _lines(self, chosen: Tried) -> Iterator[str]:
         yield f"asked for: {'; '.join(self.within)}"
+        yield f"measured on {self.machine}"
         if chosen.quality is not None:
             for metric in chosen.quality.accuracy:
                 name, samples = metric.metric, count(metric.samples, "sample")
@@ -175,10 +183,11 @@ def _comparable_ms(chosen: Tried, tried: Sequence[Tried]) -> dict[str, float]:
 
 def _row(way: Tried, metrics: Sequence[str], ms: float | None) -> tuple[doc.Cell, ...]:
     timed, quality = way.timed, way.quality
-    times = None
+    times = drawn = None
     if timed is not None:
-        low, high = timed.ratio.low, timed.ratio.high
-        times = f"{timed.ratio.value:.2f} ({low:.2f} to {high:.2f})"
+        value, low, high = timed.ratio.value, timed.ratio.low, timed.ratio.high
+        times = f"{value:.2f} ({low:.2f} to {high:.2f})"
+        drawn = doc.Drawn(timed.sentence(), value, 1.0, (low, high), 1.0, is_bad=low > 1)
     flips = None if quality is None else f"{quality.flips.tokens} of {quality.flips.of}"
     values = (
         {} if quality is None else {x.metric: shown(x.metric, x.package) for x in quality.accuracy}
@@ -187,6 +196,7 @@ def _row(way: Tried, metrics: Sequence[str], ms: float | None) -> tuple[doc.Cell
         way.way.name,
         doc.Status(way.ending, True if way.ending == "chosen" else None),
         ms,
+        drawn,
         times,
         None if timed is None else timed.rival,
         flips,
@@ -234,6 +244,8 @@ class TuneReport(Report):
             rounding), to how many: outputs were not compared there.
         kernels: The kernel library that was measured.
         written: The choices were written into the package.
+        speed: The predicted speed of all layers by the share of open heads, at the example's sizes;
+            None if unknown.
     """
 
     package: Path
@@ -250,6 +262,7 @@ class TuneReport(Report):
     flipped_tokens: Mapping[str, int]
     kernels: KernelUse
     written: bool
+    speed: SpeedByShare | None = None
 
     @property
     def undecided(self) -> tuple[str, ...]:
@@ -282,24 +295,44 @@ class TuneReport(Report):
             threads = choices_text.threads_text(tuning)
             title += f", {tuning.clock} time of a run{several}, {threads}, at {sizes}"
         rows = list(map(self._row, range(len(self.layers))))
-        table = doc.Table(title, [*columns, "#gain", "#predicted gain"], rows)
+        columns += ["#gain", "#predicted gain"]
+        table = doc.Table(title, columns, rows, most_rows=choices_text.MOST_ROWS)
+        answer = self._answer()
+        facts = [
+            doc.Fact(f"layers, {mode}", str(number)) for mode, number in self._chosen().items()
+        ]
+        if self.model_ratio is not None:
+            low, high = 1 / self.model_ratio.high, 1 / self.model_ratio.low
+            note = f"of every layer dense (95 %: {low:.3g}x to {high:.3g}x)"
+            facts.append(
+                doc.Fact("speed of the whole model", f"{1 / self.model_ratio.value:.3g}x", note)
+            )
+        speeds = time_drawings.model_speeds(tuning, self.model_ratios)
+        measured = time_drawings.measured_times(self.layers, tuning)
+        speed = time_drawings.speed_section(self.speed)
         return doc.Document(
             "tune",
-            (doc.Text(self._answer()), table),
-            findings=tuple(self._lines()),
+            (*speeds, *measured, *speed, table),
+            doc.Verdict("TUNED" if self.written else "DRY RUN", None, f"{answer}.", (answer,)),
+            tuple(facts),
+            tuple(self._lines()),
             warning=self.kernels.warning,
         )
 
     def _answer(self) -> str:
         """Return `2 sparse, 1 dense; whole model: 1.31x as fast as with every layer dense`."""
-        chosen = Counter(pkg.choice_text(layer) for layer in self.layers if layer.choice)
-        text = ", ".join(f"{number} {choice}" for choice, number in chosen.items())
-        text = f"layers: {text or 'none to choose for'}"
+        text = ", ".join(f"{number} {choice}" for choice, number in self._chosen().items())
+        text = text or "no layer to choose for"
         if self.tuning.undecided:
             text += f"; {len(self.tuning.undecided)} of them unsure, so as predicted"
         if self.model_ratio is not None:
-            text += f"; whole model {_ratio_text(self.model_ratio, 'with every layer dense')}"
+            speed = choices_text.ratio_text(self.model_ratio, choices_text.OTHERS["dense"])
+            text += f"; whole model {speed}"
         return text
+
+    def _chosen(self) -> Counter[str | None]:
+        """Count the layers of each mode."""
+        return Counter(pkg.choice_text(layer) for layer in self.layers if layer.choice)
 
     def _layer(self, index: int) -> TunedLayer:
         layer = self.layers[index]
@@ -328,8 +361,7 @@ class TuneReport(Report):
 
     def _lines(self) -> Iterator[str]:
         if self.tuning.source == "measured":
-            for index, layer in enumerate(self.layers):
-                yield from choices_text.other_winners(layer, self.tuning, index)
+            yield from choices_text.other_winners(self.layers, self.tuning)
             yield from choices_text.undecided_lines(self.tuning)
             yield from choices_text.boundary_lines(self.layers, self.tuning)
             yield from self._model_lines()
@@ -358,7 +390,7 @@ class TuneReport(Report):
         everywhere = len(self.dense_was_faster) == len(self.tuning.sizes)
         text = "every layer is fastest densely; nothing to compare"
         if self.model_ratio is not None:
-            text = _ratio_text(self.model_ratio, "with every layer dense")
+            text = choices_text.ratio_text(self.model_ratio, "with every layer dense")
             text += " with these layers sparse; so every layer stays dense" if everywhere else ""
         yield f"whole model: {text}"
         if self.ranges_did_not_pay:
@@ -370,14 +402,8 @@ class TuneReport(Report):
         if len(self.model_ratios) < 2:
             return
         for sizes, ratios in zip(self.tuning.sizes, self.model_ratios, strict=True):
-            texts = [_ratio_text(ratio, _OTHERS[name]) for name, ratio in ratios.items()]
+            texts = [
+                choices_text.ratio_text(ratio, choices_text.OTHERS[name])
+                for name, ratio in ratios.items()
+            ]
             yield f"whole model at {choices_text.sizes_text(sizes)}: {'; '.join(texts)}"
-
-
-_OTHERS = {"dense": "with every layer dense", "one_choice": "with one choice a layer"}
-
-
-def _ratio_text(chosen: Ratio, other: str) -> str:
-    """Return `1.250x as fast as with every layer dense (95 %: 1.200x to 1.300x)`."""
-    low, high = 1 / chosen.high, 1 / chosen.low
-    return f"{1 / chosen.value:.3f}x as fast as {other} (95 %: {low:.3f}x to {high:.3f}x)"

@@ -4,7 +4,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from moh_deploy.report.document import LatencyChart, Line, TradeOffChart, TradeOffPoint
+from moh_deploy.report.document import (
+    LatencyChart,
+    Line,
+    SpeedChart,
+    TradeOffChart,
+    TradeOffPoint,
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,11 @@ def _steps(low: float, high: float, most: int) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-# Charts of time: how single runs are distributed, and quality against time.
+def _power(power: int) -> str:
+    return f"{10.0**power:g}" if -3 <= power <= 3 else f"1e{power}"
+
+
+# Charts of time: how single runs are distributed, quality against time, speed against open heads.
 
 _UNITS = 1000  # of the drawing of a distribution, in both directions
 _LOG_FROM = 5.0  # longest over shortest time
@@ -178,9 +188,11 @@ def page_trade_off(chart: TradeOffChart) -> PageTradeOff:
         number = ys.low + (ys.high - ys.low) * tick.at / 100
         label = f"{100 * number:.4g} %" if chart.y_is_share else f"{number:.4g}"
         y_ticks.append(Tick(down(number), label))
+    unit = f" {chart.x_unit}" if chart.x_unit else ""
+    x_ticks = tuple(Tick(tick.at, f"{tick.label}{unit}") for tick in xs.ticks)
     x_limit = None if chart.x_limit is None else xs.at(chart.x_limit)
     y_limit = None if chart.y_limit is None else down(chart.y_limit)
-    return PageTradeOff(chart, tuple(points), xs.ticks, tuple(y_ticks), x_limit, y_limit)
+    return PageTradeOff(chart, tuple(points), x_ticks, tuple(y_ticks), x_limit, y_limit)
 
 
 def _scale(
@@ -198,3 +210,47 @@ def _scale(
         return round_numbers(low / room, high * room, is_log=True, most_ticks=5)
     room = _ROOM * (high - low)
     return round_numbers(low - room, high + room, is_log=False, most_ticks=5)
+
+
+@dataclass(frozen=True)
+class PageSpeed:
+    """A chart laid out, everything in percent of width and of height, from the top."""
+
+    content: SpeedChart
+    path: str  # The curve, in thousandths, as SVG writes paths
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    dense: float  # Height at which it is as fast as dense
+    own: tuple[float, float]
+    break_even: float | None  # Where there is one
+    words: str  # The same in words
+
+
+def page_speed(chart: SpeedChart) -> PageSpeed:
+    """Lay out speed by the share of open heads, from 0 to 100 %; up is faster."""
+    # As fast as dense is on the axis, whatever the curve is.
+    speeds = _scale([(y, None) for _, y in (*chart.points, chart.own)], 1.0, may_be_log=True)
+
+    def down(speed: float) -> float:
+        return round((100 - speeds.at(speed)) * _HEIGHT + _TOP, 2)
+
+    places = (f"{_UNITS * x:.0f} {_UNITS * down(y) / 100:.0f}" for x, y in chart.points)
+    ticks = (Tick((100 - tick.at) * _HEIGHT + _TOP, f"{tick.label}x") for tick in speeds.ticks)
+    return PageSpeed(
+        chart,
+        f"M{'L'.join(places)}",
+        tuple(Tick(share, f"{share:.0f} %") for share in (0.0, 25.0, 50.0, 75.0, 100.0)),
+        tuple(Tick(round(tick.at, 2), tick.label) for tick in ticks),
+        down(1.0),
+        (round(100 * chart.own[0], 2), down(chart.own[1])),
+        *_break_even(chart.break_even),
+    )
+
+
+def _break_even(share: float | None) -> tuple[float | None, str]:
+    """Return where it is drawn, and what is said of it."""
+    if share is None:
+        return None, "no break-even: dense is faster at every share"
+    if share == 1:
+        return None, "no break-even: faster than dense at every share"
+    return round(100 * share, 2), f"break-even: {100 * share:.1f} % open"

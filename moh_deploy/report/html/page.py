@@ -154,7 +154,8 @@ def _environment() -> Environment:
     # Templates lay out what they show by these filters, and know the types of blocks only.
     # `block|kind` names the macro of blocks.html that shows a block.
     environment.filters["kind"] = lambda block: type(block).__name__
-    for layout in (page_table, page_map, charts.page_chart, page_margins, charts.page_trade_off):
+    drawn = charts.page_chart, charts.page_trade_off, charts.page_speed
+    for layout in (page_table, page_map, page_margins, *drawn):
         environment.filters[layout.__name__] = layout
     return environment
 

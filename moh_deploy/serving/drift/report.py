@@ -76,11 +76,6 @@ class WatchReport(Report):
     reference: RoutingReference = field(metadata=HIDDEN)
 
     @property
-    def kernels(self) -> None:
-        """Return None: nothing was run."""
-        return
-
-    @property
     @in_json()
     def false_alarms(self) -> float:
         """The share of windows of unchanged traffic that may alarm."""

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.document import Block, Document, Table, Text, percent
+from moh_deploy.report.document import (
+    PAGE,
+    Block,
+    Column,
+    Document,
+    Drawn,
+    Table,
+    Text,
+    Verdict,
+    percent,
+)
 from moh_deploy.report.report import FLAT, Report, count, in_json, si
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
@@ -111,9 +121,7 @@ class BisectReport(Report):
     def document(self) -> Document:
         """Return what it says."""
         blocks: list[Block] = []
-        if self.divergence is None:
-            blocks.append(Text(f"NOTHING DIVERGES from the {self.reference}", True))
-        else:
+        if self.divergence is not None:
             blocks += _divergence_blocks(self.divergence)
             by_module: dict[str, NodeError] = {}
             for error in self.errors:
@@ -121,23 +129,36 @@ class BisectReport(Report):
                 if error.behind > known.behind:
                     by_module[error.place.module] = error
             worst = list(by_module.items())
-            rows = [(path, x.place.node, _size_text(x)) for path, x in worst[:_MOST_ROWS]]
+            rows = [
+                (path, x.place.node, _drawn(x), _size_text(x)) for path, x in worst[:_MOST_ROWS]
+            ]
             if rows:
                 more = len(worst) - len(rows)
                 title = "largest error of each module, as a share of the largest value"
                 title += f" (the first {len(rows)}, {more} more in --json)" if more else ""
-                blocks.append(Table(title, ("module", "node", "#error"), rows))
+                columns = ("module", "node", Column("error, drawn", PAGE), "#error")
+                blocks.append(Table(title, columns, rows, "modules", axis="decades"))
         if self.repair is not None:
             blocks += _repair_blocks(self.repair)
-        said = (self.why_no_repair, *self.notes)
-        return Document(
-            "bisect", tuple(blocks), remarks=tuple(text for text in said if text is not None)
-        )
+        return Document("bisect", tuple(blocks), self._verdict(), remarks=self.notes)
+
+    def _verdict(self) -> Verdict:
+        found, repair = self.divergence, self.repair
+        if found is None:
+            text = f"compared with the {self.reference}"
+            return Verdict("NOTHING DIVERGES", True, f"{text}.", (text,))
+        where = divergence_text(found)
+        sentence = where[0].upper() + where[1:]
+        if repair is None or repair.written is None:
+            needed = self.why_no_repair if repair is None else _repair_text(repair)
+            return Verdict("DIVERGES", False, sentence, (where,), notes=(needed,) if needed else ())
+        error = f"largest error {repair.parity.max_abs_error:.3g}"
+        text = f"passes verify, {error}; written to {repair.written}"
+        notes = (sentence, _repair_text(repair))
+        return Verdict("REPAIRED", True, f"{text}.", (text,), notes=notes)
 
 
 def _divergence_blocks(found: Divergence) -> Iterator[Block]:
-    text = divergence_text(found)
-    yield Text(text[0].upper() + text[1:], False)
     rows = [(run.what, run.error, run.limit) for run in found.wrong]
     is_wrong = any(run.reason is not None for run in found.wrong)
     what = "what is wrong" if is_wrong else "what is nearest to its limit"
@@ -163,7 +184,6 @@ def _repair_text(repair: Repair) -> str:
 
 
 def _repair_blocks(repair: Repair) -> Iterator[Block]:
-    yield Text(_repair_text(repair), True)
     nodes = repair.mixed.nodes[:_MOST_ROWS]
     rows = [(node.place.module, node.place.op, node.place.node, node.reason) for node in nodes]
     yield Table("has to be in float32", ("module", "operator", "node", "why"), rows)
@@ -175,9 +195,6 @@ def _repair_blocks(repair: Repair) -> Iterator[Block]:
         f" {percent(repair.flops_share) or 'an unknown share'} of the multiply-adds, and"
         f" {si(repair.bytes_after)}B in place of {si(repair.bytes_before)}B, with {repair.weights}."
     )
-    if repair.written is not None:
-        error = f"largest error {repair.parity.max_abs_error:.3g}"
-        yield Text(f"REPAIRED: passes verify, {error}; written to {repair.written}", True)
 
 
 def divergence_text(found: Divergence) -> str:
@@ -192,6 +209,12 @@ def _size_text(error: NodeError) -> str:
     if not error.finite:
         return "NaN or infinity"
     return "nothing alike" if math.isinf(error.behind) else f"{error.behind:.2g}"
+
+
+def _drawn(error: NodeError) -> Drawn:
+    """Draw it; without a size it ends at the right end of the axis."""
+    size = error.behind if error.finite else math.inf
+    return Drawn(f"error {_size_text(error)}", size, bar_from=0.0, is_bad=not math.isfinite(size))
 
 
 def _place(found: Divergence) -> str:

@@ -7,12 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.package import LayerInfo
+from moh_deploy.package import LayerInfo, VectorSet
 from moh_deploy.report import document as doc
 from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array, BoolArray
@@ -33,6 +33,28 @@ class HeadLoad:
     tokens: int
     reference: tuple[int, ...]  # For how many of them each head is on in the reference
     got: tuple[int, ...]  # The same in the runtime, left to itself
+
+
+@dataclass(frozen=True)
+class RecordedLoad:
+    """For how many tokens of the recorded runs each head of a layer is on."""
+
+    path: str
+    num_shared_heads: int | None
+    tokens: int
+    on: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerInfo], vectors: Sequence[VectorSet]) -> tuple[Self, ...]:
+        """Count the recorded gates of each layer, [B, S, H] in each run."""
+        counted = []
+        for index, layer in enumerate(layers):
+            gates = [vector_set.gates[index] for vector_set in vectors]
+            on = np.sum([_on(array) for array in gates], axis=0) if gates else ()
+            tokens = sum(array.shape[0] * array.shape[1] for array in gates)
+            heads = tuple(int(count) for count in on)
+            counted.append(cls(layer.path, layer.num_shared_heads, tokens, heads))
+        return tuple(counted)
 
 
 @dataclass(frozen=True)
@@ -285,10 +307,7 @@ def routing_sections(
             doc.LoadRow(load.path, load.tokens, load.got, load.reference, load.num_shared_heads)
             for load in loads
         )
-        heat = doc.HeatMap("share of tokens, in percent", "layer", rows, f"loads-{index}")
-        yield doc.Section(
-            "Load of heads", (doc.Text(_about_loads(loads)), doc.HeatMaps((heat,))), shown=doc.PAGE
-        )
+        yield _load_section(rows, _about_loads(loads), f"loads-{index}")
     if statistics.class_loads:
         # A page opens the last map and folds the others, so that one has the name.
         *earlier, last = statistics.class_loads
@@ -303,6 +322,25 @@ def routing_sections(
         )
         charts = doc.MarginCharts(statistics.margins)
         yield doc.Section("Margins of choices", (about, charts), shown=doc.PAGE)
+
+
+def _load_section(rows: tuple[doc.LoadRow, ...], about: str, id_: str) -> doc.Section:
+    heat = doc.HeatMap("share of tokens, in percent", "layer", rows, id_)
+    return doc.Section("Load of heads", (doc.Text(about), doc.HeatMaps((heat,))), shown=doc.PAGE)
+
+
+def recorded_section(loads: Sequence[RecordedLoad]) -> doc.Section:
+    """Return the drawing of the heads that were on when the original model was recorded."""
+    rows = tuple(
+        doc.LoadRow(load.path, load.tokens, load.on, load.on, load.num_shared_heads)
+        for load in loads
+    )
+    about = (
+        "For how many tokens of the recorded runs of the original model each head is on, in"
+        " percent. Other inputs may open others: moh-deploy verify --inputs counts them, with"
+        " --labels by class."
+    )
+    return _load_section(rows, about, "loads-0")
 
 
 def class_map(load: ClassLoad, id_: str = "") -> doc.HeatMap:

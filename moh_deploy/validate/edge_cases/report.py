@@ -23,7 +23,14 @@ _REFERENCE = (
 )
 
 _MOST_REASONS, _MOST_SHOWN = 10, 8
-_COLUMNS = ("kind", "case", "where", "result", "what was found")
+_COLUMNS = ("kind", "case", "where", "result", doc.Column("what was found", width="long"))
+_IS_GOOD: dict[CaseStatus, bool | None] = {"passed": True, "failed": False}
+_MEANS: dict[CaseStatus, str] = {
+    "passed": "it ran and agrees",
+    "failed": "a sentence names case and layer",
+    "not applicable": "the model lacks the case",
+    "not run": "the right answer is unknown here",
+}
 _OUTCOMES: dict[CaseStatus, doc.CiOutcome] = {
     "passed": "passed",
     "failed": "failure",
@@ -176,7 +183,7 @@ class ProbeReport(Report):
         """Return what it says."""
         groups = groupby(self.results, lambda result: result.kind)
         rows = [row for _, group in groups for row in _rows(list(group))]
-        blocks: list[doc.Block] = [doc.Table("edge cases", _COLUMNS, rows)]
+        blocks: list[doc.Block] = [doc.Table("edge cases", _COLUMNS, rows, "cases")]
         if self.mining is not None:
             blocks += _mining_blocks(self.layers, self.mining)
         counts = ", ".join(f"{self.count(status)} {status}" for status in STATUSES)
@@ -184,11 +191,21 @@ class ProbeReport(Report):
             "PASSED" if self.passed else "FAILED",
             self.passed,
             counts,
-            (counts, *_lines(self)),
+            (counts,),
             reasons=self.reasons,
             most_reasons=_MOST_REASONS,
         )
-        return doc.Document("probe", tuple(blocks), verdict, suites=(_suite(self),))
+        facts = tuple(
+            doc.Fact(status, str(self.count(status)), _MEANS[status]) for status in STATUSES
+        )
+        return doc.Document(
+            "probe",
+            tuple(blocks),
+            verdict,
+            facts,
+            remarks=tuple(_lines(self)),
+            suites=(_suite(self),),
+        )
 
 
 def _lines(report: ProbeReport) -> Iterator[str]:
@@ -203,7 +220,7 @@ def _lines(report: ProbeReport) -> Iterator[str]:
     yield report.kernels.describe()
 
 
-def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, str]]:
+def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[doc.Cell, ...]]:
     """Fold layers with the same text into one row."""
     folded: dict[tuple[str, str, str], list[CaseResult]] = {}
     for result in results:
@@ -211,16 +228,27 @@ def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, s
     for (case, status, detail), group in folded.items():
         places = [case.place for case in group]
         where = places[0] if len(places) == 1 else count(len(places), "layer")
-        yield group[0].kind, case, where, status, detail
+        answer = doc.Status(status, _IS_GOOD.get(group[0].status))
+        yield group[0].kind, case, where, answer, detail
 
 
 def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[doc.Block]:
     pairs = zip(mining.names, mining.samples, strict=True)
     firsts = [(name, token) for name, sample in pairs for token in sample.mined[:1]]
-    rows = [(name, layers[t.layer], str(list(t.token)), t.margin) for name, t in firsts]
+    rows = [
+        (
+            name,
+            layers[t.layer],
+            str(list(t.token)),
+            doc.Drawn(f"margin {t.margin:.3g}", t.margin),
+            t.margin,
+        )
+        for name, t in firsts
+    ]
+    columns = ("sample", "layer", "token", doc.Column("margin, drawn", doc.PAGE), "#margin")
     title = "least clear choices in the inputs, one of each sample"
     if rows:
-        yield doc.Table(title, ("sample", "layer", "token", "#margin"), rows)
+        yield doc.Table(title, columns, rows, "mined", axis="decades")
     if mining.too_large:
         size = f"{MOST_CORPUS_BYTES // 2**20} MiB"
         yield doc.Text(

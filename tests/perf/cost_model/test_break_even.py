@@ -5,7 +5,13 @@ import pytest
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo
 from moh_deploy.perf.cost_model.milliseconds import Platform
-from moh_deploy.perf.cost_model.prediction import BreakEven, LayerBreakEven, break_even, predict
+from moh_deploy.perf.cost_model.prediction import (
+    BreakEven,
+    LayerBreakEven,
+    break_even,
+    predict,
+    speed_by_share,
+)
 from tests.handmade_package import LAYER
 
 NODES = LayerNodes("MoHAttention", query_features=64, output_features=64)
@@ -77,3 +83,29 @@ def test_it_pays_from_where_it_pays_at_every_larger_size():
     assert sizes(False, True, True).pays_from == 2
     assert sizes(True, False, True).pays_from == 3
     assert sizes(True, True, False).pays_from is None
+
+
+def test_speed_falls_with_open_heads_and_crosses_dense_at_the_break_even():
+    # Long sequences of large heads in OpenVINO: there dense wins where most heads are open.
+    platform = Platform("avx2", runtime="openvino")
+    large = replace(SMALL, seq_len=1024, kv_len=1024, head_dim=128)
+    layers = [replace(large, active_share=share) for share in (0.25, 0.5, 0.75, 1.0)]
+    nodes = [LayerNodes("MoHAttention", query_features=1024, output_features=1024)] * len(layers)
+    speed = speed_by_share(layers, nodes, platform)
+    together = break_even(layers, nodes, [2], example=2, platform=platform)[-1].sizes[0]
+    assert speed.speed == pytest.approx(together.dense_ms / together.ms)
+    assert speed.active_share == pytest.approx(0.625)
+    assert speed.break_even == pytest.approx(0.804, abs=0.001)
+    # Two of eight heads are shared, and so always open.
+    assert [share for share, _ in speed.points] == [percent / 100 for percent in range(25, 101, 5)]
+    for share, times in speed.points:
+        at = predict(replace(large, active_share=share), nodes[0], platform)
+        assert times == pytest.approx(at.ms["dense"] / min(at.ms["sparse"], at.ms["projected"]))
+        assert (times > 1) == (share < speed.break_even)
+
+
+def test_no_speed_is_predicted_where_nothing_is_known():
+    assert speed_by_share([replace(SMALL, seq_len=None)], [NODES], Platform()) is None
+    assert speed_by_share([SMALL], [NODES], Platform(runtime="onnxruntime-cuda")) is None
+    shared = replace(SMALL, num_shared_heads=8, active_share=1.0)
+    assert speed_by_share([shared], [NODES], Platform()) is None

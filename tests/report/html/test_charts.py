@@ -12,6 +12,7 @@ from moh_deploy.report.document import (
     MarginBin,
     MarginHistogram,
     Section,
+    SpeedChart,
     Table,
     TradeOffChart,
     TradeOffPoint,
@@ -20,6 +21,7 @@ from moh_deploy.report.html.charts import (
     PageChart,
     decades,
     page_chart,
+    page_speed,
     page_trade_off,
     round_numbers,
 )
@@ -246,3 +248,31 @@ def test_one_point_has_room_around_it():
     (only,) = page_trade_off(chart((2.0, 0.8))).points
     assert 10 < only.x < 90
     assert 10 < only.y < 80
+
+
+def speed(break_even: float | None) -> SpeedChart:
+    return SpeedChart("t", "s", ((0.5, 2.0), (1.0, 0.5)), (0.75, 1.0), break_even)
+
+
+def test_speed_lies_above_dense_left_of_the_break_even():
+    laid_out = page_speed(speed(0.75))
+    assert laid_out.own == (75.0, laid_out.dense)
+    assert (laid_out.break_even, laid_out.words) == (75.0, "break-even: 75.0 % open")
+    first, last = (part.split() for part in laid_out.path.removeprefix("M").split("L"))
+    assert [first[0], last[0]] == ["500", "1000"]
+    assert int(first[1]) < 10 * laid_out.dense < int(last[1])
+    assert all(tick.label.endswith("x") for tick in laid_out.y_ticks)
+
+
+@pytest.mark.parametrize(("share", "word"), [(None, "dense is faster"), (1.0, "faster than dense")])
+def test_break_even_that_there_is_not_is_not_drawn(share: float | None, word: str):
+    laid_out = page_speed(speed(share))
+    assert laid_out.break_even is None
+    assert laid_out.words == f"no break-even: {word} at every share"
+
+
+def test_time_has_its_unit_on_the_axis():
+    assert all(
+        tick.label.endswith(" ms")
+        for tick in page_trade_off(chart((2.0, 0.8), x_unit="ms")).x_ticks
+    )

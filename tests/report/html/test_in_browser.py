@@ -17,7 +17,10 @@ from moh_deploy.report.html.page import shade
 from moh_deploy.validate.compare.parity_report import combined
 from tests.decision.cost.files import cost_report
 from tests.decision.simulated import decision_report
+from tests.handmade_package import without_layers
 from tests.nightly import nightly, sampled
+from tests.perf.test_optimize_report import REPORT as OPTIMIZED
+from tests.perf.test_optimize_report import SEARCH
 from tests.report.html.browsing import (
     DESK,
     HEIGHT,
@@ -31,8 +34,11 @@ from tests.report.html.browsing import (
     pixels,
 )
 from tests.report.html.test_pages import HOSTILE, hostile_bench, hostile_parity
+from tests.report.layer_samples import inspected, tuned
 from tests.report.samples import bench_report, parity_report, with_accuracy, with_classes
 from tests.report.shown import as_page
+from tests.validate.bisection.test_report import DIVERGED, REPAIR
+from tests.validate.edge_cases import test_report as probed
 
 RUN = About("build/model", "moh-deploy verify build/model --html report.html")
 WRONG = with_classes(parity_report(4, 8, wrong=1))
@@ -43,6 +49,10 @@ EACH_WRONG = replace(
         replace(layer, reason=f"{layer.path} differs.") for layer in parity_report(30).layers
     ),
 )
+ORDINARY = replace(
+    inspected(0), manifest=without_layers(), head_loads=(), predictions=(), speed=None
+)
+REPAIRED = replace(DIVERGED, repair=REPAIR, why_no_repair=None)
 LONG = About("build/" + "a-long-name" * 20, "moh-deploy verify " + "b" * 300)
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -56,6 +66,17 @@ PAGES: dict[str, Callable[[], str]] = {
     ),
     "cost": lambda: as_page(cost_report(), RUN),
     "cost, a long name": lambda: as_page(cost_report(name="-a-long-name" * 20), LONG),
+    "inspect": lambda: as_page(inspected(), RUN),
+    "inspect, 32 layers": lambda: as_page(inspected(32, "a.long.name.of" * 5), LONG),
+    "inspect, an ordinary model": lambda: as_page(ORDINARY, RUN),
+    "probe": lambda: as_page(probed.REPORT, RUN),
+    "probe failed": lambda: as_page(replace(probed.REPORT, results=(probed.FAILED,) * 30), LONG),
+    "bisect": lambda: as_page(DIVERGED, RUN),
+    "bisect repaired": lambda: as_page(REPAIRED, LONG),
+    "tune": lambda: as_page(tuned(), RUN),
+    "tune, 32 layers": lambda: as_page(tuned(32, "a.long.name.of" * 5), LONG),
+    "tune --within": lambda: as_page(SEARCH, RUN),
+    "optimize": lambda: as_page(OPTIMIZED, RUN),
     "no answer": lambda: page_of(no_answer("verify", "The comparison did not finish."), RUN),
     "hostile verify": lambda: as_page(hostile_parity(), About(HOSTILE, HOSTILE)),
     "hostile bench": lambda: as_page(hostile_bench(), About(HOSTILE, HOSTILE)),
@@ -94,7 +115,21 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
 
 @sampled(6)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["not equal", "references", "bench", "decision", "no answer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "not equal",
+        "references",
+        "bench",
+        "decision",
+        "no answer",
+        "inspect",
+        "probe",
+        "bisect",
+        "tune",
+        "optimize",
+    ],
+)
 def test_text_stands_out(visit: Visits, name: str, scheme: Scheme):
     assert pale_texts(visit(_page(name), scheme=scheme)) == []
 
@@ -135,6 +170,13 @@ def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
         ("equal", "EQUAL"),
         ("bench", "PASSED"),
         ("decision", "WIN"),
+        ("inspect", "3 MoH layers"),
+        ("probe", "PASSED"),
+        ("probe failed", "FAILED"),
+        ("bisect", "DIVERGES"),
+        ("bisect repaired", "REPAIRED"),
+        ("tune", "TUNED"),
+        ("tune --within", "CHOSEN"),
         ("no answer", "NO ANSWER"),
     ],
 )
@@ -301,3 +343,43 @@ def test_decision_shows_the_figures_of_the_report(visit: Visits):
         ["1", "loss"],
         ["2", "inconclusive"],
     ]
+
+
+def test_share_of_open_heads_and_the_break_even_lie_where_they_are(visit: Visits):
+    report = inspected()
+    page = visit(as_page(replace(report, speed=replace(report.speed, break_even=0.8)), RUN))
+    script = """drawing => ['circle.p1', 'line.promise'].map(name => {
+      const box = drawing.querySelector(name).getBoundingClientRect();
+      const axis = drawing.querySelector('line.as-dense').getBoundingClientRect();
+      return ((box.left + box.right) / 2 - axis.left) / axis.width;
+    })"""
+    places = page.eval_on_selector("svg.trade-off", script)
+    assert places == pytest.approx([report.speed.active_share, 0.8], abs=0.005)
+    assert near(pixels(page, "svg.trade-off"), colour_of(page, "s0")) > 0.002
+
+
+def test_time_of_each_layer_is_a_bar_beside_the_line_of_dense(visit: Visits):
+    page = visit(_page("tune"))
+    rows = cells(page, "#layer-times tbody tr")
+    # Weights 1 and 3: (2 + i + 3 * 0.9) / 4 as chosen, (4 + 3) / 4 dense.
+    assert [row[3:5] for row in rows] == [
+        *([f"{(4.7 + index) / 4:.3g}", "1.75"] for index in range(3)),
+        [f"{(3 * 4.7 + 3) / 4:.3g}", "5.25"],
+    ]
+    assert [row[1] for row in rows] == ["sparse", "sparse", "sparse, unsure", "–"]
+    script = """tracks => tracks.map(track => {
+      const [bar, limit] = ['.bar', '.limit'].map(name => track.querySelector(name));
+      return bar.getBoundingClientRect().width
+        / (limit.getBoundingClientRect().left - track.getBoundingClientRect().left);
+    })"""
+    ratios = page.eval_on_selector_all("#layer-times .track", script)
+    assert ratios == pytest.approx([(4.7 + index) / 7 for index in range(3)], abs=0.02)
+
+
+def test_goal_is_the_title_of_a_decision_and_p_values_are_folded(visit: Visits):
+    page = visit(_page("decision"))
+    assert page.locator("h1").inner_text() == decision_report().goal
+    assert RUN.subject in page.locator(".kind").inner_text()
+    assert page.locator("details #p-values").count() == 1
+    for label in page.locator("svg.trade-off text").all_text_contents():
+        assert label.endswith((" ms", " %")) or label in "1234"

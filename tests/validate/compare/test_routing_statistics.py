@@ -15,6 +15,7 @@ from moh_deploy.validate.compare.routing_statistics import (
     ClassLoad,
     ClassLoads,
     HeadLoad,
+    RecordedLoad,
     RoutingStatistics,
     class_load,
     class_map,
@@ -23,7 +24,7 @@ from moh_deploy.validate.compare.routing_statistics import (
     main_classes,
     routing_sections,
 )
-from tests.handmade_package import LAYER
+from tests.handmade_package import LAYER, vectors
 from tests.routed_package import DEPTH, SEQ, write_routed
 
 GATES = np.asarray([[[1.0, 0.5, 0.0], [1.0, 0.0, 0.5]]], np.float32)  # [1, 2, 3]
@@ -166,3 +167,13 @@ def test_of_many_classes_those_with_most_samples_are_shown():
     assert [row.name for row in shown.blocks[0].rows] == [str(i) for i in range(5, count)]
     assert shown.blocks[0].rows[-1].cells[0].package.text == f"{100 / (count - 1):.0f}"
     assert class_map(ClassLoad("a", None, (), (), (), ())).rows == ()
+
+
+def test_recorded_heads_are_counted_over_all_runs():
+    runs = [vectors(batch=2, seq=3), vectors(batch=1, seq=5, seed=1)]
+    (load,) = RecordedLoad.of([LAYER], runs)
+    on = [
+        sum(int(gate != 0) for run in runs for gate in run.gates[0][..., h].flat) for h in range(4)
+    ]
+    assert load == RecordedLoad(LAYER.path, None, 2 * 3 + 1 * 5, tuple(on))
+    assert RecordedLoad.of([LAYER], []) == (RecordedLoad(LAYER.path, None, 0, ()),)
