@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels docs lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels release docs lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins examples/cpp -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -46,6 +46,7 @@ help:
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
 	@echo "make first-gpu  build TensorRT engines, compare and time them within ten minutes; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
+	@echo "make release   make wheels, with a CycloneDX SBOM and SHA256SUMS beside them"
 	@echo "make docs    build the site from README and docs, strictly; into build/site/"
 	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
 	@echo "make check   formatting, lint, types, import rules, limits of language"
@@ -134,6 +135,16 @@ wheels: build-dependencies $(VENV)/.build-frontend
 	$(BIN)/python -m build --sdist
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} && export SOURCE_DATE_EPOCH && \
 	    $(BIN)/python -m build --wheel -C target=x86_64 && $(BIN)/python -m build --wheel -C target=aarch64
+
+# The bill of materials is of the wheel's dependencies, at the versions of requirements-image.txt. An empty dist/ first:
+# hashes of an earlier release would be listed, too.
+release: | $(VENV)/.created
+	rm -rf dist
+	$(MAKE) wheels
+	$(BIN)/python -m pip install --quiet 'cyclonedx-bom>=7.0,<8'
+	$(BIN)/cyclonedx-py requirements requirements-image.txt --pyproject pyproject.toml --output-reproducible \
+	    --output-file dist/moh-deploy.cdx.json
+	cd dist && sha256sum *.whl *.tar.gz *.cdx.json >SHA256SUMS
 
 # zig and the other tools come into environments that it makes itself: neither torch nor a compiler is needed.
 $(VENV)/.build-frontend: | $(VENV)/.created

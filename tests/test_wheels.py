@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,28 @@ def test_kernels_of_a_wheel_compute_what_the_contract_says(library: Path):
         if (problem := find_mismatch(case, Kernels(library, instruction_set).run(case)))
     ]
     assert not problems, problems[:10]
+
+
+def test_wheel_holds_the_licences_of_what_is_in_it(wheel: Path):
+    with ZipFile(wheel) as archive:
+        names = {Path(name).name for name in archive.namelist() if "/licenses/" in name}
+    assert names == {"LICENSE", "THIRD_PARTY_LICENSES"}
+
+
+def test_the_same_sources_and_time_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1764547200")
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); from build_backend import build_wheel;"
+        " build_wheel(sys.argv[1], {'kernels': 'off'})"
+    )
+    made = []
+    for name in ("first", "second"):
+        copy = tmp_path / name / "sources"  # other paths and other times of files
+        ignored = shutil.ignore_patterns(".*", "build", "dist", "tests", "*.so", "*.egg-info")
+        shutil.copytree(ROOT, copy, ignore=ignored, copy_function=shutil.copyfile)
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], cwd=copy, check=True)
+        made += [path.read_bytes() for path in (tmp_path / name).glob("*.whl")]
+    assert len(made) == 2
+    assert made[0] == made[1]

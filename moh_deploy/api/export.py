@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from typing_extensions import Unpack
 
+from moh_deploy.config.check_options import checked_config
 from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions, RequiredLayers
-from moh_deploy.frontend.export_package import export_package as _export
-from moh_deploy.frontend.export_report import ExportReport
-from moh_deploy.frontend.prove.eager import EagerModel, open_eager
 from moh_deploy.package import ComputeType
-from moh_deploy.system.progress import SilentProgress
+from moh_deploy.package.before_export import check_export
 
+# The frontend imports PyTorch: only when the options are checked.
 if TYPE_CHECKING:
     import torch
+
+    from moh_deploy.frontend.export_report import ExportReport
+    from moh_deploy.frontend.prove.eager import EagerModel
+    from moh_deploy.system.progress import SilentProgress
 
 Model: TypeAlias = "Path | str | torch.nn.Module | torch.export.ExportedProgram"
 Inputs: TypeAlias = Path | str | Mapping[str, object] | Sequence[object]
@@ -82,7 +85,10 @@ def export(
         MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
     """
     options = ExportOptions(output=Path(output), **_fields(model, settings))
-    return _export(options, progress=progress)
+    check_export(options)
+    from moh_deploy.frontend.export_package import export_package
+
+    return export_package(options, progress=progress)
 
 
 def load_original(model: Model, **settings: Unpack[ModelSettings]) -> EagerModel:
@@ -100,7 +106,11 @@ def load_original(model: Model, **settings: Unpack[ModelSettings]) -> EagerModel
         ConfigError: An option or the configuration is wrong.
     """
     # Loaded as `export` loads it, but not traced: it runs as the user wrote it.
-    return open_eager(ModelOptions(**_fields(model, settings)))
+    options = ModelOptions(**_fields(model, settings))
+    checked_config(options)
+    from moh_deploy.frontend.prove.eager import open_eager
+
+    return open_eager(options)
 
 
 def _fields(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ among the latter.
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import dedent, indent
 from types import FunctionType, MappingProxyType, NoneType
@@ -37,6 +37,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import click
 
 from moh_deploy.cli.values import FILE_PATH
+from moh_deploy.config.deprecated import DEPRECATED
 
 
 class Argument(NamedTuple):
@@ -146,6 +147,10 @@ class Command(click.Command):
         return show
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {flag for param in self.params for flag in param.opts}
+        # `--name=value` is an option, too.
+        parts = [arg.partition("=") for arg in args]
+        args = [f"{_current(flag, known)}{equals}{value}" for flag, equals, value in parts]
         return super().parse_args(ctx, list(self._repeated(args)))
 
     def _repeated(self, args: Sequence[str]) -> Iterator[str]:
@@ -158,6 +163,22 @@ class Command(click.Command):
             is_first = arg in self._many
             option = arg if is_first else option if is_value else ""
             yield arg
+
+
+class _Choice(click.Choice[str]):
+    """A choice that takes the deprecated name of a value, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(_current(value, self.choices), param, ctx)
+
+
+def _current(name: str, known: Collection[str]) -> str:
+    """Return today's name of an option or a value, with a warning for a deprecated one."""
+    deprecated = DEPRECATED.get(name)
+    if deprecated is None or deprecated.new not in known:
+        return name
+    click.echo(f"warning: {deprecated.message}", err=True)
+    return deprecated.new
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Command]:
@@ -231,7 +252,7 @@ def _parameter(name: str, hint: Any) -> click.Parameter:
     needs_one = get_origin(form) is tuple and get_args(form)[1] is not ...
     settings: dict[str, Any] = {"required": needs_one or not (is_optional or is_many)}
     if get_origin(item) is Literal:
-        settings["type"] = click.Choice(get_args(item))
+        settings["type"] = _Choice(get_args(item))
     elif not any(isinstance(found, FunctionType) for found in more):
         settings["type"] = FILE_PATH if item is Path else item
     texts: list[str] = []

@@ -61,6 +61,7 @@ class ToVerify(TypedDict):
         "top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
         " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
         " perplexity for [N, S].",
+        values.METRIC_NAME,
         Under("Accuracy"),
     ]
     better: Annotated[

@@ -57,6 +57,19 @@ def name_or_path(*words: str) -> click.Path:
     return _FilePath(str, words)
 
 
+class _MetricName(click.types.StringParamType):
+    """The name of a metric, or `MODULE:FUNCTION`: a shell offers the names."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        # Not those of validate/, which would import numpy at each Tab.
+        names = ("top-1", "top-5", "perplexity")
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+METRIC_NAME = _MetricName()
+
 _LONGEST_SHOWN = 100
 _LONGEST_NUMBER = 10
 

@@ -1,9 +1,11 @@
 """Dtypes that models are brought to, as users name them."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from moh_deploy.config.deprecated import DEPRECATED
 from moh_deploy.errors import ConfigError
 
 # The runtimes that packages and ONNX models run in. An engine has its own.
@@ -55,9 +57,6 @@ PRECISIONS: Mapping[str, Precision] = {
 
 FEW_BITS = tuple(name for name in get_args(LowerPrecision) if PRECISIONS[name].few_bits)
 
-# Spellings of release 0.1, understood for one more.
-_OLD_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
 
 def dtype_named(text: str, allowed: Collection[str], *, option: str) -> str:
     """Return the dtype that a user's text names, spelled in full: `float16`.
@@ -65,9 +64,13 @@ def dtype_named(text: str, allowed: Collection[str], *, option: str) -> str:
     Raises:
         ConfigError: It is not one of the allowed names.
     """
-    dtype = _OLD_NAMES.get(text, text)
+    old = DEPRECATED.get(text)
+    dtype = old.new if old else text
     if dtype not in allowed:
         raise ConfigError(f"{option} is '{text}', expected {either(allowed)}.")
+    if old:
+        # The frames: here, a public function, its caller.
+        warnings.warn(old.message, FutureWarning, stacklevel=3)
     return dtype
 
 

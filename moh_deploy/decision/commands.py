@@ -45,6 +45,7 @@ class ToCompare(TypedDict):
         str | None,
         "NAME",
         "What is scored.  [default: top-1]",
+        values.METRIC_NAME,
         Under("Without a plan"),
     ]
     may_lose: Annotated[

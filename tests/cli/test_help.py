@@ -12,6 +12,7 @@ from click.shell_completion import ShellComplete
 
 from moh_deploy.cli import main
 from moh_deploy.cli.command import Command
+from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
 from tests.cli.run_cli import REPOSITORY, Cli
 from tests.help_examples import example_lines
 
@@ -94,6 +95,8 @@ def test_messages_name_pages_that_there_are():
         ("bench p --baseline e", {"eager"}),
         ("build p --precision b", {"bfloat16"}),
         ("drill p --fault g", {"gates"}),
+        ("verify p --metric top", {"top-1", "top-5"}),
+        ("compare p q --metric ", {*BUILT_IN_METRICS}),
         ("dri", {"drill"}),
         ("--install-completion z", {"zsh"}),
     ],

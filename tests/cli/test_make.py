@@ -184,10 +184,31 @@ def test_installation_without_the_extra_names_it(call: str):
     assert "Traceback" not in ended.err
 
 
-def test_function_without_the_extra_raises_what_the_command_says():
+# `-X importtime` lists what is imported on stderr.
+PYTHON_FUNCTIONS = """
+import sys, moh_deploy
+from moh_deploy.errors import MoHDeployError
+for call in (lambda *a: moh_deploy.export(*a, "out"), moh_deploy.load_original):
+    for model in sys.argv[1:]:
+        try:
+            call(model)
+        except MoHDeployError as error:
+            print(error.exit_code, error.message)
+"""
+
+
+def test_functions_refuse_a_missing_file_before_torch_is_imported():
+    ended = run_python("-X", "importtime", "-c", PYTHON_FUNCTIONS, "absent.pt")
+    assert ended.out.splitlines() == ["3 absent.pt: no such file or directory."] * 2
+    imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines()}
+    assert "moh_deploy.package.before_export" in imported
+    assert "torch" not in imported
+
+
+def test_functions_without_the_extra_raise_what_the_command_says():
     hide = "import sys; sys.modules.update(torch=None)"
-    ended = run_python("-c", f"{hide}; import moh_deploy; moh_deploy.export")
-    assert "BackendError: not installed: torch; exporting a model," in ended.err
+    ended = run_python("-c", f"{hide}; {PYTHON_FUNCTIONS}", __file__)
+    assert ended.out.count("6 not installed: torch; exporting a model,") == 2
 
 
 @pytest.mark.parametrize("missing", ["fcntl", "resource"])

@@ -7,15 +7,6 @@ from moh_deploy.config.dtypes import PRECISIONS, RUNTIMES, LowerPrecision, Runti
 from moh_deploy.errors import ConfigError
 
 
-def test_old_spelling_means_the_dtype():
-    assert [
-        dtype_named(item, ("float16", "bfloat16"), option="to") for item in ("fp16", "bf16")
-    ] == [
-        "float16",
-        "bfloat16",
-    ]
-
-
 def test_dtype_that_is_not_allowed_is_refused_however_it_is_spelled():
     for text in ("fp32", "float32", "half"):
         with pytest.raises(ConfigError, match=rf"to is '{text}', expected float16 or bfloat16"):
