@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import onnx_ir as ir
@@ -10,13 +10,11 @@ import torch
 from torch.export import ExportedProgram
 
 from moh_deploy import package
-from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend import limits
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name, shortest_float
-from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.fx.containers import output_names
-from moh_deploy.frontend.inputs.padding import named_tokens, tokens_of
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.sizes import SizeTrials, resize_inputs
 from moh_deploy.frontend.limits import Ranges
@@ -34,10 +32,9 @@ from moh_deploy.frontend.prove.record import LayerRecord, Recording
 from moh_deploy.frontend.prove.remedy import remedy
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
-from moh_deploy.frontend.recognize import MoHLayer, Recognized, survey
-from moh_deploy.frontend.recognize.mask_trials import MaskTrials
-from moh_deploy.frontend.recognize.padding import padding_inputs
+from moh_deploy.frontend.recognize import Recognized, survey
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
+from moh_deploy.frontend.rewrite.masks import mask_trials, with_new_tokens, with_padding_input
 from moh_deploy.frontend.rewrite.rewritten import Swap, view_attention
 from moh_deploy.frontend.rewrite.tokens_first import insert_token_layout
 from moh_deploy.frontend.trace import trace
@@ -104,9 +101,9 @@ def convert(
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
-        inputs, shown = _with_padding_input(program, found.layers, inputs, find_padding)
+        inputs, shown = with_padding_input(program, found.layers, inputs, find_padding)
         rewrites = insert(program, found.layers, mask_trials(program, inputs))
-        inputs = _with_new_tokens(program, rewrites, inputs)
+        inputs = with_new_tokens(program, rewrites, inputs)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
         rewrites = view_attention(program, rewrites)
@@ -206,93 +203,6 @@ def _ranges_at(
         return limits.dim_ranges(trace(model, resized), resized)
     except ExportError:
         return None
-
-
-def _with_padding_input(
-    program: ExportedProgram,
-    layers: Sequence[MoHLayer],
-    inputs: Sequence[ModelInput],
-    find_padding: bool,
-) -> tuple[Sequence[ModelInput], tuple[str, ...]]:
-    """Mark the input that the graph shows to tell valid tokens, and how.
-
-    Of several, the first is taken where all have the same axes and agree in the example: leaving
-    out what is padding by one of them is safe, and the others' padding is compared. Where it hides
-    all tokens of the example, some become valid.
-
-    Returns:
-        The inputs, and the names of all that the graph shows to do so, unless the user named one.
-
-    Raises:
-        ConfigError: The user named a mask, and the graph shows the opposite.
-    """
-    is_named = any(item.says_valid for item in inputs)
-    if not is_named and not find_padding:
-        return inputs, ()
-    places = padding_inputs(program, layers, [item.value for item in inputs])
-    shown = [replace(inputs[at], says_valid=True, marks_padding=places[at]) for at in places]
-    if is_named:
-        for at, right in zip(places, shown, strict=True):
-            item = inputs[at]
-            if item.says_valid and item.marks_padding != right.marks_padding:
-                raise ConfigError(
-                    f"valid_tokens is '{item.mask_name}', but the graph shows that '{item.name}' is"
-                    f" {int(right.marks_padding)} for padding: there no attention of an MoH layer"
-                    " reads a token.",
-                    hint=f"Name it '{right.mask_name}', or leave the option out.",
-                )
-        return inputs, ()
-    agree = all(
-        item.dims == shown[0].dims
-        and torch.equal(item.value != item.marks_padding, shown[0].value != shown[0].marks_padding)
-        for item in shown
-    )
-    taken = shown[0] if shown and agree else None
-    if taken is not None and not tokens_of(taken).mask.any():
-        # As of a bool that was made up: without a valid token nothing is measured or compared.
-        (taken,) = named_tokens([taken], taken.mask_name, made=True)
-    marked = tuple(taken if taken and item.name == taken.name else item for item in inputs)
-    return marked, tuple(item.mask_name for item in shown)
-
-
-def mask_trials(program: ExportedProgram, inputs: Sequence[ModelInput]) -> MaskTrials:
-    """Return what masks of a program are tried with."""
-    relations = limits.Relations.of(program, inputs)
-    at = next((place for place, item in enumerate(inputs) if item.says_valid), None)
-
-    def resize(sizes: Mapping[str, int]) -> list[torch.Tensor]:
-        resized = resize_inputs(inputs, relations.complete(sizes), new_ids=False)
-        return [item.value for item in resized]
-
-    return MaskTrials(
-        [item.value for item in inputs],
-        example_sizes(inputs),
-        limits.dim_ranges(program, inputs),
-        resize,
-        None if at is None else (at, inputs[at].marks_padding),
-    )
-
-
-def _with_new_tokens(
-    program: ExportedProgram, rewrites: Sequence[Rewrite], inputs: Sequence[ModelInput]
-) -> tuple[ModelInput, ...]:
-    """Note which dimension has the last tokens of the mask of valid ones, where layers show it.
-
-    They are queries that count their places from the last key, of keys that the mask hides.
-    """
-    names = {size: str(expr) for _, _, expr, size in limits.dynamic_axes(program, inputs)}
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    marked = list(inputs)
-    for place, name in enumerate(program.graph_signature.user_inputs):
-        item = inputs[place]
-        tokens = {
-            names.get(product(rewrite.layer.tokens))
-            for rewrite in rewrites
-            if rewrite.hidden_by == placeholders[name]
-        } - {item.dims.get(1)}
-        if item.says_valid and len(tokens) == 1:
-            marked[place] = replace(item, new_tokens=tokens.pop())
-    return tuple(marked)
 
 
 def _translate(

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from moh_deploy.frontend.convert import mask_trials
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
+from moh_deploy.frontend.rewrite.masks import mask_trials
 from tests.zoo import ExpectedLayer, ZooModel
 
 

@@ -153,8 +153,11 @@ def _repeat_by_size(builder: GraphBuilder, node: Node) -> None:
     """`repeat_interleave(x, n, dim)` by a dynamic size n, which the exporter gets wrong: a new
     dimension of size n behind `dim`, joined with it."""
     source, times, dim = (argument(node, name) for name in ("self", "repeats", "dim"))
-    if not isinstance(times, Node) or not isinstance(dim, int):
+    if not isinstance(times, Node):
         return
+    if dim is None:
+        source, dim = builder.call(aten.flatten.using_ints, source), 0
+    assert isinstance(dim, int)
     dim %= rank(node)
     apart = builder.call(aten.unsqueeze.default, source, dim + 1)
     sizes = [times if axis == dim + 1 else -1 for axis in range(rank(apart))]

@@ -14,6 +14,7 @@ from moh_deploy.frontend.fx.graph import (
     argument,
     is_tensor,
     module_path,
+    named,
     op,
     rank,
     shape,
@@ -84,16 +85,14 @@ def refuse_flex_attention(program: ExportedProgram) -> None:
     """Say what to call instead of `flex_attention`.
 
     Raises:
-        ExportError: Naming the modules that call it.
+        ExportError: Naming the first line and all modules that call it.
     """
-    callers = [
-        ".".join(module_path(node)) or "the model itself"
-        for node in program.graph.nodes
-        if op(node) == "flex_attention"
-    ]
-    if callers:
+    calls = [node for node in program.graph.nodes if op(node) == "flex_attention"]
+    if calls:
+        callers = [".".join(module_path(node)) or "the model itself" for node in calls]
         raise ExportError(
-            f"flex_attention has no form in ONNX; called in {', '.join(dict.fromkeys(callers))}.",
+            f"{named(calls[0])} has no form in ONNX; called in"
+            f" {', '.join(dict.fromkeys(callers))}.",
             hint="Under torch.compiler.is_exporting(), call F.scaled_dot_product_attention instead:"
             " what score_mod adds as a float attn_mask [B, H, S, T], what mask_mod allows as a bool"
             " one. The package is compared with the model as it runs, with flex_attention.",

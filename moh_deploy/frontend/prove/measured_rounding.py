@@ -89,7 +89,8 @@ class _NoisyInterpreter(Interpreter):
         # A view computes nothing: its result is (perhaps) memory of an argument. No operator of
         # torch are getitem, and arithmetic on sizes.
         returns = n.target._schema.returns if isinstance(n.target, OpOverload) else ()
-        if n.op == "call_function" and returns and not any(r.alias_info for r in returns):
+        is_view = not returns or any(r.alias_info for r in returns)
+        if not is_view and op(n) not in _PICKS:
             terms = sum_length(n)
             result = tree_map(lambda value: self._moved(value, terms), result)
         if n in self._watched:
@@ -132,6 +133,10 @@ class _NoisyInterpreter(Interpreter):
         # Laid out as the value is: what reads the sum of both may view it.
         return torch.empty_like(value).copy_(numbers).add_(0.5).div_(128)
 
+
+_PICKS = frozenset(("topk", "sort", "kthvalue", "max", "min", "amax", "amin", "gather"))
+"""Operators that pick elements round nothing. With noise of its own, the k-th best score would no
+longer be among the scores that a router compares it with, and would close the last head."""
 
 _FEW_TERMS = 64
 """Sums of more terms than this are further off than a step: the error of adding terms one after the

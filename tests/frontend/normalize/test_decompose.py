@@ -120,8 +120,8 @@ def test_expand_as_reads_nothing_but_a_size():
     torch.testing.assert_close(program.module()(g, y), model(g, y))
 
 
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_repetition_by_a_dynamic_size_is_written_out(dim: int):
+@pytest.mark.parametrize("dim", [0, 1, -1, None])
+def test_repetition_by_a_dynamic_size_is_written_out(dim: int | None):
     class Repeats(torch.nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return x.repeat_interleave(y.shape[0], dim=dim) - 1

@@ -128,6 +128,30 @@ def test_noise_makes_no_infinity_and_takes_none_away(masked: Callable[[Tensor], 
     assert 1e-9 < rounding.outputs["y"].rms <= rounding.outputs["y"].largest < 1e-5
 
 
+@pytest.mark.parametrize(
+    "kth",
+    [
+        lambda scores: scores.topk(2, dim=-1).values[..., -1:],
+        lambda scores: scores.sort(dim=-1, descending=True).values[..., 1:2],
+        lambda scores: scores.kthvalue(3, dim=-1, keepdim=True).values,
+        lambda scores: scores.gather(-1, scores.argsort(-1, descending=True)[..., 1:2]),
+        lambda scores: scores.amax(-1, keepdim=True),
+    ],
+    ids=["topk", "sort", "kthvalue", "gather", "amax"],
+)
+def test_a_score_is_as_high_as_itself_with_noise(kth: Callable[[Tensor], Tensor]):
+    class Threshold(nn.Module):
+        """Chooses among channels, where recognition finds no gates that could be fed."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = x.softmax(-1)
+            return scores * (scores >= kth(scores))
+
+    runs = runs_of(Threshold(), X, draws=3)
+    for run in runs:
+        assert 0 < (run.outputs[0] - Threshold()(X)).abs().max() < 1e-6
+
+
 def test_products_are_sums_of_as_many_terms_as_they_contract():
     class Products(nn.Module):
         def __init__(self) -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from moh_deploy.frontend.convert import mask_trials
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
+from moh_deploy.frontend.rewrite.masks import mask_trials
 from tests.frontend.traced import traced
 from tests.nightly import nightly
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moh_deploy.frontend.convert import mask_trials
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
+from moh_deploy.frontend.rewrite.masks import mask_trials
 from tests.frontend.recognize.masked_layers import (
     CASES,
     HEAD_DIM,
