@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cuda/trt/convert.h"
+#include "cuda/trt/core/sizes.h"
 #include "cuda/trt/logging.h"
 
 namespace moh::trt {
@@ -354,7 +355,9 @@ Profile Plugin::make_profile(const nvinfer1::DynamicPluginTensorDesc* inputs,
     });
   };
   using Range = nvinfer1::DynamicPluginTensorDesc;
-  return {sized(&Range::min), sized(&Range::opt), sized(&Range::max)};
+  Profile profile{sized(&Range::min), sized(&Range::opt), sized(&Range::max)};
+  narrow(info_, profile);
+  return profile;
 }
 
 std::vector<Number> Plugin::numbers() const {

@@ -107,6 +107,26 @@ BAD_SHAPES = [
 ]
 
 
+def test_profile_reaches_no_further_than_all_inputs_do(harness: Harness):
+    """TensorRT finds the ends of `total - past` below zero and beyond all tokens."""
+    ends = [((2, 1, 48), (2, 16, 48)), *[((2, 4, 24), (2, 5, 24))] * 2, ((2, 1, 6), (2, 16, 6))]
+    ends += [((1, 1, 1, 4), (1, 1, 1, 5)), ((2, 1, 48), (2, 16, 48))]
+    usual = [(2, 9, 48), (2, 5, 24), (2, 5, 24), (2, 9, 6), (1, 1, 1, 5), (2, 9, 48)]
+    exact = [
+        Tensor("float16", opt, low, high) for opt, (low, high) in zip(usual, ends, strict=True)
+    ]
+    wide = list(exact)
+    wide[0] = Tensor("float16", (2, 9, 48), (2, 0, 48), (2, 33, 48))
+    wide[4] = Tensor("float16", (1, 1, 1, 12), (1, 1, 1, -3), (1, 1, 1, 99))
+    plugin = harness.create("MoHAttention", GOOD["MoHAttention"])
+    assert plugin.configure(wide), harness.log()
+    assert plugin.workspace_bytes(wide) == plugin.workspace_bytes(exact)
+    # Ends that no size lies between are still refused.
+    wide[0] = Tensor("float16", (2, 20, 48), (2, 20, 48), (2, 33, 48))
+    assert not plugin.configure(wide)
+    assert "length of gates is 1; expected 20." in harness.log()
+
+
 @pytest.mark.parametrize(("op", "index", "shape", "message"), BAD_SHAPES)
 def test_a_shape_that_does_not_fit_is_refused_at_each_step(
     harness: Harness, op: str, index: int, shape: tuple[int, ...], message: str

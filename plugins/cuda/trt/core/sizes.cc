@@ -147,6 +147,49 @@ void measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes) {
   }
 }
 
+void narrow(const OpInfo& op, Profile& profile) {
+  // The scores that a mask is added to, the last axis first: a mask may have fewer axes.
+  constexpr const char* kScores = "TSHB";
+  struct Axis {
+    int64_t *min, *opt, *max;
+  };
+  std::array<std::vector<Axis>, 128> axes;
+  for (size_t i = 0; i < op.inputs.size(); ++i) {
+    Tensor &min = profile.min[i], &opt = profile.opt[i], &max = profile.max[i];
+    if (!min.present || min.rank == kUnknown || min.rank != opt.rank || min.rank != max.rank) {
+      continue;
+    }
+    const bool is_mask = op.inputs[i].is_mask();
+    if (is_mask && min.rank > 4) {
+      continue;
+    }
+    const std::string shape = is_mask ? "" : shape_of_rank(op.inputs[i], min.rank);
+    for (int axis = 0; axis < min.rank; ++axis) {
+      const auto at = static_cast<size_t>(axis);
+      if (is_mask ? max.sizes[at] == 1 : shape.empty()) {
+        continue;  // one size of a mask stands for all of the scores'
+      }
+      const char letter = is_mask ? kScores[min.rank - 1 - axis] : shape[at];
+      axes[static_cast<size_t>(letter) % axes.size()].push_back(
+          {&min.sizes[at], &opt.sizes[at], &max.sizes[at]});
+    }
+  }
+  for (const std::vector<Axis>& same : axes) {
+    int64_t least = 0, most = kMostOfAny;
+    for (const Axis& axis : same) {
+      least = std::max(least, *axis.min);
+      most = std::min(most, *axis.max);
+    }
+    for (const Axis& axis : same) {
+      if (least <= most) {
+        *axis.min = least;
+        *axis.opt = std::clamp(*axis.opt, least, most);
+        *axis.max = most;
+      }
+    }
+  }
+}
+
 DType dtype_of(const OpInfo& op, const Inputs& inputs) {
   for (size_t i = 0; i < op.inputs.size(); ++i) {
     if (inputs[i].present && inputs[i].dtype && op.inputs[i].type == InputType::kShared) {

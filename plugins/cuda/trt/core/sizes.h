@@ -34,6 +34,12 @@ void check_types(const OpInfo& op, const Inputs& inputs);
 // Adds the sizes of all inputs but masks to those that are known.
 void measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes);
 
+// Sets the ends of each axis to those that all inputs share. TensorRT finds them for each tensor by
+// itself, from the ends of a sum's parts: `total - past` reaches from below zero to beyond `total`,
+// although the queries of that size have as many tokens as the gates. Axes without a common size
+// stay as they are, and are refused by those who read them.
+void narrow(const OpInfo& op, Profile& profile);
+
 // The dtype that all inputs share; float32 where none is known.
 DType dtype_of(const OpInfo& op, const Inputs& inputs);
 
