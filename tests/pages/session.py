@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -75,29 +75,32 @@ class Session:
             self._python.communicate(timeout=60)
 
     def run_page(self, page: Path) -> None:
-        """Run the blocks of a page.
+        """Run the blocks of a page to its end.
 
         Raises:
-            WrongPage: A command fails, or prints something else than the page.
+            WrongPage: Commands fail, or print something else than the page: all of them.
         """
+        problems: list[str] = []
         found = blocks(page.read_text(), page.name)
         for block, below in zip(found, [*found[1:], None], strict=True):
             # Text directly below Python is what it prints.
             is_output = below is not None and (below.language, below.follows) == ("text", "python")
-            self._run(block, below.text if is_output else "")
+            problems += filter(None, self._run(block, below.text if is_output else ""))
+        if problems:
+            raise WrongPage("\n\n".join(problems))
 
-    def _run(self, block: Block, output: str) -> None:
+    def _run(self, block: Block, output: str) -> Iterator[str]:
         if self._is_left_out(block, ""):
             return
         if block.file:
             (self.folder / block.file).write_text(block.text)
         elif block.language == "python":
             code, printed = self.python(block.text)
-            self._judge(block, Command(block.text, output), code, printed)
+            yield self._judge(block, Command(block.text, output), code, printed)
         elif block.language == "console":
             for command in block.commands:
                 if not self._is_left_out(block, command.line):
-                    self._judge(block, command, *self.shell(command.line))
+                    yield self._judge(block, command, *self.shell(command.line))
 
     def python(self, source: str) -> tuple[int, str]:
         """Run statements that see the names of earlier ones; return exit code and output."""
@@ -163,16 +166,18 @@ class Session:
         self._servers.clear()
         self._port.release()
 
-    def _judge(self, block: Block, command: Command, code: int, printed: str) -> None:
+    def _judge(self, block: Block, command: Command, code: int, printed: str) -> str:
+        """Return what is wrong with a step; empty if nothing is."""
         self.steps.append(command.line)
         is_open = bool(block.marked("not compared", command.line))
         if code != 0 and not (is_open and code == 1):
-            raise WrongPage(f"{block.place}: exit code {code}\n{command.line}\n{printed[-4000:]}")
+            return f"{block.place}: exit code {code}\n{command.line}\n{printed[-4000:]}"
         if not is_open and not re.search(pattern(command.printed), plain(printed), re.DOTALL):
-            raise WrongPage(
+            return (
                 f"{block.place}: other output\n{command.line}\n{printed}\n"
                 f"expected:\n{command.printed}"
             )
+        return ""
 
 
 def plain(text: str) -> str:
