@@ -1,11 +1,15 @@
 """`moh-deploy help`: the pages of docs/, which the wheel brings along."""
 
+import re
 from pathlib import Path
 
 import click
 
 from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.system.suggest import did_you_mean
+
+_COMMENT = re.compile(r"^ *<!-- .* -->\n", re.MULTILINE)
+"""What a rendered page does not show."""
 
 
 @click.command("help")
@@ -25,7 +29,7 @@ def help_command(ctx: click.Context, topic: str | None) -> None:
         formatter.write_dl(titles)
         text = f"{formatter.getvalue()}\nShow one: moh-deploy help {next(iter(pages))}"
     elif topic in pages:
-        text = pages[topic].read_text(encoding="utf-8").rstrip()
+        text = _COMMENT.sub("", pages[topic].read_text(encoding="utf-8")).rstrip()
     elif topic in group.list_commands(ctx) and (command := group.get_command(ctx, topic)):
         text = command.get_help(click.Context(command, parent=ctx.parent, info_name=topic))
     else:

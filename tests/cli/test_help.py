@@ -69,7 +69,10 @@ def test_loading_options_are_shown_once_asked_for(cli: Cli):
 
 
 def test_topics_are_pages_or_commands(cli: Cli):
-    assert cli("help", "verify").out == (REPOSITORY / "docs" / "verify.md").read_text()
+    page = (REPOSITORY / "docs" / "verify.md").read_text().splitlines()
+    shown = [line for line in page if not line.startswith("<!-- ")]
+    assert len(shown) < len(page)
+    assert cli("help", "verify").out.splitlines() == shown
     assert cli("help", "run").out.startswith("Example:\n  moh-deploy run ")
     listed = cli("help").out
     assert all(f"{page} " in listed for page in PAGES)
