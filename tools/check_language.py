@@ -81,7 +81,7 @@ def page_parts(text: str) -> Iterator[tuple[int, str]]:
     first, lines, fence = 0, list[str](), ""
     for number, line in enumerate([*text.splitlines(), ""], 1):
         bare = line.strip()
-        if bare.startswith("<!--"):  # it is not shown
+        if bare.startswith("<"):  # a comment or a picture: it is no sentence
             bare = ""
         if fence or bare.startswith("```"):
             fence = "" if fence and bare == fence else fence or "`" * (bare.count("`"))

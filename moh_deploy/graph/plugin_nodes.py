@@ -103,13 +103,14 @@ def float_masks(model: ir.Model, nodes: Collection[str]) -> bool:
     seldom has an axis of heads.
 
     Args:
-        nodes: Names of the nodes, in the main graph.
+        nodes: Names of the nodes, in the main graph; routers, which have no masks, may be among them.
     """
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in [found for found in model.graph if found.name in nodes]:
-        mask, dtype = (*node.inputs, *[None] * _INPUTS)[ATTN_MASK], _query(node).dtype
+        mask = (*node.inputs, *[None] * _INPUTS)[ATTN_MASK]
         if mask is None or mask.dtype != ir.DataType.BOOL:
             continue
+        dtype = _query(node).dtype
         assert dtype is not None
         if (mask, dtype) not in made:
             # Where(mask, 0, -inf), in front of the first node that reads it.

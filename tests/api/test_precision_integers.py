@@ -133,6 +133,11 @@ def test_static_scales_that_cannot_be_are_refused(
 
 
 @nightly
+def test_product_without_a_range_is_named(package: OnnxPackage):
+    with pytest.raises(ConfigError, match=r"nothing says how large '\S+' gets"):
+        quantized(package, ranges={"another": (0.0, 1.0)})
+
+
 def test_other_commands_take_the_package(int8: OnnxPackage, tmp_path: Path):
     moh_deploy.inline(int8.root, output=tmp_path / "flat.onnx")
     assert moh_deploy.probe(int8.root).passed

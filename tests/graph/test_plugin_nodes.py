@@ -187,6 +187,17 @@ def test_only_nodes_that_are_named_are_changed():
     assert masks["second"].dtype == ir.DataType.FLOAT
 
 
+def test_router_without_routed_heads_is_passed_over():
+    """As in MoH-DiT: its first input, the logits of routed heads, is left out."""
+    content = _mask_model()
+    shared, gates = value("shared", [2, 3, 4]), value("of_shared", [2, 3, 4])
+    router = ir.Node("moh", "MoHRouter", [None, shared], outputs=[gates], name="router")
+    content.graph.inputs.append(shared)
+    content.graph.append(router)
+    assert float_masks(content, ["router", "second"])
+    assert _masks(content)["second"].dtype == ir.DataType.FLOAT
+
+
 def test_a_float_mask_stays_as_it_is():
     content = _mask_model(ir.DataType.FLOAT)
     before = ir.to_proto(content).SerializeToString()

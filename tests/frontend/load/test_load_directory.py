@@ -1,5 +1,6 @@
 """Model directories: their weights are held once, and what is wrong with them is said."""
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from moh_deploy.config.export_config import ModelSection
 from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load import model_directory
 from moh_deploy.frontend.load.load_directory import load_directory
 from tests.text.model_directories import SMALL, plain_torch_model, write_plain_torch
 
@@ -254,3 +256,12 @@ def test_factory_takes_the_place_of_the_directorys_class(tmp_path: Path):
 def test_buffers_outside_of_the_weights_are_computed(tmp_path: Path):
     write_plain_torch(tmp_path)
     assert torch.equal(load(tmp_path)[0].cos, plain_torch_model().cos)
+
+
+def test_names_that_are_gone_are_imported_from_ours(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_directory, "_is_gone", lambda module, name, level: name == "gone")
+    tree = ast.parse("from transformers.x import gone, there")
+    assert ast.unparse(model_directory._Redirected().visit(tree)).split("\n") == [
+        "from transformers.x import there",
+        "from moh_deploy.frontend.load.old_transformers import gone",
+    ]

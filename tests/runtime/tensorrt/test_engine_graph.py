@@ -17,6 +17,7 @@ from moh_deploy.package import (
     TensorInfo,
     Tuning,
 )
+from moh_deploy.runtime.tensorrt import engine_graph
 from moh_deploy.runtime.tensorrt.engine_graph import (
     EngineGraph,
     check_network,
@@ -214,6 +215,13 @@ def test_wrong_profiles_are_refused(text: str, message: str):
 def test_caches_in_place_have_one_number_of_places():
     assert fixed_places(make_profiles(["buffer=64", "batch=8,buffer=64"], CACHED), CACHED) == 64
     assert fixed_places(make_profiles([], MANIFEST), MANIFEST) is None
+
+
+def test_graph_has_as_many_places_as_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_graph, "fixed_places", lambda profiles, manifest: 5)
+    monkeypatch.setattr(engine_graph, "BUFFER", "seq")
+    (x, *_) = _graph(tmp_path).model.graph.inputs
+    assert 5 in x.shape
 
 
 @pytest.mark.parametrize(
