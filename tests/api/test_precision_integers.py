@@ -133,7 +133,6 @@ def test_static_scales_that_cannot_be_are_refused(
         moh_deploy.precision(package.root, output=tmp_path / "out", **given)
 
 
-@nightly
 def test_product_without_a_range_is_named(package: OnnxPackage):
     ranges = activation_ranges(package, [vectors.inputs for vectors in package.vectors])
     name, _ = ranges.popitem()
@@ -141,6 +140,7 @@ def test_product_without_a_range_is_named(package: OnnxPackage):
         quantized(package, ranges=ranges)
 
 
+@nightly
 def test_other_commands_take_the_package(int8: OnnxPackage, tmp_path: Path):
     moh_deploy.inline(int8.root, output=tmp_path / "flat.onnx")
     assert moh_deploy.probe(int8.root).passed
