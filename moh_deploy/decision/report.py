@@ -239,7 +239,7 @@ def _alternatives(report: DecisionReport) -> page.Table:
         row.append(page.Share(None if first is None else first.router_share))
         rows.append(row)
     where = f", {sizes_text(reference.latency[0].sizes)}" if has_times else ""
-    return page.Table(f"alternatives{where}", columns, rows, "arms")
+    return page.Table(f"alternatives{where}", columns, rows, "alternatives")
 
 
 def _p50_text(latency: LatencyFigure) -> str:

@@ -167,7 +167,7 @@ def test_inputs_that_leave_the_recorded_range_are_bisected_too(exported: Exporte
 
 
 @nightly
-@pytest.mark.parametrize("to", one_in(2, ["fp16", "bf16"]))
+@pytest.mark.parametrize("to", one_in(2, ["float16", "bfloat16"]))
 def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_path: Path):
     moh_deploy.precision(exported("Stack").root, to=to, output=tmp_path / "half")
     report = moh_deploy.bisect(tmp_path / "half", output=tmp_path / "out")

@@ -62,8 +62,8 @@ def test_kernels_are_judged_with_the_reference_gates_too(tmp_path: Path):
 # In half precision the scores are rounded in any case, and what these do is smaller than that.
 # Stale weights make this model's attention differ by 0.049 in bfloat16, and rounding may by 0.053.
 BELOW = {
-    "fp16": {"float16 scores"},
-    "bf16": {"float16 scores", "one gate off by 1 %", "stale weights"},
+    "float16": {"float16 scores"},
+    "bfloat16": {"float16 scores", "one gate off by 1 %", "stale weights"},
 }
 PLANTED = [(to, fault) for to, below in BELOW.items() for fault in FAULTS if fault not in below]
 
@@ -80,7 +80,7 @@ def test_fault_is_refused_in_half_precision(planted: tuple[str, Fault], tmp_path
 
 
 @sampled(2)
-@pytest.mark.parametrize("to", ["fp16", "bf16"])
+@pytest.mark.parametrize("to", ["float16", "bfloat16"])
 def test_half_precision_is_accepted_and_judged_by_its_own_floor(to: str, tmp_path: Path):
     write_routed(tmp_path / "package", batch=20)
     moh_deploy.precision(tmp_path / "package", to=to, output=tmp_path / "half")

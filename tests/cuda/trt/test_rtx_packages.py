@@ -11,7 +11,7 @@ from tests.cuda.trt.packages import FORMS, LARGE, SMALL, export, graph, profile
 from tests.cuda.trt.rtx import build
 from tests.nightly import nightly, nightly_if
 
-PUSHED = ("vit", "fp16")
+PUSHED = ("vit", "float16")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def _node_counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]
 ENGINES = [
     pytest.param(name, precision, marks=nightly_if((name, precision) != PUSHED))
     for name in FORMS
-    for precision in ("fp32", "fp16", "bf16")
+    for precision in ("float32", "float16", "bfloat16")
 ]
 
 
@@ -50,7 +50,7 @@ def test_the_engine_of_a_package_holds_every_plugin(
     precision: str,
 ):
     package = package_of(name)
-    if precision != "fp32":
+    if precision != "float32":
         moh_deploy.precision(package, to=precision, output=tmp_path / precision)
         package = tmp_path / precision
     model = graph(package)
