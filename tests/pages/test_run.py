@@ -38,7 +38,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory, warm_interpreter: Path) -
     return folder
 
 
-TRIED: set[str] = set()
+TRIED = {
+    "README",
+    "caches",
+    "forms",
+    "huggingface",
+    "opening-packages",
+    "package-format",
+    "prune",
+    "quickstart",
+    "recognition",
+}
 """Pages that have run to their end. What is wrong with another is shown by --runxfail."""
 
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -153,7 +154,9 @@ images = torch.rand(2, 3, 224, 224)
 """,
     "ops.md": """
 from moh_deploy.ops import OPS
-my_kernel = OPS["MoHAttention"].reference
+def my_kernel(inputs, attributes):
+    outputs = OPS["MoHAttention"].reference(inputs, attributes)
+    return [output.astype(inputs[0].dtype) for output in outputs]
 """,
     "optimize.md": """
 import torch
@@ -205,7 +208,9 @@ def make_world(folder: Path, digits: DemoRun) -> World:
             ),
             "digits": _own(folder / "digits", _digits_model(digits), of_digits),
         }
-        _write_files(folder / "files", mine.vit_moh(), mine.text_moh())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, at PyTorch
+            _write_files(folder / "files", mine.vit_moh(), mine.text_moh())
         for file in CODE:
             sys.modules.pop(file.stem)
     write_plain_torch(folder / "directory")
