@@ -23,7 +23,6 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "quickstart.md")
 
 
 @nightly
-@pytest.mark.xfail(strict=False, reason="not yet tried")
 def test_first_hour_goes_as_it_is_written(
     world: World,  # noqa: F811
     tmp_path: Path,

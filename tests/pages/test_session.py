@@ -32,6 +32,7 @@ def console(text: str, mark: str = "") -> str:
         console("$ echo 1 of 2, 0.25 s, 3e-07\n1 of 2, 0.75 s, 1.5e-03"),
         console("$ echo a; echo b; echo c\na\n...\nc"),
         console("$ printf '│ a │\\033[1m b  │'\n│ a      │ b │"),
+        console("$ echo '┏━━┓'; echo '┃ ab ┃'; echo '┡━━┩'; echo '│ c  │'\n┃ ab ┃\n│ c │"),
         console("$ test a = b", "<!-- not run: is false -->"),
         console("$ test a = b\n$ true", "<!-- not run 'test': is false -->"),
         console("$ echo 1; test a = b\n2", "<!-- not compared 'test': is false -->"),

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,11 +36,13 @@ OWN = dict.fromkeys(
         "drill.md",
         "guard.md",
         "optimize.md",
+        "precision.md",
         "production.md",
         "prune.md",
         "roll-out-and-roll-back.md",
         "serve-with-triton.md",
         "serve.md",
+        "verify.md",
     ),
     "digits",
 ) | dict.fromkeys(("bench.md", "padding-and-masks.md", "probe.md", "tune.md"), "text")
@@ -63,19 +66,20 @@ class Own:
         """Write checkpoint and data under the names that pages use."""
         for name in ("model.pt", "weights.safetensors"):
             shutil.copy(self.folder / name, folder)
+        # The last are for scales alone, which are not judged on what they were made of.
         for name in ("val", "held-out", "padded"):
-            write_npz(folder / f"{name}.npz", self.samples)
-        np.save(folder / "labels.npy", self.labels)
-        sizes = {"in": 4, "example": 2, "calibration": 16, "prefill": 8, "step": 1}
-        for name, count in sizes.items():
-            write_npz(folder / f"{name}.npz", self._first(count))
+            write_npz(folder / f"{name}.npz", self._part(slice(-16)))
+        np.save(folder / "labels.npy", self.labels[:-16])
+        write_npz(folder / "calibration.npz", self._part(slice(-16, None)))
+        for name, count in {"in": 4, "example": 2, "prefill": 8, "step": 1}.items():
+            write_npz(folder / f"{name}.npz", self._part(slice(count)))
         for name, count in (("mine", 2), ("traffic", 40), ("good", 60)):
             (folder / name).mkdir()
             for number in range(2):
-                write_npz(folder / name / f"{number}.npz", self._first(count))
+                write_npz(folder / name / f"{number}.npz", self._part(slice(count)))
 
-    def _first(self, count: int) -> Arrays:
-        return {name: array[:count] for name, array in self.samples.items()}
+    def _part(self, samples: slice) -> Arrays:
+        return {name: array[samples] for name, array in self.samples.items()}
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,9 @@ images = torch.rand(2, 3, 224, 224)
 """,
     "ops.md": """
 from moh_deploy.ops import OPS
-my_kernel = OPS["MoHAttention"].reference
+def my_kernel(inputs, attributes):
+    outputs = OPS["MoHAttention"].reference(inputs, attributes)
+    return [output.astype(inputs[0].dtype) for output in outputs]
 """,
     "optimize.md": """
 import torch
@@ -205,7 +211,9 @@ def make_world(folder: Path, digits: DemoRun) -> World:
             ),
             "digits": _own(folder / "digits", _digits_model(digits), of_digits),
         }
-        _write_files(folder / "files", mine.vit_moh(), mine.text_moh())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, at PyTorch
+            _write_files(folder / "files", mine.vit_moh(), mine.text_moh())
         for file in CODE:
             sys.modules.pop(file.stem)
     write_plain_torch(folder / "directory")
