@@ -269,7 +269,9 @@ def test_candidates_of_the_forms_of_models(
     read, answers = built(export(FORMS[form], tmp_path))
     _assert_of_its_kind(read, answers, tmp_path)
     ops = {candidate.op: candidate.possible for candidate in read.candidates}
-    assert ops["MoHAttention"] == ("kernel", "fused", "function")
+    # ViT's mask of windows is in float32, its queries are in float16: TensorRT's attention is out.
+    fused = () if form == "vit" else ("fused",)
+    assert ops["MoHAttention"] == ("kernel", *fused, "function")
     assert ops.get("MoHAggregatedAttention", ("kernel", "function")) == ("kernel", "function")
     # Layers of a form are alike, or of two kinds.
     assert len({candidate.key for candidate in read.candidates}) == len(ops)
