@@ -101,6 +101,22 @@ def test_without_a_library_function_bodies_serve_and_the_log_says_why(
     assert "warning: fallback level 'kernels' cannot serve" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["functions", "dense"])
+def test_of_a_library_that_cannot_be_loaded_function_bodies_are_independent(
+    package: OnnxPackage, tmp_path: Path, kind: str
+):
+    library, policy = tmp_path / "lib.so", tmp_path / "policy.yaml"
+    library.write_bytes(b"no library")
+    policy.write_text(f"rungs: [{{kind: {kind}}}]")
+    settings = ServingSettings("m", guard=True, policy=str(policy), library=str(library))
+    model = PackageDir(package.root)
+    if kind == "dense":
+        with pytest.raises(BackendError, match="cannot be loaded"):
+            open_served(model, settings)
+    else:
+        open_served(model, settings).close()
+
+
 def test_where_no_rung_can_be_opened_the_server_does_not_start(
     package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,6 +5,8 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard.policy import CoolDownSection, GuardPolicy, read_guard_policy
+from tests.kept_builds import ROOT
+from tests.pages.blocks import blocks
 
 OTHER = "rungs: [{kind: kernels}, {kind: package, name: plain, path: plain, measured_loss: %s}]"
 
@@ -29,6 +31,27 @@ def test_what_is_left_out_is_usual(tmp_path: Path):
     assert policy == GuardPolicy(probes=3)
     assert policy.spot_checks == 0.01
     assert [level.called for level in policy.rungs] == ["kernels", "functions"]
+
+
+def test_policies_of_the_page_can_be_read(tmp_path: Path):
+    page = (ROOT / "docs" / "guard.md").read_text()
+    chain, other = (block.text for block in blocks(page) if block.language == "yaml")
+    (tmp_path / "loss.json").write_text(
+        json.dumps(
+            {
+                "equal": False,
+                "accuracy": [
+                    {"metric": "top-1", "better": "higher", "reference": 0.975, "package": 0.971}
+                ],
+                "comparisons": [],
+            }
+        )
+    )
+    policy, usual = read_guard_policy(written(tmp_path, chain)), GuardPolicy()
+    assert policy.names == ("kernels", "functions", "dense")
+    for section in ("faults", "latency", "cool_down", "probes", "spot_checks"):
+        assert getattr(policy, section) == getattr(usual, section)
+    assert read_guard_policy(written(tmp_path, other)).drift is not None
 
 
 def test_a_chain_whose_levels_cannot_be_compared_need_not_say_so(tmp_path: Path):
