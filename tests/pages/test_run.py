@@ -42,16 +42,23 @@ def programs(tmp_path_factory: pytest.TempPathFactory, warm_interpreter: Path) -
 TRIED = {
     "README",
     "caches",
+    "drift",
+    "export-configs",
     "forms",
     "guard",
     "huggingface",
+    "monitor",
+    "onnx-input",
     "opening-packages",
+    "ops",
     "optimize",
     "package-format",
+    "padding-and-masks",
     "prune",
     "quickstart",
     "recognition",
     "serve",
+    "serve-with-genai",
 }
 """Pages that have run to their end. What is wrong with another is shown by --runxfail."""
 

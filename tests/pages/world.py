@@ -28,7 +28,7 @@ from tests.text.tokenizer_files import write_tokenizer
 HERE = Path(__file__).parent
 Arrays = dict[str, np.ndarray]
 CODE = (HERE / "my_models.py", HERE.parent / "small_moh.py", DIGITS / "model.py")
-PACKAGES = ("model", "package", "last-release", "right", "next", "dense", "moh")
+PACKAGES = ("model", "package", "half", "last-release", "right", "next", "dense", "moh")
 """What a page begins with in `build`: packages of the same model."""
 OWN = dict.fromkeys(
     (
@@ -213,7 +213,7 @@ def make_world(folder: Path, digits: DemoRun) -> World:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, at PyTorch
-            _write_files(folder / "files", mine.vit_moh(), mine.text_moh())
+            _write_files(folder / "files", mine.vit_moh(), mine.text_moh(), _digits_model(digits))
         for file in CODE:
             sys.modules.pop(file.stem)
     write_plain_torch(folder / "directory")
@@ -240,7 +240,9 @@ def _own(folder: Path, model: torch.nn.Module, samples: Arrays, **options: str) 
     return Own(folder, samples, labels)
 
 
-def _write_files(folder: Path, images: torch.nn.Module, text: torch.nn.Module) -> None:
+def _write_files(
+    folder: Path, images: torch.nn.Module, text: torch.nn.Module, digits: torch.nn.Module
+) -> None:
     folder.mkdir()
     seen, batch = torch.rand(2, 3, 224, 224), {0: torch.export.Dim("batch")}
     torch.export.save(
@@ -250,6 +252,7 @@ def _write_files(folder: Path, images: torch.nn.Module, text: torch.nn.Module) -
     axes = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
     for name, model, given, names, dynamic in (
         ("plain.onnx", images, (seen,), ["images"], (batch,)),
+        ("digits.onnx", digits, (torch.rand(2, 1, 8, 8),), ["images"], (batch,)),
         ("decoder.onnx", text, (ids, mask), ["ids", "mask"], (axes, axes)),
     ):
         torch.onnx.export(
@@ -351,12 +354,16 @@ def _write_images(folder: Path) -> None:
     Image.fromarray(pixels).save(folder / "cat.png")
 
 
+def _of_bisect(folder: Path) -> None:
+    moh_deploy.precision(folder / "build" / "model", to="float16", output=folder / "build" / "half")
+
+
 def _of_verify(folder: Path) -> None:
     moh_deploy.precision(folder / "build" / "model", to="int4", output=folder / "build" / "int4")
     with np.load(folder / "val.npz") as samples:
         images = samples["images"]
     target = np.random.default_rng(1).standard_normal((len(images), 10), np.float32)
-    write_npz(folder / "val.npz", {"images": images, "target": target})
+    write_npz(folder / "pairs.npz", {"images": images, "target": target})
     (folder / "my_metrics.py").write_text(PSNR)
 
 
@@ -370,6 +377,7 @@ def psnr(outputs, labels):
 
 MORE: dict[str, Callable[[Path], None]] = {
     "quickstart.md": _of_quickstart,
+    "bisect.md": _of_bisect,
     "compare.md": _of_compare,
     "cost.md": _of_cost,
     "forms.md": _of_forms,
