@@ -114,7 +114,7 @@ __device__ __forceinline__ void add_key_mask(float (&scores)[kTiles][4],
                                              float scale, const AttentionMask& mask, int batch) {
   with_elements(mask, [&](auto* elements) {
     elements += batch * mask.batch;
-    bool saw[2];
+    bool saw[2] = {};  // not asked for, but add_bias reads it
     add_bias(scores, saw, keys, first_key, scale,
              [&](int, int key) { return bias_of(elements[key]); });
   });
