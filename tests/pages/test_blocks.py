@@ -16,6 +16,7 @@ LANGUAGES |= {"yaml"}
 # Why blocks, or commands of them, are not run by `test_run.py`, and how many. Another reason, or
 # another block, has to be let in here.
 NOT_RUN = {
+    "changes the installation": 1,
     "installs packages": 10,  # tests/first_hour runs those of README and quickstart
     "is a part of a command": 1,
     "is a test itself": 3,
@@ -24,6 +25,7 @@ NOT_RUN = {
     "needs TensorRT": 9,
     "needs Triton": 7,
     "needs a GPU": 5,
+    "needs a cluster": 1,
     "needs a quiet machine": 2,  # a disturbed measurement is refused, and nights are not quiet
     "needs a window that a server recorded": 1,
     "needs nvcc": 4,
