@@ -25,7 +25,7 @@ NOT_RUN = {
     "needs Triton": 7,
     "needs a GPU": 5,
     "needs nvcc": 4,
-    "needs root": 5,
+    "needs root": 4,
     "needs the published code": 2,
     "takes too long": 6,
 }
