@@ -44,6 +44,8 @@ class Outcome:
 class CiRunner:
     """A machine with an empty workspace, whose `pip` only notes what it should install.
 
+    Its `git` clones this checkout, whatever is named, and its `apt-get` does nothing.
+
     Attributes:
         root: An empty directory for all of it.
     """
@@ -54,7 +56,8 @@ class CiRunner:
         for name in ("bin", "temp", "workspace"):
             (self.root / name).mkdir()
         self._script("python3", _PYTHON3)
-        self._script("git", 'ln -s "$REPOSITORY" "${@: -1}"\n')
+        self._script("git", '[[ "$1" != clone ]] || ln -s "$REPOSITORY" "${@: -1}"\n')
+        self._script("apt-get", "")
         self._script("pip", 'printf "%s\\n" "$@" >>"$INSTALLED"\n')
 
     @property

@@ -25,6 +25,8 @@ from tests.true_manifest import finish_true
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
+DOCS = (REPOSITORY / "docs" / "ci.md").read_text()
+GITHUB_FILE = ".github/workflows/model.yml"
 QUICK = "--threads=1\n--min-time=0s\n--warmup=0s"
 
 
@@ -339,17 +341,21 @@ def test_files_for_github_are_of_its_schemas(schema: str, file: str) -> None:
 
 def test_job_in_the_docs_is_of_gitlabs_schema(tmp_path: Path) -> None:
     file = tmp_path / ".gitlab-ci.yml"
-    file.write_text(gitlab_text())
+    file.write_text(shown_file(".gitlab-ci.yml"))
     check_schema("gitlab-ci", file)
+
+
+def test_workflow_in_the_docs_is_of_githubs_schema(tmp_path: Path) -> None:
+    file = tmp_path / "model.yml"
+    file.write_text(shown_file(GITHUB_FILE))
+    check_schema("github-workflows", file)
 
 
 def test_uses_of_the_action_name_its_inputs_and_outputs() -> None:
     action = yaml.safe_load((REPOSITORY / "action.yml").read_text())
     workflow = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text()
     steps = yaml.safe_load(workflow)["jobs"]["action"]["steps"]
-    docs = (REPOSITORY / "docs" / "ci.md").read_text()
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", docs, re.M | re.S)
-    (shown,) = [yaml.safe_load(block) for block in blocks if "uses: OWNER/moh-deploy@" in block]
+    shown = yaml.safe_load(shown_file(GITHUB_FILE))
     uses = [step["with"] for step in steps if step.get("uses") == "./"] + [
         shown["jobs"]["gate"]["steps"][-1]["with"]
     ]
@@ -359,9 +365,29 @@ def test_uses_of_the_action_name_its_inputs_and_outputs() -> None:
     read = re.findall(r"steps\.\w+\.outputs\.([\w-]+)", workflow)
     assert read
     assert set(read) <= action["outputs"].keys()
-    listed = docs[docs.index("## Inputs of the action") : docs.index("## A baseline file")]
-    named = set(re.findall(r"`([\w-]+)`", listed))
-    assert action["inputs"].keys() | action["outputs"].keys() <= named
+    listed = DOCS[DOCS.index("## Outputs of the action") : DOCS.index("## A baseline file")]
+    assert action["outputs"].keys() <= set(re.findall(r"`([\w-]+)`", listed))
+
+
+def test_docs_name_each_input_with_its_variable() -> None:
+    action = yaml.safe_load((REPOSITORY / "action.yml").read_text())
+    (gate,) = [step for step in action["runs"]["steps"] if step.get("id") == "gate"]
+    variables = {
+        value.removeprefix("${{ inputs.").removesuffix(" }}"): name
+        for name, value in gate["env"].items()
+    }
+    rows = re.findall(r"^\| (?:`([a-z-]+)` )?\| (?:`(MOH_\w+)` )?\|", DOCS, re.M)
+    expected = {(name, variables.get(name, "")) for name in action["inputs"]}
+    assert {row for row in rows if any(row)} == expected | {("", "MOH_PYTHON")}
+    script = (REPOSITORY / "ci" / "gate.sh").read_text()
+    assert set(re.findall(r"\$\{(MOH_\w+)", script)) == {*variables.values(), "MOH_PYTHON"}
+
+
+def shown_file(name: str) -> str:
+    """Return the file of the docs whose first line is its name."""
+    start = re.escape(f"# {name}\n")
+    (text,) = re.findall(rf"^```yaml\n({start}.*?)^```$", DOCS, re.M | re.S)
+    return str(text)
 
 
 def check_schema(name: str, file: Path) -> None:
@@ -373,16 +399,20 @@ def check_schema(name: str, file: Path) -> None:
 # ---- GitLab
 
 
-def gitlab_text() -> str:
-    text = (REPOSITORY / "docs" / "ci.md").read_text()
-    (snippet,) = re.findall(r"^```yaml\n(# \.gitlab-ci\.yml\n.*?)^```$", text, re.M | re.S)
-    return str(snippet)
-
-
 def gitlab_job() -> dict[str, Any]:
-    (job,) = yaml.safe_load(gitlab_text()).values()
+    (job,) = yaml.safe_load(shown_file(".gitlab-ci.yml")).values()
     assert isinstance(job, dict)
     return job
+
+
+def test_gitlab_job_installs_in_separate_commands() -> None:
+    packages, clone, checkout, install = gitlab_job()["before_script"]
+    assert packages.startswith("apt-get update && apt-get install -y ")
+    assert clone == 'git clone "$MOH_DEPLOY_REPOSITORY" moh-deploy'
+    assert checkout == 'git -C moh-deploy checkout --detach "$MOH_DEPLOY_COMMIT"'
+    assert install == "pip install ./moh-deploy"
+    steps = yaml.safe_load(shown_file(GITHUB_FILE))["jobs"]["gate"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [packages]
 
 
 @nightly
@@ -391,6 +421,7 @@ def test_gitlab_job_verifies_and_leaves_junit_where_it_says(
 ) -> None:
     job = gitlab_job()
     job["variables"] |= {"MOH_PACKAGE": "package", "MOH_BENCH_ARGS": QUICK, "MOH_GATES": ""}
+    job["variables"]["MOH_BASELINE_FILE"] = ""
     outcome = runner.run_gitlab_job(job)
     assert outcome.exit_code == 0, outcome.log
     assert "### package: equal" in outcome.log
@@ -404,7 +435,7 @@ def test_gitlab_job_verifies_and_leaves_junit_where_it_says(
 @nightly
 def test_gitlab_job_fails_on_a_planted_fault(runner: CiRunner, package: Path) -> None:
     stale_weights(package)
-    outcome = runner.run_gitlab_job(gitlab_job(), MOH_PACKAGE="package")
+    outcome = runner.run_gitlab_job(gitlab_job(), MOH_PACKAGE="package", MOH_BASELINE_FILE="")
     assert outcome.exit_code == 1
     (junit,) = runner.workspace.glob(gitlab_job()["artifacts"]["reports"]["junit"])
     assert all(suite.failures > 0 for suite in JUnitXml.fromfile(str(junit)))
