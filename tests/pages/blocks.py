@@ -2,9 +2,9 @@
 
 A mark is a comment in the line above a fence, which no rendered page shows:
 
-    <!-- not run: REASON -->              no command of the block is run
-    <!-- not run 'WORDS': REASON -->      those that hold WORDS are not run
-    <!-- not compared 'WORDS': REASON --> run; what they print, and whether they answer no, is open
+    <!-- skip: REASON -->              no command of the block is run
+    <!-- skip 'WORDS': REASON -->      those that hold WORDS are left out
+    <!-- ignore output 'WORDS': REASON --> run; what they print, and whether they answer no, is open
     <!-- file: NAME -->                   the block is written to a file for the commands after it
 """
 
@@ -24,7 +24,7 @@ _FENCED = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _MARK = re.compile(
-    r"<!-- (?P<kind>not run|not compared|file)(?: '(?P<words>[^']+)')?: (?P<reason>.+) -->"
+    r"<!-- (?P<kind>skip|ignore output|file)(?: '(?P<words>[^']+)')?: (?P<reason>.+) -->"
 )
 
 

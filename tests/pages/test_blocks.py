@@ -37,7 +37,7 @@ NOT_RUN = {
 
 def unrun() -> list[tuple[Block, Mark]]:
     return [
-        (block, mark) for block in all_blocks() for mark in block.marks if mark.kind == "not run"
+        (block, mark) for block in all_blocks() for mark in block.marks if mark.kind == "skip"
     ]
 
 
@@ -110,7 +110,7 @@ def test_python_of_the_pages_is_python():
 
 
 PAGE = """
-<!-- not run 'sudo': needs root -->
+<!-- skip 'sudo': needs root -->
 ```console
 $ sudo apt install b
 $ moh-deploy run a --to b \\
@@ -139,8 +139,8 @@ def test_commands_are_read_with_their_lines_and_marks():
     assert [command.printed for command in console.commands] == ["", "result\n", ""]
     assert console.commands[1].line == "moh-deploy run a --to b \\\n      --outputs c    # --more"
     assert console.commands[2].line == "echo 'of two\nlines'"
-    assert console.marked("not run", console.commands[0].line) == "needs root"
-    assert not console.marked("not run", console.commands[1].line)
+    assert console.marked("skip", console.commands[0].line) == "needs root"
+    assert not console.marked("skip", console.commands[1].line)
     assert console.place == "page:3"
     assert (yaml.file, python.file, text.file) == ("plan.yaml", "models.py", "")
     assert python.text == "# models.py\nprint(1)\n"

@@ -33,9 +33,9 @@ def console(text: str, mark: str = "") -> str:
         console("$ echo a; echo b; echo c\na\n...\nc"),
         console("$ printf '│ a │\\033[1m b  │'\n│ a      │ b │"),
         console("$ echo '┏━━┓'; echo '┃ ab ┃'; echo '┡━━┩'; echo '│ c  │'\n┃ ab ┃\n│ c │"),
-        console("$ test a = b", "<!-- not run: is false -->"),
-        console("$ test a = b\n$ true", "<!-- not run 'test': is false -->"),
-        console("$ echo 1; test a = b\n2", "<!-- not compared 'test': is false -->"),
+        console("$ test a = b", "<!-- skip: is false -->"),
+        console("$ test a = b\n$ true", "<!-- skip 'test': is false -->"),
+        console("$ echo 1; test a = b\n2", "<!-- ignore output 'test': is false -->"),
         console("$ echo a > b") + console("$ cat b\na"),
         "<!-- file: b.txt -->\n```text\nb\n```\n" + console("$ cat b.txt\nb"),
         "```python\nx = 1\n```\n```python\nprint(x + 1)\n```\n```text\n2\n```\n",
@@ -51,8 +51,8 @@ def test_page_is_right(run, page: str):
         (console("$ echo 1 of 2\n2 of 2"), "page.md:2: other output\necho 1 of 2"),
         (console("$ echo a; echo b\nb\n...\na"), "other output"),
         (console("$ echo a >&2; exit 3"), "page.md:2: exit code 3\necho a >&2; exit 3\na"),
-        (console("$ exit 2", "<!-- not compared: is so -->"), "exit code 2"),
-        (console("$ exit 4", "<!-- not run: late -->"), "exit code 4"),
+        (console("$ exit 2", "<!-- ignore output: is so -->"), "exit code 2"),
+        (console("$ exit 4", "<!-- skip: late -->"), "exit code 4"),
         ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "other output"),
         ("```python\nprint(a)\n```\n", "NameError: name 'a' is not defined"),
     ],
@@ -64,5 +64,5 @@ def test_page_is_wrong(run, page: str, problem: str):
 
 
 def test_steps_are_what_was_run(run):
-    page = console("$ echo a\na\n$ false", "<!-- not run 'false': is false -->")
+    page = console("$ echo a\na\n$ false", "<!-- skip 'false': is false -->")
     assert run(page) == ["echo a"]
