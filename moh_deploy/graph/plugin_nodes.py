@@ -103,7 +103,7 @@ def float_masks(model: ir.Model, nodes: Collection[str]) -> bool:
     seldom has an axis of heads.
 
     Args:
-        nodes: Names of the nodes, in the main graph; routers, which have no masks, may be among them.
+        nodes: Names of nodes in the main graph; also of routers, which have no masks.
     """
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in [found for found in model.graph if found.name in nodes]:

@@ -36,9 +36,7 @@ NOT_RUN = {
 
 
 def unrun() -> list[tuple[Block, Mark]]:
-    return [
-        (block, mark) for block in all_blocks() for mark in block.marks if mark.kind == "skip"
-    ]
+    return [(block, mark) for block in all_blocks() for mark in block.marks if mark.kind == "skip"]
 
 
 def test_what_is_not_run_says_why():
