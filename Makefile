@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night test-long test-cuda test-gpu first-gpu cuda plugin wheels release docs lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night record test-long test-cuda test-gpu first-gpu cuda plugin wheels release docs lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins examples/cpp -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -39,6 +39,7 @@ help:
 	@echo "make test-touched   of these, the tests that reach the files changed since SINCE (default: HEAD)"
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, other runtimes, random examples"
 	@echo "make night   test-all that keeps results: a run that was cut off goes on (NIGHT_ARGS='--minutes 25 --shard 1/4')"
+	@echo "make record  keep results of make night in tests/night.jsonl and docs/evidence.md"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs, those of ONNX Runtime into the package; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin libraries for TensorRT into the package; needs nvcc and TensorRT's headers, no GPU"
@@ -94,6 +95,9 @@ night: build-dependencies test-dependencies $(VENV)/.installed-$(ALL_EXTRAS) $(V
 	$(BIN)/python -m tests.native_builds --nightly
 	PYTHONPATH=tools $(PYTEST) -p night --nightly $(NIGHT_ARGS) $(PYTEST_ARGS) || test $$? -eq 5
 	$(BIN)/python tools/night.py
+
+record:
+	$(BIN)/python tools/night.py --record
 
 test-cuda: build-dependencies $(VENV)/.installed-test,test-tensorrt $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds --nightly
@@ -172,6 +176,7 @@ check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	PYTHONPATH=. $(BIN)/python tools/generate_from_ops.py --check
 	$(BIN)/python tools/check_language.py
+	$(BIN)/python tools/night.py --check
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/zizmor --quiet --offline --no-progress --min-severity medium action.yml .github/workflows
 

@@ -10,7 +10,7 @@ import os
 # Read by ONNX Runtime when it is imported, and never again: so it is said before that (ADR 75).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The public names of the core: functions in the file of their name in `api`, and others.
 _HOME = {

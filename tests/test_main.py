@@ -34,7 +34,7 @@ def test_ignored_interrupt_stays_ignored():
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     code += _LOADING.format(interrupt=_INTERRUPTS["at an import"])
     ended = run_python("-c", code)
-    assert (ended.exit_code, ended.out.splitlines()[0]) == (0, "moh-deploy 0.1.0")
+    assert (ended.exit_code, ended.out.splitlines()[0]) == (0, "moh-deploy 0.2.0")
 
 
 @pytest.mark.parametrize("module", ["click", "moh_deploy.cli.group"])

@@ -1,12 +1,17 @@
 """Plugin of pytest for runs of many hours: keep each result, and go on where the last run ended.
 
     PYTHONPATH=tools python -m pytest -p night --nightly --minutes 25
-    python tools/night.py [FILE]        what ran when, on which processor and commit
+    python tools/night.py             what ran when, on which processor and commit
+    make record    keep files that ran whole in tests/night.jsonl and docs/evidence.md
+    python tools/night.py --check     say which kept results are of other contents
 
 A result is kept a line as soon as its test ends. A test that passed or was skipped is left out as
-long as its key stays: the contents of what its file reaches (touched_tests.py), of all native
-sources, the versions of what is installed, and the processor. With --shard 2/4, only files of the
-second of four shards run.
+long as its processor and its key stay: the contents of what its file reaches (touched_tests.py), of
+all native sources, and the versions of the packages that these name. With --shard 2/4, only files
+of the second of four shards run.
+
+build/night.jsonl has a line a test, and ends with the checkout. tests/night.jsonl has a line a file
+of tests and processor, and is under version control: another machine goes on from it.
 """
 
 import hashlib
@@ -20,7 +25,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from zlib import crc32
 
@@ -28,8 +33,13 @@ import pytest
 from touched_tests import ROOT, imports_by_module, module_of, sources
 
 RESULTS = Path("build/night.jsonl")
+RECORD = ROOT / "tests" / "night.jsonl"
+PAGE = ROOT / "docs" / "evidence.md"
+# The page's tables stand between these lines.
+BEGIN, END = "<!-- tables of tools/night.py -->\n", "<!-- end of the tables -->\n"
 # Any test may run what is built of these.
-NATIVE = ("plugins", "tools", "pyproject.toml")
+NATIVE = ("plugins", "tools/build_kernels.py", "tools/build_backend.py", "tools/cross")
+NATIVE += ("pyproject.toml", "setup.py")
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Result:
     """What a test ended with.
 
     Attributes:
-        key: Digest of what the test reaches, of versions and the processor; see `key_of`.
+        key: Digest of what the test reaches and of versions; see `key_of`.
         outcome: "passed", "failed" or "skipped".
         why: The reason of a skip, the last line of a failure.
         commit: With a "+" behind it if files were changed since.
@@ -49,6 +59,27 @@ class Result:
     seconds: float
     why: str
     processor: str
+    commit: str
+    ended: str
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What all tests of a file ended with, on a processor.
+
+    Attributes:
+        skipped: Reason of a skip -> number of tests.
+        failed: Test -> last line of its failure.
+        ended: Day of the last test.
+    """
+
+    file: str
+    key: str
+    processor: str
+    passed: int
+    skipped: dict[str, int]
+    failed: dict[str, str]
+    seconds: float
     commit: str
     ended: str
 
@@ -69,17 +100,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     shard, count = map(int, config.getoption("--shard").split("/"))
+    here = _processor()
     known = {
         (result.test, result.key)
         for result in read(config.getoption("--results"))
-        if result.outcome != "failed"
+        if result.outcome != "failed" and result.processor == here
     }
+    recorded = {it.file: it for it in read_record() if it.processor == here}
     left: list[pytest.Item] = []
     done: list[pytest.Item] = []
     for item in items:
         file = item.nodeid.partition("::")[0]
         is_ours = crc32(file.encode()) % count == shard - 1
-        is_known = (item.nodeid, key_of(file)) in known
+        of_file = recorded.get(file)
+        is_known = (item.nodeid, key_of(file)) in known or (
+            of_file is not None
+            and of_file.key == key_of(file)
+            and item.nodeid not in of_file.failed
+        )
         (left if is_ours and not is_known else done).append(item)
     items[:] = left
     config.hook.pytest_deselected(items=done)
@@ -137,8 +175,9 @@ def _why(report: pytest.TestReport) -> str:
 
 @cache
 def key_of(file: str) -> str:
-    """Return a digest of what a test file's results hang on."""
-    reached, named, waiting = set[str](), set[Path](), [module_of(ROOT / file)]
+    """Return digests of what a test file's results hang on: of sources, and of versions."""
+    reached, waiting = set[str](), [module_of(ROOT / file)]
+    named, packages = set[Path](), set[str]()
     while waiting:
         name = waiting.pop()
         if name not in reached:
@@ -146,24 +185,48 @@ def key_of(file: str) -> str:
             waiting += imports_by_module().get(name, ())
     digest = hashlib.sha256(_common())
     for name in sorted(reached & _by_module().keys()):
-        content, names = _by_module()[name]
-        digest.update(content)
-        named |= names
+        module = _by_module()[name]
+        digest.update(module.content)
+        named |= module.named
+        packages |= module.packages
     for path in sorted(named):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    versions = [sys.version, *(f"{package}=={version(package)}" for package in sorted(packages))]
+    of_versions = hashlib.sha256("\0".join(versions).encode())
+    return f"{digest.hexdigest()[:16]}-{of_versions.hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module's digest, and what it names: documents, examples, tools, installed packages."""
+
+    content: bytes
+    named: set[Path]
+    packages: set[str]
 
 
 @cache
-def _by_module() -> dict[str, tuple[bytes, set[Path]]]:
-    """Return the digest of each module, and what it names: documents, examples, settings."""
+def _by_module() -> dict[str, _Module]:
     found = {}
+    installed = packages_distributions()
     for path, text in sources().items():
         words = set(re.findall(r"[\w.-]+", text))
-        named = {other for other in _others() if other.name in words}
-        found[module_of(path)] = (
+        # `torch.nn` names torch, and `night` in import_module("night") the tool.
+        parts = set(re.findall(r"\w+", text))
+        # A test of all pages names their folder.
+        folders = (
+            set(re.findall(r'"(\w+)"', text)) if path.is_relative_to(ROOT / "tests") else set()
+        )
+        found[module_of(path)] = _Module(
             hashlib.sha256(f"{path.relative_to(ROOT)}\0{text}".encode()).digest(),
-            named,
+            {
+                other
+                for other in _others()
+                if other.name in words
+                or (other.parent.name == "tools" and other.stem in parts)
+                or other.relative_to(ROOT).parts[0] in folders - {"tests"}
+            },
+            {it for name in parts & installed.keys() for it in installed[name]} - {"moh-deploy"},
         )
     return found
 
@@ -179,14 +242,14 @@ def _others() -> tuple[Path, ...]:
         text=True,
     ).stdout.splitlines()
     paths = (ROOT / name for name in listed if not name.startswith(NATIVE))
-    return tuple(path for path in paths if path not in sources() and path.is_file())
+    # The tables of results change with the results.
+    left_out = {*sources(), RECORD, PAGE}
+    return tuple(path for path in paths if path not in left_out and path.is_file())
 
 
 @cache
 def _common() -> bytes:
-    digest = hashlib.sha256(_processor().encode() + sys.version.encode())
-    for name in sorted({f"{it.metadata['Name']}=={it.version}" for it in distributions()}):
-        digest.update(name.encode() + b"\0")
+    digest = hashlib.sha256()
     for path in sorted(
         path
         for name in NATIVE
@@ -236,45 +299,137 @@ def read(path: Path) -> list[Result]:
     return results
 
 
-def report(results: Iterable[Result]) -> Iterator[str]:
-    """Yield lines of Markdown: a row a folder, then failures and skips with their reasons.
+def read_record() -> list[FileResult]:
+    if not RECORD.exists():
+        return []
+    return [FileResult(**json.loads(line)) for line in RECORD.read_text().splitlines()]
 
-    The last result of a test counts; one whose key differs today is old.
+
+def by_file(results: Iterable[Result], tests: Iterable[str] | None = None) -> list[FileResult]:
+    """Return the last results, a row a file and processor; only of these tests, if given.
+
+    With `tests`, a file is left out as long as one of its tests has no result of today's contents.
     """
-    last = {result.test: result for result in results}
-    folders: dict[str, list[Result]] = defaultdict(list)
+    last = {(result.processor, result.test): result for result in results}
+    rows: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in last.values():
-        folder = result.test.partition("::")[0].split("/")[:-1]
-        folders["/".join(folder[:2])].append(result)
-    titles = "folder", "passed", "failed", "skipped", "old", "minutes", "on", "commit", "processor"
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
-    for folder, of_folder in sorted(folders.items()):
-        counts = Counter(result.outcome for result in of_folder)
-        old = sum(_is_old(result) for result in of_folder)
-        ended = sorted(result.ended[:10] for result in of_folder)
-        cells = (
-            folder,
-            *(str(counts[name]) for name in ("passed", "failed", "skipped")),
-            str(old),
-            f"{sum(result.seconds for result in of_folder) / 60:.1f}",
-            ended[0] if ended[0] == ended[-1] else f"{ended[0]} to {ended[-1]}",
-            ", ".join(sorted({result.commit for result in of_folder})),
-            ", ".join(sorted({result.processor for result in of_folder})),
+        rows[result.processor, _file_of(result.test)].append(result)
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for test in tests or ():
+        wanted[_file_of(test)].add(test)
+    found = []
+    for (processor, file), of_file in sorted(rows.items()):
+        if tests is not None:
+            of_file = [it for it in of_file if it.test in wanted[file] and it.key == key_of(file)]
+            if not of_file or len(of_file) < len(wanted[file]):
+                continue
+        outcomes = Counter(result.outcome for result in of_file)
+        found.append(
+            FileResult(
+                file,
+                max(of_file, key=lambda it: it.ended).key,
+                processor,
+                outcomes["passed"],
+                dict(Counter(it.why for it in of_file if it.outcome == "skipped")),
+                {it.test: it.why for it in of_file if it.outcome == "failed"},
+                round(sum(it.seconds for it in of_file), 1),
+                max(of_file, key=lambda it: it.ended).commit,
+                max(it.ended[:10] for it in of_file),
+            )
         )
-        yield f"| {' | '.join(cells)} |"
-    yield ""
-    for result in last.values():
-        if result.outcome == "failed":
-            yield f"- failed: `{result.test}`: {result.why}"
-    skips = Counter(result.why for result in last.values() if result.outcome == "skipped")
-    yield from (f"- skipped {count}: {why}" for why, count in skips.most_common())
+    return found
 
 
-def _is_old(result: Result) -> bool:
-    file = result.test.partition("::")[0]
-    return not (ROOT / file).is_file() or key_of(file) != result.key
+def _file_of(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def report(rows: Iterable[FileResult]) -> Iterator[str]:
+    """Yield lines of Markdown: for each processor a row a folder, then failures and skips."""
+    by_processor: dict[str, list[FileResult]] = defaultdict(list)
+    for row in rows:
+        by_processor[row.processor].append(row)
+    for processor, of_processor in sorted(by_processor.items()):
+        days = sorted({row.ended for row in of_processor})
+        yield f"On `{processor}`, {' to '.join(days[:1] + days[1:][-1:])}, commits"
+        yield ", ".join(sorted({row.commit for row in of_processor})) + ":"
+        yield ""
+        yield from _table(of_processor)
+        yield ""
+        for row in of_processor:
+            yield from (f"- failed: `{test}`: {why}" for test, why in row.failed.items())
+        skips = Counter[str]()
+        for row in of_processor:
+            skips.update(row.skipped)
+        yield from (f"- {count} skipped: `{why}`" for why, count in skips.most_common())
+        yield ""
+
+
+def _table(rows: list[FileResult]) -> Iterator[str]:
+    folders: dict[str, list[FileResult]] = defaultdict(list)
+    for row in rows:
+        folders["/".join(row.file.split("/")[:-1][:2])].append(row)
+    titles = "folder", "files", "passed", "failed", "skipped", "minutes"
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" + "|---:" * (len(titles) - 1) + "|"
+    for folder, of_folder in [*sorted(folders.items()), ("all", rows)]:
+        counts = (
+            len(of_folder),
+            sum(row.passed for row in of_folder),
+            sum(len(row.failed) for row in of_folder),
+            sum(sum(row.skipped.values()) for row in of_folder),
+            round(sum(row.seconds for row in of_folder) / 60, 1),
+        )
+        yield f"| {folder} | {' | '.join(map(str, counts))} |"
+
+
+def record() -> None:
+    """Add the files that ran whole to the record, and renew the page's tables."""
+    listed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nightly",
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    rows = {(row.file, row.processor): row for row in read_record()}
+    tests = [line for line in listed if "::" in line]
+    rows |= {(row.file, row.processor): row for row in by_file(read(RESULTS), tests)}
+    kept = [row for _, row in sorted(rows.items()) if (ROOT / row.file).is_file()]
+    RECORD.write_text("".join(json.dumps(asdict(row)) + "\n" for row in kept))
+    PAGE.write_text(_page(kept))
+
+
+def _page(rows: list[FileResult]) -> str:
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    return before + BEGIN + "\n" + "\n".join(report(rows)) + "\n" + END + after
+
+
+def check() -> str | None:
+    """Print which kept results are of other contents; return what has to be mended."""
+    rows = read_record()
+    # An environment without the extras has other versions.
+    same = sum(key_of(row.file).partition("-")[0] == row.key.partition("-")[0] for row in rows)
+    print(f"night: {same} of {len(rows)} files of tests ran on these sources")
+    if PAGE.read_text() != _page(rows):
+        return f"{PAGE.name} differs from {RECORD.name}: run make record"
+    return None
 
 
 if __name__ == "__main__":
-    print("\n".join(report(read(Path(*sys.argv[1:2] or [RESULTS])))))
+    if sys.argv[1:] == ["--record"]:
+        record()
+    elif sys.argv[1:] == ["--check"]:
+        sys.exit(check())
+    else:
+        print("\n".join(report(by_file(read(Path(*sys.argv[1:2] or [RESULTS]))))))

@@ -66,7 +66,7 @@ def test_help_lists_commands(cli: Cli):
 def test_version(cli: Cli):
     shown = cli("--version")
     lines = shown.out.splitlines()
-    assert (shown.exit_code, lines[0]) == (0, "moh-deploy 0.1.0")
+    assert (shown.exit_code, lines[0]) == (0, "moh-deploy 0.2.0")
     assert f"runtimes: ONNX Runtime {version('onnxruntime')}" in lines[3]
     assert lines[4:] == [f"export: PyTorch {version('torch')}"]
 

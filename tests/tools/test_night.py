@@ -10,12 +10,18 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture
-def night(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def night(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> ModuleType:
     monkeypatch.syspath_prepend(str(TOOLS))
     module = importlib.import_module("night")
     # The whole project takes seconds to read.
     for name, empty in (("sources", {}), ("imports_by_module", {}), ("_common", b"")):
         monkeypatch.setattr(module, name, lambda empty=empty: empty)
+    monkeypatch.setattr(module, "_commit", lambda: "0123abcd")
+    for changed in (module, importlib.import_module("touched_tests")):
+        monkeypatch.setattr(changed, "ROOT", pytester.path)
+    for name, path in (("RESULTS", "kept"), ("RECORD", "recorded"), ("PAGE", "page")):
+        monkeypatch.setattr(module, name, pytester.path / f"{path}.jsonl")
+    module.PAGE.write_text(f"before\n{module.BEGIN}old\n{module.END}after\n")
     module._by_module.cache_clear()
     module.key_of.cache_clear()
     return module
@@ -23,6 +29,9 @@ def night(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def run(night: ModuleType, pytester: pytest.Pytester):
+    # What night.py collects tests with.
+    option = 'parser.addoption("--nightly", action="store_true")'
+    pytester.makeconftest(f"def pytest_addoption(parser): {option}")
     pytester.makepyfile(
         test_a="""
             import pytest
@@ -51,8 +60,14 @@ def test_failures_alone_run_again(night: ModuleType, run):
 
 def test_changed_contents_run_again(night: ModuleType, run, monkeypatch: pytest.MonkeyPatch):
     run()
-    monkeypatch.setattr(night, "_common", lambda: b"another processor")
+    monkeypatch.setattr(night, "_common", lambda: b"another library")
     night.key_of.cache_clear()
+    assert run() == {"passed": 2, "failed": 1, "skipped": 1}
+
+
+def test_another_processor_runs_all_again(night: ModuleType, run, monkeypatch: pytest.MonkeyPatch):
+    run()
+    monkeypatch.setattr(night, "_processor", lambda: "another")
     assert run() == {"passed": 2, "failed": 1, "skipped": 1}
 
 
@@ -71,7 +86,9 @@ def test_key_is_of_what_a_file_reaches(night: ModuleType, monkeypatch: pytest.Mo
 
     def key_with(reached: str, other: str) -> str:
         texts = {"tests.test_x": "", "tests.reached": reached, "tests.other": other}
-        by_module = {name: (text.encode(), set()) for name, text in texts.items()}
+        by_module = {
+            name: night._Module(text.encode(), set(), set()) for name, text in texts.items()
+        }
         monkeypatch.setattr(night, "_by_module", lambda: by_module)
         night.key_of.cache_clear()
         key: str = night.key_of("tests/test_x.py")
@@ -90,7 +107,53 @@ def test_line_that_was_cut_off_is_no_result(night: ModuleType, run):
 def test_report_counts_the_last_result_of_each_test(night: ModuleType, run):
     run()
     run()
-    lines = list(night.report(night.read(Path("kept.jsonl"))))
-    assert lines[2].startswith("|  | 2 | 1 | 1 |")
+    lines = list(night.report(night.by_file(night.read(Path("kept.jsonl")))))
+    assert "| all | 2 | 2 | 1 | 1 | 0.0 |" in lines
     assert "- failed: `test_a.py::test_wrong`: assert 1 == 2" in lines
-    assert "- skipped 1: Skipped: no card" in lines
+    assert "- 1 skipped: `Skipped: no card`" in lines
+
+
+def test_another_checkout_goes_on_from_the_record(night: ModuleType, run):
+    run()
+    night.record()
+    night.RESULTS.unlink()
+    assert run() == {"failed": 1, "deselected": 3}
+
+
+def test_a_file_is_recorded_when_all_its_tests_ran(night: ModuleType, run):
+    run("--minutes", "0")
+    night.record()
+    assert night.read_record() == []
+    run()
+    night.record()
+    assert [(row.file, row.passed) for row in night.read_record()] == [
+        ("test_a.py", 1),
+        ("test_b.py", 1),
+    ]
+
+
+def test_page_and_record_agree(night: ModuleType, run, capsys: pytest.CaptureFixture[str]):
+    run()
+    night.record()
+    page = night.PAGE.read_text()
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "| all | 2 | 2 | 1 | 1 | 0.0 |" in page
+    assert night.check() is None
+    assert "2 of 2 files" in capsys.readouterr().out
+    night.PAGE.write_text(page.replace("| all | 2 |", "| all | 3 |"))
+    assert "differs" in night.check()
+
+
+def test_results_of_other_contents_are_counted(
+    night: ModuleType,
+    run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    run()
+    night.record()
+    monkeypatch.setattr(night, "_common", lambda: b"another library")
+    night.key_of.cache_clear()
+    assert night.check() is None
+    assert "0 of 2 files" in capsys.readouterr().out
