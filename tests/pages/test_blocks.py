@@ -11,7 +11,7 @@ import pytest
 from moh_deploy.cli import main
 from tests.pages.blocks import PAGES, Block, Command, Mark, all_blocks, blocks
 
-LANGUAGES = {"console", "cpp", "csv", "dockerfile", "json", "mermaid", "python", "text", "toml"}
+LANGUAGES = {"console", "cpp", "csv", "dockerfile", "json", "python", "text", "toml"}
 LANGUAGES |= {"yaml"}
 # Why blocks, or commands of them, are not run by `test_run.py`, and how many. Another reason, or
 # another block, has to be let in here.
