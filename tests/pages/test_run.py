@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from tests.pages.world import World
 
 NEEDS = {
-    "onnxruntime_genai": ("onnxruntime-genai", {"serve-with-genai.md"}),
+    "onnxruntime_genai": ("onnxruntime-genai", {"language-models.md", "serve-with-genai.md"}),
     "openvino": ("OpenVINO", {"precision.md", "runtimes.md", "tune.md"}),
-    "tokenizers": ("tokenizers", {"huggingface.md", "quickstart.md"}),
+    "tokenizers": ("tokenizers", {"huggingface.md", "language-models.md", "quickstart.md"}),
     "transformers": ("transformers", {"huggingface.md", "opening-packages.md"}),
 }
 """Packages that pages take for installed."""

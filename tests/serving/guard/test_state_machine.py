@@ -1,4 +1,4 @@
-"""The guard's state machine: its transitions, and the drawings of them in docs/guard.md."""
+"""The guard's state machine: its transitions, and their tables in docs/how-the-guard-decides.md."""
 
 import re
 from dataclasses import replace
@@ -202,10 +202,10 @@ def test_where_no_level_is_closed_a_half_open_one_serves_and_comes_back():
     assert tried.mode == "kernels"
 
 
-# docs/guard.md draws the guard's states: its drawings have the transitions of the code.
+# docs/how-the-guard-decides.md has tables of the guard's states, with the transitions of the code.
 
 
-PAGE = Path(__file__).parents[3] / "docs" / "guard.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-the-guard-decides.md"
 CHAIN = FallbackChain(chain_policy(3, drift_to=2, probes=1))
 REASONS = {reason for _, reason in LEVEL_MOVES}
 EVENTS: list[Event] = [
@@ -219,15 +219,24 @@ EVENTS: list[Event] = [
 Move = tuple[str, str, str]  # from, reason, to
 
 
-def drawn(title: str) -> set[Move]:
-    """Return the transitions of the drawing below a title."""
-    block = PAGE.read_text().split(f"**{title}**")[1].split("```mermaid\n")[1].split("```")[0]
-    names = {short: name for name, short in re.findall(r'state "(.+)" as (\w+)', block)}
+def listed(title: str) -> set[Move]:
+    """Return the transitions of the first table below a title: its rows are reasons, and its
+    columns the states before."""
+    below = PAGE.read_text().split(f"## {title}\n")[1]
+    header, _, *rows = below[below.index("|") :].split("\n\n")[0].splitlines()
+    sources = cells(header)[1:]
     return {
-        (names.get(source, source), reason, names.get(target, target))
-        for source, target, reasons in re.findall(r"(\w+) --> (\w+): (.+)", block)
-        for reason in reasons.split(", ")
+        (source, reason, target)
+        for row in rows
+        for source, targets in zip(sources, cells(row)[1:], strict=True)
+        for reason in re.findall(r"`([^`]+)`", cells(row)[0])
+        for target in filter(None, targets.split(", "))
     }
+
+
+def cells(row: str) -> list[str]:
+    """Return the texts of a table's row."""
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def simplest(state: GuardState) -> GuardState:
@@ -256,8 +265,10 @@ def steps() -> Steps:
     return found
 
 
-def test_the_drawing_of_a_level_is_the_table_of_its_moves():
-    assert drawn("A level") == {(state, why, to) for (state, why), to in LEVEL_MOVES.items()}
+def test_the_table_of_a_levels_states_is_that_of_its_moves():
+    assert listed("States of a level") == {
+        (state, why, to) for (state, why), to in LEVEL_MOVES.items()
+    }
 
 
 def test_every_move_of_the_table_happens(steps: Steps):
@@ -272,7 +283,7 @@ def test_every_move_of_the_table_happens(steps: Steps):
     assert changed == {(state, why, to) for (state, why), to in LEVEL_MOVES.items()}
 
 
-def test_the_drawing_of_the_mode_has_every_change_of_the_level_that_serves(steps: Steps):
+def test_the_table_of_the_mode_has_every_change_of_the_level_that_serves(steps: Steps):
     called = {CHAIN.names[0]: "first", NOWHERE: "none"}
     changed = {
         (called.get(change.mode_from, "lower"), change.reason, called.get(change.mode_to, "lower"))
@@ -281,7 +292,7 @@ def test_the_drawing_of_the_mode_has_every_change_of_the_level_that_serves(steps
         for change in changes
         if change.mode_from != change.mode_to
     }
-    assert drawn("The mode") == changed
+    assert listed("The mode") == changed
 
 
 def test_every_combination_of_states_is_reached_and_left_for_the_first(steps: Steps):
