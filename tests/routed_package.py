@@ -63,8 +63,12 @@ def write_routed(
     tied: bool = False,
     batch: int = 3,
     has_scores: bool = True,
+    stale_weights: bool = False,
 ) -> OnnxPackage:
-    """Write the package; `tied` makes the scores of two routed heads equal everywhere."""
+    """Write the package; `tied` makes the scores of two routed heads equal everywhere.
+
+    `stale_weights` plants this fault beside the other.
+    """
     weights = _weights(tied=tied)
     right = output.with_suffix(".onnx")
     onnx.save(_model(weights, None), right)
@@ -94,7 +98,8 @@ def write_routed(
         rounding=Rounding({"y": Spread(5e-7, 1e-6)}, (ROUNDING,) * DEPTH),
     )
     with PackageWriter(output) as writer:
-        onnx.save(_model(weights, fault), writer.path("model.onnx"))
+        written = _stale(weights) if stale_weights else weights
+        onnx.save(_model(written, fault), writer.path("model.onnx"))
         return finish_true(writer, manifest, [recorded])
 
 
@@ -138,7 +143,7 @@ def _weights(*, tied: bool) -> Weights:
 
 def _model(weights: Weights, fault: Fault | None) -> onnx.ModelProto:
     if fault == "stale weights":
-        weights = {**weights, "o_weight_1": weights["o_weight_1"] * np.float32(0.95)}
+        weights = _stale(weights)
     nodes = [
         helper.make_node("Identity", ["x"], ["x_0"]),
         *(node for i in range(DEPTH) for node in _layer(i, fault if i == 1 else None)),
@@ -155,6 +160,10 @@ def _model(weights: Weights, fault: Fault | None) -> onnx.ModelProto:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moh", 1)]
     body = function_body(AttentionVariant(3, "bool", is_causal=False, grouped=False), opset=20)
     return helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
+
+
+def _stale(weights: Weights) -> Weights:
+    return {**weights, "o_weight_1": weights["o_weight_1"] * np.float32(0.95)}
 
 
 def _constants(weights: Weights) -> dict[str, Array]:

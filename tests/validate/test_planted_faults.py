@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 import moh_deploy
@@ -11,10 +12,11 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.validate.compare import layer_parity
 from moh_deploy.validate.compare.parity import compare, compare_recorded
 from tests.kernel_library import required_library
 from tests.nightly import one_in, sampled
-from tests.routed_package import Fault, write_routed
+from tests.routed_package import DEPTH, Fault, write_routed
 
 FAULTS = [fault for fault in get_args(Fault) if fault != "other tie order"]
 
@@ -104,6 +106,34 @@ def test_another_order_of_ties_is_accepted_and_explained(tmp_path: Path):
     forced, free = report.outputs
     assert forced.max_abs_error < 1e-5 < free.max_abs_error
     assert free.tolerance is None
+
+
+def test_the_same_order_of_ties_needs_no_excuse(tmp_path: Path):
+    write_routed(tmp_path / "package", tied=True)
+    report = moh_deploy.verify(tmp_path / "package", kernels="off")
+    report.raise_if_unequal()
+    assert [layer.excused_tokens for layer in report.layers] == [0] * DEPTH
+
+
+@pytest.mark.parametrize("fault", [None, "other tie order"])
+def test_ties_excuse_no_wrong_value(fault: Fault | None, tmp_path: Path):
+    write_routed(tmp_path / "package", fault, tied=True, stale_weights=True)
+    report = moh_deploy.verify(tmp_path / "package", kernels="off")
+    assert report.answer == "NOT EQUAL"
+    assert "the attention of layer 'blocks.2.attn' is the first that differs" in str(report.failure)
+
+
+def test_another_order_is_refused_without_the_rule_for_ties(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = write_routed(tmp_path / "package", "other tie order", tied=True)
+    monkeypatch.setattr(
+        layer_parity, "_within_bound", lambda scores, *_: np.zeros(scores.shape[:-1], bool)
+    )
+    report = compare_recorded(package)
+    assert report.answer == "NOT EQUAL"
+    assert report.layers[1].flipped_tokens > 0
+    assert "choose other heads, unexplained" in str(report.reasons)
 
 
 def test_another_number_of_threads_is_accepted(tmp_path: Path):

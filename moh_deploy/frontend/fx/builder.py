@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 from torch.fx.node import Argument, map_arg
 
@@ -61,8 +62,9 @@ class GraphBuilder:
             )
         fakes = map_arg((node.args, dict(node.kwargs)), lambda arg: arg.meta["val"])
         fake_args, fake_kwargs = cast(tuple[tuple[object, ...], dict[str, object]], fakes)
-        # Shapes and dtypes come from running the operator on fake tensors, as torch.export does.
-        with fake_mode(self._graph):
+        # Shapes and dtypes come from running the operator on fake tensors, as torch.export does: by
+        # Python, as kernels in C++ (constant_pad_nd) turn a symbolic size into that of the example.
+        with fake_mode(self._graph), enable_python_dispatcher():
             node.meta["val"] = target(*fake_args, **fake_kwargs)
         for key in ("nn_module_stack", "stack_trace"):
             if key in self._before.meta:

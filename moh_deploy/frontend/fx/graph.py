@@ -59,10 +59,11 @@ def add_constant(program: ExportedProgram, name: str, value: Tensor) -> Node:
     with graph.inserting_before(next(iter(graph.nodes))):
         node: Node = graph.placeholder(name)
     node.target = node.name
+    value = value.detach()
     node.meta["val"] = fake_mode(graph).from_tensor(value, static_shapes=True)
     spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), node.name)
     program.graph_signature.input_specs.insert(0, spec)
-    program.constants[node.name] = value.detach()
+    program.constants[node.name] = value
     return node
 
 

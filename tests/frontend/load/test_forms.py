@@ -26,7 +26,7 @@ from tests.frontend.rewritten import checked_layers, results
 from tests.frontend.traced import loaded
 from tests.nightly import in_turn, nightly
 from tests.zoo import Expected, ExpectedLayer, ZooModel
-from tests.zoo.collection import PUBLISHED
+from tests.zoo.collection import AGGREGATED, PUBLISHED
 
 PAGE = Path(__file__).parents[3] / "docs" / "forms.md"
 BY_NAME = {animal.name: animal for animal in PUBLISHED}
@@ -232,3 +232,28 @@ def test_router_without_numbers_for_padding_exports_from_each_form(form: str, tm
     got = run(tmp_path / "package", input_ids=ids.numpy(), attention_mask=mask.numpy())["output"]
     valid, expected = mask.bool(), two_routed_heads()(ids, mask)
     torch.testing.assert_close(torch.from_numpy(got)[valid], expected[valid])
+
+
+# A program that its author saved, not this project.
+
+
+@nightly
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("dim", [torch.export.Dim("batch"), torch.export.Dim.AUTO], ids=str)
+def test_windows_of_an_authors_program_export_with_a_dynamic_batch(
+    dim: object, decomposed: bool, tmp_path: Path
+):
+    (pyramid,) = (animal for animal in AGGREGATED if animal.name == "pyramid")
+    model, example = pyramid.build().eval(), pyramid.inputs()
+    with torch.no_grad():
+        program = torch.export.export(model, (example[0].value,), dynamic_shapes=({0: dim},))
+    with no_warnings():  # torch's, about buffers that share memory, and its own code
+        if decomposed:
+            program = program.run_decompositions()
+        torch.export.save(program, tmp_path / "model.pt2")
+    options = ExportOptions(tmp_path / "model.pt2", tmp_path / "package")
+    assert [layer.replaced for layer in export_package(options).layers] == [True, True]
+    (images,) = (item.value for item in pyramid.inputs(batch=5))
+    got = run(tmp_path / "package", images=images.numpy())["output"]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), model(images), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.fx.graph import shape
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.pt2 import load_program
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.quiet import no_warnings
 from tests.frontend.traced import nodes, plain_trace, traced
@@ -359,17 +361,30 @@ def test_windows_are_slices_of_the_padded_image(name: str):
     assert torch.equal(program.module()(IMAGE), F.unfold(IMAGE, **WINDOWS[name]))
 
 
+class Unfold(torch.nn.Module):
+    def forward(self, x):
+        return F.unfold(x, 3, padding=1, stride=2)
+
+
 @nightly
 def test_windows_of_images_of_any_size():
-    class Unfold(torch.nn.Module):
-        def forward(self, x):
-            return F.unfold(x, 3, padding=1, stride=2)
-
     program = traced(Unfold(), [ModelInput("x", IMAGE, {0: "batch", 2: "height", 3: "width"})])
     assert nodes(program, "im2col") == []
     for sizes in ((1, 3, 4, 5), (3, 3, 10, 8)):
         image = torch.randn(sizes)
         assert torch.equal(program.module()(image), F.unfold(image, 3, padding=1, stride=2))
+
+
+def test_windows_of_a_program_from_a_file_keep_the_batch_dynamic(tmp_path: Path):
+    batch = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.export.export(Unfold(), (IMAGE,), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "m.pt2")
+    program = normalize(load_program(tmp_path / "m.pt2", trust_pickle=False))
+    for node in nodes(program, "slice"):
+        assert not shape(node)[0].is_Integer
+    image = random(3, 3, 7, 9)
+    assert torch.equal(program.module()(image), F.unfold(image, 3, padding=1, stride=2))
 
 
 def test_single_image_keeps_its_operator():
