@@ -129,9 +129,8 @@ class Work:
             return _named("compare", measure([*command, *options]))
 
 
-def _named(command: str, cost: Cost) -> Costs:
-    figures = {"s": cost.wall_s, "CPU s": cost.cpu_s, "MiB": cost.sum_mib}
-    return {f"{command} {unit}": figure for unit, figure in figures.items()}
+def _named(name: str, cost: Cost) -> Costs:
+    return {f"{name} s": cost.wall_s, f"{name} CPU s": cost.cpu_s, f"{name} MiB": cost.sum_mib}
 
 
 @contextmanager
