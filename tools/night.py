@@ -36,7 +36,7 @@ RESULTS = Path("build/night.jsonl")
 RECORD = ROOT / "tests" / "night.jsonl"
 PAGE = ROOT / "docs" / "evidence.md"
 # The page's tables stand between these lines.
-BEGIN, END = "<!-- tables of tools/night.py -->\n", "<!-- end of the tables -->\n"
+BEGIN, END = "<!-- generated: tools/night.py -->\n", "<!-- /generated -->\n"
 # Any test may run what is built of these.
 NATIVE = ("plugins", "tools/build_kernels.py", "tools/build_backend.py", "tools/cross")
 NATIVE += ("pyproject.toml", "setup.py")
