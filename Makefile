@@ -4,6 +4,7 @@
 #
 #   PYTHON=python3.12   interpreter to build the environment with
 #   VENV=.venv          where to build it
+#   LOCKED=1            install the versions of requirements-dev.txt, by hash
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -49,7 +50,7 @@ help:
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
 	@echo "make release   make wheels, with a CycloneDX SBOM and SHA256SUMS beside them"
 	@echo "make docs    build the site from README and docs, strictly; into build/site/"
-	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
+	@echo "make lock    renew requirements-image.txt and requirements-dev.txt: versions and hashes of the image and of developers"
 	@echo "make check   formatting, lint, types, import rules, limits of language"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
@@ -160,13 +161,16 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python tools/site_pages.py build/pages
 	$(BIN)/mkdocs build --strict --quiet
 
-# For the Python of the TensorRT image. Asks PyPI for the newest versions within pyproject.toml's bounds.
+# The newest versions on PyPI within pyproject.toml's bounds: for the Python of the TensorRT image, and for developers on
+# every Python. PyTorch and its CUDA libraries are in neither.
 IMAGE_PYTHON := 3.12
 lock: | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1'
-	$(BIN)/python tools/image_requirements.py | $(BIN)/uv pip compile - --quiet --upgrade --generate-hashes --no-annotate \
-	    --custom-compile-command 'make lock' --python-version $(IMAGE_PYTHON) --python-platform x86_64-unknown-linux-gnu \
-	    --output-file requirements-image.txt
+	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1' packaging
+	$(BIN)/python tools/locked_requirements.py polygraphy serve otel | $(COMPILE_LOCK) \
+	    --python-version $(IMAGE_PYTHON) --python-platform x86_64-unknown-linux-gnu --output-file requirements-image.txt
+	$(BIN)/python tools/locked_requirements.py dev | $(COMPILE_LOCK) \
+	    --python-version 3.11 --universal --output-file requirements-dev.txt
+COMPILE_LOCK = $(BIN)/uv pip compile - --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock'
 
 check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/ruff format --check .
@@ -189,8 +193,10 @@ clean:
 	rm -rf moh_deploy/native/*.so moh_deploy/native/build.*
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# A stamp for each set of extras: installed once, and again when the requirements change.
+# A stamp for each set of extras: installed once, and again when the requirements change. LOCKED=1 takes the versions of
+# requirements-dev.txt, by hash; PyTorch, and what only other extras name, is the newest.
 $(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/.created
+	$(if $(LOCKED),$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
