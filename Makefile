@@ -11,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night record test-long test-cuda test-gpu first-gpu cuda plugin wheels release docs lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night record test-long test-cuda test-gpu first-gpu cuda plugin wheels release try-release docs lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins examples/cpp -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -49,6 +49,7 @@ help:
 	@echo "make first-gpu  build TensorRT engines, compare and time them within ten minutes; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
 	@echo "make release   make wheels, with a CycloneDX SBOM and SHA256SUMS beside them"
+	@echo "make try-release  install the wheel of make release in six fresh environments, and use it there"
 	@echo "make docs    build the site from README and docs, strictly; into build/site/"
 	@echo "make lock    renew requirements-image.txt and requirements-dev.txt: versions and hashes of the image and of developers"
 	@echo "make check   formatting, lint, types, import rules, limits of language"
@@ -137,8 +138,8 @@ cuda:
 
 # Compiled by zig, whatever this machine is. The same sources and time give the same bytes.
 wheels: build-dependencies $(VENV)/.build-frontend
-	$(BIN)/python -m build --sdist
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} && export SOURCE_DATE_EPOCH && \
+	    $(BIN)/python -m build --sdist && $(BIN)/python tools/reproducible_sdist.py dist/*.tar.gz && \
 	    $(BIN)/python -m build --wheel -C target=x86_64 && $(BIN)/python -m build --wheel -C target=aarch64
 
 # The bill of materials is of the wheel's dependencies, at the versions of requirements-image.txt. An empty dist/ first:
@@ -150,6 +151,12 @@ release: | $(VENV)/.created
 	$(BIN)/cyclonedx-py requirements requirements-image.txt --pyproject pyproject.toml --output-reproducible \
 	    --output-file dist/moh-deploy.cdx.json
 	cd dist && sha256sum *.whl *.tar.gz *.cdx.json >SHA256SUMS
+
+# In fresh environments of Python 3.11, 3.12 and 3.13, where uv finds them; takes minutes and, with PyPI's PyTorch for
+# CUDA, gigabytes. Another build: TRY_ARGS="--find-links FOLDER --constraint 'torch==2.13.0+cpu'"
+try-release: | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1' packaging
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/try_release.py dist --report build/try-release.md $(TRY_ARGS)
 
 # zig and the other tools come into environments that it makes itself: neither torch nor a compiler is needed.
 $(VENV)/.build-frontend: | $(VENV)/.created
