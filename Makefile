@@ -142,14 +142,15 @@ wheels: build-dependencies $(VENV)/.build-frontend
 	    $(BIN)/python -m build --sdist && $(BIN)/python tools/reproducible_sdist.py dist/*.tar.gz && \
 	    $(BIN)/python -m build --wheel -C target=x86_64 && $(BIN)/python -m build --wheel -C target=aarch64
 
-# The bill of materials is of the wheel's dependencies, at the versions of requirements-image.txt. An empty dist/ first:
-# hashes of an earlier release would be listed, too.
+# The bill of materials lists dependencies at the versions of requirements-image.txt, and the code in the kernel library. An
+# empty dist/ first: hashes of an earlier release would be listed, too.
 release: | $(VENV)/.created
 	rm -rf dist
 	$(MAKE) wheels
 	$(BIN)/python -m pip install --quiet 'cyclonedx-bom>=7.0,<8'
 	$(BIN)/cyclonedx-py requirements requirements-image.txt --pyproject pyproject.toml --output-reproducible \
 	    --output-file dist/moh-deploy.cdx.json
+	$(BIN)/python tools/complete_sbom.py dist/moh-deploy.cdx.json
 	cd dist && sha256sum *.whl *.tar.gz *.cdx.json >SHA256SUMS
 
 # In fresh environments of Python 3.11, 3.12 and 3.13, where uv finds them; takes minutes and, with PyPI's PyTorch for
