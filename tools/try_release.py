@@ -41,6 +41,8 @@ class Sources:
     wheel: Path
     find_links: Sequence[str] = ()
     constraints: Sequence[str] = ()
+    by_uv: bool = False  # pip installs the newest otherwise
+    export: bool = True  # PyTorch is large where there is no build for CPUs
 
     def requirements(self, extra: str) -> list[str]:
         """Return the requirements that the wheel names, with those of an extra."""
@@ -94,9 +96,19 @@ def main() -> None:
     parser.add_argument("--dependencies", nargs="+", default=("newest", "lowest"))
     parser.add_argument("--find-links", action="append", default=[], help="folder of other wheels")
     parser.add_argument("--constraint", action="append", default=[], help="such as torch==2.13.0")
+    parser.add_argument(
+        "--uv", action="store_true", help="no pip: a wheel is unpacked once for all"
+    )
+    parser.add_argument("--no-export", action="store_true", help="install no PyTorch")
     parser.add_argument("--report", type=Path, help="where the report is written, too")
     options = parser.parse_args()
-    sources = Sources(wheel_in(options.dist), options.find_links, options.constraint)
+    sources = Sources(
+        wheel_in(options.dist),
+        options.find_links,
+        options.constraint,
+        by_uv=options.uv,
+        export=not options.no_export,
+    )
     trials = []
     for python in options.pythons:
         for dependencies in options.dependencies:
@@ -135,11 +147,12 @@ def attempt(trial: Trial, sources: Sources, folder: Path) -> None:
             for archive in sorted(PACKAGES_OF_0_1.glob("*.zip")):
                 shutil.unpack_archive(archive, folder / archive.stem)
                 verify(script, folder / archive.stem, folder)
-        with timed(trial, "install export"):
-            install(trial, sources, "export", folder)
-        with timed(trial, "export"):
-            export_small_model(python, script, folder)
-            verify(script, folder / "package", folder)
+        if sources.export:
+            with timed(trial, "install export"):
+                install(trial, sources, "export", folder)
+            with timed(trial, "export"):
+                export_small_model(python, script, folder)
+                verify(script, folder / "package", folder)
     except StepFailed as failed:
         trial.failure = str(failed)
     if python.exists():
@@ -164,14 +177,15 @@ def install(trial: Trial, sources: Sources, extra: str, folder: Path) -> None:
     links = [f"--find-links={link}" for link in sources.find_links]
     python = folder / "env/bin/python"
     wheel = f"moh-deploy[{extra}] @ {sources.wheel.as_uri()}" if extra else str(sources.wheel)
-    if trial.dependencies == "newest":
+    if trial.dependencies == "newest" and not sources.by_uv:
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         call([*pip, "--upgrade", "--no-cache-dir", *links, "-c", constraints, wheel], folder)
         return
     # What the wheel needs has to be named for `lowest-direct`, which takes the newest of the rest.
     needed = folder / "needed.txt"
     needed.write_text("\n".join([wheel, *sources.requirements(extra)]))
-    uv = ["uv", "pip", "install", "--quiet", f"--python={python}", "--resolution=lowest-direct"]
+    resolution = "highest" if trial.dependencies == "newest" else "lowest-direct"
+    uv = ["uv", "pip", "install", "--quiet", f"--python={python}", f"--resolution={resolution}"]
     call([*uv, "--only-binary=:all:", *links, "-c", constraints, "-r", needed], folder)
 
 
