@@ -4,13 +4,14 @@
 #
 #   PYTHON=python3.12   interpreter to build the environment with
 #   VENV=.venv          where to build it
+#   LOCKED=1            install the versions of requirements-dev.txt, by hash
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night record test-long test-cuda test-gpu first-gpu cuda plugin wheels release docs lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all night record test-long test-cuda test-gpu first-gpu cuda plugin wheels release try-release docs lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins examples/cpp -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -48,8 +49,9 @@ help:
 	@echo "make first-gpu  build TensorRT engines, compare and time them within ten minutes; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
 	@echo "make release   make wheels, with a CycloneDX SBOM and SHA256SUMS beside them"
+	@echo "make try-release  install the wheel of make release in six fresh environments, and use it there"
 	@echo "make docs    build the site from README and docs, strictly; into build/site/"
-	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
+	@echo "make lock    renew requirements-image.txt and requirements-dev.txt: versions and hashes of the image and of developers"
 	@echo "make check   formatting, lint, types, import rules, limits of language"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
@@ -136,19 +138,26 @@ cuda:
 
 # Compiled by zig, whatever this machine is. The same sources and time give the same bytes.
 wheels: build-dependencies $(VENV)/.build-frontend
-	$(BIN)/python -m build --sdist
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} && export SOURCE_DATE_EPOCH && \
+	    $(BIN)/python -m build --sdist && $(BIN)/python tools/reproducible_sdist.py dist/*.tar.gz && \
 	    $(BIN)/python -m build --wheel -C target=x86_64 && $(BIN)/python -m build --wheel -C target=aarch64
 
-# The bill of materials is of the wheel's dependencies, at the versions of requirements-image.txt. An empty dist/ first:
-# hashes of an earlier release would be listed, too.
+# The bill of materials lists dependencies at the versions of requirements-image.txt, and the code in the kernel library. An
+# empty dist/ first: hashes of an earlier release would be listed, too.
 release: | $(VENV)/.created
 	rm -rf dist
 	$(MAKE) wheels
 	$(BIN)/python -m pip install --quiet 'cyclonedx-bom>=7.0,<8'
 	$(BIN)/cyclonedx-py requirements requirements-image.txt --pyproject pyproject.toml --output-reproducible \
 	    --output-file dist/moh-deploy.cdx.json
+	$(BIN)/python tools/complete_sbom.py dist/moh-deploy.cdx.json
 	cd dist && sha256sum *.whl *.tar.gz *.cdx.json >SHA256SUMS
+
+# In fresh environments of Python 3.11, 3.12 and 3.13, where uv finds them; takes minutes and, with PyPI's PyTorch for
+# CUDA, gigabytes. Another build: TRY_ARGS="--find-links FOLDER --constraint 'torch==2.13.0+cpu'"
+try-release: | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1' packaging
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/try_release.py dist --report build/try-release.md $(TRY_ARGS)
 
 # zig and the other tools come into environments that it makes itself: neither torch nor a compiler is needed.
 $(VENV)/.build-frontend: | $(VENV)/.created
@@ -160,13 +169,16 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python tools/site_pages.py build/pages
 	$(BIN)/mkdocs build --strict --quiet
 
-# For the Python of the TensorRT image. Asks PyPI for the newest versions within pyproject.toml's bounds.
+# The newest versions on PyPI within pyproject.toml's bounds: for the Python of the TensorRT image, and for developers on
+# every Python. PyTorch and its CUDA libraries are in neither.
 IMAGE_PYTHON := 3.12
 lock: | $(VENV)/.created
-	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1'
-	$(BIN)/python tools/image_requirements.py | $(BIN)/uv pip compile - --quiet --upgrade --generate-hashes --no-annotate \
-	    --custom-compile-command 'make lock' --python-version $(IMAGE_PYTHON) --python-platform x86_64-unknown-linux-gnu \
-	    --output-file requirements-image.txt
+	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1' packaging
+	$(BIN)/python tools/locked_requirements.py polygraphy serve otel | $(COMPILE_LOCK) \
+	    --python-version $(IMAGE_PYTHON) --python-platform x86_64-unknown-linux-gnu --output-file requirements-image.txt
+	$(BIN)/python tools/locked_requirements.py dev | $(COMPILE_LOCK) \
+	    --python-version 3.11 --universal --output-file requirements-dev.txt
+COMPILE_LOCK = $(BIN)/uv pip compile - --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock'
 
 check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/ruff format --check .
@@ -189,8 +201,10 @@ clean:
 	rm -rf moh_deploy/native/*.so moh_deploy/native/build.*
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# A stamp for each set of extras: installed once, and again when the requirements change.
+# A stamp for each set of extras: installed once, and again when the requirements change. LOCKED=1 takes the versions of
+# requirements-dev.txt, by hash; PyTorch, and what only other extras name, is the newest.
 $(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/.created
+	$(if $(LOCKED),$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
