@@ -10,7 +10,8 @@ in events and times. Each level of the fallback chain is a circuit breaker:
     half-open  it runs beside the level that serves, and its answers are compared and dropped
 
 `LEVEL_MOVES` lists all that moves a level. The level that serves is the first closed one, from the
-pinned level on, or else from the level for drift on. docs/how-the-guard-decides.md has both as tables.
+pinned level on, or else from the level for drift on. docs/how-the-guard-decides.md has tables of
+both.
 
 A level is blamed for an answer only while a lower level serves too, so an answer never opens the
 last one. Otherwise a request that no level can answer would end the service for all.
