@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import moh_deploy
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.gpu import LibraryFacts
 from moh_deploy.machine.tensorrt import (
@@ -38,7 +39,7 @@ def _of(name: str, plugin: LibraryFacts | Failed) -> TensorRTFacts:
 
 
 def _fake_plugin(fakes: Fakes) -> LibraryFacts:
-    code = 'const char* moh_plugin_version() { return "0.1.0"; }'
+    code = f'const char* moh_plugin_version() {{ return "{moh_deploy.__version__}"; }}'
     found = probe_plugin(fakes.library("libmoh_plugin.so", code))
     assert isinstance(found, LibraryFacts)
     return found

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import moh_deploy
 from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.settings import ServingSettings
@@ -175,7 +176,7 @@ def old_writer(root: Path) -> None:
         (library(machine="s390x"), LIBRARY, f"is for s390x, this is {MACHINE}"),
         (library(glibc="9.99"), LIBRARY, "needs the GNU C library 9.99 or newer, this"),
         (other_input, CONFIG, "input has x; expected z"),
-        (old_writer, "moh-deploy", "0.1.0 is here, 0.0.1 wrote it"),
+        (old_writer, "moh-deploy", f"{moh_deploy.__version__} is here, 0.0.1 wrote it"),
         (edit("name:", "name"), CONFIG, """line 1, column 6: 'name "handmade"': Expected ":\""""),
         (edit('name: "handmade"', 'name: "other"'), CONFIG, "name is other, expected handmade"),
         (edit('"python"', '"onnxruntime"'), CONFIG, "backend is onnxruntime, expected python"),
