@@ -2,7 +2,7 @@
 
     PYTHONPATH=tools python -m pytest -p night --nightly --minutes 25
     python tools/night.py             what ran when, on which processor and commit
-    make record    keep files that ran whole in tests/night.jsonl and docs/evidence.md
+    make record                       keep whole files (tests/night.jsonl, docs/evidence.md)
     python tools/night.py --check     say which kept results are of other contents
 
 A result is kept a line as soon as its test ends. A test that passed or was skipped is left out as
@@ -412,7 +412,8 @@ def record() -> None:
 def _page(rows: list[FileResult]) -> str:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    return before + BEGIN + "\n" + "\n".join(report(rows)) + "\n" + END + after
+    tables = list(report(rows)) or ["No run is recorded yet.", ""]
+    return before + BEGIN + "\n" + "\n".join(tables) + "\n" + END + after
 
 
 def check() -> str | None:

@@ -1,6 +1,6 @@
 """Install the wheel of a release in fresh environments, and use it there.
 
-    python tools/try_release.py dist --find-links /opt/wheels --constraint 'torch==2.13.0+cpu'
+    python tools/try_release.py dist --find-links FOLDER --constraint 'torch==2.13.0+cpu'
 
 For each Python, with the newest dependencies (by pip) and the lowest that have wheels (by uv): the
 wheel verifies packages of 0.1 without PyTorch, then exports and verifies a small model with the
@@ -215,7 +215,7 @@ def versions_in(python: Path, sources: Sources, folder: Path) -> dict[str, str]:
     names = sorted({Requirement(line).name for line in sources.requirements("export")})
     code = (
         "import json, platform; from importlib.metadata import distributions;"
-        " found = {one.name.lower().replace('_', '-'): one.version for one in distributions()};"
+        " found = {it.name.lower().replace('_', '-'): it.version for it in distributions()};"
         " print(json.dumps({**found, 'python': platform.python_version()}))"
     )
     found = json.loads(call([python, "-c", code], folder))

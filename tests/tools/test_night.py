@@ -124,6 +124,7 @@ def test_a_file_is_recorded_when_all_its_tests_ran(night: ModuleType, run):
     run("--minutes", "0")
     night.record()
     assert night.read_record() == []
+    assert "No run is recorded yet." in night.PAGE.read_text()
     run()
     night.record()
     assert [(row.file, row.passed) for row in night.read_record()] == [
