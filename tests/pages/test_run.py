@@ -33,7 +33,11 @@ def programs(tmp_path_factory: pytest.TempPathFactory, warm_interpreter: Path) -
     folder = tmp_path_factory.mktemp("bin")
     for name, arguments in (("moh-deploy", "-m moh_deploy"), ("python", ""), ("python3", "")):
         program = folder / name
-        program.write_text(f'#!/bin/sh\nexec "{warm_interpreter}" {arguments} "$@"\n')
+        program.write_text(
+            # A drill kills the children of its server: those of a warm process are another's.
+            f'#!/bin/sh\n[ "$1" = drill ] && exec "{sys.executable}" {arguments} "$@"\n'
+            f'exec "{warm_interpreter}" {arguments} "$@"\n'
+        )
         program.chmod(0o755)
     for name in ("apt-get", "docker", "npm", "pip", "sudo"):
         # What a mark forgot must not change the machine.
