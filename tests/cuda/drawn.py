@@ -109,7 +109,8 @@ def cases_of_several_tiles() -> tuple[Case, ...]:
     cases = [
         replace(setup, dtype=dtype).case() for setup in _SEVERAL_TILES for dtype in FLOAT_TYPES
     ]
-    return (*cases, *(_of_nothing_but_the_lowest_bias(dtype) for dtype in FLOAT_TYPES))
+    others = (_of_nothing_but_the_lowest_bias, _of_two_documents)
+    return (*cases, *(of(dtype) for of in others for dtype in FLOAT_TYPES))
 
 
 def _of_nothing_but_the_lowest_bias(dtype: str) -> Case:
@@ -123,3 +124,20 @@ def _of_nothing_but_the_lowest_bias(dtype: str) -> Case:
         return (*others, np.full_like(mask, np.finfo(np.float32).min))
 
     return replace(case, name="lowest_bias", build=build)
+
+
+def _of_two_documents(dtype: str) -> Case:
+    """Rows of a block see one document or another, and two rows see nothing.
+
+    Of the rows that a lane looks up for its block, only the first sees the first document. The rows
+    that see nothing share a warp with rows that see whole tiles.
+    """
+    setup = replace(_TILES, seq_len=70, kv_len=300, gates="all", dtype=dtype)
+    ranges = np.zeros((1, 70, 2), np.int64)
+    ranges[:, :32], ranges[:, 32:], ranges[:, 66:68] = (0, 128), (128, 300), 0
+    case = setup.case()
+
+    def build(rng: np.random.Generator) -> Arrays:
+        return (*case.build(rng), None, None, ranges)
+
+    return replace(case, name="ranges_two_documents", build=build)

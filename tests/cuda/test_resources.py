@@ -11,6 +11,20 @@ pytestmark = pytest.mark.usefixtures("needs_nvcc")
 
 REPRESENTATIVE = ("attention_64", 90)
 """The kernels and the architecture that a push assembles: all others take minutes."""
+_MASKED = "attend<float, {}, Block<64, 16>, true>"
+SPILLS = {
+    (_MASKED.format(192), 90): 224,
+    (_MASKED.format(256), 90): 60,
+    (_MASKED.format(256), 100): 340,
+    (_MASKED.format(256), 120): 284,
+}
+"""Bytes of memory that a kernel takes on an architecture, by nvcc 13.0: float32 with a mask for
+queries and heads of more than 128.
+
+Sums take 96 or 128 of a thread's 255 registers at most, and no block of these heads has fewer. On
+sm_100, 65 of 7792 instructions of the kernel for 256 read or write that memory. Tried, and each
+spills: half the keys a tile, no minimum of resident blocks, offsets of the mask computed anew.
+"""
 ATTENTION = [
     pytest.param(
         source,
@@ -30,10 +44,12 @@ def measured() -> tuple[Resources, ...]:
 
 @nightly  # nvcc compiles every kernel for every architecture
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
-def test_no_kernel_spills(measured: tuple[Resources, ...], architecture: int):
+def test_only_known_kernels_spill(measured: tuple[Resources, ...], architecture: int):
+    """As much as is known, too: a kernel that spills less has to be written down as well."""
     ours = [item for item in measured if item.architecture == architecture]
     assert ours
-    assert [our for our in ours if our.memory_bytes] == []
+    known = {kernel: size for (kernel, of), size in SPILLS.items() if of == architecture}
+    assert {our.kernel: our.memory_bytes for our in ours if our.memory_bytes} == known
 
 
 @nightly
@@ -52,7 +68,7 @@ def test_attention_keeps_its_registers_loads_and_blocks(
 ):
     registers, allowed = resources.table(), resources.occupancy_table()
     for item in resources.measured_of((source,), (architecture,)):
-        assert item.memory_bytes == 0, item
+        assert item.memory_bytes == SPILLS.get((item.kernel, architecture), 0), item
         assert item.registers <= registers[item.kernel], item
     for kernel, item in resources.occupancy(emulator, [source], (architecture,)).items():
         assert item.loads_per_64_products <= allowed[kernel].loads_per_64_products, kernel

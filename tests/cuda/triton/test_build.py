@@ -1,6 +1,7 @@
 """The library as CMake builds it with nvcc, with Triton and without: what it holds."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ set(MOH_CUDA_SOURCES launch/attention_plan.cu launch/status.cu launch/triton_att
 set(MOH_CUDA_WITHOUT_TRITON launch/triton_code_none.cu)
 set(MOH_CUDA_CONFORMANCE_SOURCES)
 """
-"""Of plugins/cuda/sources.cmake: what the list of kernels takes, without any of nvcc's."""
+"""Of plugins/cuda/sources.cmake: what the list of kernels takes. The rest takes nvcc minutes."""
 
 
 def _kernels(folder: Path, python: str) -> list[str]:
@@ -34,9 +35,21 @@ def _kernels(folder: Path, python: str) -> list[str]:
     build = folder / "build"
     _run("cmake", "-S", str(plugins), "-B", str(build), *options)
     _run("cmake", "--build", str(build), "--target", "moh_cuda")
-    library = ctypes.CDLL(str(build / "libmoh_cuda.so"))
+    library = _loaded_lazily(build / "libmoh_cuda.so")
     library.moh_cuda_triton_kernels.restype = ctypes.c_char_p
     return library.moh_cuda_triton_kernels().decode().splitlines()
+
+
+def _loaded_lazily(path: Path) -> ctypes.CDLL:
+    """Load a library some of whose functions are in sources that were left out.
+
+    ctypes alone asks for all of them at once; here a function is looked for when it is called.
+    """
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    handle = dlopen(str(path).encode(), os.RTLD_LAZY)
+    assert handle, path
+    return ctypes.CDLL(str(path), handle=handle)
 
 
 def _run(*command: str) -> None:
