@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import ATTENTION, KERNEL_DOMAIN, base_domain
 from moh_deploy.ops.spec import MIN_OPSET, parsed_function
 from moh_deploy.system.npz import Array
 
@@ -165,7 +165,7 @@ def _round_in(graph: onnx.GraphProto, places: Iterator[int]) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _round_in(attribute.g, places)
-        if node.op_type == "MoHAttention" and base_domain(node.domain) == KERNEL_DOMAIN:
+        if node.op_type == ATTENTION and base_domain(node.domain) == KERNEL_DOMAIN:
             for index, (operand, times) in enumerate(_ROUNDINGS.items()):
                 name = f"{node.output[0]}.{operand}"
                 for number in range(times):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
@@ -18,7 +18,20 @@ from tests.plugins.router_setups import RouterSetup
 @given(setup=router_setups())
 def test_any_router_agrees_with_the_reference(kernels: Kernels, setup: RouterSetup):
     case = setup.case()
+    assume(setup.logits != "wide" or not _last_choice_underflows(case))
     assert_right(case, kernels.run(case))
+
+
+def _last_choice_underflows(case: Case) -> bool:
+    """Tell whether a chosen probability may be below the normal numbers of float32.
+
+    Such probabilities tie, or differ, as each implementation rounds them.
+    """
+    logits, top_k = case.inputs()[0], case.attributes["top_k"]
+    if logits is None or not top_k:
+        return False
+    ranked = np.sort(logits.astype(np.float32), axis=-1)
+    return bool((ranked[..., -1] - ranked[..., -top_k] > 80).any())
 
 
 @sampled(4)
