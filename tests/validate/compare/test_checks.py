@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -7,6 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 import moh_deploy
+from moh_deploy.derive.precision import PrecisionReport
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
 from moh_deploy.system.npz import Array
@@ -78,16 +80,22 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
     return write_routed(tmp_path_factory.mktemp("stored") / "float32")
 
 
+def lowered(package: OnnxPackage, to: str, output: Path, **options: Any) -> PrecisionReport:
+    if "static" in to:
+        rng = np.random.default_rng(8)
+        recorded = package.vectors[0].inputs
+        mine = {k: rng.permuted(np.tile(v, (9, 1, 1)), axis=-1) for k, v in recorded.items()}
+        path = output.with_name("mine.npz")
+        np.savez(path, **mine)
+        options |= {"scales": "static", "inputs": [path]}
+    return moh_deploy.precision(package.root, to=to.split()[-1], output=output, **options)
+
+
 @pytest.fixture(scope="module")
 def packages(float32: OnnxPackage, tmp_path_factory) -> dict[str, OnnxPackage]:
     root = tmp_path_factory.mktemp("stored")
-    recorded = float32.vectors[0].inputs
-    rng = np.random.default_rng(8)
-    mine = {k: rng.permuted(np.tile(v, (9, 1, 1)), axis=-1) for k, v in recorded.items()}
-    np.savez(root / "mine.npz", **mine)
     for to in SCALES:
-        static = {"scales": "static", "inputs": [root / "mine.npz"]} if "static" in to else {}
-        moh_deploy.precision(float32.root, to=to.split()[-1], output=root / to, **static)
+        lowered(float32, to, root / to)
     return {to: OnnxPackage.open(root / to) for to in SCALES}
 
 
@@ -198,7 +206,7 @@ def test_how_layers_run_on_either_side_changes_no_weight(tmp_path: Path, to: str
 def test_products_that_were_kept_in_float32_are_found_by_their_names(
     float32: OnnxPackage, tmp_path: Path, to: str
 ):
-    low = moh_deploy.precision(float32.root, to=to, output=tmp_path / "low", float32=["v_1.MatMul"])
+    low = lowered(float32, to, tmp_path / "low", float32=["v_1.MatMul"])
     assert low.float32_reasons["asked for"] == 1
     check = check_stored_weights(OnnxPackage.open(tmp_path / "low"), float32)
     assert check.verdict == "passed", check

@@ -307,7 +307,7 @@ ONE_HOT = np.eye(8, dtype=np.int64)[LABELS]
         ({"labels": LABELS[:, None]}, r"labels \[400, 1\] take one of floats, \[N, S, classes\]"),
         ({"labels": LABELS[:, None, None]}, r"labels are \[400, 1, 1\], which tells no metric"),
         ({"labels": LABELS, "metric": "perplexity"}, r"perplexity is of \[N, S\]"),
-        ({"labels": LABELS, "metric": "top-2"}, "metric 'top-2' is none of top-1, top-5, perpl"),
+        ({"labels": LABELS, "metric": "top-2"}, "metric 'top-2' is not one of top-1, top-5, perpl"),
         ({"labels": LABELS, "metric": ["top-1", "top-1"]}, "a metric is named twice"),
         ({"labels": LABELS, "metric": _margin}, "whether higher or lower scores of metric"),
         ({"labels": LABELS, "better": "higher"}, "are better is known: leave it out"),
