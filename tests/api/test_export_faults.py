@@ -11,6 +11,7 @@ from torch import nn
 
 from moh_deploy.errors import ExportError, ValidationError
 from moh_deploy.frontend import convert
+from moh_deploy.frontend.prove import original
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
 from moh_deploy.frontend.rewrite.tokens_first import insert_token_layout
@@ -43,8 +44,8 @@ def wrong_scale(rewrite: Rewrite) -> None:
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    def insert(program, layers):
-        rewrites = insert_as_it_is(program, layers)
+    def insert(program, layers, trials):
+        rewrites = insert_as_it_is(program, layers, trials)
         for rewrite in rewrites:
             fault(rewrite)
         program.graph_module.recompile()
@@ -171,8 +172,8 @@ def test_gates_that_are_not_those_of_the_original_are_caught_by_the_package(
         found = vectors_as_they_are(run, recording, outputs)
         return replace(found, gates=tuple(gates[..., ::-1].copy() for gates in found.gates))
 
-    vectors_as_they_are = convert.recorded_vectors
-    monkeypatch.setattr(convert, "recorded_vectors", vectors)
+    vectors_as_they_are = original.recorded_vectors
+    monkeypatch.setattr(original, "recorded_vectors", vectors)
     with pytest.raises(ValidationError, match=r"gates|routing"):
         export(small_moh.build(), tmp_path / "package")
     assert_nothing_is_left(tmp_path / "package")

@@ -124,7 +124,8 @@ def test_search_tries_every_precision_and_the_package_runs_in_what_won(tmp_path:
     report = moh_deploy.tune_within(
         package.root, within="flips <= 50 %", output=tmp_path / "fast", measure=measure
     )
-    assert len(report.tried) == 10
+    on_cpu = [item for item in report.tried if item.way.runtime != "onnxruntime-cuda"]
+    assert len(on_cpu) == 10
     assert (report.runtime, report.precision) == ("openvino", "bfloat16")
     assert not [
         item for item in report.tried if item.way.runtime == "openvino" and item.timed is None
