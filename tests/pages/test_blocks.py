@@ -33,6 +33,7 @@ NOT_RUN = {
     "needs root": 4,
     "needs the published code": 3,
     "needs the repository's address": 1,
+    "runs until it is stopped": 1,
     "takes too long": 8,
 }
 # `make clean` would be as bad: a page runs in links to the sources.
