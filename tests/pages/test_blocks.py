@@ -19,7 +19,7 @@ NOT_RUN = {
     "changes the installation": 1,
     "installs packages": 13,  # tests/first_hour runs those of README and quickstart
     "is a part of a command": 1,
-    "is a test itself": 5,
+    "is a test itself": 6,
     "is the reader's own program": 1,
     "needs Docker": 1,
     "needs TensorRT": 9,

@@ -47,21 +47,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory, warm_interpreter: Path) -
     return folder
 
 
-UNTRIED = {"tune"}
-"""Pages that have not run to their end yet: --runxfail shows what is wrong with them."""
-
-
 @nightly
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=pytest.mark.xfail(strict=False, reason="not yet tried"))
-        if page.stem in UNTRIED
-        else page
-        for page in PAGES
-    ],
-    ids=lambda page: page.stem,
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page_runs_as_it_is_written(
     page: Path, world: World, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
