@@ -8,8 +8,8 @@ import json
 
 import click
 import torch
-from moh_deploy.cli.export import command as moh_deploy_export
 
+from moh_deploy.cli.make import export_command
 from moh_deploy.config.export_config import resolved_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.example_inputs import example_inputs
@@ -52,4 +52,4 @@ def plain_export(as_json: bool, verbose: bool, **options: object) -> None:
 
 
 if __name__ == "__main__":
-    click.Command("plain_export", params=moh_deploy_export.params, callback=plain_export)()
+    click.Command("plain_export", params=export_command.params, callback=plain_export)()

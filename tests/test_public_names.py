@@ -114,3 +114,21 @@ def test_no_public_name_is_defined_twice_but_those_that_are_meant_to_be():
     twice = {name: found for name, found in places.items() if len(found) > 1}
     assert {name: found for name, found in twice.items() if name not in MORE_THAN_ONCE} == {}
     assert set(MORE_THAN_ONCE) <= set(twice)
+
+
+# benchmarks/ is not type-checked, and tests of what runs for minutes run at night.
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "tools"])
+def test_scripts_import_names_that_exist(folder: str):
+    missing = []
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            if node.module.partition(".")[0] == PACKAGE.name:
+                try:
+                    exec(compile(ast.Module([node], []), path, "exec"), {})
+                except ImportError as error:
+                    missing.append(f"{path.name}:{node.lineno}: {error}")
+    assert missing == []
