@@ -62,7 +62,8 @@ def manifest(folder: Path) -> Prepared:
     path = root / "manifest.json"
     content = json.loads(path.read_text())
     content.pop("sha256")
-    content["layers"][0]["ranges"] = [{"size": "batch*seq", "at_most": 4, "choice": "dense"}]
+    # A range of another choice would need an If in the model.
+    content["layers"][0]["ranges"] = [{"size": "batch*seq", "at_most": 4, "choice": "sparse"}]
     content["layers"][0]["choice"] = "sparse"
     content["dim_ranges"] = {"seq": [2, None]}
     content["text_generation"] = {
