@@ -142,4 +142,5 @@ def _statistics(path: str, heads: int, seed: int, *, is_wrong: bool) -> RoutingS
     got = gates.copy()
     if is_wrong:
         got[:2, :, SHARED:] = gates[:2, :, SHARED:][..., ::-1]
-    return layer_statistics(path, SHARED, got, gates, margins.astype(np.float32), BOUND)
+    flipped = np.asarray(((got != 0) != (gates != 0)).any(axis=-1))
+    return layer_statistics(path, SHARED, got, gates, margins.astype(np.float32), BOUND, flipped)

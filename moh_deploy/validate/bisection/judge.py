@@ -279,7 +279,7 @@ class VariantJudge:
             )
             known = None if floor is None else LayerRounding(None, floor, None)
             found = LayerValuesFound(made)
-            gates = compare_layer(reference, found, rule, floor=known, forced=True)
+            gates, _ = compare_layer(reference, found, rule, floor=known, forced=True)
             error, limit = gates.gate_error, gates.gate_tolerance
             # A flip that may be a tie accuses nothing.
             reason = None if gates.no_data else gates.reason

@@ -244,7 +244,7 @@ class Judge:
         gates, reference, place = view.of(name, found.gates, expected.gates[index])
         scores = _selected(view, name, found.scores, expected.scores, index)
         attention = _selected(view, name, found.attention, expected.attention, index)
-        compared = layer_parity.compare_layer(
+        compared, flipped = layer_parity.compare_layer(
             layer_parity.LayerReference(
                 path=layer.path,
                 vectors=case.label,
@@ -264,7 +264,7 @@ class Judge:
         bound = compared.margin_bound or rule.near_tie
         shared = layer.num_shared_heads
         return compared, routing_statistics.layer_statistics(
-            layer.path, shared, gates, reference, margins, bound
+            layer.path, shared, gates, reference, margins, bound, flipped
         )
 
     def _floor(self, case: ComparedSet, got: Mapping[str, Array]) -> NoiseFloor:

@@ -5,6 +5,9 @@ Which heads a token takes is a discrete choice, and rounding decides it where sc
 tied. What a tie excuses is narrow: as many heads as in the reference, shared heads on, and of the
 others only such exchanged whose scores lie within the bound of the boundary between chosen and
 unchosen ones. Everything else is a fault, whatever the margin.
+
+A router without a ranking (sparsemax, ReLU) opens a head as its gate leaves 0. There rounding may
+open or close a gate that is no farther from 0 than gates may differ.
 """
 
 from __future__ import annotations
@@ -63,12 +66,16 @@ def compare_layer(
     *,
     floor: LayerRounding | None = None,
     forced: bool = False,
-) -> LayerParity:
+) -> tuple[LayerParity, BoolArray | None]:
     """Compare all that is known of a layer on both sides. A head is chosen where its gate is not 0.
 
     Args:
         floor: How far rounding noise moves this layer; None if it is not known.
         forced: The reference gates were fed to every layer before this one.
+
+    Returns:
+        The verdict, and which tokens chose other heads, [B, S] or [T]; None if gates cannot be
+        compared.
     """
     what = f"gates of layer '{expected.path}' in vectors {expected.vectors}"
     reference, got = expected.gates, found.gates
@@ -77,7 +84,7 @@ def compare_layer(
     if mismatch is None and margins != wanted:
         mismatch = f"{what}: margins are of shape {margins}, expected {wanted}."
     if got is None or mismatch is not None:
-        return incomparable_layer(expected.path, expected.vectors, mismatch)
+        return incomparable_layer(expected.path, expected.vectors, mismatch), None
     score_error, score_limit, why_scores = _compare_inner(
         f"scores of the router of layer '{expected.path}' in vectors {expected.vectors}",
         (found.scores, expected.scores),
@@ -93,10 +100,11 @@ def compare_layer(
     )
     # Ties are judged by the scores' own floor: how far rounding moves what is ranked.
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
-    choice = _Choice.of(expected, found, bound)
-    gate_error, gate_limit, why_gates = _compare_gates(
-        what, expected, got, choice, tolerance, floor
-    )
+    known = None if floor is None else floor.gates
+    limit = tolerance.spread_limit(spread(differences.finite(reference)), known, reference.shape)
+    # Where no floor narrows it, the limit is too wide to excuse a head by.
+    choice = _Choice.of(expected, found, bound, 0.0 if known is None else limit.largest)
+    gate_error, why_gates = _compare_gates(what, expected, got, choice, limit)
     wrong: dict[LayerPart, str | None] = {
         "scores": why_scores,
         "choice": choice.fault(what, expected, got),
@@ -108,7 +116,7 @@ def compare_layer(
     reason = next((wrong[part] for part in told if wrong[part] is not None), None)
     undecided = choice.doubt(what, expected) if reason is None else None
     flipped = choice.explained | choice.unexplained | choice.undecided
-    chosen, meant = got != 0, reference != 0  # [B, S, H]
+    chosen, meant = choice.chosen, reference != 0  # [B, S, H]
     both, either = (chosen & meant).sum(axis=-1), (chosen | meant).sum(axis=-1)  # [B, S]
     # [B, S]: a token that takes no head on either side agrees.
     shares: NDArray[np.float64] = np.where(either == 0, 1.0, both / np.maximum(either, 1))
@@ -118,7 +126,7 @@ def compare_layer(
         judged_by = "scores"
     # Decisions at near-ties count as neither equal nor unequal: which way they go is chance.
     same = chosen == meant
-    return LayerParity(
+    parity = LayerParity(
         path=expected.path,
         vectors=expected.vectors,
         decisions=int(same[choice.clear].size),
@@ -126,7 +134,7 @@ def compare_layer(
         flipped_tokens=int(choice.unexplained.sum()),
         excused_tokens=int(choice.explained.sum()),
         gate_error=gate_error,
-        gate_tolerance=gate_limit,
+        gate_tolerance=limit.largest,
         reason=reason or undecided,
         forced=forced,
         agreement=float(same.mean()) if same.size else None,
@@ -142,6 +150,7 @@ def compare_layer(
         judged_by=judged_by,
         wrong=tuple(part for part, why in wrong.items() if why is not None),
     )
+    return parity, flipped
 
 
 def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerParity:
@@ -160,16 +169,27 @@ class _Choice:
     # It took other heads at a near-tie, and the scores that would tell are not known.
     undecided: BoolArray
     bound: float  # Margins and distances below it are within rounding
+    # The heads, [..., H]; one whose gate rounding took to 0, or from it, as in the reference.
+    chosen: BoolArray
+    rounded: BoolArray  # Which heads these are
 
     @classmethod
-    def of(cls, expected: LayerReference, found: LayerValuesFound, bound: float) -> _Choice:
+    def of(
+        cls, expected: LayerReference, found: LayerValuesFound, bound: float, near_zero: float
+    ) -> _Choice:
         assert found.gates is not None
         chosen, wanted = found.gates != 0, expected.gates != 0  # [..., H]; NaN counts as chosen
+        shared = expected.num_shared_heads or 0
+        rounded = np.zeros_like(chosen)
+        if expected.scores is None:
+            small = abs_error(found.gates, expected.gates) <= near_zero
+            rounded = (chosen != wanted) & small & (expected.margins == np.inf)[..., None]
+            rounded[..., :shared] = False
+            chosen = chosen ^ rounded
         flipped = np.asarray((chosen != wanted).any(axis=-1))
         near = expected.margins.astype(np.float64) < bound  # a NaN margin excuses nothing
         # A tie exchanges heads; it does not change how many there are.
         possible = near & (chosen.sum(axis=-1) == wanted.sum(axis=-1))
-        shared = expected.num_shared_heads or 0
         possible &= (chosen == wanted)[..., :shared].all(axis=-1)
         # Whatever rounding did to its scores, the heads must be the best by them.
         if found.scores is not None and found.scores.shape[:-1] == flipped.shape:
@@ -182,7 +202,8 @@ class _Choice:
         else:
             undecided = np.zeros_like(flipped)
             explained = flipped & possible & _within_bound(expected.scores, chosen, wanted, bound)
-        return cls(~near, explained, flipped & ~explained & ~undecided, undecided, bound)
+        unexplained = flipped & ~explained & ~undecided
+        return cls(~near, explained, unexplained, undecided, bound, chosen, rounded)
 
     def fault(self, what: str, expected: LayerReference, got: Array) -> str | None:
         """Return a sentence on choices that no tie explains; None without any."""
@@ -264,29 +285,27 @@ def _compare_gates(
     expected: LayerReference,
     got: Array,
     choice: _Choice,
-    tolerance: Tolerance,
-    floor: LayerRounding | None,
-) -> tuple[float, float, str | None]:
-    """Compare the gates of heads that both chose, where the token chose no others by a tie.
+    limit: Spread,
+) -> tuple[float, str | None]:
+    """Compare the gates of heads that both chose, where the token chose no others by a tie, and
+    those that rounding took to 0, or from it.
 
     Returns:
-        The error, the largest that counts as equal, and why they are not.
+        The error, and why they are not equal.
     """
     reference = expected.gates
-    comparable = (got != 0) & (reference != 0) & ~choice.explained[..., None]
+    comparable = (got != 0) & (reference != 0) & ~choice.explained[..., None] | choice.rounded
     error = np.where(comparable, abs_error(got, reference), 0.0)
     # A gate that is not finite fails even where the mask leaves it out: at heads that the reference
     # has closed, and at explained flips.
     if (np.isfinite(reference) & ~np.isfinite(got)).any():
         error = np.where(np.isfinite(got), error, np.nan)
-    known = None if floor is None else floor.gates
     # With NaN anywhere all elements are measured: the mask may leave the NaN out.
     measured = spread(error[comparable] if not np.isnan(error).any() else error)
-    limit = tolerance.spread_limit(spread(differences.finite(reference)), known, reference.shape)
     reason = differences.beyond(
         what, (got, reference), error, (measured, limit), expected.place, "differ"
     )
-    return measured.largest, limit.largest, reason
+    return measured.largest, reason
 
 
 def _compare_inner(
@@ -304,7 +323,8 @@ def _compare_inner(
         floor: How far rounding moves them.
 
     Returns:
-        As `_compare_gates`; None where they are not known on both sides.
+        The error, the largest that counts as equal, and why they are not equal; None where they are
+        not known on both sides.
     """
     got, reference = values
     if reference is None or got is None or got.shape != reference.shape or not got.size:

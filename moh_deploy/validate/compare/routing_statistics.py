@@ -89,6 +89,7 @@ def layer_statistics(
     reference: Array,
     margins: Array,
     bound: float,
+    flipped: BoolArray | None,
 ) -> RoutingStatistics:
     """Count what a layer did in one vector set; nothing if its gates cannot be compared.
 
@@ -97,11 +98,11 @@ def layer_statistics(
         reference: Gates [B, S, H] that are expected.
         margins: How clear each token's choice is, [B, S].
         bound: Rounding explains flips of tokens with a smaller margin.
+        flipped: The tokens that chose other heads, [B, S]; None if gates cannot be compared.
     """
-    if got is None or got.shape != reference.shape or margins.shape != reference.shape[:-1]:
+    if got is None or flipped is None:
         return NO_STATISTICS
     load = HeadLoad(path, num_shared_heads, margins.size, _on(reference), _on(got))
-    flipped = ((got != 0) != (reference != 0)).any(axis=-1)  # [B, S]
     return RoutingStatistics(
         (load,), (MarginHistogram(path, bound, _bins(margins, flipped, bound)),)
     )

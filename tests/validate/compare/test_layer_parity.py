@@ -29,12 +29,12 @@ def reference(**changes: object) -> LayerReference:
 def compared(
     gates: Array, expected: LayerReference | None = None, scores: Array | None = None
 ) -> LayerParity:
-    return compare_layer(expected or reference(), LayerValuesFound(gates, scores), HALF)
+    return compare_layer(expected or reference(), LayerValuesFound(gates, scores), HALF)[0]
 
 
 def fully(expected: LayerReference, *values: Array | None) -> LayerParity:
     """Compare in float32 scores and fingerprints beside gates that are equal."""
-    return compare_layer(expected, LayerValuesFound(GATES, *values), FULL, floor=FLOOR)
+    return compare_layer(expected, LayerValuesFound(GATES, *values), FULL, floor=FLOOR)[0]
 
 
 def with_token(*heads: float) -> Array:
@@ -76,7 +76,7 @@ def test_tie_excuses_nothing_of_a_token_whose_choice_is_clear():
     assert "with margin 0.15 (rounding explains flips below 0.01)" in (layer.reason or "")
     # The bound is what the scores may be off.
     found = LayerValuesFound(with_token(1, 1.1, 0, 0.9, 0))
-    layer = compare_layer(reference(), found, FULL, floor=FLOOR)
+    layer, _ = compare_layer(reference(), found, FULL, floor=FLOOR)
     assert layer.margin_bound == pytest.approx(32 * FLOOR.scores.largest)
     assert layer.flipped_tokens == 1
 
@@ -122,6 +122,40 @@ def test_flip_near_a_tie_without_scores_is_no_data(has_scores: bool, why: str):
     layer = compared(with_token(1, 1.1, 0, 0, 0), expected)
     assert not layer.no_data
     assert layer.flipped_tokens == 1
+
+
+# Gates of which each may be 1e-3 off, by a floor, and tokens whose router ranks nothing.
+GATES_FLOOR = LayerRounding(None, Spread(1e-4, 2.5e-4), None)
+UNRANKED = {"scores": None, "margins": np.full_like(MARGINS, np.inf)}
+
+
+def unranked(
+    gates: Array, floor: LayerRounding | None = GATES_FLOOR, wanted: Array = GATES
+) -> LayerParity:
+    expected = reference(gates=wanted, **UNRANKED)
+    return compare_layer(expected, LayerValuesFound(gates), HALF, floor=floor)[0]
+
+
+def test_gate_near_zero_opens_and_closes_by_rounding_where_nothing_is_ranked():
+    near = with_token(1, 1.1, 0.9, 5e-4, 0)
+    for found, wanted in ((near, GATES), (GATES, near)):
+        layer = unranked(found, wanted=wanted)
+        assert (layer.reason, layer.flipped_tokens, layer.excused_tokens) == (None, 0, 0)
+        assert layer.gate_error == pytest.approx(5e-4)
+    assert unranked(near, floor=None).flipped_tokens == 1  # how far rounding reaches is not known
+    assert compared(near, reference(margins=UNRANKED["margins"])).flipped_tokens == 1
+
+
+@pytest.mark.parametrize("gate", [-2.5e-3, 2.5e-3, np.nan])
+def test_gate_far_from_zero_is_a_choice(gate: float):
+    layer = unranked(with_token(1, 1.1, 0.9, gate, 0))
+    assert layer.flipped_tokens == 1
+    assert "with a margin that is not known" in (layer.reason or "")
+
+
+def test_shared_head_is_never_closed_by_rounding():
+    wanted = with_token(5e-4, 1.1, 0.9, 0, 0)
+    assert unranked(with_token(0, 1.1, 0.9, 0, 0), wanted=wanted).flipped_tokens == 1
 
 
 def test_gates_of_a_token_that_took_other_heads_by_a_tie_are_not_compared():
@@ -173,7 +207,7 @@ def test_where_most_tokens_are_near_ties_the_scores_judge():
 def test_layer_without_a_token_is_no_data():
     nothing = np.zeros((1, 0, 5), np.float32)
     expected = LayerReference("a", "0", nothing, np.zeros((1, 0), np.float32))
-    layer = compare_layer(expected, LayerValuesFound(nothing), FULL)
+    layer, _ = compare_layer(expected, LayerValuesFound(nothing), FULL)
     assert layer.no_data
     assert layer.judged_by == "nothing"
 

@@ -37,7 +37,10 @@ def flips(histogram: MarginHistogram) -> int:
 
 
 def counted(got: Array | None, margins: Array = MARGINS, bound: float = 1e-3) -> RoutingStatistics:
-    return layer_statistics("a", 1, got, GATES, margins, bound)
+    flipped = None
+    if got is not None and got.shape == GATES.shape:
+        flipped = np.asarray(((got != 0) != (GATES != 0)).any(axis=-1))
+    return layer_statistics("a", 1, got, GATES, margins, bound, flipped)
 
 
 def test_load_of_a_head_is_the_number_of_tokens_that_it_is_on_for():
@@ -71,7 +74,8 @@ def test_exact_ties_are_in_the_first_bin_and_what_does_not_fit_in_none():
     (found,) = margins.bins
     assert (found.at_least, found.tokens) == (0.0, 2)
     assert counted(None) == counted(GATES[:, :1]) == RoutingStatistics()
-    nothing = layer_statistics("a", None, GATES[:0], GATES[:0], MARGINS[:0], 1e-3)
+    flipped = np.zeros(MARGINS[:0].shape, np.bool_)
+    nothing = layer_statistics("a", None, GATES[:0], GATES[:0], MARGINS[:0], 1e-3, flipped)
     assert (nothing.head_loads[0].tokens, nothing.margins[0].bins) == (0, ())
 
 
