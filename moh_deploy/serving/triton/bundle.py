@@ -34,6 +34,7 @@ from moh_deploy.package import MODEL_NAME, OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.kernel_use import instruction_sets
+from moh_deploy.runtime.openvino.extension import openvino_name
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME, EngineManifest
 from moh_deploy.runtime.tensorrt.flavour import REGISTERED_NAME
 from moh_deploy.serving.batches import BatchAxis
@@ -259,6 +260,8 @@ def _write_model(
     else:
         assert package is not None
         versions = {"onnxruntime": version("onnxruntime")}
+        if served.preferred_runtime == "openvino":
+            versions["openvino"] = openvino_name().removeprefix("OpenVINO ")
         files, manifest_name = package.manifest.files, MANIFEST_NAME
     own = {"moh-deploy": __version__, "python": platform.python_version()}
     bundle = Bundle(

@@ -12,11 +12,12 @@ from shlex import quote
 import numpy as np
 
 from moh_deploy import __version__
-from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import instruction_sets
 from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.runtime.openvino.extension import openvino_name
 from moh_deploy.runtime.tensorrt.flavour import REGISTERED_NAME
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
@@ -180,15 +181,23 @@ def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
 
 def _check_versions(bundle: Bundle) -> Iterator[Finding]:
     """Compare the versions by which a package is served with those that wrote it."""
-    made_by, wanted = (bundle.versions.get(name, "?") for name in ("moh-deploy", "onnxruntime"))
+    made_by = bundle.versions.get("moh-deploy", "?")
     if made_by != __version__:
         fix = "Install that version where the server runs, or write the bundle again."
         yield Finding("moh-deploy", f"{__version__} is here, {made_by} wrote it", False, fix)
     else:
         yield Finding("moh-deploy", made_by)
-    found = runtime_name().rpartition(" ")[2]
-    text = found if found == wanted else f"{found} is here, it was written with {wanted}"
-    yield Finding("onnxruntime", text, True if found == wanted else None)
+    for name, of_runtime in (("onnxruntime", runtime_name), ("openvino", openvino_name)):
+        wanted = bundle.versions.get(name)
+        if wanted is None:
+            continue
+        try:
+            found = of_runtime().rpartition(" ")[2]
+        except BackendError as error:
+            yield Finding(name, error.message, False, error.hint)
+            continue
+        text = found if found == wanted else f"{found} is here, it was written with {wanted}"
+        yield Finding(name, text, True if found == wanted else None)
 
 
 def _check_engine(bundle: Bundle) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import moh_deploy
 from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton import bundle as triton_bundle
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import NEVER_RUN, open_bundle, read_bundle
@@ -31,6 +33,7 @@ from moh_deploy.serving.triton.check import (
     library_needs,
     version_of,
 )
+from tests import handmade_package
 from tests.handmade_package import vectors
 from tests.kernel_library import required_library
 from tests.nightly import sampled
@@ -164,6 +167,20 @@ def other_input(root: Path) -> None:
 
 def old_writer(root: Path) -> None:
     rewrite_bundle(root, {"versions": {**read_bundle(root).versions, "moh-deploy": "0.0.1"}})
+
+
+def test_missing_openvino_is_named(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch):
+    tuned = replace(handmade_package.MANIFEST, runtime="openvino")
+    monkeypatch.setattr(handmade_package, "MANIFEST", tuned)
+    with monkeypatch.context() as installed:
+        for module in (triton_bundle, check):
+            installed.setattr(module, "openvino_name", lambda: "OpenVINO 2026.4.1")
+        bundle = bundle_of_handmade(tmp_path)
+        assert wrong(examine_bundle(bundle, server)) == []
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (fault,) = wrong(examine_bundle(bundle, server))
+    assert (fault.what, "OpenVINO cannot be loaded" in fault.found) == ("openvino", True)
+    assert "pip install 'moh-deploy[openvino]'" in (fault.fix or "")
 
 
 @sampled(3)
