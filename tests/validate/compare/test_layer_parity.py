@@ -1,6 +1,7 @@
 """What a tie excuses, and what is compared of a layer beside its gates."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,38 +125,44 @@ def test_flip_near_a_tie_without_scores_is_no_data(has_scores: bool, why: str):
     assert layer.flipped_tokens == 1
 
 
-# Gates of which each may be 1e-3 off, by a floor, and tokens whose router ranks nothing.
+# By it a gate may be 2.34e-3 off: two steps of float16 of the largest.
 GATES_FLOOR = LayerRounding(None, Spread(1e-4, 2.5e-4), None)
-UNRANKED = {"scores": None, "margins": np.full_like(MARGINS, np.inf)}
+NO_MARGINS = np.full_like(MARGINS, np.inf)
+NEAR_ZERO = with_token(1, 1.1, 0.9, 2e-3, 0)
 
 
-def unranked(
-    gates: Array, floor: LayerRounding | None = GATES_FLOOR, wanted: Array = GATES
-) -> LayerParity:
-    expected = reference(gates=wanted, **UNRANKED)
-    return compare_layer(expected, LayerValuesFound(gates), HALF, floor=floor)[0]
+def near_zero(found: Array, floor: LayerRounding | None = GATES_FLOOR, **of: object) -> LayerParity:
+    expected = reference(**{"scores": None, "margins": NO_MARGINS, **of})
+    layer, flipped = compare_layer(expected, LayerValuesFound(found), HALF, floor=floor)
+    assert flipped is not None
+    assert int(flipped.sum()) == layer.flipped_tokens
+    return layer
 
 
-def test_gate_near_zero_opens_and_closes_by_rounding_where_nothing_is_ranked():
-    near = with_token(1, 1.1, 0.9, 5e-4, 0)
-    for found, wanted in ((near, GATES), (GATES, near)):
-        layer = unranked(found, wanted=wanted)
-        assert (layer.reason, layer.flipped_tokens, layer.excused_tokens) == (None, 0, 0)
-        assert layer.gate_error == pytest.approx(5e-4)
-    assert unranked(near, floor=None).flipped_tokens == 1  # how far rounding reaches is not known
-    assert compared(near, reference(margins=UNRANKED["margins"])).flipped_tokens == 1
+@pytest.mark.parametrize(("found", "wanted"), [(NEAR_ZERO, GATES), (GATES, NEAR_ZERO)])
+def test_gate_near_zero_opens_and_closes_where_nothing_is_ranked(found: Array, wanted: Array):
+    layer = near_zero(found, gates=wanted)
+    assert (layer.reason, layer.other_heads, layer.agreement) == (None, 0, 1.0)
+    assert layer.gate_error == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    "of", [{"floor": None}, {"scores": SCORES}, {"margins": MARGINS}], ids=lambda of: next(iter(of))
+)
+def test_gate_near_zero_is_a_choice_where_a_router_ranks_or_noise_is_unknown(of: dict[str, Any]):
+    assert near_zero(NEAR_ZERO, **of).flipped_tokens == 1
 
 
 @pytest.mark.parametrize("gate", [-2.5e-3, 2.5e-3, np.nan])
 def test_gate_far_from_zero_is_a_choice(gate: float):
-    layer = unranked(with_token(1, 1.1, 0.9, gate, 0))
+    layer = near_zero(with_token(1, 1.1, 0.9, gate, 0))
     assert layer.flipped_tokens == 1
     assert "with a margin that is not known" in (layer.reason or "")
 
 
 def test_shared_head_is_never_closed_by_rounding():
-    wanted = with_token(5e-4, 1.1, 0.9, 0, 0)
-    assert unranked(with_token(0, 1.1, 0.9, 0, 0), wanted=wanted).flipped_tokens == 1
+    wanted = with_token(2e-3, 1.1, 0.9, 0, 0)
+    assert near_zero(with_token(0, 1.1, 0.9, 0, 0), gates=wanted).flipped_tokens == 1
 
 
 def test_gates_of_a_token_that_took_other_heads_by_a_tie_are_not_compared():
