@@ -12,6 +12,7 @@ from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage, RouterTypes
 from tests import small_moh, unranked_moh
+from tests.nightly import sampled
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def unranked(
     return OnnxPackage.open(output)
 
 
+@sampled(3)
 @pytest.mark.parametrize("to", ["float16", "bfloat16", "int8", "int4"])
 def test_gate_near_zero_of_a_router_without_a_ranking_may_open_or_close(
     unranked: OnnxPackage, to: str, tmp_path: Path
