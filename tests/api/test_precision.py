@@ -11,6 +11,9 @@ from moh_deploy.derive import precision as job
 from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage, RouterTypes
+from moh_deploy.perf.tune.quality import QualityCheck, gates_near_zero, read_runs
+from moh_deploy.runtime.base import AS_IT_IS, Runner
+from moh_deploy.runtime.open_runner import open_runner
 from tests import small_moh, unranked_moh
 from tests.nightly import sampled
 
@@ -60,6 +63,10 @@ def unranked(
     return OnnxPackage.open(output)
 
 
+def opened(package: OnnxPackage) -> Runner:
+    return open_runner(package, AS_IT_IS.returning(package.gate_names))
+
+
 @sampled(3)
 @pytest.mark.parametrize("to", ["float16", "bfloat16", "int8", "int4"])
 def test_gate_near_zero_of_a_router_without_a_ranking_may_open_or_close(
@@ -69,7 +76,16 @@ def test_gate_near_zero_of_a_router_without_a_ranking_may_open_or_close(
     assert all(layer.other_heads == 0 for layer in report.parity.layers)
     loads = report.parity.statistics.head_loads
     # In float16 steps are too small for it in one of the two models.
-    assert to == "float16" or any(load.got != load.reference for load in loads)
+    has_moved = any(load.got != load.reference for load in loads)
+    assert to == "float16" or has_moved
+    # The condition on flips counts by the same rule.
+    known = read_runs(unranked, [], [])
+    package = OnnxPackage.open(report.package)
+    with opened(unranked) as runner, opened(package) as low:
+        check = QualityCheck(unranked, runner, [], (), known.runs, known.files, 0)
+        near_zero = gates_near_zero(package, AS_IT_IS)
+        assert check.judge(low, near_zero).flips.tokens == 0
+        assert (check.judge(low, {}).flips.tokens > 0) == has_moved
 
 
 def test_crash_of_a_plain_session_stands_beside_the_result_in_float16(

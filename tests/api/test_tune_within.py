@@ -276,7 +276,7 @@ def test_what_few_samples_cannot_tell_is_judged_on_all_of_them_before_it_wins(
     package: OnnxPackage, samples: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
     few = QualityCheck.first_look
-    blind = lambda check, runner: replace(few(check, runner), failed=())  # noqa: E731
+    blind = lambda check, *package: replace(few(check, *package), failed=())  # noqa: E731
     monkeypatch.setattr(QualityCheck, "first_look", blind)
     report = searched(
         package,
@@ -362,8 +362,8 @@ def test_too_few_samples_leave_float32_and_nothing_else_is_made(
 
 
 def test_sample_that_is_lost_among_few_is_refused(few: Few, monkeypatch: pytest.MonkeyPatch):
-    def losing(check: QualityCheck, runner: object) -> Quality:
-        found = judge(check, runner)
+    def losing(check: QualityCheck, *package: object) -> Quality:
+        found = judge(check, *package)
         (metric,) = found.accuracy
         lost = replace(metric, changed=(ChangedSample(0, "x.npz[0]", 1.0, 0.0),))
         return replace(found, accuracy=(lost,))

@@ -18,8 +18,10 @@ from moh_deploy.perf.timing import Measure, ratio, weighted_sum
 from moh_deploy.perf.tune.job import TuneJob
 from moh_deploy.perf.tune.quality import (
     FLOAT32_PACKAGE,
+    NearZero,
     Quality,
     QualityCheck,
+    gates_near_zero,
     read_labelled_runs,
     read_runs,
 )
@@ -102,11 +104,12 @@ class Contests:
             ValidationError: It does not meet the conditions.
         """
         package = self._tuned(way, self.base)
-        quality = self._judged(way, package)
+        near_zero = gates_near_zero(self.base, self._variant(way))
+        quality = self._judged(way, package, near_zero)
         if quality.failed:
             # Kernels sum in another order than bodies, and ties within rounding flip.
             package = self.base
-            quality = self._judged(way, package)
+            quality = self._judged(way, package, near_zero)
         if quality.failed:
             raise ValidationError(
                 f"the float32 package itself does not meet the condition: {quality.failed[0]}",
@@ -131,6 +134,7 @@ class Contests:
             return Tried(way, ending, reason, timed, quality)
 
         try:
+            near_zero = gates_near_zero(made, self._variant(way))
             with self._opened(way, made, gates=True) as runner:
                 emulated = runner.describe().kernels.emulated_dtype
                 if emulated is not None:
@@ -139,7 +143,7 @@ class Contests:
                         f"the runtime has no products of {emulated} here: it would compute in"
                         " float32 and round every result.",
                     )
-                quality = self.check.first_look(runner)
+                quality = self.check.first_look(runner, near_zero)
             if quality.failed:
                 return out("not good", " ".join(quality.failed))
             timed = self._contest(way, made, best)
@@ -151,7 +155,7 @@ class Contests:
             if not timed.ratio.is_faster:
                 why = "" if timed.ratio.is_slower else ": not faster beyond noise"
                 return out("too slow", f"{timed.sentence()}{why}")
-            quality = self._judged(way, package)
+            quality = self._judged(way, package, near_zero)
             if quality.failed:
                 return out("not good", " ".join(quality.failed))
             different = self.differs(way, package)
@@ -205,10 +209,10 @@ class Contests:
         ms, rival_ms = (median(group) / sum(weights) for group in (mine, theirs))
         return Timed(best.way.name, ms, rival_ms, ratio(mine, theirs))
 
-    def _judged(self, way: RuntimePrecision, package: OnnxPackage) -> Quality:
+    def _judged(self, way: RuntimePrecision, package: OnnxPackage, near_zero: NearZero) -> Quality:
         runner = self._opened(way, package, gates=True)
         with runner, self.progress.step(f"judging {way.name}"):
-            quality = self.check.judge(runner)
+            quality = self.check.judge(runner, near_zero)
         # `_tuned` has compared it with recorded runs; only in float32 does that mean equal.
         return quality.of_equal() if way.precision == FLOAT32 else quality
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
 from moh_deploy.report.report import in_json
 from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner, opened_package
@@ -20,12 +20,17 @@ from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.reading import read_labelled
 from moh_deploy.validate.accuracy.task import Metric, SampleFiles, Scored, Tally, Task
 from moh_deploy.validate.compare.checks import Flips
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.layer_parity import rounded_heads
+from moh_deploy.validate.compare.parity import compare, compare_recorded
 from moh_deploy.validate.compare.policy import AccuracyCondition, Condition, FlipsCondition
 from moh_deploy.validate.reference import samples
 from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
 from moh_deploy.validate.reference.reference import Subject
 from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, TokenView, token_view
+
+NearZero = Mapping[str, float]
+"""Path of a layer to how far from 0 rounding may take a gate. Without an entry it may not."""
+
 
 # Check that a package computes on the user's inputs what it did before it was chosen for.
 
@@ -56,7 +61,7 @@ def check_same_outputs(
         ValidationError: An output or a gate differs.
     """
     flipped: dict[str, int] = {}
-    names = before.gate_names
+    names, layers = before.gate_names, before.manifest.layers
     earlier = open_runner(before, variant.returning(names)) if sets else None
     for input_set in sets:
         assert earlier is not None
@@ -74,7 +79,8 @@ def check_same_outputs(
             margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
         )
         view = samples.own_view(after.manifest, vectors, input_set.name)
-        tokens = flipped_tokens(expected, runner.run(input_set.inputs), names, view)
+        # How far rounding moves two packages apart is not known here, so a gate near 0 is a flip.
+        tokens = flipped_tokens(expected, runner.run(input_set.inputs), layers, view, {})
         if tokens:
             flipped[input_set.name] = tokens
             continue
@@ -84,20 +90,45 @@ def check_same_outputs(
 
 
 def flipped_tokens(
-    first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str], view: TokenView
+    reference: Mapping[str, Array],
+    got: Mapping[str, Array],
+    layers: Sequence[LayerInfo],
+    view: TokenView,
+    near_zero: NearZero,
 ) -> int:
     """Count the tokens that chose other heads, in all layers together.
 
     Args:
-        first: Results of one package, gates among them.
-        second: Those of another.
-        names: Of the gates.
+        reference: Results of one package, gates among them.
+        got: Those of another.
+        layers: What made the gates.
         view: Which tokens count.
+        near_zero: Which gates rounding may open or close; see `gates_near_zero`.
     """
-    first, second = view.select(first), view.select(second)
-    # gates [..., H] to [...]: a token counts once, however many of its heads changed.
-    differ = [((first[name] != 0) != (second[name] != 0)).any(axis=-1) for name in names]
-    return int(sum(np.count_nonzero(tokens) for tokens in differ))
+    reference, got = view.select(reference), view.select(got)
+    tokens = 0
+    for layer in layers:
+        gates, wanted = got[layer.gates], reference[layer.gates]  # [..., H]
+        limit = near_zero.get(layer.path, 0.0)
+        rounded = rounded_heads(gates, wanted, limit, layer.num_shared_heads)
+        differ = ((gates != 0) != (wanted != 0)) & ~rounded
+        # A token counts once, however many of its heads changed.
+        tokens += int(np.count_nonzero(differ.any(axis=-1)))
+    return tokens
+
+
+def gates_near_zero(package: OnnxPackage, variant: Variant) -> NearZero:
+    """Return which gates rounding may open or close in a package, by the rule of `verify`.
+
+    Its recorded runs tell, and run for this where a router ranks nothing: elsewhere no gate may.
+    """
+    # Infinite margins: nothing is ranked, see `Recorder`.
+    if not any((margins == np.inf).all() for margins in package.vectors[0].margins):
+        return {}
+    found: dict[str, float] = {}
+    for layer in compare_recorded(package, variant).layers:
+        found[layer.path] = max(layer.near_zero, found.get(layer.path, 0.0))
+    return found
 
 
 FLOAT32_PACKAGE = "the float32 package"
@@ -152,28 +183,31 @@ class QualityCheck:
     files: SampleFiles  # where the samples are from
     ignore: int  # what labels are that do not count
 
-    def first_look(self, runner: Runner) -> Quality:
+    def first_look(self, runner: Runner, near_zero: NearZero) -> Quality:
         """Judge a package on few samples: only what is clearly bad fails.
 
         Args:
             runner: A session of it that returns the gates, too.
+            near_zero: Of the package, see `gates_near_zero`.
         """
         seen = np.cumsum([_count(batch) for _, batch in self.runs])
         first = int(np.searchsorted(seen, _FEW))
-        return self._judged(runner, self.runs[: first + 1], only_clear=True)
+        return self._judged(runner, near_zero, self.runs[: first + 1], only_clear=True)
 
-    def judge(self, runner: Runner) -> Quality:
+    def judge(self, runner: Runner, near_zero: NearZero) -> Quality:
         """Judge a package on all samples; see `first_look`. Not knowing is no pass."""
-        return self._judged(runner, self.runs, only_clear=False)
+        return self._judged(runner, near_zero, self.runs, only_clear=False)
 
-    def _judged(self, runner: Runner, runs: Sequence[JudgedRun], *, only_clear: bool) -> Quality:
+    def _judged(
+        self, runner: Runner, near_zero: NearZero, runs: Sequence[JudgedRun], *, only_clear: bool
+    ) -> Quality:
         tallies = [Tally(metric) for metric in self.metrics]
         flipped = seen = 0
         for sample, batch in runs:
             inputs = sample.known.inputs
             # Side by side, so that no more than one run's results are held.
             expected, got = self.reference.run(inputs), runner.run(inputs)
-            flips = self._flips(sample, expected, got)
+            flips = self._flips(sample, expected, got, near_zero)
             flipped, seen = flipped + flips.tokens, seen + flips.of
             if batch is not None:
                 self._score(tallies, sample, batch, expected, got)
@@ -203,7 +237,11 @@ class QualityCheck:
         return Quality(sum(_count(batch) for _, batch in runs), flips, accuracy, tuple(failed))
 
     def _flips(
-        self, sample: samples.Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
+        self,
+        sample: samples.Sample,
+        expected: Mapping[str, Array],
+        got: Mapping[str, Array],
+        near_zero: NearZero,
     ) -> Flips:
         names = self.package.gate_names
         gates = tuple(expected[name] for name in names)
@@ -214,7 +252,8 @@ class QualityCheck:
         shown = view.select({name: expected[name] for name in names})
         # Gates [..., H]: a token is one row of them.
         total = sum(array.size // max(1, array.shape[-1]) for array in shown.values())
-        return Flips(flipped_tokens(expected, got, names, view), int(total))
+        layers = self.package.manifest.layers
+        return Flips(flipped_tokens(expected, got, layers, view, near_zero), int(total))
 
     def _score(
         self,

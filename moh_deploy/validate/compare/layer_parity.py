@@ -102,8 +102,10 @@ def compare_layer(
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
     known = None if floor is None else floor.gates
     limit = tolerance.spread_limit(spread(differences.finite(reference)), known, reference.shape)
+    ranks_nothing = expected.scores is None and bool((expected.margins == np.inf).all())
     # Where no floor narrows it, the limit is too wide to excuse a head by.
-    choice = _Choice.of(expected, found, bound, 0.0 if known is None else limit.largest)
+    near_zero = limit.largest if ranks_nothing and known is not None else 0.0
+    choice = _Choice.of(expected, found, bound, near_zero)
     gate_error, why_gates = _compare_gates(what, expected, got, choice, limit)
     wrong: dict[LayerPart, str | None] = {
         "scores": why_scores,
@@ -142,6 +144,7 @@ def compare_layer(
         smallest_margin=float(expected.margins.min()) if expected.margins.size else None,
         flip_margin=float(expected.margins[flipped].max()) if flipped.any() else None,
         margin_bound=bound,
+        near_zero=near_zero,
         score_error=score_error,
         score_tolerance=score_limit,
         attention_error=attention_error,
@@ -157,6 +160,17 @@ def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerPari
     """Return the entry of a layer that has no decisions to count."""
     # `choice` is wrong so that the diagnosis does not take the layer for one that agrees.
     return LayerParity(path, vectors, 0, 0, 0, 0, math.nan, 0.0, reason, wrong=("choice",))
+
+
+def rounded_heads(
+    got: Array, reference: Array, near_zero: float, num_shared_heads: int | None
+) -> BoolArray:
+    """Tell which gates [..., H] rounding took to 0, or from it: those that differ by no more than
+    `near_zero`, except of shared heads.
+    """
+    rounded = ((got != 0) != (reference != 0)) & (abs_error(got, reference) <= near_zero)
+    rounded[..., : num_shared_heads or 0] = False
+    return np.asarray(rounded)
 
 
 @dataclass(frozen=True)
@@ -180,12 +194,8 @@ class _Choice:
         assert found.gates is not None
         chosen, wanted = found.gates != 0, expected.gates != 0  # [..., H]; NaN counts as chosen
         shared = expected.num_shared_heads or 0
-        rounded = np.zeros_like(chosen)
-        if expected.scores is None:
-            small = abs_error(found.gates, expected.gates) <= near_zero
-            rounded = (chosen != wanted) & small & (expected.margins == np.inf)[..., None]
-            rounded[..., :shared] = False
-            chosen = chosen ^ rounded
+        rounded = rounded_heads(found.gates, expected.gates, near_zero, shared)
+        chosen = chosen ^ rounded
         flipped = np.asarray((chosen != wanted).any(axis=-1))
         near = expected.margins.astype(np.float64) < bound  # a NaN margin excuses nothing
         # A tie exchanges heads; it does not change how many there are.

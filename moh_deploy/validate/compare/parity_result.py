@@ -75,6 +75,8 @@ class LayerParity:
     # The largest of the tokens that chose other heads; None without any.
     flip_margin: float | None = None
     margin_bound: float | None = None  # rounding explains flips of tokens with a smaller margin
+    # Where the router ranks nothing: by how much a gate may leave 0, or reach it, without a flip.
+    near_zero: float = field(default=0.0, metadata=HIDDEN)
     # Root mean square of the differences of the ranked scores; None where they are not known on
     # both sides.
     score_error: float | None = None
