@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ PAGE = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- generated: tools/night.py -->\n", "<!-- /generated -->\n"
 # Any test may run what is built of these.
 NATIVE = ("plugins", "tools/build_kernels.py", "tools/build_backend.py", "tools/cross")
-NATIVE += ("pyproject.toml", "setup.py")
+NATIVE += ("setup.py",)
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,9 @@ def _by_module() -> dict[str, _Module]:
     installed = packages_distributions()
     for path, text in sources().items():
         words = set(re.findall(r"[\w.-]+", text))
-        # `torch.nn` names torch, and `night` in import_module("night") the tool.
-        parts = set(re.findall(r"\w+", text))
+        parts = set(re.findall(r"\w+", text))  # `torch.nn` names torch
+        # import_module("night") and tools.night name the tool, a comment on the night does not.
+        tools = set(re.findall(r'(?:"|\btools[./])(\w+)', text))
         # A test of all pages names their folder.
         is_test = path.is_relative_to(ROOT / "tests")
         folders = set(re.findall(r'"(\w+)"', text)) if is_test else set()
@@ -221,9 +223,9 @@ def _by_module() -> dict[str, _Module]:
             {
                 other
                 for other in _others()
-                # A comment or an error names a page; tests alone read it.
-                if (other.name in words and (is_test or other.suffix != ".md"))
-                or (other.parent.name == "tools" and other.stem in parts)
+                # A comment or an error names a page, or pyproject.toml; tests alone read them.
+                if (other.name in words and (is_test or other.suffix not in (".md", ".toml")))
+                or (other.parent.name == "tools" and other.stem in tools)
                 or other.relative_to(ROOT).parts[0] in folders - {"tests"}
             },
             {it for name in parts & installed.keys() for it in installed[name]} - {"moh-deploy"},
@@ -249,7 +251,7 @@ def _others() -> tuple[Path, ...]:
 
 @cache
 def _common() -> bytes:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_settings())
     for path in sorted(
         path
         for name in NATIVE
@@ -258,6 +260,14 @@ def _common() -> bytes:
     ):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.digest()
+
+
+def _settings() -> bytes:
+    """Return what pyproject.toml says, without bounds: what they allow is among the versions."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for name in ("dependencies", "optional-dependencies"):
+        settings["project"].pop(name, None)
+    return json.dumps(settings, sort_keys=True).encode()
 
 
 @cache

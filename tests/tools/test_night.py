@@ -97,6 +97,16 @@ def test_key_is_of_what_a_file_reaches(night: ModuleType, monkeypatch: pytest.Mo
     assert key_with("1", "1") == key_with("1", "2") != key_with("2", "1")
 
 
+def test_bounds_of_dependencies_are_no_source(night: ModuleType, pytester: pytest.Pytester):
+    def settings(bound: str, line: int) -> bytes:
+        project = f'[project]\ndependencies = ["torch>={bound}"]\n[tool.ruff]\nline-length = {line}'
+        (pytester.path / "pyproject.toml").write_text(project)
+        found: bytes = night._settings()
+        return found
+
+    assert settings("2.9", 100) == settings("2.10", 100) != settings("2.10", 90)
+
+
 def test_line_that_was_cut_off_is_no_result(night: ModuleType, run):
     run()
     path = Path("kept.jsonl")

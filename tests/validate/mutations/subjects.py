@@ -30,6 +30,7 @@ FROM_THE_ZOO = (
     "router_reads_residual",
     "soft_capped",  # attention of plain operators
     "select_top_p",
+    "select_rectified",  # custom, opens heads near 0
     "joint_gates",  # one router of two streams
     "shows_attention",
 )
