@@ -21,7 +21,6 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -263,11 +262,9 @@ def _common() -> bytes:
 
 
 def _settings() -> bytes:
-    """Return what pyproject.toml says, without bounds: what they allow is among the versions."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for name in ("dependencies", "optional-dependencies"):
-        settings["project"].pop(name, None)
-    return json.dumps(settings, sort_keys=True).encode()
+    """Return pyproject.toml without bounds of versions: what they allow is among the versions."""
+    bounds = rb'([<>=!~]=?[\d.]+,?)+(?=["; ])'
+    return re.sub(bounds, b"", (ROOT / "pyproject.toml").read_bytes())
 
 
 @cache

@@ -104,7 +104,7 @@ class Contests:
             ValidationError: It does not meet the conditions.
         """
         package = self._tuned(way, self.base)
-        near_zero = gates_near_zero(self.base, self._variant(way))
+        near_zero = self._near_zero(way, self.base)
         quality = self._judged(way, package, near_zero)
         if quality.failed:
             # Kernels sum in another order than bodies, and ties within rounding flip.
@@ -134,7 +134,6 @@ class Contests:
             return Tried(way, ending, reason, timed, quality)
 
         try:
-            near_zero = gates_near_zero(made, self._variant(way))
             with self._opened(way, made, gates=True) as runner:
                 emulated = runner.describe().kernels.emulated_dtype
                 if emulated is not None:
@@ -143,6 +142,7 @@ class Contests:
                         f"the runtime has no products of {emulated} here: it would compute in"
                         " float32 and round every result.",
                     )
+                near_zero = self._near_zero(way, made)
                 quality = self.check.first_look(runner, near_zero)
             if quality.failed:
                 return out("not good", " ".join(quality.failed))
@@ -215,6 +215,10 @@ class Contests:
             quality = self.check.judge(runner, near_zero)
         # `_tuned` has compared it with recorded runs; only in float32 does that mean equal.
         return quality.of_equal() if way.precision == FLOAT32 else quality
+
+    def _near_zero(self, way: RuntimePrecision, package: OnnxPackage) -> NearZero:
+        with self.progress.step(f"measuring the rounding of {way.name}"):
+            return gates_near_zero(package, self._variant(way))
 
     def _opened(
         self, way: RuntimePrecision, package: OnnxPackage, *, gates: bool = False

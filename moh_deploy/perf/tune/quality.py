@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
+from moh_deploy.ops.routers import CUSTOM
+from moh_deploy.package import LayerInfo, OnnxPackage, Spread, VectorSet, spread
 from moh_deploy.report.report import in_json
 from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner, opened_package
@@ -24,12 +25,13 @@ from moh_deploy.validate.compare.layer_parity import rounded_heads
 from moh_deploy.validate.compare.parity import compare, compare_recorded
 from moh_deploy.validate.compare.policy import AccuracyCondition, Condition, FlipsCondition
 from moh_deploy.validate.reference import samples
+from moh_deploy.validate.reference.differences import abs_error
 from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
 from moh_deploy.validate.reference.reference import Subject
 from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, TokenView, token_view
 
-NearZero = Mapping[str, float]
-"""Path of a layer to how far from 0 rounding may take a gate. Without an entry it may not."""
+NearZero = Mapping[str, Spread]
+"""Path of a layer to how far rounding may take gates from 0. Without an entry it may not."""
 
 
 # Check that a package computes on the user's inputs what it did before it was chosen for.
@@ -109,25 +111,32 @@ def flipped_tokens(
     tokens = 0
     for layer in layers:
         gates, wanted = got[layer.gates], reference[layer.gates]  # [..., H]
-        limit = near_zero.get(layer.path, 0.0)
-        rounded = rounded_heads(gates, wanted, limit, layer.num_shared_heads)
-        differ = ((gates != 0) != (wanted != 0)) & ~rounded
+        differ = (gates != 0) != (wanted != 0)
+        if layer.path in near_zero:
+            limit = near_zero[layer.path]
+            rounded = rounded_heads(gates, wanted, limit.largest, layer.num_shared_heads)
+            compared = rounded | ((gates != 0) & (wanted != 0))
+            error = spread(abs_error(gates, wanted)[compared])
+            # As in `verify`, no gate is excused where together they differ by more than rounding.
+            if error.rms <= limit.rms and error.largest <= limit.largest:
+                differ &= ~rounded
         # A token counts once, however many of its heads changed.
         tokens += int(np.count_nonzero(differ.any(axis=-1)))
     return tokens
 
 
 def gates_near_zero(package: OnnxPackage, variant: Variant) -> NearZero:
-    """Return which gates rounding may open or close in a package, by the rule of `verify`.
-
-    Its recorded runs tell, and run for this where a router ranks nothing: elsewhere no gate may.
+    """Return how far rounding may take gates from 0: the least that `verify` allows in a recorded
+    run. They run for this if a router may rank nothing.
     """
-    # Infinite margins: nothing is ranked, see `Recorder`.
-    if not any((margins == np.inf).all() for margins in package.vectors[0].margins):
+    if all(layer.router != CUSTOM.name for layer in package.manifest.layers):
         return {}
-    found: dict[str, float] = {}
+    found: dict[str, Spread] = {}
     for layer in compare_recorded(package, variant).layers:
-        found[layer.path] = max(layer.near_zero, found.get(layer.path, 0.0))
+        if layer.agreement is not None:  # the run has tokens
+            limit, other = layer.near_zero, found.get(layer.path, layer.near_zero)
+            least = Spread(min(limit.rms, other.rms), min(limit.largest, other.largest))
+            found[layer.path] = least
     return found
 
 

@@ -103,9 +103,10 @@ def compare_layer(
     known = None if floor is None else floor.gates
     limit = tolerance.spread_limit(spread(differences.finite(reference)), known, reference.shape)
     ranks_nothing = expected.scores is None and bool((expected.margins == np.inf).all())
-    # Where no floor narrows it, the limit is too wide to excuse a head by.
-    near_zero = limit.largest if ranks_nothing and known is not None else 0.0
-    choice = _Choice.of(expected, found, bound, near_zero)
+    # Without a floor, or with an infinite one, the limit is too wide to excuse a head by.
+    has_floor = known is not None and math.isfinite(known.largest)
+    near_zero = limit if ranks_nothing and has_floor else Spread(0.0, 0.0)
+    choice = _Choice.of(expected, found, bound, near_zero.largest)
     gate_error, why_gates = _compare_gates(what, expected, got, choice, limit)
     wrong: dict[LayerPart, str | None] = {
         "scores": why_scores,

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from moh_deploy.config.dtypes import FEW_BITS
 from moh_deploy.errors import ValidationError
+from moh_deploy.package import Spread
 from moh_deploy.report.baseline.result import RatchetResult
 from moh_deploy.report.report import FLAT, HIDDEN, in_json, shown_verdict
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -75,8 +76,9 @@ class LayerParity:
     # The largest of the tokens that chose other heads; None without any.
     flip_margin: float | None = None
     margin_bound: float | None = None  # rounding explains flips of tokens with a smaller margin
-    # Where the router ranks nothing: by how much a gate may leave 0, or reach it, without a flip.
-    near_zero: float = field(default=0.0, metadata=HIDDEN)
+    # Where the router ranks nothing and the floor is known: by how much gates may differ, so that a
+    # head that opens or closes within it is no flip. 0 elsewhere.
+    near_zero: Spread = field(default=Spread(0.0, 0.0), metadata=HIDDEN)
     # Root mean square of the differences of the ranked scores; None where they are not known on
     # both sides.
     score_error: float | None = None

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.tune.quality import Quality, check_same_outputs
+from moh_deploy.package import OnnxPackage, Spread
+from moh_deploy.perf.tune.quality import NearZero, Quality, check_same_outputs, flipped_tokens
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime.runner import OrtRunner
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.checks import Flips
 from moh_deploy.validate.reference.input_sets import InputSet
-from tests.handmade_package import vectors, write_package
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN
+from tests.handmade_package import LAYER, vectors, write_package
 from tests.validate.compare.test_parity_report import UNKNOWN
 
 FILE = InputSet("in.npz", {"batch": 3, "seq": 5}, vectors(batch=3, seq=5).inputs, 1.0)
@@ -26,6 +27,41 @@ def package(tmp_path: Path) -> OnnxPackage:
 
 def session(package: OnnxPackage) -> Runner:
     return open_runner(package, Variant(kernels="off", extra_outputs=package.gate_names))
+
+
+OPEN = np.full((1, 8, 4), 0.5, np.float32)
+
+
+def gates_with(*heads: float) -> Array:
+    """Return gates [1, 8, 4], those of the first token as given."""
+    gates = OPEN.copy()
+    gates[0, 0] = heads
+    return gates
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "tokens"),
+    [
+        (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.5, 0, 0.02), 0),
+        (gates_with(0.5, 0.5, 0.04, 0), gates_with(0.5, 0.5, 0, 0), 1),
+        (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.6, 0, 0), 1),
+        # Each gate is near 0, and together they differ by more than rounding moves them.
+        (OPEN / 25, OPEN * 0, 8),
+        # A shared head stays open.
+        (gates_with(0.02, 0.5, 0.5, 0), gates_with(0, 0.5, 0.5, 0), 1),
+    ],
+)
+def test_gate_near_zero_is_no_flip_where_gates_agree_as_a_whole(
+    wanted: Array, got: Array, tokens: int
+):
+    layers = [replace(LAYER, gates="gates", num_shared_heads=1)]
+    near_zero = {LAYER.path: Spread(1e-2, 3e-2)}
+
+    def count(near_zero: NearZero) -> int:
+        return flipped_tokens({"gates": wanted}, {"gates": got}, layers, EVERY_TOKEN, near_zero)
+
+    assert count(near_zero) == tokens
+    assert count({}) == max(tokens, 1)
 
 
 def test_equal_outputs_are_equal(package: OnnxPackage):

@@ -127,6 +127,7 @@ def test_flip_near_a_tie_without_scores_is_no_data(has_scores: bool, why: str):
 
 # By it a gate may be 2.34e-3 off: two steps of float16 of the largest.
 GATES_FLOOR = LayerRounding(None, Spread(1e-4, 2.5e-4), None)
+NO_LIMIT = LayerRounding(None, Spread(np.inf, np.inf), None)
 NO_MARGINS = np.full_like(MARGINS, np.inf)
 NEAR_ZERO = with_token(1, 1.1, 0.9, 2e-3, 0)
 
@@ -147,7 +148,9 @@ def test_gate_near_zero_opens_and_closes_where_nothing_is_ranked(found: Array, w
 
 
 @pytest.mark.parametrize(
-    "of", [{"floor": None}, {"scores": SCORES}, {"margins": MARGINS}], ids=lambda of: next(iter(of))
+    "of",
+    [{"floor": None}, {"floor": NO_LIMIT}, {"scores": SCORES}, {"margins": MARGINS}],
+    ids=["no floor", "no limit", "scores", "margins"],
 )
 def test_gate_near_zero_is_a_choice_where_a_router_ranks_or_noise_is_unknown(of: dict[str, Any]):
     assert near_zero(NEAR_ZERO, **of).flipped_tokens == 1
