@@ -6,7 +6,7 @@ import pytest
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, Spread
-from moh_deploy.perf.tune.quality import NearZero, Quality, check_same_outputs, flipped_tokens
+from moh_deploy.perf.tune.quality import Quality, check_same_outputs, flipped_tokens
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime.runner import OrtRunner
 from moh_deploy.runtime.open_runner import open_runner
@@ -39,9 +39,10 @@ def gates_with(*heads: float) -> Array:
     return gates
 
 
-@pytest.mark.parametrize(
-    ("wanted", "got", "tokens"),
-    [
+def test_gate_near_zero_is_no_flip_where_gates_agree_as_a_whole():
+    layers = [replace(LAYER, gates="gates", num_shared_heads=1)]
+    near_zero = {LAYER.path: Spread(1e-2, 3e-2)}
+    for wanted, got, tokens in (
         (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.5, 0, 0.02), 0),
         (gates_with(0.5, 0.5, 0.04, 0), gates_with(0.5, 0.5, 0, 0), 1),
         (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.6, 0, 0), 1),
@@ -49,19 +50,10 @@ def gates_with(*heads: float) -> Array:
         (OPEN / 25, OPEN * 0, 8),
         # A shared head stays open.
         (gates_with(0.02, 0.5, 0.5, 0), gates_with(0, 0.5, 0.5, 0), 1),
-    ],
-)
-def test_gate_near_zero_is_no_flip_where_gates_agree_as_a_whole(
-    wanted: Array, got: Array, tokens: int
-):
-    layers = [replace(LAYER, gates="gates", num_shared_heads=1)]
-    near_zero = {LAYER.path: Spread(1e-2, 3e-2)}
-
-    def count(near_zero: NearZero) -> int:
-        return flipped_tokens({"gates": wanted}, {"gates": got}, layers, EVERY_TOKEN, near_zero)
-
-    assert count(near_zero) == tokens
-    assert count({}) == max(tokens, 1)
+    ):
+        sides = {"gates": wanted}, {"gates": got}
+        assert flipped_tokens(*sides, layers, EVERY_TOKEN, near_zero) == tokens
+        assert flipped_tokens(*sides, layers, EVERY_TOKEN, {}) == max(tokens, 1)
 
 
 def test_equal_outputs_are_equal(package: OnnxPackage):
