@@ -45,9 +45,9 @@ def test_gate_near_zero_is_no_flip_where_gates_agree_as_a_whole():
     for wanted, got, tokens in (
         (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.5, 0, 0.02), 0),
         (gates_with(0.5, 0.5, 0.04, 0), gates_with(0.5, 0.5, 0, 0), 1),
-        (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.6, 0, 0), 1),
+        (gates_with(0.5, 0.5, 0.02, 0), gates_with(0.5, 0.545, 0, 0), 1),
         # Each gate is near 0, and together they differ by more than rounding moves them.
-        (OPEN / 25, OPEN * 0, 8),
+        (OPEN * [1, 0.04, 0.04, 0.04], OPEN * [1, 0, 0, 0], 8),
         # A shared head stays open.
         (gates_with(0.02, 0.5, 0.5, 0), gates_with(0, 0.5, 0.5, 0), 1),
     ):
